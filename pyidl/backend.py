@@ -1,0 +1,279 @@
+"""One code, two devices: ``xp`` is the module that owns the arrays at hand.
+
+NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Nothing is moved unless `to_device` or `to_numpy` says so. Any
+other library that implements the array-API standard works too, without in-place kernels. Below are the lookup, the
+door through which outside data comes in, and the few places where NumPy 2.0, CuPy 14 and the standard differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import numpy as np
+
+from pyidl.errors import DeviceError, DeviceMismatchError, InputError
+from pyidl.typing import Array, Namespace
+
+__all__ = [
+    "all_finite",
+    "as_real",
+    "astype",
+    "cumsum",
+    "device_of",
+    "erf",
+    "expit",
+    "from_host",
+    "is_array",
+    "max_abs",
+    "namespace",
+    "synchronize",
+    "to_device",
+    "to_numpy",
+    "writes_in_place",
+]
+
+DTYPES = ("float32", "float64")
+
+
+# ---------------------------------------------------------------------------------------------------------- lookup
+
+
+def _cupy() -> Any:
+    """CuPy if the caller has already imported it: an array of CuPy cannot exist otherwise."""
+    return sys.modules.get("cupy")
+
+
+def is_array(x: object) -> bool:
+    """True for arrays of NumPy, CuPy, or an array-API library; False for lists, scalars and data frames."""
+    cupy = _cupy()
+    return isinstance(x, np.ndarray) or (cupy is not None and isinstance(x, cupy.ndarray)) or hasattr(x, "__array_namespace__")
+
+
+def namespace(*arrays: object) -> Namespace:
+    """Return the module that owns `arrays`.
+
+    Raises
+    ------
+    DeviceMismatchError
+        If they belong to different libraries or different GPUs.
+    TypeError
+        If one of them is not an array.
+
+    Examples
+    --------
+    >>> namespace(np.ones(3)).__name__
+    'numpy'
+    """
+    first = arrays[0]
+    if type(first) is np.ndarray and all(type(a) is np.ndarray for a in arrays):
+        return np
+    homes = {_home(a) for a in arrays}
+    if len(homes) > 1:
+        names = " and ".join(sorted(device for _, device in homes))
+        raise DeviceMismatchError(f"arrays on {names} met in one call; bring them together with to_device(array, device) or model.to(device)")
+    return sys.modules[homes.pop()[0]]
+
+
+def _home(a: object) -> tuple[str, str]:
+    """(module name, device in words) of one array."""
+    if isinstance(a, np.ndarray):
+        return "numpy", "cpu (numpy)"
+    cupy = _cupy()
+    if cupy is not None and isinstance(a, cupy.ndarray):
+        return "cupy", f"cuda:{cast(Any, a).device.id} (cupy)"
+    if hasattr(a, "__array_namespace__"):
+        name = a.__array_namespace__().__name__
+        return name, name
+    raise TypeError(f"expected an array of NumPy or CuPy, got {type(a).__name__}; convert it with numpy.asarray first")
+
+
+def writes_in_place(xp: Namespace) -> bool:
+    """Whether functions of `xp` take ``out=``: then a solve allocates its buffers once."""
+    return xp.__name__ in ("numpy", "cupy")
+
+
+# ---------------------------------------------------------------------------------------------------------- devices
+
+
+def device_of(a: Array) -> str:
+    """``"cpu"``, ``"cuda:0"``, ... or the name of another array library."""
+    module, words = _home(a)
+    return "cpu" if module == "numpy" else words.split(" ")[0]
+
+
+def to_numpy(a: Any) -> np.ndarray:
+    """Copy to the host if need be (a synchronisation on a GPU): for files, figures, and per-sample bookkeeping."""
+    cupy = _cupy()
+    if cupy is not None and isinstance(a, cupy.ndarray):
+        return cast(np.ndarray, cupy.asnumpy(a))
+    return np.asarray(a)
+
+
+def from_host(xp: Namespace, a: np.ndarray) -> Array:
+    """Copy a NumPy array to the library `xp`, on its current device."""
+    return cast(Array, a if xp is np else xp.asarray(a))
+
+
+def to_device(a: Any, device: str) -> Array:
+    """Move an array: ``"cpu"`` gives NumPy, ``"cuda"`` or ``"cuda:1"`` gives CuPy.
+
+    Raises
+    ------
+    InputError
+        If the name of the device is none of these.
+    DeviceError
+        If CuPy is not installed or finds no such GPU.
+    """
+    if device == "cpu":
+        return to_numpy(a)
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index == "" or index.isdecimal()):
+        raise InputError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl") from error
+    count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
+    if int(index or 0) >= count:
+        raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")
+    with cupy.cuda.Device(int(index or 0)):
+        return cast(Array, cupy.asarray(a))
+
+
+def synchronize(xp: Namespace) -> None:
+    """Wait until the device has done its work (needed before reading a clock); nothing to wait for on the CPU."""
+    if xp.__name__ == "cupy":
+        xp.cuda.get_current_stream().synchronize()
+
+
+# --------------------------------------------------------------------------------------------------------- the door
+
+
+def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
+    """Admit outside data: a finite real array of `xp` with the given dtype, copied only if it must be cast.
+
+    Real and integer arrays are cast; nested lists and data frames are read by NumPy first. Complex, object, string and
+    masked arrays are refused, and so is every NaN or infinity, before any work is done.
+
+    Raises
+    ------
+    InputError
+        If `x` is not real, not rectangular, or not finite in `dtype`.
+    DeviceMismatchError
+        If `x` is an array of another library than `xp`.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)")
+    if not is_array(x):
+        try:
+            host = np.asarray(x)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{name} cannot be read as an array: {error}") from error
+        _refuse_unreal(np, host, name)
+        array: Any = from_host(xp, host)
+    elif _home(x)[0] != xp.__name__:
+        there = "cpu" if xp is np else "cuda"
+        raise DeviceMismatchError(
+            f"{name} lives on {_home(x)[1]}, the model on {xp.__name__}; move one of them: model.to(...) or to_device({name}, {there!r})"
+        )
+    else:
+        array = x
+        _refuse_unreal(xp, array, name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = astype(xp, array, dtype)
+    if not all_finite(xp, array):
+        host = to_numpy(array)
+        bad = ~np.isfinite(host)
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(
+            f"{name} has {int(bad.sum())} entries that are NaN, infinite, or too large for {dtype} (the first at {where}); "
+            "clean or rescale the data first"
+        )
+    return cast(Array, array)
+
+
+def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
+    try:
+        real = xp.isdtype(array.dtype, ("real floating", "integral", "bool"))
+    except TypeError:  # a dtype that the standard does not know, such as a structured one
+        real = False
+    if not real:
+        raise InputError(f"{name} has dtype {array.dtype}; real numbers are needed, cast it first")
+
+
+def all_finite(xp: Namespace, a: Any) -> bool:
+    """True when no entry is NaN or infinite (one synchronisation on a GPU)."""
+    return bool(xp.all(xp.isfinite(a)))
+
+
+# ----------------------------------------------------------------------------------------------- where libraries differ
+
+
+def astype(xp: Namespace, a: Any, dtype: Any) -> Any:
+    """Cast to a dtype of `xp` or to one named by a string, without a copy where it has it (NumPy 2.0 lacks ``xp.astype``)."""
+    target = getattr(xp, dtype) if isinstance(dtype, str) else dtype
+    if writes_in_place(xp):
+        return xp.asarray(a, dtype=target)
+    return xp.astype(a, target, copy=False)
+
+
+def cumsum(xp: Namespace, a: Any, *, axis: int) -> Any:
+    """Running sums along an axis (NumPy 2.0 lacks the standard's name)."""
+    return xp.cumsum(a, axis=axis) if writes_in_place(xp) else xp.cumulative_sum(a, axis=axis)
+
+
+def _special(xp: Namespace) -> Any:
+    """The module of special functions that belongs to `xp`, or None; imported on first use, since few models need it."""
+    if xp is np:
+        import scipy.special
+
+        return scipy.special
+    if xp.__name__ == "cupy":
+        import cupyx.scipy.special
+
+        return cupyx.scipy.special
+    return None
+
+
+def expit(xp: Namespace, a: Any, out: Any = None) -> Any:
+    """The logistic function ``1 / (1 + exp(-a))``, accurate in both tails."""
+    special = _special(xp)
+    if special is not None:
+        return special.expit(a, out=out)
+    e = xp.exp(-xp.abs(a))
+    return xp.where(a >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
+
+
+def erf(xp: Namespace, a: Any, out: Any = None) -> Any:
+    """The error function. The standard has none, so other libraries than NumPy and CuPy go through the host."""
+    special = _special(xp)
+    if special is not None:
+        return special.erf(a, out=out)
+    return from_host(xp, _special(np).erf(to_numpy(a)))
+
+
+# ------------------------------------------------------------------------------------------------- fused passes
+
+
+CHUNK = 2**15
+"""Entries that a pass over a NumPy array handles at a time, so that its intermediate results stay in the cache."""
+
+
+def max_abs(xp: Namespace, a: Any, minus: Any = None) -> Any:
+    """``max |a - minus|`` over all but the first axis: the size of each sample's state, or of its residual.
+
+    On NumPy the difference is formed in pieces that fit the cache; no array of the size of `a` is allocated.
+    """
+    rest = tuple(range(1, a.ndim))
+    if xp is not np or a.size <= CHUNK:
+        return xp.max(xp.abs(a if minus is None else a - minus), axis=rest)
+    step = max(1, CHUNK * a.shape[0] // a.size)
+    largest = np.empty(a.shape[0], a.dtype)
+    scratch = np.empty((step, *a.shape[1:]), a.dtype)
+    for i in range(0, a.shape[0], step):
+        piece = a[i : i + step]
+        s = scratch[: len(piece)]
+        np.abs(piece if minus is None else np.subtract(piece, minus[i : i + step], out=s), out=s)
+        np.max(s, axis=rest, out=largest[i : i + step])
+    return largest

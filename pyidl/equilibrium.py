@@ -1,0 +1,84 @@
+r"""The implicit function theorem, written once.
+
+Let x* solve ``x = f(x, u, theta)``, let a loss depend on x* with gradient g, and let J be the Jacobian of f with respect
+to x at x*. Differentiating the equation along any direction,
+
+    dx = J dx + df    =>    dx = (I - J)^{-1} df,    where df is the change of f at fixed x.
+
+The loss changes by ``<g, dx> = <v, df>``, where v solves the *adjoint equation*
+
+    (I - J^T) v = g    <=>    v = J^T v + g.
+
+That is again a fixed-point equation, linear, and it contracts when f does, since J and J^T have the same eigenvalues
+(and the norm of J^T is the dual norm of J). So the backward pass needs a solver for the same reason as the forward
+pass: the state feeds back into itself, and so does its gradient. The path that the forward solver took is irrelevant and is
+not stored. Once v is known, gradients are those of one ordinary layer f at fixed x: ``<v, df>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyidl.cells import Cell
+from pyidl.certificate import Certificate
+from pyidl.solvers import Direct, Fallback, Picard, Solver
+from pyidl.solvers.solution import OnFail, Solution, settle
+from pyidl.typing import Array, Grads
+
+__all__ = ["DEFAULT_ADJOINT", "DEFAULT_FORWARD", "EquilibriumPullback", "equilibrium"]
+
+DEFAULT_FORWARD = Picard()
+DEFAULT_ADJOINT = Fallback(Picard(), Direct())
+
+
+@dataclass(frozen=True)
+class EquilibriumPullback:
+    """From the gradient with respect to x* to those with respect to u and the parameters.
+
+    It holds the solution, not the iterates: its memory does not grow with the number of steps. Calling it touches nothing.
+    """
+
+    cell: Cell
+    u: Array
+    forward: Solution
+    adjoint: Solver
+    on_fail: OnFail = "raise"
+
+    def solve(self, g: Array, *, trace: bool = False) -> Solution:
+        """The adjoint solve alone, for study: v with ``v = J^T v + g``."""
+        return self.adjoint(self.cell.linearize(self.forward, self.u, g), trace=trace)
+
+    def __call__(self, g: Array, inputs: bool = True) -> tuple[Any, Grads]:
+        """``(du, grads)``: one adjoint solve, then ``<v, df>``.
+
+        Raises
+        ------
+        GradientConvergenceError
+            If the adjoint solve fails and `on_fail` is "raise". Its message says how far it came.
+        """
+        v = settle(self.solve(g), self.on_fail, adjoint=True).value
+        return self.cell.grads(self.forward.value, self.u, v, inputs)
+
+
+def equilibrium(
+    cell: Cell,
+    u: Array,
+    *,
+    forward: Solver | None = None,
+    adjoint: Solver | None = None,
+    x0: Array | None = None,
+    on_fail: OnFail = "raise",
+    certificate: Callable[[], Certificate] | None = None,
+) -> tuple[Array, EquilibriumPullback]:
+    """Solve ``x = f(x, u)`` and return ``(x, pullback)``.
+
+    Raises
+    ------
+    ConvergenceError
+        If the solve fails and `on_fail` is "raise"; the message quotes the certificate, computed only then.
+    """
+    solution = (forward or DEFAULT_FORWARD)(cell.bind(u), x0)
+    settle(solution, on_fail, adjoint=False, certificate=certificate)
+    return solution.value, EquilibriumPullback(cell, u, solution, adjoint or DEFAULT_ADJOINT, on_fail)

@@ -1,0 +1,81 @@
+"""What can go wrong, by name. Every message says the cause, the number and the cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "DeviceError",
+    "DeviceMismatchError",
+    "FileFormatError",
+    "GradientConvergenceError",
+    "GradientConvergenceWarning",
+    "GradientMismatchError",
+    "InputError",
+    "PyidlError",
+    "PyidlWarning",
+    "WellPosednessWarning",
+]
+
+
+class PyidlError(Exception):
+    """Base class of all errors that pyidl raises on purpose."""
+
+
+class InputError(PyidlError, ValueError):
+    """An argument was refused at the door: shape, dtype, value or name."""
+
+
+class DeviceError(PyidlError, RuntimeError):
+    """A device was asked for that is not there."""
+
+
+class DeviceMismatchError(PyidlError, TypeError):
+    """Arrays of two different libraries or devices met in one call."""
+
+
+class FileFormatError(PyidlError, ValueError):
+    """A file is not a pyidl file, is damaged, or was written by a newer version."""
+
+
+class GradientMismatchError(PyidlError, AssertionError):
+    """A hand-derived gradient disagrees with finite differences."""
+
+
+class ConvergenceError(PyidlError, RuntimeError):
+    """A fixed-point solve did not reach its tolerance for some samples.
+
+    Attributes
+    ----------
+    converged : numpy.ndarray of bool, shape (m,)
+        Which samples of the batch did converge; the others are the cause.
+    """
+
+    def __init__(self, message: str, converged: np.ndarray) -> None:
+        super().__init__(message)
+        self.converged = converged
+
+
+class GradientConvergenceError(ConvergenceError):
+    """The adjoint solve, and hence the gradient, did not reach its tolerance."""
+
+
+class PyidlWarning(UserWarning):
+    """Base class of all warnings that pyidl gives."""
+
+
+class ConvergenceWarning(PyidlWarning):
+    """A fixed-point solve did not reach its tolerance; the best iterate was returned."""
+
+
+class GradientConvergenceWarning(ConvergenceWarning):
+    """An adjoint solve did not reach its tolerance; the gradient is inexact."""
+
+
+class WellPosednessWarning(PyidlWarning):
+    """Nothing guarantees that the fixed point exists or is unique."""

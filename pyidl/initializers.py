@@ -1,0 +1,52 @@
+r"""Where training starts: random matrices with entries of a chosen variance, drawn by NumPy on the host.
+
+If the k inputs of a unit have mean square s, its pre-activation ``sum_j W_ij x_j`` has variance ``k var(W) s``. ReLU
+keeps half of it, so ``var(W) = 2 / k`` carries the signal through at constant size (He), and ``1 / k`` does so without
+a nonlinearity (LeCun). The matrix A of a fixed point is another matter: its absolute row sums must stay below 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = ["he_normal", "lecun_normal", "uniform_contraction"]
+
+
+def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Normal entries with variance ``1 / columns``.
+
+    Source: LeCun, Bottou, Orr, Muller, "Efficient BackProp", 1998, section 4.6.
+
+    Examples
+    --------
+    >>> lecun_normal(np.random.default_rng(0), 2, 3).shape
+    (2, 3)
+    """
+    return rng.normal(0.0, math.sqrt(1.0 / columns), (rows, columns))
+
+
+def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Normal entries with variance ``2 / columns``.
+
+    Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2.
+
+    Examples
+    --------
+    >>> he_normal(np.random.default_rng(0), 2, 3).shape
+    (2, 3)
+    """
+    return rng.normal(0.0, math.sqrt(2.0 / columns), (rows, columns))
+
+
+def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Entries uniform in ``(-1/n, 1/n)``: absolute row sums are below 1 for certain, and 1/2 on average.
+
+    Examples
+    --------
+    >>> A = uniform_contraction(np.random.default_rng(0), 50)
+    >>> bool(np.abs(A).sum(axis=1).max() < 1)
+    True
+    """
+    return rng.uniform(-1.0 / n, 1.0 / n, (n, n))

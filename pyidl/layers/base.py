@@ -1,0 +1,290 @@
+"""A layer is a callable that returns ``(Y, pullback)``; its parameters are a flat dictionary, replaced as a whole.
+
+    Y, pull = layer(U)              the map
+    dU, grads = pull(dY)            its transposed derivative, as often as you like, for as many dY as you like
+
+A layer is its configuration, fixed when it is built, and its parameters; there is no other state. Each subclass is a
+dataclass of its configuration; its heart is `_forward`, where the derivative stands below the line it differentiates.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+
+from pyidl import backend
+from pyidl.backend import DTYPES, namespace
+from pyidl.certificate import Certificate
+from pyidl.errors import InputError
+from pyidl.solvers.solution import OnFail, Solution
+from pyidl.typing import Array, Grads, Namespace, Params, Rng
+
+__all__ = ["Explicit", "Layer", "Pullback", "check_dtype", "check_width"]
+
+
+@dataclass(frozen=True, repr=False)
+class Pullback(ABC):
+    """From the gradient with respect to a layer's output to those with respect to its inputs and parameters.
+
+    Calling it touches nothing: it may be called twice, for several cotangents, and after the layer's parameters have been
+    replaced. The inputs of the forward call must not have been overwritten in the meantime.
+    """
+
+    output: Array
+
+    def __call__(self, dY: Array, inputs: bool = True) -> tuple[Any, Grads]:
+        """Return ``(dU, grads)``; `grads` has the keys of the parameters, dU is None with ``inputs=False``.
+
+        Raises
+        ------
+        InputError
+            If dY has not the shape of the output, or is not finite.
+        GradientConvergenceError
+            If an adjoint solve fails, unless the forward call said ``on_fail="warn"`` or "ignore".
+        """
+        return self.rule(self._admit(dY), inputs)
+
+    def _admit(self, dY: Any) -> Any:
+        """Check and cast the cotangent."""
+        xp = namespace(self.output)
+        cotangent = backend.as_real(dY, name="dY", xp=xp, dtype="float32" if self.output.dtype == xp.float32 else "float64")
+        if cotangent.shape != self.output.shape:
+            raise InputError(f"dY has shape {cotangent.shape}, the output {self.output.shape}; they must be equal")
+        return cotangent
+
+    @abstractmethod
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """The pullback itself, for a dY that has been checked."""
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """The forward solves behind the output, for whoever counts steps."""
+        return ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(output {self.output.shape})"
+
+
+@dataclass(frozen=True, repr=False)
+class Explicit(Pullback):
+    """The pullback of a layer without a solve: a closure over what the forward pass saw."""
+
+    backward: Callable[[Any, bool], tuple[Any, Grads]]
+
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """Call the closure."""
+        return self.backward(dY, inputs)
+
+
+class Layer(ABC):
+    """Base class of all layers and models."""
+
+    _params: Params
+
+    # ------------------------------------------------------------------------------------- what a subclass gives
+
+    @abstractmethod
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter."""
+
+    @abstractmethod
+    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, Pullback]:
+        """The map and its pullback, for inputs that have been checked."""
+
+    @abstractmethod
+    def _check(self, U: Any) -> None:
+        """Refuse an input of the wrong shape."""
+
+    def _widths(self) -> tuple[int | None, int | None]:
+        """The last dimension of input and output, or None where any will do."""
+        return None, None
+
+    def _validate(self) -> None:
+        """Check the configuration, and put it into its normal form."""
+
+    # ------------------------------------------------------------------------------------------------- calling it
+
+    def __call__(self, U: Any, *, rng: Rng = None, on_fail: OnFail = "raise") -> tuple[Any, Pullback]:
+        """Return ``(Y, pullback)``.
+
+        Parameters
+        ----------
+        U : array, shape (m, input_dim)
+            One sample a row, in the library and on the device of the parameters; cast to the layer's dtype.
+        rng : Generator, int or None
+            For layers that draw random numbers; the others ignore it.
+        on_fail : {"raise", "warn", "ignore"}
+            What happens to samples whose solve, forward or adjoint, does not converge.
+
+        Raises
+        ------
+        InputError
+            If U has a wrong shape, no samples, or entries that are not finite real numbers.
+        DeviceMismatchError
+            If U lives elsewhere than the parameters.
+        ConvergenceError
+            If a solve fails and `on_fail` is "raise".
+        """
+        return self._forward(self._admit(U), rng, on_fail)
+
+    def _admit(self, U: Any) -> Any:
+        """Check and cast the input."""
+        admitted = backend.as_real(U, name="U", xp=self.xp, dtype=self.dtype)
+        self._check(admitted)
+        return admitted
+
+    def predict(self, U: Any, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
+        """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
+        checked = self._admit(U)
+        m = checked.shape[0]
+        if batch_size is None or batch_size >= m:
+            return self._forward(checked, None, on_fail)[0]
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; at least one sample a batch is needed")
+        parts = [self._forward(checked[i : i + batch_size, ...], None, on_fail)[0] for i in range(0, m, batch_size)]
+        return namespace(parts[0]).concat(parts)
+
+    # --------------------------------------------------------------------------------------------- its parameters
+
+    @property
+    def params(self) -> Params:
+        """The parameters: a read-only mapping of arrays. Assign a whole new mapping to change them."""
+        return self._params
+
+    @params.setter
+    def params(self, new: Mapping[str, Any]) -> None:
+        self._store(self._checked(new))
+
+    def _store(self, checked: Params) -> None:
+        object.__setattr__(self, "_params", checked)
+
+    def _checked(self, new: Mapping[str, Any]) -> Params:
+        """Copies of the given arrays, in the layer's dtype, after everything about them has been checked."""
+        shapes = self._shapes()
+        if set(new) != set(shapes):
+            raise InputError(f"{type(self).__name__} has the parameters {sorted(shapes)}; got {sorted(new)}")
+        if not shapes:
+            return MappingProxyType({})
+        arrays = {key: new[key] for key in shapes}
+        owners = [a for a in arrays.values() if backend.is_array(a)]
+        xp = namespace(*owners) if owners else np
+        checked = {}
+        for key, shape in shapes.items():
+            array = backend.as_real(arrays[key], name=key, xp=xp, dtype=self.dtype)
+            if array.shape != shape:
+                raise InputError(f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shape}")
+            array = xp.asarray(array, copy=True)
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+            checked[key] = array
+        return MappingProxyType(checked)
+
+    def project(self, params: Params) -> dict[str, Array]:
+        """Return parameters in the set where the layer is well-posed; for a layer without a fixed point, those given."""
+        return dict(params)
+
+    def certificate(self) -> Certificate:
+        """What is proven about the layer's fixed points; an explicit layer has none, and so nothing to prove."""
+        return Certificate(True, 0.0, "any", "one evaluation", "an explicit map, without a fixed point")
+
+    # --------------------------------------------------------------------------------- copies that differ somewhere
+
+    @property
+    def xp(self) -> Namespace:
+        """The module that owns the parameters; NumPy for a layer without."""
+        return namespace(*self.params.values()) if self.params else np
+
+    def to(self, device: str) -> Self:
+        """Return the same layer with its parameters on ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..."""
+        return self._with(self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()})
+
+    def astype(self, dtype: str) -> Self:
+        """Return the same layer computing in ``"float32"`` or ``"float64"``."""
+        return self._with({**self._config(), "dtype": check_dtype(dtype)}, self.params)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a layer with some of its configuration changed and the same parameters.
+
+        Raises
+        ------
+        InputError
+            If a name is not part of the configuration, or the parameters do not fit the new one.
+        """
+        config = self._config()
+        unknown = sorted(set(changes) - set(config))
+        if unknown:
+            raise InputError(f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(config)}")
+        return self._with({**config, **changes}, self.params)
+
+    def with_tol(self, tol: float | None) -> Self:
+        """Return a layer whose solves, forward and adjoint, run to this tolerance; an explicit layer is returned as it is."""
+        return self
+
+    def _config(self) -> dict[str, Any]:
+        """The fields of the dataclass."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def _with(cls, config: Mapping[str, Any], params: Mapping[str, Any]) -> Self:
+        """Build a layer from its configuration and its parameters, drawing nothing."""
+        layer = object.__new__(cls)
+        for name, value in config.items():
+            object.__setattr__(layer, name, value)
+        layer._validate()
+        layer.params = params
+        return layer
+
+    # ---------------------------------------------------------------------------------------------- being an object
+
+    dtype: str
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_params" in self.__dict__ and name != "params":
+            raise AttributeError(f"{name} cannot be set: a layer's configuration is fixed; use layer.replace({name}=...)")
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._config(), dict(self.params))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._with({k: copy.deepcopy(v, memo) for k, v in self._config().items()}, self.params)
+
+    def __repr__(self) -> str:
+        count = sum(a.size for a in self.params.values())
+        config = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if _differs(self, f))  # type: ignore[arg-type]
+        device = backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
+        return f"{type(self).__name__}({config}), {count} parameters on {device}"
+
+
+def _rebuild(cls: type[Layer], config: Mapping[str, Any], params: Mapping[str, Any]) -> Layer:
+    return cls._with(config, params)
+
+
+def _differs(layer: Layer, f: dataclasses.Field[Any]) -> bool:
+    """Whether a field is worth printing: it has no default, or another value."""
+    return f.default is dataclasses.MISSING or getattr(layer, f.name) != f.default
+
+
+def check_dtype(dtype: Any) -> str:
+    """Return ``"float32"`` or ``"float64"``, also for ``numpy.float64`` and the like."""
+    try:
+        name = str(np.dtype(dtype).name)
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one that pyidl computes in; use 'float32' or 'float64'")
+    return name
+
+
+def check_width(name: str, value: Any) -> int:
+    """Return a dimension as an int, or refuse it."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be a positive integer")
+    return int(value)

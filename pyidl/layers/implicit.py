@@ -1,0 +1,252 @@
+r"""The implicit model: ``x = phi(A x + B u + b)``, ``y = C x + D u + d``.
+
+The state x is not computed layer by layer but is the solution of an equation. Feed-forward networks of any depth are the
+special case of a strictly block triangular A; in general every unit may feed every other. In rows, one sample each,
+
+    X = phi(X A^T + U B^T + b),    Y = X C^T + U D^T + d.
+
+Both biases are those of the papers' ``u <- (u, 1)``.
+
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, eq. (1.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, InitVar, dataclass
+from typing import Any
+
+import numpy as np
+
+from pyidl import activations, backend, initializers
+from pyidl.activations import Activation, Blocks
+from pyidl.cells import AffineCell
+from pyidl.certificate import Certificate
+from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
+from pyidl.errors import InputError
+from pyidl.layers.base import Layer, Pullback, check_dtype, check_width
+from pyidl.solvers import Solution, Solver
+from pyidl.solvers.solution import OnFail, settle
+from pyidl.structure import Full, LowRank
+from pyidl.typing import Array, Grads, Params, Rng
+from pyidl.wellposed import Constraint, InfNorm
+
+__all__ = ["ImplicitModel", "ImplicitPullback"]
+
+
+@dataclass(frozen=True, repr=False)
+class ImplicitPullback(Pullback):
+    """The derivative of ``Y = X C^T + U D^T + d`` and, through it, of the equilibrium X.
+
+    Attributes
+    ----------
+    equilibrium : EquilibriumPullback
+        The implicit function theorem at the solution.
+    """
+
+    params: Params
+    equilibrium: EquilibriumPullback
+
+    @property
+    def forward(self) -> Solution:
+        """The forward solve: states, steps, residuals."""
+        return self.equilibrium.forward
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """The forward solve."""
+        return (self.forward,)
+
+    def solve(self, dY: Array, *, trace: bool = False) -> Solution:
+        """The adjoint solve for this dY alone: ``V = phi'(Z) * (V A + dY C)``, for study."""
+        return self.equilibrium.solve(self._admit(dY) @ self.params["C"], trace=trace)
+
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """``dC = dY^T X, dD = dY^T U, dd = sum of rows``; the equilibrium does the rest, from ``dX = dY C``."""
+        X, U, p = self.forward.value, self.equilibrium.u, self.params
+        dU, grads = self.equilibrium(dY @ p["C"], inputs)
+        grads["C"] = dY.T @ X
+        if "D" in p:
+            grads["D"] = dY.T @ U
+            dU = dU + dY @ p["D"] if inputs else None
+        if "d" in p:
+            grads["d"] = backend.namespace(dY).sum(dY, axis=0)
+        return dU, grads
+
+    def __repr__(self) -> str:
+        return f"ImplicitPullback({self.forward!r})"
+
+
+@dataclass(eq=False, repr=False)
+class ImplicitModel(Layer):
+    """``x = phi(A x + B u + b)``, ``y = C x + D u + d``; in rows ``X = phi(X A^T + U B^T + b)``, ``Y = X C^T + U D^T + d``.
+
+    With p = `input_dim`, q = `output_dim`, n = `hidden_dim`, the parameters are A (n, n), B (n, p), C (q, n), D (q, p),
+    b (n,), d (q,); with `rank` k, A = L R^T is given by L (n, k) and R (n, k), and is never formed. Gradients are exact
+    (implicit function theorem), up to the tolerance of the two solves.
+
+    Parameters
+    ----------
+    input_dim, output_dim, hidden_dim : int
+        p, q, n.
+    activation : Activation
+        phi, one of `pyidl.activations`, ``Blocks(...)`` of total width n, or your own.
+    constraint : Constraint
+        The set in which the fixed point is certain. `project` maps into it; the forward pass uses the parameters as they are.
+    rank : int, optional
+        k, at most n.
+    bias : bool
+        Whether there are b and d.
+    feedthrough : bool
+        Whether there is D.
+    forward, adjoint : Solver, optional
+        Default: Picard iteration; and Picard iteration for the adjoint, with a direct solve for samples where it fails.
+    dtype : {"float32", "float64"}
+        In which everything is computed. Tolerances follow it: 1e-6 and 1e-12.
+    rng : Generator, int or None
+        Draws the initial parameters, on the host: the same seed gives the same model on every device.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or an activation does not fit.
+
+    Examples
+    --------
+    >>> from pyidl import ImplicitModel
+    >>> model = ImplicitModel(3, 2, 10, rng=0)
+    >>> Y, pull = model(np.ones((5, 3)))
+    >>> dU, grads = pull(np.ones((5, 2)))
+    >>> Y.shape, dU.shape, sorted(grads)
+    ((5, 2), (5, 3), ['A', 'B', 'C', 'D', 'b', 'd'])
+    >>> model.certificate().proven, bool(pull.forward.converged.all())
+    (True, True)
+    """
+
+    input_dim: int
+    output_dim: int
+    hidden_dim: int
+    _: KW_ONLY
+    activation: Activation = activations.relu
+    constraint: Constraint = InfNorm(0.99)  # noqa: RUF009 (frozen)
+    rank: int | None = None
+    bias: bool = True
+    feedthrough: bool = True
+    forward: Solver | None = None
+    adjoint: Solver | None = None
+    dtype: str = "float32"
+    rng: InitVar[Rng] = None
+
+    def __post_init__(self, rng: Rng) -> None:
+        self._validate()
+        generator = np.random.default_rng(rng)
+        p, q, n, k = self.input_dim, self.output_dim, self.hidden_dim, self.rank
+        if k is None:
+            drawn = {"A": initializers.uniform_contraction(generator, n)}
+        else:  # the entries of L R^T then have about the variance of those of A above
+            drawn = {"L": generator.normal(0.0, (1 / (3 * k)) ** 0.25, (n, k)) / n**0.5}
+            drawn["R"] = generator.normal(0.0, (1 / (3 * k)) ** 0.25, (n, k)) / n**0.5
+        drawn["B"] = initializers.he_normal(generator, n, p)
+        drawn["C"] = initializers.lecun_normal(generator, q, n)
+        if self.feedthrough:
+            drawn["D"] = initializers.lecun_normal(generator, q, p)
+        if self.bias:
+            drawn |= {"b": np.zeros(n), "d": np.zeros(q)}
+        self.params = self.project(drawn)
+
+    def _validate(self) -> None:
+        self.input_dim = check_width("input_dim", self.input_dim)
+        self.output_dim = check_width("output_dim", self.output_dim)
+        self.hidden_dim = n = check_width("hidden_dim", self.hidden_dim)
+        self.dtype = check_dtype(self.dtype)
+        if self.rank is not None and check_width("rank", self.rank) > n:
+            raise InputError(f"rank is {self.rank}, but A has only {n} rows; use rank=None for a full A")
+        if not isinstance(self.constraint, Constraint):
+            raise InputError(f"constraint is {self.constraint!r}; use one of pyidl.wellposed, such as InfNorm(0.99)")
+        for name, solver in (("forward", self.forward), ("adjoint", self.adjoint)):
+            if not (solver is None or isinstance(solver, Solver)):
+                raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+        _check_activation(self.activation, n, self.dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        p, q, n, k = self.input_dim, self.output_dim, self.hidden_dim, self.rank
+        A: dict[str, tuple[int, ...]] = {"A": (n, n)} if k is None else {"L": (n, k), "R": (n, k)}
+        D: dict[str, tuple[int, ...]] = {"D": (q, p)} if self.feedthrough else {}
+        b: dict[str, tuple[int, ...]] = {"b": (n,), "d": (q,)} if self.bias else {}
+        return {**A, "B": (n, p), "C": (q, n), **D, **b}
+
+    def _widths(self) -> tuple[int, int]:
+        return self.input_dim, self.output_dim
+
+    def _check(self, U: Any) -> None:
+        if U.ndim != 2 or U.shape[1] != self.input_dim:
+            hint = "; for one sample use U[None, :]" if U.ndim == 1 else ", one sample a row; reshape it first"
+            raise InputError(f"U has shape {U.shape}; ImplicitModel takes (m, {self.input_dim}){hint}")
+        if U.shape[0] == 0:
+            raise InputError("U has no rows; at least one sample is needed")
+
+    def _cell(self) -> AffineCell:
+        p = self.params
+        matrix = Full(p["A"]) if self.rank is None else LowRank(p["L"], p["R"])
+        return AffineCell(matrix, p["B"], p.get("b"), self.activation)
+
+    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
+        p = self.params
+        X, pull = equilibrium(
+            self._cell(), U, forward=self.forward, adjoint=self.adjoint, on_fail=on_fail, certificate=self.certificate
+        )  # fmt: skip
+        Y = X @ p["C"].T
+        if self.feedthrough:
+            Y += U @ p["D"].T
+        if self.bias:
+            Y += p["d"]
+        return Y, ImplicitPullback(Y, p, pull)
+
+    def equilibrium(self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False) -> Solution:
+        """Solve for the states X of the inputs U, (m, n), and say how it went.
+
+        Parameters
+        ----------
+        U : array, shape (m, p)
+            One sample a row.
+        x0 : array, shape (m, n), optional
+            Where the iteration starts; it changes the answer by no more than the tolerance.
+        on_fail : {"raise", "warn", "ignore"}
+            As in a call of the model.
+        trace : bool
+            Whether to keep the residual of every step, in `Solution.trace`.
+        """
+        U = self._admit(U)
+        if x0 is not None:
+            x0 = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
+            if x0.shape != (U.shape[0], self.hidden_dim):
+                raise InputError(f"x0 has shape {x0.shape}; the states have {(U.shape[0], self.hidden_dim)}")
+        solution = (self.forward or DEFAULT_FORWARD)(self._cell().bind(U), x0, trace=trace)
+        return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
+
+    def project(self, params: Params) -> dict[str, Array]:
+        """Return parameters inside `constraint`: the nearest ones where that set is convex."""
+        return self.constraint.project(params, self.activation)
+
+    def certificate(self) -> Certificate:
+        """What is proven about the fixed point for the present parameters, for every input."""
+        return self.constraint.certificate(self.params, self.activation)
+
+    def with_tol(self, tol: float | None) -> ImplicitModel:
+        """Return the same model, both solves of which run to this tolerance."""
+        return self.replace(forward=(self.forward or DEFAULT_FORWARD).at(tol), adjoint=(self.adjoint or DEFAULT_ADJOINT).at(tol))
+
+
+def _check_activation(activation: Any, n: int, dtype: str) -> None:
+    """Try the activation on a row of zeros: it must keep shape and dtype, and return numbers."""
+    if not isinstance(activation, Activation):
+        raise InputError(f"activation is {activation!r}; use one of pyidl.activations, or Activation(name, phi, dphi)")
+    if isinstance(activation, Blocks) and activation.width != n:
+        raise InputError(f"{activation.name} covers {activation.width} components, the state has {n}")
+    z = np.zeros((2, n), dtype)
+    for name, function in (("phi", activation.phi), ("dphi", activation.dphi)):
+        y = function(z)
+        if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
+            raise InputError(
+                f"{name} of the activation {activation.name!r} turns zeros of shape {z.shape}, {z.dtype}, into "
+                f"{type(y).__name__} {getattr(y, 'shape', '')} {getattr(y, 'dtype', '')}; it must keep shape and dtype, and be finite"
+            )

@@ -1,0 +1,137 @@
+"""The explicit layers: ``Y = U W^T + b``, and an activation on its own."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, InitVar, dataclass
+from typing import Any
+
+import numpy as np
+
+from pyidl import backend, initializers
+from pyidl.activations import Activation
+from pyidl.errors import InputError
+from pyidl.layers.base import Explicit, Layer, check_dtype, check_width
+from pyidl.solvers.solution import OnFail
+from pyidl.typing import Rng
+
+__all__ = ["Linear", "Pointwise"]
+
+
+@dataclass(eq=False, repr=False)
+class Linear(Layer):
+    """``y = W u + b``; in rows ``Y = U W^T + b``, on the last axis.
+
+    Parameters
+    ----------
+    input_dim, output_dim : int
+        W has shape (output_dim, input_dim), b (output_dim,). Inputs have shape (m, input_dim) or (m, T, input_dim).
+    bias : bool
+        Whether there is a b.
+    dtype : {"float32", "float64"}
+        In which everything is computed.
+    rng : Generator, int or None
+        Draws W with variance ``2 / input_dim``, for the ReLU that usually follows.
+
+    Examples
+    --------
+    >>> from pyidl import Linear
+    >>> layer = Linear(3, 2, rng=0)
+    >>> Y, pull = layer(np.ones((5, 3)))
+    >>> dU, grads = pull(np.ones((5, 2)))
+    >>> Y.shape, dU.shape, grads["W"].shape
+    ((5, 2), (5, 3), (2, 3))
+    """
+
+    input_dim: int
+    output_dim: int
+    _: KW_ONLY
+    bias: bool = True
+    dtype: str = "float32"
+    rng: InitVar[Rng] = None
+
+    def __post_init__(self, rng: Rng) -> None:
+        self._validate()
+        W = initializers.he_normal(np.random.default_rng(rng), self.output_dim, self.input_dim)
+        self.params = {"W": W, "b": np.zeros(self.output_dim)} if self.bias else {"W": W}
+
+    def _validate(self) -> None:
+        self.input_dim = check_width("input_dim", self.input_dim)
+        self.output_dim = check_width("output_dim", self.output_dim)
+        self.dtype = check_dtype(self.dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        W = {"W": (self.output_dim, self.input_dim)}
+        return {**W, "b": (self.output_dim,)} if self.bias else {**W}
+
+    def _widths(self) -> tuple[int, int]:
+        return self.input_dim, self.output_dim
+
+    def _check(self, U: Any) -> None:
+        if U.ndim not in (2, 3) or U.shape[-1] != self.input_dim or U.size == 0:
+            raise InputError(f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) or (m, T, {self.input_dim}) with m, T >= 1")
+
+    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, Explicit]:
+        xp, W = self.xp, self.params["W"]
+        Y = U @ W.T
+        if self.bias:
+            Y += self.params["b"]
+
+        def backward(dY: Any, inputs: bool) -> tuple[Any, dict[str, Any]]:
+            rows = xp.reshape(dY, (-1, dY.shape[-1]))
+            grads = {"W": rows.T @ xp.reshape(U, (-1, U.shape[-1]))}
+            if self.bias:
+                grads["b"] = xp.sum(rows, axis=0)
+            return (dY @ W if inputs else None), grads
+
+        return Y, Explicit(Y, backward)
+
+
+@dataclass(eq=False, repr=False)
+class Pointwise(Layer):
+    """``Y = phi(U)``: an activation as a layer. `Sequential` makes one of every activation that it is given.
+
+    Examples
+    --------
+    >>> from pyidl import activations
+    >>> Y, pull = Pointwise(activations.relu)(np.array([[-1.0, 2.0]]))
+    >>> Y, pull(np.ones((1, 2)))[0]
+    (array([[0., 2.]]), array([[0., 1.]]))
+    """
+
+    activation: Activation
+
+    def __post_init__(self) -> None:
+        self._validate()
+        self.params = {}
+
+    def _validate(self) -> None:
+        if not isinstance(self.activation, Activation):
+            raise InputError(f"Pointwise takes an Activation, got {type(self.activation).__name__}")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def _admit(self, U: Any) -> Any:
+        """Keep the library and the dtype of the input, for want of parameters that prescribe them."""
+        xp = backend.namespace(U) if backend.is_array(U) else np
+        single = backend.is_array(U) and U.dtype == xp.float32
+        U = backend.as_real(U, name="U", xp=xp, dtype="float32" if single else "float64")
+        self._check(U)
+        return U
+
+    def _check(self, U: Any) -> None:
+        if U.ndim < 2 or U.size == 0:
+            raise InputError(f"U has shape {U.shape}; an activation takes (m, n), one sample a row, with m >= 1")
+
+    def astype(self, dtype: str) -> Pointwise:
+        """An activation computes in the dtype of its input."""
+        check_dtype(dtype)
+        return self
+
+    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, Explicit]:
+        Y = self.activation(U)
+
+        def backward(dY: Any, inputs: bool) -> tuple[Any, dict[str, Any]]:
+            return (dY * self.activation.dphi(U) if inputs else None), {}
+
+        return Y, Explicit(Y, backward)

@@ -1,0 +1,81 @@
+"""Direct solution of the linear adjoint equation, ``(I - J^T) v = h``, one dense system for each sample.
+
+It needs no contraction, only that ``I - J^T`` is invertible, and costs ``2 n^3 / 3`` flops and ``n^2`` numbers a sample:
+for small n, and where an iteration has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pyidl.backend import all_finite, from_host, max_abs, to_numpy
+from pyidl.errors import InputError
+from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.loop import resolve_tol
+from pyidl.solvers.problem import LinearProblem, Problem
+from pyidl.solvers.solution import Solution, Status
+from pyidl.typing import Array
+
+__all__ = ["Direct"]
+
+CHUNK = 2**24
+"""Matrix entries that are formed at a time."""
+
+
+@dataclass(frozen=True)
+class Direct(Solver):
+    """LU factorisation of ``I - J^T`` for each sample, and one step of iterative refinement.
+
+    The residual ``|J^T v + h - v|`` is verified like that of any other solver; a singular system ends NONFINITE.
+
+    Parameters
+    ----------
+    tol : float, optional
+        As for `Picard`.
+    """
+
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.tol, 1)
+
+    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+        """Solve; a starting point is of no use here, and there are no steps to trace."""
+        if not isinstance(problem, LinearProblem):
+            raise InputError("Direct solves linear equations, such as the adjoint; for the forward equation use Picard")
+        xp, (m, *rest) = problem.xp, problem.like.shape
+        tol = resolve_tol(self.tol, problem.like, xp)
+        n = problem.like.size // m
+        step = max(1, CHUNK // n**2)
+        parts = []
+        for i in range(0, m, step):
+            part = problem.take(from_host(xp, np.arange(i, min(i + step, m))))
+            matrix, h = part.system()
+            v = _solve(xp, matrix, h)
+            v += _solve(xp, matrix, h - (matrix @ v[:, :, None])[:, :, 0])
+            parts.append(xp.reshape(v, (-1, *rest)))
+        y, image = problem.f(xp.concat(parts))
+        value = problem.image(y)
+        with np.errstate(over="ignore", invalid="ignore"):
+            residual = to_numpy(max_abs(xp, problem.f(value)[1], value)).astype(np.float64)
+            tolerance = to_numpy(problem.tolerance(value, tol)).astype(np.float64)
+        status = np.where(residual <= tolerance, Status.CONVERGED, np.where(np.isfinite(residual), Status.STAGNATED, Status.NONFINITE))
+        ones = np.ones(m, int)
+        return Solution(value, y, status, ones, residual, tolerance, "Direct")
+
+    def at(self, tol: float | None) -> Direct:
+        """The same with another tolerance."""
+        return replace(self, tol=tol)
+
+
+def _solve(xp: Any, matrix: Any, h: Any) -> Any:
+    """``matrix^{-1} h`` for every sample; NaN for the singular ones (NumPy raises for the whole batch, CuPy for none)."""
+    try:
+        return xp.linalg.solve(matrix, h[:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:
+        if matrix.shape[0] == 1:
+            return xp.full_like(h, xp.nan)
+        return xp.concat([_solve(xp, matrix[i : i + 1, :, :], h[i : i + 1, :]) for i in range(matrix.shape[0])])
