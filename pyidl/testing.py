@@ -1,0 +1,259 @@
+r"""Checks for hand-derived derivatives, for pyidl's own layers and for yours.
+
+A pullback computes ``g = J^T G`` for a cotangent G of the output. For any direction d of an input or a parameter theta,
+
+    <g, d> = <G, J d> = d/dt <G, Y(theta + t d)>  at t = 0,
+
+and the right-hand side can be measured by the central difference ``(s(h) - s(-h)) / 2h`` of ``s(t) = <G, Y(theta + t d)>``.
+A kink of the activation between the two points spoils the difference, not the gradient; it shows in that the difference
+changes with h, and then another direction is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyidl import backend
+from pyidl.activations import Activation
+from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.errors import GradientMismatchError, InputError
+from pyidl.layers.base import Layer
+from pyidl.typing import Array, Rng
+
+__all__ = ["ActivationReport", "GradientReport", "check_activation", "check_pullback"]
+
+SOLVE_TOL = 1e-14  # of the solves inside a check: a few units in the last place of float64
+STEPS = (1e-5, 1e-6, 1e-7)
+ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_pullback` measured.
+
+    Attributes
+    ----------
+    errors : dict of str to float
+        Relative error of the derivative along one random direction, for "U" and every parameter.
+    """
+
+    errors: Mapping[str, float]
+
+    @property
+    def max_error(self) -> float:
+        """The worst of them."""
+        return max(self.errors.values())
+
+    @property
+    def worst(self) -> str:
+        """Where it occurs."""
+        return max(self.errors, key=lambda name: self.errors[name])
+
+
+def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) -> GradientReport:
+    """Compare a layer's pullback with central differences, on a float64 copy whose solves run to rounding.
+
+    Also checked: `grads` has the keys, shapes and dtypes of `params`, the pullback answers the same when it is called
+    twice, and ``inputs=False`` gives no input gradient and the same others.
+
+    Parameters
+    ----------
+    layer : Layer
+        Any layer or model; it is not changed.
+    U : array, shape (m, input_dim)
+        Where to check. A handful of samples is enough.
+    rng : Generator, int or None
+        Draws the cotangent and the directions, and is handed to the layer as a seed.
+    rtol : float
+        Largest relative error.
+
+    Returns
+    -------
+    GradientReport
+
+    Raises
+    ------
+    GradientMismatchError
+        If an error exceeds rtol; the message names the worst parameter and both numbers.
+    InputError
+        If finite differences make no sense here: a kink at the very point, or a layer that is not a smooth function.
+
+    Examples
+    --------
+    >>> from pyidl import ImplicitModel
+    >>> from pyidl.testing import check_pullback
+    >>> check_pullback(ImplicitModel(3, 2, 5, rng=0), np.ones((4, 3))).max_error < 1e-6
+    True
+    """
+    generator = np.random.default_rng(rng)
+    seed = int(generator.integers(2**31))
+    exact = layer.astype("float64").with_tol(SOLVE_TOL)
+    xp = namespace(U) if backend.is_array(U) else exact.xp
+    U = backend.as_real(U, name="U", xp=xp, dtype="float64")
+    Y, pull = exact(U, rng=seed)
+    G = from_host(xp, generator.normal(size=Y.shape))
+    dU, grads = pull(G)
+    _check_contract(exact, pull, G, dU, grads)
+
+    def output(name: str, value: Any) -> float:
+        if name == "U":
+            return _dot(G, exact(value, rng=seed)[0])
+        moved = exact.replace()
+        moved.params = {**exact.params, name: value}
+        return _dot(G, moved(U, rng=seed)[0])
+
+    errors, details = {}, {}
+    for name, point, gradient in [("U", U, dU), *((key, exact.params[key], g) for key, g in grads.items())]:
+        if gradient is not None:
+            errors[name], details[name] = _compare(name, point, gradient, output, generator, rtol)
+    report = GradientReport(errors)
+    if not report.max_error <= rtol:
+        measured, derived = details[report.worst]
+        raise GradientMismatchError(
+            f"the gradient of {type(layer).__name__} with respect to {report.worst} is wrong: along a random direction the pullback "
+            f"says {derived:.10g}, central differences {measured:.10g}, a relative error of {report.max_error:.3g} where {rtol:.3g} "
+            "is allowed; compare the derivative with the line above it"
+        )
+    return report
+
+
+def _compare(
+    name: str, point: Array, gradient: Array, output: Callable[[str, Any], float], generator: np.random.Generator, rtol: float
+) -> tuple[float, tuple[float, float]]:
+    """The relative error along one random direction, and the two numbers behind it."""
+    xp = namespace(point)
+    slope = 0.0
+    for _ in range(ATTEMPTS):
+        d = generator.normal(size=point.shape)
+        direction = from_host(xp, d / np.sqrt(np.mean(d**2)))
+        derived = _dot(gradient, direction)
+        typical = float(np.linalg.norm(to_numpy(gradient).ravel()))  # that of <g, d> over directions of this length
+
+        def s(t: float, direction: Any = direction) -> float:
+            return output(name, point + t * direction)
+
+        middle = s(0.0)
+        for h in STEPS:
+            wide, narrow = (s(h), s(-h)), (s(h / 2), s(-h / 2))
+            measured, coarse = (narrow[0] - narrow[1]) / h, (wide[0] - wide[1]) / (2 * h)
+            scale = max(abs(derived), abs(measured), typical, np.finfo(np.float64).tiny)
+            bend, wide_bend = abs(sum(narrow) - 2 * middle) / (h / 2), abs(sum(wide) - 2 * middle) / h  # right minus left slope
+            settled = abs(measured - coarse) <= 0.1 * rtol * scale
+            if settled and bend <= max(rtol * scale, 0.75 * wide_bend):
+                return abs(measured - derived) / scale, (measured, derived)
+            slope = abs(measured - coarse) / scale
+    raise InputError(
+        f"central differences with respect to {name} do not settle: halving the step changes them by {slope:.3g}, relatively. "
+        "The point lies on a kink (perturb U or the parameters), or the layer is not a function of its input (does it draw random numbers?)"
+    )
+
+
+def _check_contract(layer: Layer, pull: Any, G: Array, dU: Any, grads: Mapping[str, Array]) -> None:
+    """The promises of a pullback that need no differences."""
+    name = type(layer).__name__
+    if set(grads) != set(layer.params):
+        raise GradientMismatchError(f"the pullback of {name} returns gradients of {sorted(grads)}, its parameters are {sorted(layer.params)}")
+    for key, p in layer.params.items():
+        if grads[key].shape != p.shape or grads[key].dtype != p.dtype:
+            raise GradientMismatchError(
+                f"the gradient of {name} with respect to {key} has {grads[key].shape}, {grads[key].dtype}; {key} has {p.shape}, {p.dtype}"
+            )
+    again = pull(G)
+    skipped = pull(G, inputs=False)
+    if skipped[0] is not None:
+        raise GradientMismatchError(f"the pullback of {name} returns an input gradient although inputs=False")
+    for key, g in grads.items():
+        if not (np.array_equal(to_numpy(g), to_numpy(again[1][key])) and np.array_equal(to_numpy(g), to_numpy(skipped[1][key]))):
+            raise GradientMismatchError(f"the pullback of {name}, called again with the same cotangent, returns another gradient of {key}")
+
+
+def _dot(a: Array, b: Array) -> float:
+    return float(np.vdot(to_numpy(a), to_numpy(b)))
+
+
+@dataclass(frozen=True)
+class ActivationReport:
+    """What `check_activation` measured.
+
+    Attributes
+    ----------
+    max_error : float
+        Largest difference between dphi and a central difference, away from kinks, relative to ``1 + |phi'|``.
+    slope_range : (float, float)
+        Smallest and largest slope that was met: a lower estimate of the true range.
+    """
+
+    max_error: float
+    slope_range: tuple[float, float]
+
+
+def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0, rtol: float = 1e-6) -> ActivationReport:
+    """Compare dphi with central differences, and every claim of an activation with what it does.
+
+    Parameters
+    ----------
+    activation : Activation
+        Built in or your own.
+    span : float
+        Points are drawn from (-span, span), and more densely around 0.
+    rng : Generator, int or None
+        Draws them.
+    rtol : float
+        Largest error of dphi, relative to ``1 + |phi'|``.
+
+    Returns
+    -------
+    ActivationReport
+
+    Raises
+    ------
+    GradientMismatchError
+        If dphi is wrong, or a slope lies outside `slope_range`, or phi is not homogeneous though it claims so, or
+        `scalar_solve` does not solve ``x = phi(d x + r)``, or shape or dtype is not kept.
+
+    Examples
+    --------
+    >>> from pyidl import activations
+    >>> check_activation(activations.silu).max_error < 1e-6
+    True
+    """
+    generator = np.random.default_rng(rng)
+    z = np.concatenate([generator.uniform(-span, span, 20000), generator.normal(size=20000)])
+    if z.size % (width := getattr(activation, "width", 1)):
+        z = z[: z.size // width * width]
+    z = z.reshape(-1, width)
+    name = activation.name
+    for dtype in ("float32", "float64"):
+        for label, function in (("phi", activation.phi), ("dphi", activation.dphi)):
+            y = function(z.astype(dtype))
+            if y.shape != z.shape or y.dtype != dtype:
+                raise GradientMismatchError(f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; it must keep both")
+    h = 1e-6 * np.maximum(1.0, np.abs(z) / 10)
+    right, left = (activation.phi(z + h) - activation.phi(z)) / h, (activation.phi(z) - activation.phi(z - h)) / h
+    smooth = np.abs(right - left) <= 1e-3 * (1.0 + np.abs(right))
+    if smooth.mean() < 0.99:
+        raise GradientMismatchError(f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; it is not piecewise smooth")
+    slope = 0.5 * (right + left)
+    error = np.where(smooth, np.abs(slope - activation.dphi(z)) / (1.0 + np.abs(slope)), 0.0)
+    report = ActivationReport(float(error.max()), (float(slope[smooth].min()), float(slope[smooth].max())))
+    if not report.max_error <= rtol:
+        i = np.unravel_index(int(error.argmax()), error.shape)
+        raise GradientMismatchError(
+            f"dphi of {name!r} is wrong at z = {z[i]:.6g}: it says {activation.dphi(z)[i]:.8g}, central differences {slope[i]:.8g}"
+        )
+    if activation.slope_range is not None:
+        low, high = activation.slope_range
+        if report.slope_range[0] < low - 1e-6 or report.slope_range[1] > high + 1e-6:
+            raise GradientMismatchError(f"{name!r} claims slopes in [{low:.6g}, {high:.6g}], but has slopes in {report.slope_range}")
+    if activation.homogeneous and not np.allclose(activation.phi(3.0 * z), 3.0 * activation.phi(z), rtol=1e-12, atol=0.0):
+        raise GradientMismatchError(f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)")
+    if activation.scalar_solve is not None:
+        d = generator.uniform(-0.9, 0.9, z.shape)
+        x = activation.scalar_solve(z, d)
+        if not np.allclose(activation.phi(d * x + z), x, rtol=1e-10, atol=1e-10):
+            raise GradientMismatchError(f"scalar_solve of {name!r} does not solve x = phi(d x + r)")
+    return report
