@@ -3,20 +3,40 @@
 A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output is ``y = C x + D u + d``.
 """
 
-from pyidl import activations, solvers, wellposed
+from pyidl import activations, losses, metrics, optim, solvers, testing, wellposed
+from pyidl.backend import to_device, to_numpy
+from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
+from pyidl.io import load, save
 from pyidl.layers import ImplicitModel, Layer, Linear, Pointwise, Sequential
+from pyidl.training import Checkpoint, EarlyStopping, History, fit
 from pyidl.wellposed import InfNorm
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "EarlyStopping",
+    "History",
     "ImplicitModel",
     "InfNorm",
     "Layer",
     "Linear",
     "Pointwise",
+    "PyidlError",
+    "PyidlWarning",
     "Sequential",
     "activations",
+    "fit",
+    "load",
+    "losses",
+    "metrics",
+    "optim",
+    "save",
     "solvers",
+    "testing",
+    "to_device",
+    "to_numpy",
     "wellposed",
 ]

@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyidl import backend
 from pyidl.backend import namespace
@@ -23,22 +23,8 @@ from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.typing import Array
 
 __all__ = [
-    "Activation",
-    "Blocks",
-    "abs",
-    "elu",
-    "gelu",
-    "hard_tanh",
-    "identity",
-    "leaky_relu",
-    "named",
-    "relu",
-    "sigmoid",
-    "silu",
-    "sin",
-    "softplus",
-    "softsign",
-    "tanh",
+    *("Activation", "Blocks", "named"),
+    *("abs", "elu", "gelu", "hard_tanh", "identity", "leaky_relu", "relu", "sigmoid", "silu", "sin", "softplus", "softsign", "tanh"),
 ]
 
 
@@ -75,8 +61,8 @@ class Activation:
     """
 
     name: str
-    phi: Callable[..., Any] 
-    dphi: Callable[[Any], Any] 
+    phi: Callable[..., Any]
+    dphi: Callable[[Any], Any]
     lipschitz: float | None = None
     slope_range: tuple[float, float] | None = None
     homogeneous: bool = False
@@ -127,9 +113,8 @@ class Activation:
         return None if self.lipschitz is None else [self.lipschitz] * n
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One piece of a `Blocks`: the columns ``start:stop`` of the state and their activation."""
+class _Block(NamedTuple):
+    """The columns ``start:stop`` of the state, and their activation."""
 
     activation: Activation
     start: int

@@ -71,7 +71,9 @@ def namespace(*arrays: object) -> Namespace:
     homes = {_home(a) for a in arrays}
     if len(homes) > 1:
         names = " and ".join(sorted(device for _, device in homes))
-        raise DeviceMismatchError(f"arrays on {names} met in one call; bring them together with to_device(array, device) or model.to(device)")
+        raise DeviceMismatchError(
+            f"arrays on {names} met in one call; bring them together with to_device(array, device) or model.to(device)"
+        )
     return sys.modules[homes.pop()[0]]
 
 
@@ -133,7 +135,9 @@ def to_device(a: Any, device: str) -> Array:
     try:
         import cupy
     except ImportError as error:
-        raise DeviceError(f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl") from error
+        raise DeviceError(
+            f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl"
+        ) from error
     count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")

@@ -156,7 +156,9 @@ def _check_contract(layer: Layer, pull: Any, G: Array, dU: Any, grads: Mapping[s
     """The promises of a pullback that need no differences."""
     name = type(layer).__name__
     if set(grads) != set(layer.params):
-        raise GradientMismatchError(f"the pullback of {name} returns gradients of {sorted(grads)}, its parameters are {sorted(layer.params)}")
+        raise GradientMismatchError(
+            f"the pullback of {name} returns gradients of {sorted(grads)}, its parameters are {sorted(layer.params)}"
+        )
     for key, p in layer.params.items():
         if grads[key].shape != p.shape or grads[key].dtype != p.dtype:
             raise GradientMismatchError(

@@ -106,6 +106,7 @@ class Layer(ABC):
         """The last dimension of input and output, or None where any will do."""
         return None, None
 
+    @abstractmethod
     def _validate(self) -> None:
         """Check the configuration, and put it into its normal form."""
 

@@ -162,6 +162,9 @@ class ImplicitModel(Layer):
             raise InputError(f"rank is {self.rank}, but A has only {n} rows; use rank=None for a full A")
         if not isinstance(self.constraint, Constraint):
             raise InputError(f"constraint is {self.constraint!r}; use one of pyidl.wellposed, such as InfNorm(0.99)")
+        for name in ("bias", "feedthrough"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False")
         for name, solver in (("forward", self.forward), ("adjoint", self.adjoint)):
             if not (solver is None or isinstance(solver, Solver)):
                 raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
@@ -237,16 +240,17 @@ class ImplicitModel(Layer):
 
 
 def _check_activation(activation: Any, n: int, dtype: str) -> None:
-    """Try the activation on a row of zeros: it must keep shape and dtype, and return numbers."""
+    """Try the activation on a few zeros: it must keep shape and dtype, and return numbers."""
     if not isinstance(activation, Activation):
         raise InputError(f"activation is {activation!r}; use one of pyidl.activations, or Activation(name, phi, dphi)")
     if isinstance(activation, Blocks) and activation.width != n:
         raise InputError(f"{activation.name} covers {activation.width} components, the state has {n}")
-    z = np.zeros((2, n), dtype)
-    for name, function in (("phi", activation.phi), ("dphi", activation.dphi)):
-        y = function(z)
-        if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
-            raise InputError(
-                f"{name} of the activation {activation.name!r} turns zeros of shape {z.shape}, {z.dtype}, into "
-                f"{type(y).__name__} {getattr(y, 'shape', '')} {getattr(y, 'dtype', '')}; it must keep shape and dtype, and be finite"
-            )
+    z = np.zeros((2, 3), dtype)
+    for part in [b.activation for b in activation.blocks] if isinstance(activation, Blocks) else [activation]:
+        for name, function in (("phi", part.phi), ("dphi", part.dphi)):
+            y = function(z)
+            if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
+                raise InputError(
+                    f"{name} of the activation {part.name!r} turns zeros of shape {z.shape}, {z.dtype}, into {type(y).__name__} "
+                    f"{getattr(y, 'shape', '')} {getattr(y, 'dtype', '')}; it must keep shape and dtype, and be finite"
+                )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import all_finite, from_host, max_abs, to_numpy
+from pyidl.backend import from_host, max_abs, to_numpy
 from pyidl.errors import InputError
 from pyidl.solvers.base import Solver, check_limits
 from pyidl.solvers.loop import resolve_tol
@@ -57,8 +57,7 @@ class Direct(Solver):
             v = _solve(xp, matrix, h)
             v += _solve(xp, matrix, h - (matrix @ v[:, :, None])[:, :, 0])
             parts.append(xp.reshape(v, (-1, *rest)))
-        y, image = problem.f(xp.concat(parts))
-        value = problem.image(y)
+        y, value = problem.f(xp.concat(parts))
         with np.errstate(over="ignore", invalid="ignore"):
             residual = to_numpy(max_abs(xp, problem.f(value)[1], value)).astype(np.float64)
             tolerance = to_numpy(problem.tolerance(value, tol)).astype(np.float64)

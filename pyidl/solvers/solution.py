@@ -90,9 +90,7 @@ class Solution:
         m = len(self.status)
         index = np.arange(m)
         index[rows] = m + np.arange(len(rows))
-        host = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])[index] for name in ("status", "residual", "tolerance")
-        }
+        host = {name: np.concatenate([getattr(self, name), getattr(other, name)])[index] for name in ("status", "residual", "tolerance")}
         n_iter = self.n_iter.copy()
         n_iter[rows] += other.n_iter
         device = from_host(xp, index)

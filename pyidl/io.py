@@ -1,0 +1,254 @@
+"""Files: one ``.npz`` with plain arrays and a JSON header. No pickle, written atomically, read with suspicion.
+
+    header          {"format": "pyidl", "version": 1, "kind": "model", "config": {...}}, as UTF-8 bytes
+    params/A, ...   the parameters, host arrays
+
+Classes are named in the header and looked up in a fixed list; nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyidl import activations
+from pyidl.activations import Activation, Blocks
+from pyidl.backend import to_numpy
+from pyidl.errors import FileFormatError, InputError
+from pyidl.layers import ImplicitModel, Layer, Linear, Pointwise, Sequential
+from pyidl.solvers import Direct, Fallback, Picard, Solver
+from pyidl.wellposed import Constraint, InfNorm
+
+__all__ = ["load", "read_npz", "save", "write_npz"]
+
+FORMAT, VERSION = "pyidl", 1
+
+LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (ImplicitModel, Linear, Pointwise, Sequential)}
+SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (InfNorm, Picard, Direct, Fallback)}
+
+
+def save(path: str | Path, model: Layer) -> None:
+    """Write a model to a file: its configuration, and its parameters as host arrays.
+
+    The file appears whole or not at all: it is written under another name beside its place, and renamed. A model with an
+    activation of your own is saved with the activation's name; give the activation again to `load`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Used as it is; ".npz" is a good ending.
+    model : Layer
+        On any device.
+
+    Raises
+    ------
+    InputError
+        If `model` is not a layer, or has a part that files cannot hold.
+
+    Examples
+    --------
+    >>> import tempfile, os, pyidl
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+    >>> model = pyidl.ImplicitModel(3, 2, 5, rng=0)
+    >>> pyidl.save(path, model)
+    >>> bool(np.all(pyidl.load(path).predict(np.ones((1, 3))) == model.predict(np.ones((1, 3)))))
+    True
+    """
+    if not isinstance(model, Layer):
+        raise InputError(f"save writes a Layer, got {type(model).__name__}")
+    config = _encode(model)
+    write_npz(path, {f"params/{key}": to_numpy(a) for key, a in model.params.items()}, {"kind": "model", "config": config})
+
+
+def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping[str, Activation] | None = None) -> Layer:
+    """Read a model that `save` has written.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    device : str
+        Where the parameters go: "cpu", "cuda", "cuda:1".
+    activation : Activation or mapping of str to Activation, optional
+        The activation that is not built in, or all of them by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is damaged, is no file of pyidl, holds no model, or was written by a newer version.
+    InputError
+        If it needs an activation that was not given.
+    """
+    header, arrays = read_npz(path)
+    if header.get("kind") != "model":
+        raise FileFormatError(f"{path} holds no model but a {header.get('kind')}; a checkpoint is read by fit(..., resume=path)")
+    given = {activation.name: activation} if isinstance(activation, Activation) else dict(activation or {})
+    config = header.get("config")
+    for name in sorted(_custom(config)):
+        if name not in given:
+            raise InputError(
+                f"{path} uses the activation {name!r}, which is not built in"
+                + (f" (given: {', '.join(given)})" if given else "")
+                + "; pass load(path, activation=Activation(...)) with that name"
+            )
+    try:
+        model = _decode_layer(config, {key.removeprefix("params/"): a for key, a in arrays.items()}, given)
+    except Exception as error:
+        raise FileFormatError(f"{path} does not describe a model: {error}; it is damaged or was edited, save the model again") from error
+    return model if device == "cpu" else model.to(device)
+
+
+# ------------------------------------------------------------------------------------------------- models in JSON
+
+
+def _encode(value: Any) -> Any:
+    """A configuration as JSON: classes by name, built-in activations by name, numbers and strings as they are."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Blocks):
+        return {"class": "Blocks", "blocks": [[_encode(b.activation), b.stop - b.start] for b in value.blocks]}
+    if isinstance(value, Activation):
+        own = activations.named(value.name) is value
+        return {"class": "Activation" if own else "custom activation", "name": value.name}
+    if isinstance(value, Sequential):
+        return {"class": "Sequential", "layers": [_encode(layer) for layer in value.layers]}
+    name = type(value).__name__
+    if LAYERS.get(name) is type(value) or SETTINGS.get(name) is type(value):
+        return {"class": name, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
+    raise InputError(f"{name} cannot be saved; files hold {', '.join([*LAYERS, *SETTINGS])} and the built-in activations")
+
+
+def _custom(config: Any) -> set[str]:
+    """Names of the activations that are not built in."""
+    if isinstance(config, list):
+        return set().union(*map(_custom, config))
+    if not isinstance(config, dict):
+        return set()
+    own = {str(config.get("name"))} if config.get("class") == "custom activation" else set()
+    return own | set().union(*map(_custom, config.values()))
+
+
+def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
+    """The inverse of `_encode`, for everything but layers."""
+    if not isinstance(value, dict):
+        return value
+    fields = {key: v for key, v in value.items() if key != "class"}
+    match value.get("class"):
+        case "Blocks":
+            return Blocks(*((_decode(a, given), width) for a, width in fields["blocks"]))
+        case "custom activation":
+            return given[fields["name"]]
+        case "Activation":
+            built_in = activations.named(fields["name"])
+            if built_in is None:
+                raise InputError(f"there is no built-in activation {fields['name']!r}")
+            return built_in
+        case str(name) if name in SETTINGS:
+            return SETTINGS[name](**{key: _decode(v, given) for key, v in fields.items()})
+        case name:
+            raise InputError(f"there is no class {name!r}")
+
+
+def _decode_layer(config: Any, params: Mapping[str, np.ndarray], given: Mapping[str, Activation]) -> Layer:
+    """A layer from its configuration and its parameters."""
+    cls = LAYERS.get(config["class"])
+    if cls is None:
+        raise InputError(f"there is no layer {config['class']!r}")
+    if cls is Sequential:
+        owner: list[dict[str, np.ndarray]] = [{} for _ in config["layers"]]
+        for key, a in params.items():
+            i, _, name = key.partition(".")
+            owner[int(i)][name] = a
+        return Sequential(*(_decode_layer(c, own, given) for c, own in zip(config["layers"], owner, strict=True)))
+    expected = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if set(config) - {"class"} != expected:
+        raise InputError(f"{config['class']} has the options {sorted(expected)}, the file says {sorted(set(config) - {'class'})}")
+    return cls._with({name: _decode(config[name], given) for name in expected}, params)
+
+
+# ------------------------------------------------------------------------------------------------- arrays in a file
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+    """Write arrays and a JSON header atomically; equal contents give equal files, byte for byte.
+
+    Raises
+    ------
+    InputError
+        If an array holds objects, which only pickle could write.
+    OSError
+        If the file cannot be written; an older file of that name is then untouched.
+    """
+    path = Path(path)
+    text = json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=True).encode()
+    members = {"header": np.frombuffer(text, np.uint8), **arrays}
+    for key, a in members.items():
+        if a.dtype.hasobject:
+            raise InputError(f"array {key!r} holds objects, which a file without pickle cannot hold")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for key, a in members.items():
+                    with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asarray(a), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read ``(header, arrays)``, after checking that the file is what `write_npz` writes.
+
+    Members are stored, not compressed, so that a small file cannot unfold into a large one; every one has a checksum.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, IsADirectoryError
+        From the operating system.
+    FileFormatError
+        If the file is damaged, foreign, or newer than this version.
+    """
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in archive.infolist()}
+        except Exception as error:
+            raise FileFormatError(
+                f"{path} is not a complete .npz file ({error}); it is damaged, or was not written by pyidl: save it again"
+            ) from error
+    try:
+        header = json.loads(arrays.pop("header").tobytes().decode())
+        if header["format"] != FORMAT or not isinstance(header["version"], int):
+            raise ValueError(f"format {header['format']!r}")
+    except Exception as error:
+        raise FileFormatError(f"{path} has no header of pyidl ({type(error).__name__}: {error}); it was not written by pyidl") from error
+    if header["version"] > VERSION:
+        raise FileFormatError(f"{path} has format version {header['version']}, this pyidl reads up to {VERSION}; upgrade pyidl")
+    return header, arrays
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array; its checksum is verified when its last byte has been read."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise FileFormatError(f"member {info.filename!r} is compressed")
+    with archive.open(info) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):
+            raise FileFormatError(f"member {info.filename!r} has bytes after its array")
+    return np.asarray(array)

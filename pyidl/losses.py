@@ -1,0 +1,219 @@
+r"""Losses: ``loss(Y, target) -> (value, dY)``, the mean over samples and its derivative.
+
+With weights w the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 is the same as a sample that is there twice.
+The loss l_i of one sample is the mean over its entries (its positions, for `cross_entropy`). The value is an array without
+dimensions, so that nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pyidl import backend
+from pyidl.backend import namespace
+from pyidl.errors import InputError
+from pyidl.typing import Array, Namespace
+
+__all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
+
+
+def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
+    """Squared error, ``l = mean (y - t)^2`` and ``dl/dy = 2 (y - t) / entries``.
+
+    Parameters
+    ----------
+    Y : array, shape (m, ...)
+        What the model says.
+    target : array of the same shape
+        What it should say.
+    weights : array, shape (m,), optional
+        Nonnegative weights of the samples.
+
+    Returns
+    -------
+    value : array without dimensions
+    dY : array with the shape, dtype and library of Y
+
+    Raises
+    ------
+    InputError
+        If shapes differ (nothing is broadcast), or target or weights are not finite.
+    DeviceMismatchError
+        If Y and target live on different devices.
+
+    Examples
+    --------
+    >>> value, dY = mse(np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
+    >>> float(value), dY
+    (2.0, array([[0.],
+           [2.]]))
+    """
+    xp, target = _real_target(Y, target)
+    E = Y - target
+    return _mean(xp, E * E, 2.0 * E, weights)
+
+
+def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
+    """Absolute error, ``l = mean |y - t|`` and ``dl/dy = sign(y - t) / entries``. Arguments and errors as for `mse`.
+
+    Examples
+    --------
+    >>> value, dY = mae(np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
+    >>> float(value)
+    1.0
+    """
+    xp, target = _real_target(Y, target)
+    E = Y - target
+    return _mean(xp, xp.abs(E), xp.sign(E), weights)
+
+
+def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> tuple[Any, Any]:
+    """Squared near 0, absolute beyond delta: ``e^2 / 2`` for ``|e| <= delta``, else ``delta (|e| - delta / 2)``, e = y - t.
+
+    With c = clip(e, -delta, delta) both branches are ``c (e - c / 2)``, and the derivative is c. Arguments and errors as for
+    `mse`.
+
+    Source: Huber, "Robust estimation of a location parameter", Ann. Math. Statist. 35(1), 1964.
+
+    Examples
+    --------
+    >>> value, dY = huber(np.array([[0.5], [3.0]]), np.zeros((2, 1)))
+    >>> float(value), dY.ravel()
+    (1.3125, array([0.25, 0.5 ]))
+    """
+    if not 0 < delta < math.inf:
+        raise InputError(f"delta is {delta}; the width of the quadratic part must be positive and finite")
+    xp, target = _real_target(Y, target)
+    E = Y - target
+    c = xp.clip(E, -float(delta), float(delta))
+    return _mean(xp, c * (E - 0.5 * c), c, weights)
+
+
+def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
+    """For logits y and targets t in [0, 1]: ``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = sigmoid(y) - t``.
+
+    Stable for logits of any size, since ``log(1 + e^y) = logaddexp(y, 0)``. Arguments and errors as for `mse`.
+
+    Examples
+    --------
+    >>> value, dY = binary_cross_entropy(np.array([[0.0], [1000.0]]), np.array([[1.0], [1.0]]))
+    >>> round(float(value), 4)
+    0.3466
+    """
+    xp, target = _real_target(Y, target)
+    if _on_cpu(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
+        raise InputError("the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2")
+    return _mean(xp, xp.logaddexp(Y, 0.0) - target * Y, backend.expit(xp, Y) - target, weights)
+
+
+def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
+    """For logits y over q classes and probabilities t: ``l = log sum_k e^{y_k} - sum_k t_k y_k``, ``dl/dy = softmax(y) - t``.
+
+    Parameters
+    ----------
+    Y : array, shape (m, q) or (m, T, q)
+        Logits; any size is safe, since the largest is subtracted.
+    target : array of integers, shape (m,) or (m, T), or of probabilities, with the shape of Y
+        Labels in 0, ..., q - 1; or rows that are nonnegative and sum to 1.
+    weights : array, shape (m,), optional
+        Nonnegative weights of the samples.
+
+    Returns
+    -------
+    value : array without dimensions
+    dY : array with the shape, dtype and library of Y
+
+    Raises
+    ------
+    InputError
+        If shapes do not fit, labels are not in 0, ..., q - 1, or probabilities do not sum to 1 (values are looked at on the
+        CPU only: on a GPU that would wait for the device).
+    DeviceMismatchError
+        If Y and target live on different devices.
+
+    Examples
+    --------
+    >>> value, dY = cross_entropy(np.zeros((1, 4)), np.array([2]))
+    >>> round(float(value), 4), dY
+    (1.3863, array([[ 0.25,  0.25, -0.75,  0.25]]))
+    """
+    xp = _check_output(Y)
+    t = _one_hot(xp, Y, target)
+    shifted = Y - xp.max(Y, axis=-1, keepdims=True)
+    e = xp.exp(shifted)
+    total = xp.sum(e, axis=-1, keepdims=True)
+    loss = xp.log(total)[..., 0] - xp.sum(t * shifted, axis=-1)
+    return _mean(xp, loss, e / total - t, weights)
+
+
+# -------------------------------------------------------------------------------------------------------- the door
+
+
+def _on_cpu(xp: Namespace) -> bool:
+    """Whether looking at a value costs nothing but the look."""
+    return bool(xp.__name__ != "cupy")
+
+
+def _check_output(Y: Array) -> Namespace:
+    xp = namespace(Y)
+    if not xp.isdtype(Y.dtype, "real floating"):
+        raise InputError(f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it, so it must be real and floating")
+    if Y.ndim == 0 or Y.size == 0:
+        raise InputError(f"Y has shape {Y.shape}; a loss needs at least one sample")
+    return xp
+
+
+def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:
+    """Library and target, in the dtype of Y."""
+    xp = _check_output(Y)
+    target = backend.as_real(target, name="target", xp=xp, dtype=_name(xp, Y))
+    if target.shape != Y.shape:
+        hint = f"; reshape it, target.reshape({Y.shape})" if target.size == Y.size else ""
+        raise InputError(f"target has shape {target.shape}, Y has {Y.shape}; they must be equal, nothing is broadcast{hint}")
+    return xp, target
+
+
+def _one_hot(xp: Namespace, Y: Array, target: Any) -> Any:
+    """Probabilities from labels, or the given ones."""
+    if Y.ndim < 2:
+        raise InputError(f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)")
+    if not backend.is_array(target):
+        target = backend.from_host(xp, np.asarray(target))
+    namespace(Y, target)
+    if xp.isdtype(target.dtype, "integral"):
+        q = Y.shape[-1]
+        if target.shape != Y.shape[:-1]:
+            raise InputError(f"the labels have shape {target.shape}; for logits {Y.shape} they must have {Y.shape[:-1]}")
+        if _on_cpu(xp) and (int(xp.min(target)) < 0 or int(xp.max(target)) >= q):
+            raise InputError(
+                f"the labels lie between {int(xp.min(target))} and {int(xp.max(target))}; with {q} classes they are 0, ..., {q - 1}"
+            )
+        return backend.astype(xp, target[..., None] == xp.arange(q, dtype=target.dtype), Y.dtype)
+    xp, t = _real_target(Y, target)
+    if _on_cpu(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(xp.sum(t, axis=-1) - 1.0) < 1e-3)):
+        raise InputError("the target of cross_entropy is neither integer labels nor rows of probabilities: nonnegative, with sum 1")
+    return t
+
+
+def _name(xp: Namespace, Y: Array) -> str:
+    return "float32" if Y.dtype == xp.float32 else "float64"
+
+
+def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]:
+    """The mean over entries and samples, and its derivative; `loss` may lack the last axis of `slope`."""
+    m = loss.shape[0]
+    entries = loss.size // m
+    if weights is None:
+        slope *= 1.0 / loss.size
+        return xp.mean(loss), slope
+    w = backend.as_real(weights, name="weights", xp=xp, dtype=_name(xp, loss))
+    if w.shape != (m,):
+        raise InputError(f"weights has shape {w.shape}; one for each of the {m} samples is needed")
+    if _on_cpu(xp) and not (bool(xp.all(w >= 0)) and bool(xp.any(w > 0))):
+        raise InputError("weights must be nonnegative, and not all zero")
+    w = w / (xp.sum(w) * entries)
+    column = xp.reshape(w, (m, *[1] * (loss.ndim - 1)))
+    return xp.sum(column * loss), slope * xp.reshape(w, (m, *[1] * (slope.ndim - 1)))

@@ -1,0 +1,396 @@
+r"""Optimisers: ``step(params, grads) -> params``, new arrays every time, the old ones untouched.
+
+An optimiser is the one stateful object of the library: a configuration, fixed when it is built, a flat dictionary `state`
+of arrays, and the number of steps `count`. Both can be read, saved and set, and a run then continues to the last bit.
+
+    SGD     v <- mu v + g;   theta <- theta - lr v                                    (Nesterov: g + mu v in place of v)
+    Adam    m <- b1 m + (1 - b1) g;   s <- b2 s + (1 - b2) g^2
+            theta <- theta - lr (m / (1 - b1^k)) / (sqrt(s / (1 - b2^k)) + eps)
+    AdamW   theta <- (1 - lr decay) theta  first, then Adam
+
+Sources: Sutskever, Martens, Dahl, Hinton, ICML 2013; Kingma, Ba, ICLR 2015; Loshchilov, Hutter, ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyidl.backend import astype, is_array, namespace, to_numpy
+from pyidl.errors import InputError
+from pyidl.typing import Array, Params
+
+__all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "Optimizer", "Piecewise", "Schedule"]
+
+Schedule = Callable[[int], float]
+"""From the number of steps already taken to the learning rate of the next one."""
+
+
+# -------------------------------------------------------------------------------------------------------- schedules
+
+
+@dataclass(frozen=True)
+class Constant:
+    """``lr(k) = value``.
+
+    Examples
+    --------
+    >>> Constant(0.1)(1000)
+    0.1
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _positive("the learning rate", self.value)
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `final` at step `steps`, and `final` for ever.
+
+    Source: Loshchilov, Hutter, "SGDR", ICLR 2017.
+
+    Examples
+    --------
+    >>> schedule = Cosine(1.0, steps=110, warmup=10)
+    >>> schedule(0), schedule(10), round(schedule(60), 6), schedule(110)
+    (0.1, 1.0, 0.5, 0.0)
+    """
+
+    peak: float
+    steps: int
+    warmup: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("peak", self.peak)
+        if not (0 <= self.warmup < self.steps and 0 <= self.final <= self.peak):
+            raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        if count < self.warmup:
+            return self.peak * (count + 1) / self.warmup
+        share = min(1.0, (count - self.warmup) / (self.steps - self.warmup))
+        return self.final + 0.5 * (self.peak - self.final) * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """``lr(k) = initial * rate^(k // every)``.
+
+    Examples
+    --------
+    >>> Exponential(1.0, rate=0.5, every=10)(25)
+    0.25
+    """
+
+    initial: float
+    rate: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("initial", self.initial)
+        if not (0 < self.rate <= 1 and self.every >= 1):
+            raise InputError(f"{self} makes no sense: 0 < rate <= 1 and every >= 1 are needed")
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        return float(self.initial * self.rate ** (count // self.every))
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """``values[i]`` from step ``boundaries[i - 1]`` up to step ``boundaries[i]``.
+
+    Examples
+    --------
+    >>> schedule = Piecewise(boundaries=(100, 200), values=(1.0, 0.1, 0.01))
+    >>> schedule(99), schedule(100), schedule(500)
+    (1.0, 0.1, 0.01)
+    """
+
+    boundaries: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
+            raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
+        for value in self.values:
+            _positive("the learning rate", value)
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        return self.values[sum(count >= boundary for boundary in self.boundaries)]
+
+
+# -------------------------------------------------------------------------------------------------------- optimisers
+
+
+class Optimizer(ABC):
+    """What all optimisers share: the step count, the state, clipping, and the door."""
+
+    slots: tuple[str, ...]
+    """Names of the arrays that are kept for each parameter, with its shape; "k", its own step count, is a number on the host."""
+
+    def __init__(self, learning_rate: float | Schedule, clip_norm: float | None) -> None:
+        if not callable(learning_rate):
+            _positive("learning_rate", learning_rate)
+        if clip_norm is not None:
+            _positive("clip_norm", clip_norm)
+        self.learning_rate = learning_rate
+        self.clip_norm = clip_norm
+        self._state: dict[str, Any] = {}
+        self._count = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A copy of the flat dictionary: ``{"m.A": array, ...}``, empty before the first step."""
+        return dict(self._state)
+
+    @state.setter
+    def state(self, new: Mapping[str, Any]) -> None:
+        for key, a in new.items():
+            if key.partition(".")[0] not in self.slots or not key.partition(".")[2]:
+                raise InputError(f"{key!r} is no state of {type(self).__name__}, which keeps {', '.join(self.slots)} of every parameter")
+            if not is_array(a):
+                raise InputError(f"the state {key!r} is a {type(a).__name__}; an array is needed")
+        self._state = {key: to_numpy(a) if key.startswith("k.") else a for key, a in new.items()}
+
+    @property
+    def count(self) -> int:
+        """Steps taken."""
+        return self._count
+
+    @count.setter
+    def count(self, new: int) -> None:
+        if isinstance(new, bool) or not isinstance(new, int) or new < 0:
+            raise InputError(f"count is {new!r}; it is a number of steps")
+        self._count = new
+
+    @property
+    def current_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate)
+
+    def step(self, params: Params, grads: Mapping[str, Array]) -> dict[str, Array]:
+        """Return new parameters; those without a gradient stay the very same arrays.
+
+        Parameters
+        ----------
+        params : mapping of str to array
+            Left as they are.
+        grads : mapping of str to array
+            For some or all of the parameters.
+
+        Raises
+        ------
+        InputError
+            If a gradient belongs to no parameter, or its shape or that of the state does not fit. Nothing is changed then.
+        """
+        unknown = sorted(set(grads) - set(params))
+        if unknown:
+            raise InputError(f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}")
+        for key, g in grads.items():
+            namespace(params[key], g)
+            kept = [self._state[name] for slot in self.slots if slot != "k" and (name := f"{slot}.{key}") in self._state]
+            if any(a.shape != params[key].shape for a in (g, *kept)):
+                raise InputError(
+                    f"parameter {key} has shape {params[key].shape}, its gradient {g.shape}"
+                    + "".join(f", its state {a.shape}" for a in kept[:1])
+                    + "; for a new model use a new optimiser"
+                )
+            namespace(g, *kept)
+        lr, state, new = self.current_rate, dict(self._state), dict(params)
+        scale = None if self.clip_norm is None or not grads else _clip_factor(grads, self.clip_norm)
+        for key, g in grads.items():
+            own = [state.get(f"{slot}.{key}") for slot in self.slots]
+            new[key], after = self._update(params[key], g if scale is None else g * _cast(scale, g), own, lr)
+            state |= {f"{slot}.{key}": a for slot, a in zip(self.slots, after, strict=True)}
+        self._state, self._count = state, self._count + 1
+        return new
+
+    @abstractmethod
+    def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
+        """The new parameter, and what is kept; `own` holds None before the first step. No array is written into."""
+
+    def _options(self) -> dict[str, Any]:
+        return {"clip_norm": self.clip_norm}
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items() if value not in (None, 0.0, False))
+        return f"{type(self).__name__}({', '.join(part for part in (repr(self.learning_rate), options) if part)}), {self._count} steps"
+
+
+class SGD(Optimizer):
+    """``v <- mu v + g, theta <- theta - lr v``, with ``g + mu v`` in place of v for Nesterov; decay adds ``decay * theta`` to g.
+
+    Parameters
+    ----------
+    learning_rate : float or Schedule
+        lr.
+    momentum : float
+        mu in [0, 1).
+    nesterov : bool
+        Needs momentum.
+    weight_decay : float
+        decay.
+    clip_norm : float, optional
+        Gradients are scaled down together so that their common Euclidean norm is at most this.
+
+    Examples
+    --------
+    >>> SGD(0.5).step({"w": np.array([1.0])}, {"w": np.array([1.0])})["w"]
+    array([0.5])
+    """
+
+    slots: tuple[str, ...] = ("velocity",)
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, clip_norm)
+        if not (0 <= momentum < 1 and weight_decay >= 0) or (nesterov and momentum == 0):
+            raise InputError(
+                f"momentum = {momentum}, nesterov = {nesterov}, weight_decay = {weight_decay}: momentum lies in [0, 1) and is needed by "
+                "nesterov, weight_decay is not negative"
+            )
+        self.momentum, self.nesterov, self.weight_decay = float(momentum), nesterov, float(weight_decay)
+        if momentum == 0:
+            self.slots = ()
+
+    def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
+        if self.weight_decay:
+            g = g + self.weight_decay * p
+        if not self.momentum:
+            return p - lr * g, ()
+        v = g if own[0] is None else self.momentum * own[0] + g
+        return p - lr * (g + self.momentum * v if self.nesterov else v), (v,)
+
+    def _options(self) -> dict[str, Any]:
+        return {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay, **super()._options()}
+
+
+class Adam(Optimizer):
+    """``theta <- theta - lr m^ / (sqrt(s^) + eps)``, with running means m, s of g and g^2, corrected for their start at 0.
+
+    Parameters
+    ----------
+    learning_rate : float or Schedule
+        lr.
+    betas : (float, float)
+        Shares of the past in m and s.
+    eps : float
+        Bounds the step where gradients vanish.
+    clip_norm : float, optional
+        As for `SGD`.
+
+    Examples
+    --------
+    >>> Adam(0.1).step({"w": np.array([1.0])}, {"w": np.array([3.0])})["w"].round(6)
+    array([0.9])
+    """
+
+    slots = ("m", "s", "k")
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, clip_norm)
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and eps > 0):
+            raise InputError(f"betas = {betas}, eps = {eps}: two shares in [0, 1) and a positive eps are needed")
+        self.betas, self.eps, self.weight_decay = (float(betas[0]), float(betas[1])), float(eps), 0.0
+
+    def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
+        b1, b2 = self.betas
+        m, s, k = own
+        if k is None:
+            m, s, k = (1.0 - b1) * g, (1.0 - b2) * (g * g), 1
+        else:
+            m, s, k = b1 * m + (1.0 - b1) * g, b2 * s + (1.0 - b2) * (g * g), int(k) + 1
+        root = namespace(s).sqrt(s)
+        root *= 1.0 / math.sqrt(1.0 - b2**k)
+        root += self.eps
+        move = m / root
+        move *= lr / (1.0 - b1**k)
+        if self.weight_decay:
+            p = (1.0 - lr * self.weight_decay) * p
+        return p - move, (m, s, np.asarray(k))
+
+    def _options(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps, **super()._options()}
+
+
+class AdamW(Adam):
+    """Adam with decoupled decay: theta shrinks by ``lr * weight_decay`` of itself in every step, whatever its gradient.
+
+    Parameters
+    ----------
+    learning_rate, betas, eps, clip_norm
+        As for `Adam`.
+    weight_decay : float
+        All parameters decay that have a gradient, biases too.
+
+    Examples
+    --------
+    >>> AdamW(0.1, weight_decay=0.5).step({"w": np.array([1.0])}, {"w": np.array([0.0])})["w"]
+    array([0.95])
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, betas=betas, eps=eps, clip_norm=clip_norm)
+        if not 0 <= weight_decay < math.inf:
+            raise InputError(f"weight_decay is {weight_decay}; it must not be negative")
+        self.weight_decay = float(weight_decay)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "weight_decay": self.weight_decay}
+
+
+def _positive(name: str, value: Any) -> None:
+    if not 0 < value < math.inf:
+        raise InputError(f"{name} is {value}; it must be positive and finite")
+
+
+def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
+    """``min(1, clip / norm)`` of all gradients together, as an array without dimensions; 1 where the norm is 0."""
+    xp = namespace(*grads.values())
+    square: Any = 0.0
+    for g in grads.values():
+        square = square + xp.sum(astype(xp, g, "float64") ** 2)
+    norm = xp.sqrt(square)
+    return clip_norm / xp.maximum(norm, clip_norm)
+
+
+def _cast(scale: Any, g: Any) -> Any:
+    """A 0-d array in the dtype of g, so that the product keeps it."""
+    return astype(namespace(g), scale, g.dtype)

@@ -1,0 +1,122 @@
+"""What `fit` calls after each epoch: stopping early, and writing checkpoints from which a run goes on to the last bit.
+
+A callback is any function of the `Run`; returning True ends the training. These two are frozen dataclasses: what they must
+remember is kept in ``run.memory``, and so in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pyidl import backend, io
+from pyidl.backend import from_host
+from pyidl.errors import FileFormatError, InputError
+from pyidl.training.run import History, Run
+
+__all__ = ["Checkpoint", "EarlyStopping", "restore"]
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """End the training when a recorded number has not improved for some epochs.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without improvement before it ends.
+    monitor : str
+        A key of the history.
+    mode : {"min", "max"}
+        Which way is better.
+    min_delta : float
+        How much better it must be to count.
+    restore_best : bool
+        Whether the model gets back the parameters of the best epoch, when training ends here or by itself.
+    """
+
+    patience: int = 10
+    monitor: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+    restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.mode not in ("min", "max") or self.min_delta < 0:
+            raise InputError(f"{self} makes no sense: patience >= 1, mode 'min' or 'max', min_delta >= 0")
+
+    def __call__(self, run: Run) -> bool:
+        """Remember the best epoch; True when patience is over."""
+        values = History(tuple(run.records))[self.monitor]
+        signed = values if self.mode == "min" else -values
+        best = 0
+        for i in range(1, len(signed)):
+            if not signed[i] >= signed[best] - self.min_delta:
+                best = i
+        over = run.epoch - 1 - best >= self.patience
+        if self.restore_best:
+            if best == run.epoch - 1:
+                run.memory |= {f"best.{key}": backend.to_numpy(a).copy() for key, a in run.model.params.items()}
+            elif over or run.epoch == run.epochs:
+                run.model.params = {key: from_host(run.model.xp, run.memory[f"best.{key}"]) for key in run.model.params}
+        return over
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Write everything that a run needs to go on, every few epochs and at the end: ``fit(..., resume=path)`` continues it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Overwritten atomically.
+    every : int
+        Epochs between two writes.
+    """
+
+    path: str | Path
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"every is {self.every}; a checkpoint is written every one or more epochs")
+
+    def __call__(self, run: Run) -> None:
+        """Write the file."""
+        if run.epoch % self.every and run.epoch != run.epochs:
+            return
+        groups = {"params": run.model.params, "optimizer": run.optimizer.state, "memory": run.memory}
+        arrays = {f"{group}/{key}": backend.to_numpy(a) for group, members in groups.items() for key, a in members.items()}
+        header = {
+            "kind": "checkpoint",
+            "optimizer": type(run.optimizer).__name__,
+            "count": run.optimizer.count,
+            "rng": run.rng.bit_generator.state,
+            "records": run.records,
+        }
+        io.write_npz(self.path, arrays, header)
+
+
+def restore(run: Run, path: str | Path) -> None:
+    """Put a run into the state that a checkpoint has kept; nothing is changed before all of it has been read."""
+    header, arrays = io.read_npz(path)
+    if header.get("kind") != "checkpoint":
+        raise FileFormatError(f"{path} is not a checkpoint of fit; a model file is read by pyidl.load")
+    if header["optimizer"] != type(run.optimizer).__name__:
+        raise InputError(f"{path} was written with the optimiser {header['optimizer']}, this run uses {type(run.optimizer).__name__}")
+    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "optimizer": {}, "memory": {}}
+    for key, a in arrays.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = a
+    xp = run.model.xp
+    run.model.params = {key: from_host(xp, a) for key, a in groups["params"].items()}
+    run.optimizer.state = {key: from_host(xp, a) for key, a in groups["optimizer"].items()}
+    run.optimizer.count = header["count"]
+    bits = type(run.rng.bit_generator)
+    if header["rng"]["bit_generator"] != bits.__name__:
+        raise InputError(f"{path} was written with the generator {header['rng']['bit_generator']}, this run uses {bits.__name__}")
+    run.rng.bit_generator.state = header["rng"]
+    run.records, run.memory = header["records"], groups["memory"]

@@ -1,0 +1,290 @@
+"""Training: the loop that everyone would otherwise write, with everything in it counted.
+
+    Y, pull = model(U);  value, dY = loss(Y, target);  _, grads = pull(dY)
+    model.params = model.project(optimizer.step(model.params, grads))
+
+The projection belongs to the step: after each one the model lies in its well-posed set again, and the forward pass and
+its gradient use the parameters as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pyidl import backend
+from pyidl.backend import from_host
+from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError
+from pyidl.layers.base import Layer
+from pyidl.training.callbacks import restore
+from pyidl.training.run import Callback, History, Optimizer, Run, in_words
+from pyidl.typing import Array, Params, Rng
+
+__all__ = ["Loss", "Metric", "OnFailedSamples", "Penalty", "fit"]
+
+LOGGER = logging.getLogger("pyidl")
+MAX_FAILED = 0.1
+
+Loss = Callable[..., tuple[Any, Any]]
+Metric = Callable[[Any, Any], Any]
+Penalty = Callable[[Params], tuple[Any, Mapping[str, Array]]]
+OnFailedSamples = Literal["skip", "raise", "warn", "ignore"]
+
+
+def fit(
+    model: Layer,
+    data: tuple[Any, ...],
+    *,
+    loss: Loss,
+    optimizer: Optimizer,
+    epochs: int,
+    batch_size: int | None = 64,
+    validation: tuple[Any, ...] | None = None,
+    rng: Rng = None,
+    metrics: Sequence[Metric] = (),
+    penalty: Penalty | None = None,
+    on_fail: OnFailedSamples = "skip",
+    callbacks: Iterable[Callback] = (),
+    verbose: int = 1,
+    resume: str | Path | None = None,
+) -> History:
+    """Train a model in place and return what happened.
+
+    Parameters
+    ----------
+    model : Layer
+        Its `params` are replaced after every step, and projected into its well-posed set.
+    data : (inputs, targets) or (inputs, targets, weights)
+        `inputs` is one array or a tuple of arrays that share their first axis; `weights` (m,) weigh the samples.
+    loss : callable
+        ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given; see `pyidl.losses`.
+    optimizer : Optimizer
+        See `pyidl.optim`; learning-rate schedules and gradient clipping are options of it.
+    epochs : int
+        How often every sample is seen; with `resume`, including the epochs already done.
+    batch_size : int or None
+        Samples per step; None takes all at once.
+    validation : like `data`, optional
+        Evaluated after each epoch.
+    rng : Generator, int or None
+        Draws the order of the samples, on the host, and is handed to layers that draw.
+    metrics : sequence of callables
+        ``metric(Y, target) -> float``, evaluated after each epoch on the validation data, or else on the training data.
+    penalty : callable, optional
+        ``penalty(params) -> (value, grads)``, added to the loss; `grads` may leave out keys.
+    on_fail : {"skip", "raise", "warn", "ignore"}
+        What happens to samples whose solve does not converge. "skip" leaves them out of the step, counts them in the history
+        and reports them once per epoch; it raises when more than a tenth of an epoch fails.
+    callbacks : iterable of callables
+        Called with the `Run` after every epoch; True ends the training. See `EarlyStopping`, `Checkpoint`.
+    verbose : int
+        1 shows progress, by tqdm where it is installed and by the logger "pyidl" where not; 0 is silent.
+    resume : path, optional
+        A file of `Checkpoint`: the run goes on as if it had not been interrupted, to the last bit.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    InputError
+        Before any work, if the data do not fit together.
+    ConvergenceError
+        As `on_fail` says.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> U = np.linspace(-2, 2, 64)[:, None]
+    >>> model = pyidl.ImplicitModel(1, 1, 20, rng=0)
+    >>> adam = pyidl.optim.Adam(1e-2)
+    >>> history = pyidl.fit(model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=20, rng=0, verbose=0)
+    >>> bool(history["loss"][-1] < history["loss"][0])
+    True
+    """
+    if not isinstance(model, Layer):
+        raise InputError(f"fit trains a Layer, got {type(model).__name__}")
+    if on_fail not in ("skip", "raise", "warn", "ignore"):
+        raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
+    if epochs < 1 or (batch_size is not None and batch_size < 1):
+        raise InputError(f"epochs = {epochs} and batch_size = {batch_size} must be at least 1")
+    callbacks = tuple(callbacks)
+    train = _Data.read(data, model, "data")
+    held_out = None if validation is None else _Data.read(validation, model, "validation")
+    run = Run(model, optimizer, np.random.default_rng(rng), epochs)
+    if resume is not None:
+        restore(run, resume)
+    size = train.m if batch_size is None else min(batch_size, train.m)
+    with _progress(run, verbose) as report:
+        while run.epoch < epochs:
+            began = time.perf_counter()
+            record = {"epoch": run.epoch + 1, **_train_epoch(run, train, size, loss, penalty, on_fail)}
+            if held_out is not None:
+                record |= {f"val_{key}": value for key, value in _evaluate(model, held_out, size, loss, metrics).items()}
+            elif metrics:
+                record |= _evaluate(model, train, size, None, metrics)
+            record["seconds"] = time.perf_counter() - began
+            run.records.append(record)
+            report(record)
+            if [callback for callback in callbacks if callback(run) is True]:  # all of them are called
+                break
+    return History(tuple(run.records))
+
+
+# ------------------------------------------------------------------------------------------------------------ epochs
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Inputs, targets and weights of m samples."""
+
+    inputs: tuple[Any, ...]
+    target: Any
+    weights: Any
+    m: int
+
+    @classmethod
+    def read(cls, data: Any, model: Layer, name: str) -> _Data:
+        if not (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
+            raise InputError(f"{name} must be (inputs, targets) or (inputs, targets, weights)")
+        inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
+        parts = [a if backend.is_array(a) else from_host(model.xp, np.asarray(a)) for a in (*inputs, *data[1:]) if a is not None]
+        lengths = {a.shape[0] if a.ndim else 0 for a in parts}
+        if len(lengths) != 1 or lengths == {0}:
+            raise InputError(f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1")
+        backend.namespace(*parts, *model.params.values())
+        weights = parts[-1] if len(data) == 3 and data[2] is not None else None
+        return cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
+
+    def take(self, rows: np.ndarray) -> _Data:
+        """Some of the samples."""
+        xp = backend.namespace(self.target)
+        index = from_host(xp, rows)
+        weights = None if self.weights is None else xp.take(self.weights, index, axis=0)
+        return _Data(tuple(xp.take(a, index, axis=0) for a in self.inputs), xp.take(self.target, index, axis=0), weights, len(rows))
+
+    def loss(self, loss: Loss, Y: Any) -> tuple[Any, Any]:
+        return loss(Y, self.target) if self.weights is None else loss(Y, self.target, weights=self.weights)
+
+    @property
+    def total(self) -> Any:
+        """The weight of these samples in a mean over all batches."""
+        return self.m if self.weights is None else backend.namespace(self.weights).sum(self.weights)
+
+
+@dataclass
+class _Mean:
+    """A weighted mean, collected without waiting for a GPU."""
+
+    value: Any = 0.0
+    weight: Any = 0.0
+
+    def add(self, value: Any, weight: Any) -> None:
+        self.value, self.weight = self.value + value * weight, self.weight + weight
+
+    def __float__(self) -> float:
+        return float(self.value) / float(self.weight)
+
+
+def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty | None, on_fail: OnFailedSamples) -> dict[str, float]:
+    """One pass over the samples in random order, a step for each batch."""
+    order = run.rng.permutation(data.m)
+    mean, steps, failed = _Mean(), _Mean(), np.zeros(data.m, bool)
+    for i in range(0, data.m, size):
+        rows = order[i : i + size]
+        try:
+            batch = _attempt(run, data, rows, loss, on_fail, failed)
+            if batch is None:
+                continue
+            value, grads, total, counts = batch
+            if penalty is not None:
+                extra, slopes = penalty(run.model.params)
+                value, grads = value + extra, {key: grads[key] + slopes[key] if key in slopes else grads[key] for key in grads}
+            run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
+        except Exception as error:
+            error.add_note(f"in fit: epoch {run.epoch + 1}, step {i // size + 1} of {-(-data.m // size)}")
+            raise
+        mean.add(value, total)
+        for n_iter in counts:
+            steps.add(float(np.mean(n_iter)), len(n_iter))
+    count = int(failed.sum())
+    if count > MAX_FAILED * data.m:
+        raise ConvergenceError(
+            f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}, more than a tenth; {run.model.certificate()!r}. "
+            "Use a constraint that certifies the model, a smaller learning rate, or a larger tol",
+            ~failed,
+        )
+    if count:
+        warnings.warn(
+            f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}; they were left out",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return {"loss": float(mean), "steps": float(steps) if steps.weight else 0.0, "failed": float(count)}
+
+
+def _attempt(run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: np.ndarray) -> Any:
+    """Loss and gradients of one batch; with "skip", of those of its samples whose solves converge."""
+    while len(rows):
+        batch = data.take(rows)
+        try:
+            Y, pull = run.model(*batch.inputs, rng=run.rng, on_fail="raise" if on_fail == "skip" else on_fail)
+            value, dY = batch.loss(loss, Y)
+            _, grads = pull(dY, inputs=False)
+            return value, grads, batch.total, [s.n_iter for s in pull.solutions]
+        except ConvergenceError as error:
+            if on_fail != "skip":
+                raise
+            failed[rows[~error.converged]] = True
+            rows = rows[error.converged]
+    return None
+
+
+def _evaluate(model: Layer, data: _Data, size: int, loss: Loss | None, metrics: Sequence[Metric]) -> dict[str, float]:
+    """Loss and metrics without a step; samples whose solve fails count with the best state that was found."""
+    outputs, mean, failed = [], _Mean(), 0
+    for i in range(0, data.m, size):
+        batch = data.take(np.arange(i, min(i + size, data.m)))
+        Y, pull = model(*batch.inputs, on_fail="ignore")
+        outputs.append(Y)
+        failed += sum(int(np.sum(~s.converged)) for s in pull.solutions)
+        if loss is not None:
+            mean.add(batch.loss(loss, Y)[0], batch.total)
+    result = {} if loss is None else {"loss": float(mean), "failed": float(failed)}
+    Y = backend.namespace(outputs[0]).concat(outputs)
+    return result | {getattr(metric, "__name__", repr(metric)): float(metric(Y, data.target)) for metric in metrics}
+
+
+# ---------------------------------------------------------------------------------------------------------- progress
+
+
+@contextmanager
+def _progress(run: Run, verbose: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """A bar over the epochs where tqdm is installed, lines in the log where it is not."""
+    if verbose == 0:
+        yield lambda record: None
+    elif importlib.util.find_spec("tqdm") is None:
+        yield lambda record: LOGGER.info(in_words(record))
+    else:
+        from tqdm import tqdm
+
+        with tqdm(total=run.epochs, initial=run.epoch, unit="epoch") as bar:
+
+            def report(record: Mapping[str, float]) -> None:
+                shown = {
+                    key: f"{value:.4g}" for key, value in record.items() if key not in ("epoch", "seconds", "steps") and value == value
+                }
+                bar.set_postfix({key: value for key, value in shown.items() if not (key.endswith("failed") and value == "0")})
+                bar.update()
+
+            yield report

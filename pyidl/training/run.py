@@ -1,0 +1,89 @@
+"""A training run: what it consists of, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pyidl.layers.base import Layer
+from pyidl.typing import Array, Grads, Params
+
+__all__ = ["Callback", "History", "Optimizer", "Run", "in_words"]
+
+
+class Optimizer(Protocol):
+    """What `fit` asks of an optimiser."""
+
+    state: Mapping[str, Any]
+    count: int
+
+    def step(self, params: Params, grads: Grads) -> dict[str, Array]:
+        """Return new parameters."""
+        ...
+
+
+@dataclass(frozen=True)
+class History:
+    """One record for each epoch.
+
+    ``history["loss"]`` is an array over the epochs. The keys: epoch, loss, val_loss and the metrics (of the validation data
+    if there are any, with "val_" before the name, otherwise of the training data), steps (mean forward steps a sample and
+    solve), failed (samples whose solve failed and that were left out), seconds.
+    """
+
+    records: tuple[Mapping[str, float], ...] = ()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if not self.records or key not in self.records[0]:
+            raise KeyError(f"{key!r} was not recorded; there are {list(self.records[0]) if self.records else 'no epochs'}")
+        return np.array([record[key] for record in self.records])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        return "\n".join(["History of no epochs"] if not self.records else [in_words(record) for record in self.records])
+
+
+def in_words(record: Mapping[str, float]) -> str:
+    """One epoch in a line."""
+    parts = [f"{key} {value:.4g}" for key, value in record.items() if key not in ("epoch", "seconds")]
+    return f"epoch {int(record['epoch'])}: " + ", ".join(parts) + f" ({record['seconds']:.2f} s)"
+
+
+@dataclass
+class Run:
+    """The state of a training run, as callbacks see it after each epoch.
+
+    Attributes
+    ----------
+    model, optimizer : Layer, Optimizer
+        As they are now.
+    rng : numpy.random.Generator
+        Draws the order of the samples, and whatever the layers draw.
+    epochs : int
+        How many were asked for.
+    records : list of dict
+        One for each epoch done.
+    memory : dict of str to numpy.ndarray
+        Where callbacks keep what they must remember; a checkpoint saves it.
+    """
+
+    model: Layer
+    optimizer: Optimizer
+    rng: np.random.Generator
+    epochs: int
+    records: list[dict[str, float]] = field(default_factory=list)
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """The number of epochs done."""
+        return len(self.records)
+
+
+Callback = Callable[[Run], Any]
+"""Called after every epoch; returning True ends the training."""
