@@ -29,7 +29,7 @@ from pyidl.typing import Array, Grads
 
 __all__ = ["DEFAULT_ADJOINT", "DEFAULT_FORWARD", "EquilibriumPullback", "equilibrium"]
 
-DEFAULT_FORWARD = Picard()
+DEFAULT_FORWARD = Fallback(Picard(), Picard(damping=0.5))
 DEFAULT_ADJOINT = Fallback(Picard(), Direct())
 
 

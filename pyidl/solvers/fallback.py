@@ -1,4 +1,4 @@
-"""One solver, then another for the samples that it could not solve."""
+"""One solver, then another for the samples that it could not solve, from the point where the first one left them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ __all__ = ["Fallback"]
 class Fallback(Solver):
     """Run `first`; solve the samples that have not converged by `then`. `Solution.method` says what happened.
 
-    ``Fallback(Picard(), Direct())`` is the default for the adjoint: wherever the forward equation is certified, the
-    adjoint iteration contracts by the same factor, so that the fallback is needed only where nothing is certified.
+    Two of them are the defaults. Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle, an
+    average of two iterates leaves it. That happens without a contraction, but also with one: if f is computed with errors e
+    and contracts by kappa, a cycle of width ``2 e / (1 - kappa)`` can persist, which in float32 may be above the tolerance.
+    Adjoint, ``Fallback(Picard(), Direct())``: the direct solve needs no contraction at all.
     """
 
     first: Solver
@@ -32,7 +34,9 @@ class Fallback(Solver):
         rows = np.flatnonzero(~solution.converged)
         if len(rows) == 0:
             return solution
-        return solution.merged(self.then(problem.take(from_host(problem.xp, rows))), rows, problem.xp)
+        index = from_host(problem.xp, rows)
+        best = problem.xp.take(solution.value, index, axis=0)
+        return solution.merged(self.then(problem.take(index), best), rows, problem.xp)
 
     def at(self, tol: float | None) -> Fallback:
         """Both with another tolerance."""

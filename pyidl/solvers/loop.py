@@ -83,7 +83,7 @@ class _Book:
         self.residual[better], self.tolerance[better], self.best[better] = residual[improved], tolerance[improved], k
         self.n_iter[rows] = k
         status = np.full(len(rows), Status.MAX_ITER if last else RUNNING)
-        lost = k - self.best[rows] > np.maximum(PATIENCE, self.best[rows])
+        lost = k - self.best[rows] > np.maximum(PATIENCE, self.best[rows] // 4)
         status[lost] = Status.STAGNATED
         status[(lost | last) & (residual > 10.0 * self.residual[rows])] = Status.DIVERGED
         status[residual > growth * (self.first[rows] + tolerance)] = Status.DIVERGED

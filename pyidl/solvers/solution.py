@@ -59,7 +59,7 @@ class Solution:
     method : str
         Which solver, and why.
     trace : numpy.ndarray, shape (steps, m), or None
-        The residual of every step, if asked for; NaN once a sample has left the iteration.
+        The residual of every step, if asked for; NaN once a sample has left. After a fallback, that of the first solver.
     """
 
     value: Array

@@ -1,0 +1,191 @@
+"""The house: imports go strictly downwards, array names exist everywhere, and `import pyidl` is light."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyidl
+
+PACKAGE = Path(pyidl.__file__).parent
+ROOT = PACKAGE.parent
+
+LEVELS = [
+    {"backend", "errors", "typing"},
+    {"activations", "projections", "structure", "losses", "metrics", "optim", "initializers"},
+    {"certificate"},
+    {"wellposed", "solvers"},
+    {"cells", "equilibrium"},
+    {"layers"},
+    {"certify", "io", "plotting", "testing"},
+    {"training", "sim"},
+    {"sklearn", "interop"},
+    {"__main__", "__init__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+# Same-level imports that are allowed, besides those within one folder: the ground floor, and the theorem that uses the cells.
+NEIGHBOURS = {("backend", "errors"), ("backend", "typing"), ("equilibrium", "cells")}
+
+# Names that NumPy gained after 2.0, the oldest version that pyidl supports.
+AFTER_NUMPY_2_0 = {"astype", "cumulative_sum", "cumulative_prod", "unstack", "matvec", "vecmat"}
+
+
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(source):
+    """Modules of pyidl that a source imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "pyidl")
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "pyidl"):
+            assert not node.level, "relative imports hide the level"
+            if node.module == "pyidl":
+                yield from (f"pyidl.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def violations(module, source):
+    """What is wrong with the imports of a module."""
+    own = room_of(module)
+    if own not in LEVEL:
+        return [f"{module} has no level"]
+    wrong = []
+    for name in imported(source):
+        other = room_of(name)
+        if other not in LEVEL:
+            wrong.append(f"{module} imports {name}, which has no level")
+        elif other != own and LEVEL[other] >= LEVEL[own] and (own, other) not in NEIGHBOURS:
+            wrong.append(f"{module} (level {LEVEL[own]}) imports {name} (level {LEVEL[other]})")
+    return wrong
+
+
+def sources():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path
+
+
+@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_go_down(module, path):
+    assert violations(module, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pyidl.backend", "from pyidl import layers"),
+        ("pyidl.activations", "import pyidl.losses"),
+        ("pyidl.solvers.picard", "def f():\n    from pyidl.cells import Cell"),
+        ("pyidl.cells", "from pyidl.equilibrium import equilibrium"),
+        ("pyidl.unheard_of", ""),
+    ],
+)
+def test_the_checker_catches(module, source):
+    assert violations(module, source)
+
+
+def test_there_are_no_cycles():
+    graph = {module: {name for name in imported(path.read_text())} for module, path in sources()}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module in done or module not in graph:
+            return
+        path.append(module)
+        for other in graph[module]:
+            if not module.startswith(f"{other}."):  # the folder's own __init__ only gathers names
+                visit(other)
+        path.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+def used_names(source):
+    """``xp.name`` and ``xp.linalg.name``, also of ``namespace(z).name``."""
+
+    def is_xp(node):
+        if isinstance(node, ast.Name):
+            return node.id == "xp"
+        if isinstance(node, ast.Attribute):
+            return node.attr == "xp"
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "namespace"
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            if is_xp(node.value):
+                yield node.attr
+            elif isinstance(node.value, ast.Attribute) and node.value.attr == "linalg" and is_xp(node.value.value):
+                yield f"linalg.{node.attr}"
+
+
+def test_used_names_are_found():
+    assert set(used_names("xp.abs(x); namespace(z).exp(z); self.xp.linalg.solve(a, b)")) == {"abs", "exp", "linalg", "linalg.solve"}
+
+
+KNOWN = set((Path(__file__).parent / "cupy_names.txt").read_text().split())
+# `backend` guards these by the name of the library, or they are attributes of every module.
+GUARDED = {"asnumpy", "cuda", "ndarray", "astype", "cumulative_sum", "__name__", "linalg"}
+
+
+@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")
+def test_array_names_exist_in_cupy_and_in_the_oldest_numpy(module, path):
+    names = set(used_names(path.read_text()))
+    guarded = GUARDED if module == "pyidl.backend" else {"__name__", "linalg"}
+    assert names - guarded - KNOWN == set(), "not in CuPy"
+    assert (names - guarded) & AFTER_NUMPY_2_0 == set(), "not in NumPy 2.0; pyidl.backend fills that gap"
+    assert all(hasattr(np.linalg if name.startswith("linalg.") else np, name.removeprefix("linalg.")) for name in names - guarded)
+
+
+def test_the_list_of_cupy_names_is_true():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    used = {name for _, path in sources() for name in used_names(path.read_text())} & KNOWN
+    missing = {n for n in used if not hasattr(cupy.linalg if n.startswith("linalg.") else cupy, n.removeprefix("linalg."))}
+    assert missing == set()
+
+
+def test_importing_pyidl_is_light():
+    code = "import sys, pyidl; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "pyidl" in loaded
+    assert {"cupy", "matplotlib", "sklearn", "torch", "tqdm", "pandas"} & set(loaded) == set()
+
+
+def test_files_are_short():
+    assert {path.name: n for _, path in sources() if (n := path.read_text().count("\n")) > 400} == {}
+
+
+def test_public_signatures_take_no_unnamed_options():
+    for module, path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.args.kwarg is not None:
+                assert (node.name, node.args.kwarg.arg) == ("replace", "changes"), f"{module}.{node.name}"
+
+
+def test_every_public_name_exists():
+    for module in ["pyidl", *(m.name for m in pkgutil.walk_packages(pyidl.__path__, "pyidl."))]:
+        loaded = importlib.import_module(module)
+        assert loaded.__all__, module
+        for name in loaded.__all__:
+            assert hasattr(loaded, name), f"{module}.{name}"
+
+
+def test_the_top_level_is_tidy():
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    allowed = {"pyidl", "tests", "examples", "docs", ".ci", ".gitignore", "setup.cfg", "pyproject.toml", "README.md"}
+    allowed |= {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    assert {line.split("/")[0] for line in listing.stdout.splitlines()} <= allowed

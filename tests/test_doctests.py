@@ -1,0 +1,29 @@
+"""Every example in a docstring runs and says what it says."""
+
+import doctest
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+
+import pyidl
+
+MODULES = ["pyidl", *(m.name for m in pkgutil.walk_packages(pyidl.__path__, "pyidl."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    globs = {**vars(module), "np": np, "pyidl": pyidl}
+    result = doctest.testmod(module, extraglobs=globs, optionflags=flags)
+    assert result.failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    modules = [importlib.import_module(name) for name in MODULES]
+    examples = sum(len(test.examples) for module in modules for test in finder.find(module))
+    assert examples > 50
