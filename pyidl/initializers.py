@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-__all__ = ["he_normal", "lecun_normal", "uniform_contraction"]
+__all__ = ["glorot_uniform", "he_normal", "lecun_normal", "uniform_contraction"]
 
 
 def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -38,6 +38,22 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     (2, 3)
     """
     return rng.normal(0.0, math.sqrt(2.0 / columns), (rows, columns))
+
+
+def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Entries uniform in ``(-a, a)``, ``a = sqrt(6 / (rows + columns))``, hence with variance ``2 / (rows + columns)``.
+
+    Forward, signals keep their size with variance ``1 / columns``, backward, gradients with ``1 / rows``: this lies between.
+
+    Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010, eq. 16.
+
+    Examples
+    --------
+    >>> bool(np.abs(glorot_uniform(np.random.default_rng(0), 2, 4)).max() < 1)
+    True
+    """
+    a = math.sqrt(6.0 / (rows + columns))
+    return rng.uniform(-a, a, (rows, columns))
 
 
 def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:

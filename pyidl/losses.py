@@ -40,7 +40,8 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     Raises
     ------
     InputError
-        If shapes differ (nothing is broadcast), or target or weights are not finite.
+        If shapes differ (nothing is broadcast), a dtype does not fit, or target or weights are not finite (values are looked at
+        on the CPU only: on a GPU that would wait for the device, and what is not finite shows in the value).
     DeviceMismatchError
         If Y and target live on different devices.
 
@@ -95,7 +96,8 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
 def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     """For logits y and targets t in [0, 1]: ``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = sigmoid(y) - t``.
 
-    Stable for logits of any size, since ``log(1 + e^y) = logaddexp(y, 0)``. Arguments and errors as for `mse`.
+    Since ``log(1 + e^y) = max(y, 0) + log(1 + e^{-|y|})``, nothing overflows, and for t = 0 or 1 a small loss keeps its digits.
+    Arguments and errors as for `mse`.
 
     Examples
     --------
@@ -106,7 +108,8 @@ def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple
     xp, target = _real_target(Y, target)
     if _on_cpu(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
         raise InputError("the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2")
-    return _mean(xp, xp.logaddexp(Y, 0.0) - target * Y, backend.expit(xp, Y) - target, weights)
+    loss = xp.maximum(Y, 0.0) - target * Y + xp.log1p(xp.exp(-xp.abs(Y)))
+    return _mean(xp, loss, backend.expit(xp, Y) - target, weights)
 
 
 def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
@@ -115,7 +118,7 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     Parameters
     ----------
     Y : array, shape (m, q) or (m, T, q)
-        Logits; any size is safe, since the largest is subtracted.
+        Logits; large ones are safe, since the largest is subtracted. With T positions, l is their mean.
     target : array of integers, shape (m,) or (m, T), or of probabilities, with the shape of Y
         Labels in 0, ..., q - 1; or rows that are nonnegative and sum to 1.
     weights : array, shape (m,), optional
@@ -130,7 +133,7 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     ------
     InputError
         If shapes do not fit, labels are not in 0, ..., q - 1, or probabilities do not sum to 1 (values are looked at on the
-        CPU only: on a GPU that would wait for the device).
+        CPU only: on a GPU that would wait for the device, and a label out of range makes the value NaN).
     DeviceMismatchError
         If Y and target live on different devices.
 
@@ -141,7 +144,7 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     (1.3863, array([[ 0.25,  0.25, -0.75,  0.25]]))
     """
     xp = _check_output(Y)
-    t = _one_hot(xp, Y, target)
+    t = _probabilities(xp, Y, target)
     shifted = Y - xp.max(Y, axis=-1, keepdims=True)
     e = xp.exp(shifted)
     total = xp.sum(e, axis=-1, keepdims=True)
@@ -159,61 +162,66 @@ def _on_cpu(xp: Namespace) -> bool:
 
 def _check_output(Y: Array) -> Namespace:
     xp = namespace(Y)
-    if not xp.isdtype(Y.dtype, "real floating"):
-        raise InputError(f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it, so it must be real and floating")
+    if Y.dtype not in (xp.float32, xp.float64):
+        raise InputError(f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it: cast the model to float32 or float64")
     if Y.ndim == 0 or Y.size == 0:
-        raise InputError(f"Y has shape {Y.shape}; a loss needs at least one sample")
+        raise InputError(f"Y has shape {Y.shape}; a loss needs at least one sample, along the first axis, and one entry of each")
     return xp
 
 
+def _real(xp: Namespace, Y: Array, x: Any, name: str) -> Any:
+    """Target or weights, in the library and dtype of Y."""
+    if not _on_cpu(xp) and backend.is_array(x) and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool")):
+        return backend.astype(xp, x, Y.dtype)
+    return backend.as_real(x, name=name, xp=xp, dtype="float32" if Y.dtype == xp.float32 else "float64")
+
+
 def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:
-    """Library and target, in the dtype of Y."""
+    """Library, and the target with the shape of Y."""
     xp = _check_output(Y)
-    target = backend.as_real(target, name="target", xp=xp, dtype=_name(xp, Y))
+    target = _real(xp, Y, target, "target")
     if target.shape != Y.shape:
         hint = f"; reshape it, target.reshape({Y.shape})" if target.size == Y.size else ""
         raise InputError(f"target has shape {target.shape}, Y has {Y.shape}; they must be equal, nothing is broadcast{hint}")
     return xp, target
 
 
-def _one_hot(xp: Namespace, Y: Array, target: Any) -> Any:
-    """Probabilities from labels, or the given ones."""
+def _probabilities(xp: Namespace, Y: Array, target: Any) -> Any:
+    """The given probabilities, or those that labels stand for: 1 at the label, 0 elsewhere."""
     if Y.ndim < 2:
         raise InputError(f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)")
-    if not backend.is_array(target):
-        target = backend.from_host(xp, np.asarray(target))
-    namespace(Y, target)
-    if xp.isdtype(target.dtype, "integral"):
-        q = Y.shape[-1]
-        if target.shape != Y.shape[:-1]:
-            raise InputError(f"the labels have shape {target.shape}; for logits {Y.shape} they must have {Y.shape[:-1]}")
-        if _on_cpu(xp) and (int(xp.min(target)) < 0 or int(xp.max(target)) >= q):
-            raise InputError(
-                f"the labels lie between {int(xp.min(target))} and {int(xp.max(target))}; with {q} classes they are 0, ..., {q - 1}"
-            )
-        return backend.astype(xp, target[..., None] == xp.arange(q, dtype=target.dtype), Y.dtype)
-    xp, t = _real_target(Y, target)
-    if _on_cpu(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(xp.sum(t, axis=-1) - 1.0) < 1e-3)):
-        raise InputError("the target of cross_entropy is neither integer labels nor rows of probabilities: nonnegative, with sum 1")
-    return t
-
-
-def _name(xp: Namespace, Y: Array) -> str:
-    return "float32" if Y.dtype == xp.float32 else "float64"
+    t = _real(xp, Y, target, "target")
+    if t.shape == Y.shape:
+        if _on_cpu(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(xp.sum(t, axis=-1) - 1.0) < 1e-3)):
+            raise InputError("the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum")
+        return t
+    if t.shape != Y.shape[:-1]:
+        raise InputError(f"target has shape {t.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}")
+    labels = target if backend.is_array(target) else np.asarray(target)
+    if not namespace(labels).isdtype(labels.dtype, "integral"):
+        raise InputError(f"the labels have dtype {labels.dtype}; cast them to integers, or give probabilities with the shape {Y.shape}")
+    q = Y.shape[-1]
+    # Compared in the dtype of Y: in uint8 the classes 0 and 256 would be one. In float32, labels are exact up to 2^24.
+    one_hot = t[..., None] == xp.arange(q, dtype=Y.dtype)
+    if not _on_cpu(xp):
+        return xp.where(((t >= 0) & (t < q))[..., None], backend.astype(xp, one_hot, Y.dtype), math.nan)
+    if int(xp.min(t)) < 0 or int(xp.max(t)) >= q:
+        raise InputError(f"the labels lie between {int(xp.min(t))} and {int(xp.max(t))}; with {q} classes they are 0, ..., {q - 1}")
+    return backend.astype(xp, one_hot, Y.dtype)
 
 
 def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]:
-    """The mean over entries and samples, and its derivative; `loss` may lack the last axis of `slope`."""
-    m = loss.shape[0]
-    entries = loss.size // m
+    """The mean over entries and samples, and its derivative; `loss` may lack the last axis of `slope`, which is overwritten."""
     if weights is None:
         slope *= 1.0 / loss.size
-        return xp.mean(loss), slope
-    w = backend.as_real(weights, name="weights", xp=xp, dtype=_name(xp, loss))
+        return xp.asarray(xp.mean(loss)), slope
+    m = loss.shape[0]
+    w = _real(xp, loss, weights, "weights")
     if w.shape != (m,):
         raise InputError(f"weights has shape {w.shape}; one for each of the {m} samples is needed")
     if _on_cpu(xp) and not (bool(xp.all(w >= 0)) and bool(xp.any(w > 0))):
-        raise InputError("weights must be nonnegative, and not all zero")
-    w = w / (xp.sum(w) * entries)
-    column = xp.reshape(w, (m, *[1] * (loss.ndim - 1)))
-    return xp.sum(column * loss), slope * xp.reshape(w, (m, *[1] * (slope.ndim - 1)))
+        raise InputError(f"weights lie between {float(xp.min(w))} and {float(xp.max(w))}; they must be nonnegative, and not all zero")
+    w = w / (xp.sum(w) * (loss.size // m))
+    value = xp.sum(xp.reshape(w, (m, *[1] * (loss.ndim - 1))) * loss)
+    slope *= xp.reshape(w, (m, *[1] * (slope.ndim - 1)))
+    return xp.asarray(value), slope

@@ -18,7 +18,7 @@ def accuracy(Y: Array, target: Any) -> float:
 
     Parameters
     ----------
-    Y : array, shape (m, q), (m, T, q), or (m, 1) for two classes
+    Y : array, shape (m, q), (m, T, q), or (m, 1) or (m,) for two classes
         Logits.
     target : array of integers, shape (m,) or (m, T)
         Labels; for a single logit also of shape (m, 1).
@@ -34,12 +34,15 @@ def accuracy(Y: Array, target: Any) -> float:
     0.5
     """
     logits, labels = to_numpy(Y), to_numpy(target)
+    if logits.ndim == 0 or logits.size == 0:
+        raise InputError(f"Y has shape {logits.shape}; accuracy needs at least one sample, along the first axis")
     single = logits.ndim >= 2 and logits.shape[-1] == 1
-    said = (logits[..., 0] > 0).astype(int) if single else logits.argmax(axis=-1)
     if single and labels.shape == logits.shape:
         labels = labels[..., 0]
-    if labels.shape != said.shape or labels.size == 0:
-        raise InputError(f"the labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}, and not be empty")
+    logit = logits[..., 0] if single else logits
+    said = (logit > 0).astype(int) if single or logits.ndim == 1 else logits.argmax(axis=-1)
+    if labels.shape != said.shape:
+        raise InputError(f"the labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}")
     return float(np.mean(said == labels))
 
 
@@ -54,7 +57,7 @@ def r2(Y: Array, target: Any) -> float:
     Raises
     ------
     InputError
-        If the shapes differ, or all targets are equal, so that nothing is to be explained.
+        If the shapes differ, there is no sample, or all targets are equal, so that nothing is to be explained.
 
     Examples
     --------
@@ -63,8 +66,10 @@ def r2(Y: Array, target: Any) -> float:
     """
     said, truth = to_numpy(Y).astype(np.float64), to_numpy(target).astype(np.float64)
     if said.shape != truth.shape:
-        raise InputError(f"Y has shape {said.shape}, target {truth.shape}; they must be equal")
+        raise InputError(f"Y has shape {said.shape}, target {truth.shape}; they must be equal, nothing is broadcast")
+    if truth.ndim == 0 or truth.size == 0:
+        raise InputError(f"Y has shape {said.shape}; r2 needs at least two samples, along the first axis")
+    if np.all(truth == truth[:1]):  # the sum below would be 0 only up to rounding
+        raise InputError(f"all {len(truth)} targets are equal, so r2 has nothing to explain; report the squared error instead")
     spread = float(np.sum((truth - truth.mean(axis=0)) ** 2))
-    if spread == 0:
-        raise InputError("all targets are equal, so r2 has nothing to explain")
     return 1.0 - float(np.sum((truth - said) ** 2)) / spread

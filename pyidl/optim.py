@@ -4,8 +4,8 @@ An optimiser is the one stateful object of the library: a configuration, fixed w
 of arrays, and the number of steps `count`. Both can be read, saved and set, and a run then continues to the last bit.
 
     SGD     v <- mu v + g;   theta <- theta - lr v                                    (Nesterov: g + mu v in place of v)
-    Adam    m <- b1 m + (1 - b1) g;   s <- b2 s + (1 - b2) g^2
-            theta <- theta - lr (m / (1 - b1^k)) / (sqrt(s / (1 - b2^k)) + eps)
+    Adam    m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
+            theta <- theta - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
     AdamW   theta <- (1 - lr decay) theta  first, then Adam
 
 Sources: Sutskever, Martens, Dahl, Hinton, ICML 2013; Kingma, Ba, ICLR 2015; Loshchilov, Hutter, ICLR 2019.
@@ -14,6 +14,7 @@ Sources: Sutskever, Martens, Dahl, Hinton, ICML 2013; Kingma, Ba, ICLR 2015; Los
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _positive("peak", self.peak)
+        _whole("steps and warmup", self.steps, self.warmup)
         if not (0 <= self.warmup < self.steps and 0 <= self.final <= self.peak):
             raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
 
@@ -101,6 +103,7 @@ class Exponential:
 
     def __post_init__(self) -> None:
         _positive("initial", self.initial)
+        _whole("every", self.every)
         if not (0 < self.rate <= 1 and self.every >= 1):
             raise InputError(f"{self} makes no sense: 0 < rate <= 1 and every >= 1 are needed")
 
@@ -124,6 +127,7 @@ class Piecewise:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        _whole("boundaries", *self.boundaries)
         if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
             raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
         for value in self.values:
@@ -148,8 +152,7 @@ class Optimizer(ABC):
             _positive("learning_rate", learning_rate)
         if clip_norm is not None:
             _positive("clip_norm", clip_norm)
-        self.learning_rate = learning_rate
-        self.clip_norm = clip_norm
+        self.learning_rate, self.clip_norm = learning_rate, clip_norm
         self._state: dict[str, Any] = {}
         self._count = 0
 
@@ -161,10 +164,15 @@ class Optimizer(ABC):
     @state.setter
     def state(self, new: Mapping[str, Any]) -> None:
         for key, a in new.items():
-            if key.partition(".")[0] not in self.slots or not key.partition(".")[2]:
-                raise InputError(f"{key!r} is no state of {type(self).__name__}, which keeps {', '.join(self.slots)} of every parameter")
-            if not is_array(a):
-                raise InputError(f"the state {key!r} is a {type(a).__name__}; an array is needed")
+            slot, _, name = key.partition(".")
+            if slot not in self.slots or not name:
+                kept = f"keeps {', '.join(self.slots)} of every parameter" if self.slots else "keeps no state"
+                raise InputError(f"{key!r} is no state of {type(self).__name__}, which {kept}; set what `state` gave")
+            if not is_array(a) or (slot == "k" and (a.shape != () or not 1 <= a == int(a))):
+                raise InputError(f"the state {key!r} is {a!r}; an array is needed, and for k a number of steps, from 1 on")
+            missing = [f"{other}.{name}" for other in self.slots if f"{other}.{name}" not in new]
+            if missing:
+                raise InputError(f"{', '.join(missing)} is missing from the state; a run goes on only with all of it")
         self._state = {key: to_numpy(a) if key.startswith("k.") else a for key, a in new.items()}
 
     @property
@@ -181,7 +189,10 @@ class Optimizer(ABC):
     @property
     def current_rate(self) -> float:
         """The learning rate of the next step."""
-        return float(self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate)
+        rate = float(self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate)
+        if not 0 <= rate < math.inf:
+            raise InputError(f"the schedule gives {rate} at step {self._count}; a learning rate is finite and not negative")
+        return rate
 
     def step(self, params: Params, grads: Mapping[str, Array]) -> dict[str, Array]:
         """Return new parameters; those without a gradient stay the very same arrays.
@@ -196,27 +207,30 @@ class Optimizer(ABC):
         Raises
         ------
         InputError
-            If a gradient belongs to no parameter, or its shape or that of the state does not fit. Nothing is changed then.
+            If a gradient belongs to no parameter, or its shape or dtype, or those of the state, are not the parameter's.
+            Nothing is changed then.
+        DeviceMismatchError
+            If parameter, gradient and state live on different devices. Nothing is changed then.
         """
         unknown = sorted(set(grads) - set(params))
         if unknown:
-            raise InputError(f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}")
+            raise InputError(f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}; leave them out")
         for key, g in grads.items():
-            namespace(params[key], g)
+            p = params[key]
             kept = [self._state[name] for slot in self.slots if slot != "k" and (name := f"{slot}.{key}") in self._state]
-            if any(a.shape != params[key].shape for a in (g, *kept)):
-                raise InputError(
-                    f"parameter {key} has shape {params[key].shape}, its gradient {g.shape}"
-                    + "".join(f", its state {a.shape}" for a in kept[:1])
-                    + "; for a new model use a new optimiser"
-                )
-            namespace(g, *kept)
+            namespace(p, g, *kept)
+            for a in (g, *kept):
+                if a.shape != p.shape or a.dtype != p.dtype:
+                    what = f"{'gradient' if a is g else 'state'} {a.dtype} of shape {a.shape}; for a changed model use a new optimiser"
+                    raise InputError(f"parameter {key} is {p.dtype} of shape {p.shape}, its {what}")
         lr, state, new = self.current_rate, dict(self._state), dict(params)
         scale = None if self.clip_norm is None or not grads else _clip_factor(grads, self.clip_norm)
         for key, g in grads.items():
+            xp = namespace(g)
             own = [state.get(f"{slot}.{key}") for slot in self.slots]
-            new[key], after = self._update(params[key], g if scale is None else g * _cast(scale, g), own, lr)
-            state |= {f"{slot}.{key}": a for slot, a in zip(self.slots, after, strict=True)}
+            p, after = self._update(params[key], g if scale is None else g * astype(xp, scale, g.dtype), own, lr)
+            new[key] = xp.asarray(p)  # NumPy turns arrays without dimensions into scalars
+            state |= {f"{slot}.{key}": a if slot == "k" else xp.asarray(a) for slot, a in zip(self.slots, after, strict=True)}
         self._state, self._count = state, self._count + 1
         return new
 
@@ -224,12 +238,10 @@ class Optimizer(ABC):
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
         """The new parameter, and what is kept; `own` holds None before the first step. No array is written into."""
 
-    def _options(self) -> dict[str, Any]:
-        return {"clip_norm": self.clip_norm}
-
     def __repr__(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in self._options().items() if value not in (None, 0.0, False))
-        return f"{type(self).__name__}({', '.join(part for part in (repr(self.learning_rate), options) if part)}), {self._count} steps"
+        given = {key: value for key, value in vars(self).items() if key[0] != "_" and value not in (None, 0.0, False, ())}
+        options = [repr(given.pop("learning_rate")), *(f"{key}={value!r}" for key, value in given.items())]
+        return f"{type(self).__name__}({', '.join(options)}), {self._count} steps"
 
 
 class SGD(Optimizer):
@@ -266,10 +278,10 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, clip_norm)
-        if not (0 <= momentum < 1 and weight_decay >= 0) or (nesterov and momentum == 0):
+        if not (0 <= momentum < 1 and 0 <= weight_decay < math.inf) or (nesterov and momentum == 0):
             raise InputError(
                 f"momentum = {momentum}, nesterov = {nesterov}, weight_decay = {weight_decay}: momentum lies in [0, 1) and is needed by "
-                "nesterov, weight_decay is not negative"
+                "nesterov, weight_decay is finite and not negative"
             )
         self.momentum, self.nesterov, self.weight_decay = float(momentum), nesterov, float(weight_decay)
         if momentum == 0:
@@ -280,22 +292,23 @@ class SGD(Optimizer):
             g = g + self.weight_decay * p
         if not self.momentum:
             return p - lr * g, ()
-        v = g if own[0] is None else self.momentum * own[0] + g
+        if own[0] is None:
+            v = 1.0 * g  # a copy: the caller may write into its gradient
+        else:
+            v = self.momentum * own[0]
+            v += g
         return p - lr * (g + self.momentum * v if self.nesterov else v), (v,)
-
-    def _options(self) -> dict[str, Any]:
-        return {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay, **super()._options()}
 
 
 class Adam(Optimizer):
-    """``theta <- theta - lr m^ / (sqrt(s^) + eps)``, with running means m, s of g and g^2, corrected for their start at 0.
+    """``theta <- theta - lr m^ / (sqrt(v^) + eps)``, with running means m, v of g and g^2, corrected for their start at 0.
 
     Parameters
     ----------
     learning_rate : float or Schedule
         lr.
     betas : (float, float)
-        Shares of the past in m and s.
+        Shares of the past in m and v.
     eps : float
         Bounds the step where gradients vanish.
     clip_norm : float, optional
@@ -307,7 +320,7 @@ class Adam(Optimizer):
     array([0.9])
     """
 
-    slots = ("m", "s", "k")
+    slots = ("m", "v", "k")
 
     def __init__(
         self,
@@ -318,28 +331,25 @@ class Adam(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, clip_norm)
-        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and eps > 0):
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and 0 < eps < math.inf):
             raise InputError(f"betas = {betas}, eps = {eps}: two shares in [0, 1) and a positive eps are needed")
         self.betas, self.eps, self.weight_decay = (float(betas[0]), float(betas[1])), float(eps), 0.0
 
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
         b1, b2 = self.betas
-        m, s, k = own
-        if k is None:
-            m, s, k = (1.0 - b1) * g, (1.0 - b2) * (g * g), 1
-        else:
-            m, s, k = b1 * m + (1.0 - b1) * g, b2 * s + (1.0 - b2) * (g * g), int(k) + 1
-        root = namespace(s).sqrt(s)
+        m, v, k = (1.0 - b1) * g, (1.0 - b2) * (g * g), 1
+        if own[2] is not None:
+            m += b1 * own[0]
+            v += b2 * own[1]
+            k += int(own[2])
+        root = namespace(g).sqrt(v)
         root *= 1.0 / math.sqrt(1.0 - b2**k)
         root += self.eps
         move = m / root
         move *= lr / (1.0 - b1**k)
         if self.weight_decay:
             p = (1.0 - lr * self.weight_decay) * p
-        return p - move, (m, s, np.asarray(k))
-
-    def _options(self) -> dict[str, Any]:
-        return {"betas": self.betas, "eps": self.eps, **super()._options()}
+        return p - move, (m, v, np.asarray(k))
 
 
 class AdamW(Adam):
@@ -369,28 +379,22 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(learning_rate, betas=betas, eps=eps, clip_norm=clip_norm)
         if not 0 <= weight_decay < math.inf:
-            raise InputError(f"weight_decay is {weight_decay}; it must not be negative")
+            raise InputError(f"weight_decay is {weight_decay}; it must be finite and not negative")
         self.weight_decay = float(weight_decay)
-
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "weight_decay": self.weight_decay}
 
 
 def _positive(name: str, value: Any) -> None:
-    if not 0 < value < math.inf:
-        raise InputError(f"{name} is {value}; it must be positive and finite")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
+
+
+def _whole(names: str, *values: Any) -> None:
+    if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0 for value in values):
+        raise InputError(f"{names} count steps, 0, 1, 2, ...; given: {', '.join(map(repr, values))}")
 
 
 def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
     """``min(1, clip / norm)`` of all gradients together, as an array without dimensions; 1 where the norm is 0."""
     xp = namespace(*grads.values())
-    square: Any = 0.0
-    for g in grads.values():
-        square = square + xp.sum(astype(xp, g, "float64") ** 2)
-    norm = xp.sqrt(square)
-    return clip_norm / xp.maximum(norm, clip_norm)
-
-
-def _cast(scale: Any, g: Any) -> Any:
-    """A 0-d array in the dtype of g, so that the product keeps it."""
-    return astype(namespace(g), scale, g.dtype)
+    square = sum(xp.sum(astype(xp, g, "float64") ** 2) for g in grads.values())
+    return clip_norm / xp.maximum(xp.sqrt(square), clip_norm)

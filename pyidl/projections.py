@@ -65,8 +65,10 @@ def l1_ball_rows(A: Array, radius: Any) -> Array:
     if bool(xp.all(inside)):
         return A
     k = backend.astype(xp, xp.arange(1, A.shape[1] + 1), "float64")
-    slack = float(xp.finfo(A.dtype).eps) + 2 * A.shape[1] * np.finfo(np.float64).eps  # the final cast, and the sums
+    slack = float(xp.finfo(A.dtype).eps) + 2 * A.shape[1] * float(np.finfo(np.float64).eps)  # the final cast, and the sums
+    # Measured from the largest entry u_1, theta = u_1 - t: nothing cancels, however large the row is against its radius.
+    magnitude = magnitude - xp.max(magnitude, axis=1, keepdims=True)
     u = xp.flip(xp.sort(magnitude, axis=1), axis=1)
-    theta = xp.max((backend.cumsum(xp, u, axis=1) - r * (1.0 - slack)) / k, axis=1, keepdims=True)
-    shrunk = backend.astype(xp, xp.maximum(magnitude - theta, 0.0), A.dtype) * xp.sign(A)
+    t = xp.min((r * (1.0 - slack) - backend.cumsum(xp, u, axis=1)) / k, axis=1, keepdims=True)
+    shrunk = backend.astype(xp, xp.maximum(magnitude + t, 0.0), A.dtype) * xp.sign(A)
     return xp.where(inside, A, shrunk)  # type: ignore[no-any-return]

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, InfNorm, Linear, Pointwise, Sequential, activations, solvers
 from pyidl.activations import Activation, Blocks
-from pyidl.errors import ConvergenceError, ConvergenceWarning, DeviceError, DeviceMismatchError, GradientConvergenceError, InputError
-from pyidl.errors import GradientConvergenceWarning
+from pyidl.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DeviceError,
+    DeviceMismatchError,
+    GradientConvergenceError,
+    GradientConvergenceWarning,
+    InputError,
+)
 
 P, Q, N = 4, 3, 10
 
@@ -320,7 +327,7 @@ def test_a_missing_gpu_is_said():
             pytest.skip("there is a GPU")
     except ImportError:
         pass
-    with pytest.raises(DeviceError, match="cuda12|GPUs"):
+    with pytest.raises(DeviceError, match=r"cuda12|GPUs"):
         build().to("cuda")
 
 

@@ -149,7 +149,7 @@ class Layer(ABC):
             return self._forward(checked, None, on_fail)[0]
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; at least one sample a batch is needed")
-        parts = [self._forward(checked[i : i + batch_size, ...], None, on_fail)[0] for i in range(0, m, batch_size)]
+        parts = [self._forward(checked[i : min(i + batch_size, m), ...], None, on_fail)[0] for i in range(0, m, batch_size)]
         return namespace(parts[0]).concat(parts)
 
     # --------------------------------------------------------------------------------------------- its parameters

@@ -113,7 +113,7 @@ def iterate(
     here, there = problem.buffers(), problem.buffers()
     best: Any = None
     k, due = 0, 1
-    with np.errstate(over="ignore", invalid="ignore"):  # the status NONFINITE says it
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the status NONFINITE says it
         y, x = problem.start(x0, here)
         while running.any():
             k += 1
@@ -172,7 +172,7 @@ def _select(xp: Namespace, mask: np.ndarray, *arrays: Any) -> tuple[Any, ...]:
 
 def _keep(xp: Namespace, best: Any, y: Any, improved: np.ndarray) -> Any:
     """Copy the improved rows of y into best."""
-    if best is None or improved.all():
+    if best is None:
         return xp.asarray(y, copy=True)
     mask = from_host(xp, improved.reshape(-1, *[1] * (y.ndim - 1)))
     if not writes_in_place(xp):

@@ -36,10 +36,9 @@ def row_sums(params: Params) -> np.ndarray:
     xp = namespace(L, R)
     Rt = backend.astype(xp, R, "float64").T
     rows = max(1, CHUNK // R.shape[0])
-    sums = [
-        xp.sum(xp.abs(backend.astype(xp, L[i : i + rows, :], "float64") @ Rt), axis=1)  #
-        for i in range(0, L.shape[0], rows)
-    ]
+    n = L.shape[0]
+    L = backend.astype(xp, L, "float64")
+    sums = [xp.sum(xp.abs(L[i : min(i + rows, n), :] @ Rt), axis=1) for i in range(0, n, rows)]
     return backend.to_numpy(xp.concat(sums))
 
 
