@@ -1,0 +1,372 @@
+"""`fit` trains, counts what failed, and goes on from a checkpoint as if nothing had happened."""
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+from helpers import moved, random_model
+
+from pyidl import Checkpoint, EarlyStopping, History, ImplicitModel, InfNorm, Linear, Sequential, activations, fit, losses, metrics, optim
+from pyidl import save as save_model
+from pyidl.backend import from_host
+from pyidl.errors import ConvergenceError, ConvergenceWarning, FileFormatError, InputError
+from pyidl.layers.base import Explicit
+from pyidl.solvers import Picard
+from pyidl.training import Run
+
+RNG = np.random.default_rng(0)
+U = RNG.normal(size=(90, 4))
+TARGET = np.sin(U[:, :1]) + U[:, 1:2] * U[:, 2:3]
+LABELS = (U[:, 0] > 0).astype(int) + (U[:, 1] > 0)
+
+
+def train(model, epochs=5, target=TARGET, loss=losses.mse, optimizer=None, **options):
+    settings = {"batch_size": 16, "rng": 0, "verbose": 0} | options
+    return fit(model, (U, target), loss=loss, optimizer=optimizer or optim.Adam(1e-2), epochs=epochs, **settings)
+
+
+MODELS = {
+    "implicit": lambda: ImplicitModel(4, 1, 12, rng=0),
+    "low rank": lambda: ImplicitModel(4, 1, 12, rank=3, rng=0),
+    "float64": lambda: ImplicitModel(4, 1, 12, dtype="float64", rng=0),
+    "blocks": lambda: ImplicitModel(4, 1, 12, activation=activations.Blocks((activations.relu, 6), (activations.silu, 6)), rng=0),
+    "mlp": lambda: Sequential(Linear(4, 12, rng=0), activations.tanh, Linear(12, 1, rng=1)),
+    "implicit inside": lambda: Sequential(Linear(4, 6, rng=0), activations.gelu, ImplicitModel(6, 5, 8, rng=1), Linear(5, 1, rng=2)),
+    "two implicit": lambda: Sequential(ImplicitModel(4, 5, 8, rng=1), activations.relu, ImplicitModel(5, 1, 8, rng=2)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_trains_and_stays_in_its_set(name):
+    model = MODELS[name]()
+    certified = []
+    history = train(model, epochs=15, callbacks=[lambda run: certified.append(run.model.certificate().proven)])
+    assert history["loss"][-1] < 0.6 * history["loss"][0]
+    assert all(certified)
+    assert len(certified) == len(history) == 15
+
+
+def test_training_on_another_library(xp):
+    reference, model = ImplicitModel(4, 1, 12, rng=0, dtype="float64"), None
+    model = moved(reference, xp)
+    data = (from_host(xp, U), from_host(xp, TARGET))
+    history = fit(model, data, loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, rng=0, verbose=0)
+    same = fit(reference, (U, TARGET), loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, rng=0, verbose=0)
+    np.testing.assert_allclose(history["loss"], same["loss"], rtol=1e-6)
+
+
+def test_the_tight_ball_is_kept_after_every_step():
+    model = ImplicitModel(4, 1, 12, constraint=InfNorm(0.1), rng=0)
+    train(model, epochs=3, optimizer=optim.Adam(0.2))
+    assert InfNorm(0.1).contains(model.params, model.activation)
+
+
+def test_history_holds_what_happened():
+    history = train(
+        ImplicitModel(4, 3, 12, rng=0),
+        target=LABELS,
+        loss=losses.cross_entropy,
+        validation=(U[:30], LABELS[:30]),
+        metrics=[metrics.accuracy],
+    )
+    assert list(history.records[0]) == ["epoch", "loss", "steps", "failed", "val_loss", "val_failed", "val_accuracy", "seconds"]
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert np.all(history["steps"] > 2)
+    assert not history["failed"].any()
+    assert history["val_accuracy"][-1] > history["val_accuracy"][0] - 0.2
+    assert "epoch 5: loss" in repr(history)
+    with pytest.raises(KeyError, match="val_loss"):
+        history["nothing"]
+    assert repr(History()) == "History of no epochs"
+
+
+def test_metrics_without_validation_are_of_the_training_data():
+    model = ImplicitModel(4, 3, 12, rng=0)
+    history = train(model, target=LABELS, loss=losses.cross_entropy, metrics=[metrics.accuracy])
+    assert history["accuracy"][-1] == metrics.accuracy(model.predict(U), LABELS)
+
+
+def test_the_recorded_loss_is_the_mean_over_samples():
+    """With a learning rate too small to matter, the epoch's loss is that of the whole set, ragged last batch included."""
+    model = ImplicitModel(4, 1, 12, rng=0, dtype="float64")
+    expected = float(losses.mse(model.predict(U), TARGET)[0])
+    history = train(model, epochs=1, optimizer=optim.SGD(1e-12), batch_size=40)
+    assert history["loss"][0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_weights_are_repetition():
+    weights = RNG.integers(1, 4, 90)
+    one, two = (ImplicitModel(4, 1, 12, rng=0, dtype="float64") for _ in range(2))
+    fit(one, (U, TARGET, weights.astype(float)), loss=losses.mse, optimizer=optim.SGD(0.1), epochs=3, batch_size=None, verbose=0)
+    rows = np.repeat(np.arange(90), weights)
+    fit(two, (U[rows], TARGET[rows]), loss=losses.mse, optimizer=optim.SGD(0.1), epochs=3, batch_size=None, verbose=0)
+    for key in one.params:
+        np.testing.assert_allclose(one.params[key], two.params[key], rtol=1e-8, atol=1e-12)
+
+
+def test_a_penalty_is_added_to_loss_and_gradient():
+    def ridge(params):
+        return 50 * np.sum(params["B"] ** 2), {"B": 100 * params["B"]}
+
+    plain, shrunk = ImplicitModel(4, 1, 12, rng=0), ImplicitModel(4, 1, 12, rng=0)
+    first, second = train(plain, epochs=10), train(shrunk, epochs=10, penalty=ridge)
+    assert np.linalg.norm(shrunk.params["B"]) < 0.5 * np.linalg.norm(plain.params["B"])
+    assert second["loss"][0] > first["loss"][0] + 1
+
+
+def test_only_given_gradients_move():
+    model = ImplicitModel(4, 1, 12, rng=0)
+    Y, pull = model(U)
+    grads = pull(losses.mse(Y, TARGET)[1])[1]
+    new = optim.Adam(0.1).step(model.params, {key: grads[key] for key in ("C", "D")})
+    assert new["A"] is model.params["A"]
+    assert np.any(new["C"] != model.params["C"])
+
+
+# ------------------------------------------------------------------------------------------------ callbacks, resume
+
+
+def test_early_stopping_ends_and_restores():
+    model = ImplicitModel(4, 1, 12, rng=0)
+    seen = []
+    stop = EarlyStopping(patience=2, monitor="val_loss")
+    history = train(
+        model,
+        epochs=200,
+        optimizer=optim.Adam(optim.Piecewise((60,), (0.01, 0.5))),  # after ten epochs the steps are far too large
+        validation=(U, TARGET),
+        callbacks=[lambda run: seen.append({k: a.copy() for k, a in run.model.params.items()}), stop],
+    )
+    best = int(np.argmin(history["val_loss"]))
+    assert len(history) == best + 3 < 200
+    assert all(np.array_equal(model.params[k], seen[best][k]) for k in model.params)
+
+
+def test_early_stopping_restores_also_when_epochs_run_out():
+    model = ImplicitModel(4, 1, 12, rng=0)
+    options = {"optimizer": optim.Adam(optim.Piecewise((12,), (0.01, 0.5))), "validation": (U, TARGET)}
+    history = train(model, epochs=4, callbacks=[EarlyStopping(patience=50)], **options)
+    assert float(losses.mse(model.predict(U), TARGET)[0]) == pytest.approx(history["val_loss"].min(), rel=1e-4)
+
+
+def test_early_stopping_upwards():
+    run = Run(ImplicitModel(1, 1, 2, rng=0), optim.SGD(1.0), np.random.default_rng(0), 100)
+    stop = EarlyStopping(patience=2, monitor="score", mode="max", min_delta=0.1, restore_best=False)
+    answers = []
+    for score in (0.5, 0.7, 0.75, 0.72):
+        run.records.append({"epoch": run.epoch + 1, "score": score})
+        answers.append(stop(run))
+    assert answers == [False, False, False, True]
+    with pytest.raises(InputError):
+        EarlyStopping(patience=0)
+    with pytest.raises(InputError):
+        EarlyStopping(mode="up")
+    with pytest.raises(InputError):
+        Checkpoint("x", every=0)
+
+
+OPTIMIZERS = {
+    "adam": lambda: optim.Adam(optim.Cosine(1e-2, 60), clip_norm=1.0),
+    "adamw": lambda: optim.AdamW(1e-2),
+    "momentum": lambda: optim.SGD(1e-2, momentum=0.9, nesterov=True),
+    "sgd": lambda: optim.SGD(optim.Exponential(0.1, 0.9, 6)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["implicit", "implicit inside"])
+def test_resume_is_exact_to_the_last_bit(name, kind, tmp_path):
+    whole, broken = MODELS[kind](), MODELS[kind]()
+    options = {"validation": (U[:20], TARGET[:20])}
+    stopping = EarlyStopping(patience=50)
+    full = train(whole, epochs=8, optimizer=OPTIMIZERS[name](), callbacks=[stopping], **options)
+    path = tmp_path / "run.npz"
+    train(
+        broken,
+        epochs=8,
+        optimizer=OPTIMIZERS[name](),
+        callbacks=[stopping, Checkpoint(path, every=2), lambda run: run.epoch == 5],
+        **options,
+    )
+    fresh = MODELS[kind]()
+    resumed = train(fresh, epochs=8, optimizer=OPTIMIZERS[name](), callbacks=[stopping], resume=path, **options)
+    for key in whole.params:
+        assert np.array_equal(whole.params[key], fresh.params[key]), key
+    assert [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.records] == [
+        {k: v for k, v in r.items() if k != "seconds"} for r in full.records
+    ]
+
+
+def test_resume_refuses_what_does_not_fit(tmp_path):
+    path = tmp_path / "run.npz"
+    train(ImplicitModel(4, 1, 12, rng=0), epochs=1, callbacks=[Checkpoint(path)])
+    with pytest.raises(InputError, match="optimiser"):
+        train(ImplicitModel(4, 1, 12, rng=0), optimizer=optim.SGD(0.1), resume=path)
+    other = ImplicitModel(4, 1, 13, rng=0)
+    before = dict(other.params)
+    adam = optim.Adam(1e-2)
+    with pytest.raises(InputError, match="shape"):
+        train(other, optimizer=adam, resume=path)
+    assert all(other.params[k] is before[k] for k in before)
+    assert adam.count == 0
+    with pytest.raises(InputError, match="generator"):
+        train(ImplicitModel(4, 1, 12, rng=0), resume=path, rng=np.random.Generator(np.random.MT19937(0)))
+    with pytest.raises(FileNotFoundError):
+        train(ImplicitModel(4, 1, 12, rng=0), resume=tmp_path / "nothing.npz")
+    save_model(tmp_path / "model.npz", other)
+    with pytest.raises(FileFormatError, match="checkpoint"):
+        train(ImplicitModel(4, 1, 12, rng=0), resume=tmp_path / "model.npz")
+
+
+def test_the_same_seed_trains_the_same_model():
+    one, two, other = (ImplicitModel(4, 1, 12, rng=0) for _ in range(3))
+    train(one)
+    train(two)
+    train(other, rng=1)
+    assert all(np.array_equal(one.params[k], two.params[k]) for k in one.params)
+    assert not np.array_equal(one.params["A"], other.params["A"])
+
+
+# ------------------------------------------------------------------------------------------------------ failed solves
+
+
+def fragile(share):
+    """A model whose solve fails for the samples with a large first input, a given share of them, and its data."""
+    model = random_model(ImplicitModel, 1, 1, 1, activation=activations.abs, bias=False, feedthrough=False, forward=Picard(max_iter=3))
+    model.params = {"A": [[0.9]], "B": [[1.0]], "C": [[1.0]]}
+    inputs = np.zeros((100, 1))
+    inputs[: int(100 * share)] = 1.0  # x = 0.9 x + 1 needs more than three steps; x = 0.9 x + 0 needs one
+    return model, (inputs, np.ones((100, 1)))
+
+
+def test_failed_samples_are_skipped_counted_and_reported():
+    model, data = fragile(0.05)
+    with pytest.warns(ConvergenceWarning, match="5 of 100 samples failed in epoch 1"):
+        history = fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, batch_size=10, rng=0, verbose=0)
+    assert history["failed"].tolist() == [5.0]
+    assert history["loss"][0] == pytest.approx(1.0)  # of the samples with x = 0 alone
+
+
+def test_too_many_failures_are_an_error():
+    model, data = fragile(0.2)
+    with pytest.raises(ConvergenceError, match="20 of 100") as error:
+        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, batch_size=10, rng=0, verbose=0)
+    assert np.flatnonzero(~error.value.converged).tolist() == list(range(20))
+
+
+def test_a_batch_of_failures_is_no_step():
+    model, data = fragile(1.0)
+    before = model.params
+    with pytest.raises(ConvergenceError):
+        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1.0), epochs=1, batch_size=10, rng=0, verbose=0)
+    assert model.params is before
+
+
+@pytest.mark.parametrize(("on_fail", "kind"), [("raise", ConvergenceError), ("warn", ConvergenceWarning)])
+def test_other_policies(on_fail, kind):
+    model, data = fragile(0.05)
+    with pytest.raises(kind):  # warnings are errors here
+        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, rng=0, verbose=0, on_fail=on_fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, rng=0, verbose=0, on_fail="ignore")
+
+
+def test_a_failed_adjoint_is_skipped_too():
+    model = ImplicitModel(4, 1, 12, rng=0, adjoint=Picard(max_iter=1))
+    with pytest.raises(ConvergenceError, match="more than a tenth"):
+        train(model, epochs=1)
+
+
+def test_validation_counts_failures():
+    model, (inputs, target) = fragile(0.5)
+    easy = (np.zeros((20, 1)), np.ones((20, 1)))
+    history = fit(
+        model, easy, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, validation=(inputs, target), rng=0, verbose=0
+    )  # fmt: skip
+    assert history["val_failed"].tolist() == [50.0]
+
+
+# ------------------------------------------------------------------------------------------------------------- the door
+
+BAD_CALLS = {
+    "epochs": {"epochs": 0},
+    "batch_size": {"batch_size": 0},
+    "on_fail": {"on_fail": "shrug"},
+    "validation": {"validation": U},
+    "validation lengths": {"validation": (U, TARGET[:3])},
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_arguments_are_refused(case):
+    with pytest.raises(InputError):
+        train(ImplicitModel(4, 1, 12, rng=0), **BAD_CALLS[case])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [U, (U,), (U, TARGET[:-1]), (U[:0], TARGET[:0]), (U, TARGET, np.ones(3)), (U, 3.0)],
+    ids=["array", "one", "short", "empty", "weights", "number"],
+)
+def test_bad_data_are_refused(data):
+    model = ImplicitModel(4, 1, 12, rng=0)
+    before = model.params
+    with pytest.raises(InputError):
+        fit(model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0)
+    assert model.params is before
+
+
+def test_an_error_says_where_it_happened():
+    spoilt = U.copy()
+    spoilt[7] = np.nan
+    with pytest.raises(InputError, match="NaN") as error:
+        fit(
+            ImplicitModel(4, 1, 12, rng=0),
+            (spoilt, TARGET),
+            loss=losses.mse,
+            optimizer=optim.Adam(),
+            epochs=1,
+            batch_size=16,
+            rng=0,
+            verbose=0,
+        )
+    assert any("epoch 1, step" in note for note in error.value.__notes__)
+    with pytest.raises(InputError, match="Layer"):
+        fit("model", (U, TARGET), loss=losses.mse, optimizer=optim.Adam(), epochs=1)
+
+
+def test_several_inputs_and_a_random_layer():
+    """A layer of one's own with two inputs, which draws from the generator that `fit` hands it."""
+
+    class Two(Linear):
+        def __call__(self, U, V, *, rng=None, on_fail="raise"):
+            draws.append(rng.normal() if rng is not None else None)
+            return self._forward(self._admit(np.concatenate([U, V], axis=1)), rng, on_fail)
+
+        def _forward(self, U, rng, on_fail):
+            Y, pull = super()._forward(U, rng, on_fail)
+            return Y, Explicit(Y, pull.backward)
+
+    draws = []
+    history = fit(
+        Two(4, 1, rng=0), ((U[:, :1], U[:, 1:]), TARGET), loss=losses.mse, optimizer=optim.Adam(0.05), epochs=5, batch_size=30, rng=0, verbose=0
+    )  # fmt: skip
+    assert history["loss"][-1] < history["loss"][0]
+    assert len(set(draws)) == 15
+
+
+# ------------------------------------------------------------------------------------------------------------- progress
+
+
+def test_progress(capsys, caplog, monkeypatch):
+    train(ImplicitModel(4, 1, 12, rng=0), epochs=2)
+    assert capsys.readouterr() == ("", "")
+    train(ImplicitModel(4, 1, 12, rng=0), epochs=2, verbose=1)
+    assert "2/2" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with caplog.at_level(logging.INFO, logger="pyidl"):
+        train(ImplicitModel(4, 1, 12, rng=0), epochs=2, verbose=1)
+    assert [record.message.split(",")[0].split(" ")[1] for record in caplog.records] == ["1:", "2:"]
+    assert capsys.readouterr() == ("", "")
