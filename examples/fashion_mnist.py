@@ -19,7 +19,7 @@ EPOCHS = 10
 
 def read_idx(folder, name):
     """An idx file: two zero bytes, a code for the entries (8 is unsigned bytes), the number of axes, their lengths, the entries."""
-    for path in (folder / f"{name}.gz", folder / name, folder / name.replace("-idx", ".idx")):
+    for path in (folder / f"{name}.gz", folder / name):
         if path.exists():
             data = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
             axes = data[3] if data[:3] == b"\0\0\x08" else sys.exit(f"{path} is not an idx file of bytes")
@@ -34,7 +34,9 @@ def read_idx(folder, name):
 def main():
     """Train, certify, check, report."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DEBIAN
-    U_train, U_test = (read_idx(folder, f"{kind}-images-idx3-ubyte").reshape(-1, 784).astype(np.float32) / 255 for kind in ("train", "t10k"))
+    U_train, U_test = (
+        read_idx(folder, f"{kind}-images-idx3-ubyte").reshape(-1, 784).astype(np.float32) / 255 for kind in ("train", "t10k")
+    )
     t_train, t_test = (read_idx(folder, f"{kind}-labels-idx1-ubyte").astype(np.int64) for kind in ("train", "t10k"))
     print(f"{len(U_train)} training images, {len(U_test)} test images")
 
@@ -56,6 +58,13 @@ def main():
     print(model.certificate())
     print(f"worst gradient error against central differences (float64): {testing.check_pullback(model, U_test[:16]).max_error:.1e}")
     print(f"test accuracy: {metrics.accuracy(model.predict(U_test, batch_size=1000), t_test):.4f}")
+    Y, pull = model(U_test[:1000])
+    adjoint = pull.solve(losses.cross_entropy(Y, t_test[:1000])[1])
+    print(f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, adjoint {adjoint.n_iter.mean():.1f}")
+    path = Path(__file__).with_suffix(".npz")
+    pyidl.save(path, model)
+    assert np.array_equal(pyidl.load(path).predict(U_test), model.predict(U_test))
+    print("saved, reloaded: equal predictions")
 
 
 if __name__ == "__main__":

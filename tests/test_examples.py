@@ -1,0 +1,78 @@
+"""The examples run as a user runs them, and reach what the README promises."""
+
+import gzip
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+def run(name, folder, *arguments):
+    """Run a copy of an example, so that what it writes stays out of the repository."""
+    shutil.copy(EXAMPLES / name, folder)
+    command = [sys.executable, str(folder / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL)
+
+
+def number(pattern, text):
+    return float(re.search(pattern, text)[1])
+
+
+def test_digits(tmp_path):
+    result = run("digits.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "certified: the fixed point exists and is unique for every input" in result.stdout
+    assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
+    assert number(r"test accuracy: (0\.\d{3})\n", result.stdout) >= 0.97
+    assert number(r"steps per solve: forward (\S+), adjoint", result.stdout) < 40
+    assert "equal predictions" in result.stdout
+    assert "30/30" in result.stderr  # progress
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert len((EXAMPLES / "digits.py").read_text().splitlines()) < 60
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_fashion_mnist_reads_a_folder(tmp_path, ending):
+    rng = np.random.default_rng(0)
+    for kind, m in (("train", 500), ("t10k", 50)):
+        labels = rng.integers(0, 10, m)
+        images = rng.integers(0, 60, (m, 28, 28))
+        images[np.arange(m), 2 * labels] = 250  # a bright row tells the class
+        write_idx(tmp_path / f"{kind}-images-idx3-ubyte{ending}", images)
+        write_idx(tmp_path / f"{kind}-labels-idx1-ubyte{ending}", labels)
+    result = run("fashion_mnist.py", tmp_path, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "500 training images, 50 test images" in result.stdout
+    assert number(r"test accuracy: (\S+)", result.stdout) > 0.9
+
+
+def test_fashion_mnist_says_what_is_missing(tmp_path):
+    result = run("fashion_mnist.py", tmp_path, tmp_path)
+    assert result.returncode == 1
+    assert "apt-get install dataset-fashion-mnist" in result.stderr
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"not an idx file")
+    result = run("fashion_mnist.py", tmp_path, tmp_path)
+    assert result.returncode == 1
+    assert "is not an idx file" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist(tmp_path):
+    result = run("fashion_mnist.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert number(r"test accuracy: (\S+)", result.stdout) >= 0.87
+    assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
