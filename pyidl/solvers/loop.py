@@ -78,7 +78,7 @@ class _Book:
         """Enter the residuals of step k and the statuses that follow; return where there is a new best."""
         if k == 1:
             self.first[rows] = residual
-        improved: np.ndarray = residual < self.residual[rows]
+        improved: np.ndarray = (residual < self.residual[rows]) | (residual <= tolerance)  # what is returned is what is entered
         better = rows[improved]
         self.residual[better], self.tolerance[better], self.best[better] = residual[improved], tolerance[improved], k
         self.n_iter[rows] = k
