@@ -21,7 +21,7 @@ def read_idx(folder, name):
     """An idx file: two zero bytes, a code for the entries (8 is unsigned bytes), the number of axes, their lengths, the entries."""
     for path in (folder / f"{name}.gz", folder / name):
         if path.exists():
-            data = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             axes = data[3] if data[:3] == b"\0\0\x08" else sys.exit(f"{path} is not an idx file of bytes")
             shape = np.frombuffer(data, ">u4", axes, offset=4)
             return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)

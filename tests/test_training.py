@@ -350,9 +350,8 @@ def test_several_inputs_and_a_random_layer():
             return Y, Explicit(Y, pull.backward)
 
     draws = []
-    history = fit(
-        Two(4, 1, rng=0), ((U[:, :1], U[:, 1:]), TARGET), loss=losses.mse, optimizer=optim.Adam(0.05), epochs=5, batch_size=30, rng=0, verbose=0
-    )  # fmt: skip
+    data = ((U[:, :1], U[:, 1:]), TARGET)
+    history = fit(Two(4, 1, rng=0), data, loss=losses.mse, optimizer=optim.Adam(0.05), epochs=5, batch_size=30, rng=0, verbose=0)
     assert history["loss"][-1] < history["loss"][0]
     assert len(set(draws)) == 15
 
