@@ -14,7 +14,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from pyidl import backend
@@ -103,6 +103,11 @@ class Activation:
     def __repr__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a built-in activation is the built-in activation
+        if named(self.name) is self:
+            return named, (self.name,)
+        return Activation, tuple(getattr(self, f.name) for f in fields(self))
+
     @property
     def nonexpansive(self) -> bool:
         """Whether ``|phi(a) - phi(b)| <= |a - b|`` is known."""
@@ -182,9 +187,6 @@ class Blocks(Activation):
     def __reduce__(self) -> tuple[Any, ...]:
         return Blocks, tuple((b.activation, b.stop - b.start) for b in self.blocks)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Blocks:
-        return self
-
 
 def _into(function: Callable[..., Any], *operands: Any, out: Any) -> Any:
     """Call an elementwise function of the namespace; ``out=`` is passed only where it is wanted."""
@@ -263,11 +265,7 @@ def _dsigmoid(z: Any) -> Any:
 
 
 def _softplus(z: Any, out: Any = None) -> Any:
-    return _into(namespace(z).logaddexp, z, 0.0, out=out)  # log(e^z + e^0)
-
-
-def _dsoftplus(z: Any) -> Any:
-    return _sigmoid(z)
+    return _into(namespace(z).logaddexp, z, 0.0, out=out)  # log(e^z + e^0), with derivative e^z / (e^z + 1): the sigmoid
 
 
 def _silu(z: Any, out: Any = None) -> Any:
@@ -352,7 +350,7 @@ tanh = Activation("tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), takes_out=True)
 hard_tanh = Activation("hard_tanh", _hard_tanh, _dhard_tanh, slope_range=(0.0, 1.0), scalar_solve=_solve_hard_tanh, takes_out=True)
 softsign = Activation("softsign", _softsign, _dsoftsign, slope_range=(0.0, 1.0), takes_out=True)
 sigmoid = Activation("sigmoid", _sigmoid, _dsigmoid, slope_range=(0.0, 0.25), takes_out=True)
-softplus = Activation("softplus", _softplus, _dsoftplus, slope_range=(0.0, 1.0), takes_out=True)
+softplus = Activation("softplus", _softplus, _sigmoid, slope_range=(0.0, 1.0), takes_out=True)
 silu = Activation("silu", _silu, _dsilu, slope_range=(1.0 - _SILU_SLOPE, _SILU_SLOPE), takes_out=True)
 gelu = Activation("gelu", _gelu, _dgelu, slope_range=(1.0 - _GELU_SLOPE, _GELU_SLOPE), takes_out=True)
 elu = Activation("elu", _elu, _delu, slope_range=(0.0, 1.0), takes_out=True)
@@ -363,7 +361,6 @@ sin = Activation("sin", _sin, _dsin, slope_range=(-1.0, 1.0), takes_out=True)
 abs = Activation("abs", _abs, _dabs, slope_range=(-1.0, 1.0), homogeneous=True, scalar_solve=_solve_abs, takes_out=True)
 
 
-@functools.cache
 def leaky_relu(slope: float = 0.01) -> Activation:
     """``max(z, slope z)`` with 0 < slope < 1.
 
@@ -373,9 +370,13 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     >>> activations.leaky_relu(0.1)(np.array([-1.0, 2.0]))
     array([-0.1,  2. ])
     """
-    slope = float(slope)
     if not 0 < slope < 1:
         raise InputError(f"the slope of leaky_relu is {slope}; it must lie between 0 and 1")
+    return _leaky_relu_of(float(slope))
+
+
+@functools.cache
+def _leaky_relu_of(slope: float) -> Activation:
     return Activation(
         f"leaky_relu({slope!r})",
         functools.partial(_leaky_relu, slope=slope),

@@ -79,7 +79,7 @@ def namespace(*arrays: object) -> Namespace:
 
 def _home(a: object) -> tuple[str, str]:
     """(module name, device in words) of one array."""
-    if isinstance(a, np.ndarray):
+    if isinstance(a, (np.ndarray, np.generic)):
         return "numpy", "cpu (numpy)"
     cupy = _cupy()
     if cupy is not None and isinstance(a, cupy.ndarray):

@@ -14,131 +14,18 @@ Sources: Sutskever, Martens, Dahl, Hinton, ICML 2013; Kingma, Ba, ICLR 2015; Los
 from __future__ import annotations
 
 import math
-import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pyidl.backend import astype, is_array, namespace, to_numpy
 from pyidl.errors import InputError
+from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
 from pyidl.typing import Array, Params
 
 __all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "Optimizer", "Piecewise", "Schedule"]
-
-Schedule = Callable[[int], float]
-"""From the number of steps already taken to the learning rate of the next one."""
-
-
-# -------------------------------------------------------------------------------------------------------- schedules
-
-
-@dataclass(frozen=True)
-class Constant:
-    """``lr(k) = value``.
-
-    Examples
-    --------
-    >>> Constant(0.1)(1000)
-    0.1
-    """
-
-    value: float
-
-    def __post_init__(self) -> None:
-        _positive("the learning rate", self.value)
-
-    def __call__(self, count: int) -> float:
-        """Return the learning rate of step `count` + 1."""
-        return self.value
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `final` at step `steps`, and `final` for ever.
-
-    Source: Loshchilov, Hutter, "SGDR", ICLR 2017.
-
-    Examples
-    --------
-    >>> schedule = Cosine(1.0, steps=110, warmup=10)
-    >>> schedule(0), schedule(10), round(schedule(60), 6), schedule(110)
-    (0.1, 1.0, 0.5, 0.0)
-    """
-
-    peak: float
-    steps: int
-    warmup: int = 0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive("peak", self.peak)
-        _whole("steps and warmup", self.steps, self.warmup)
-        if not (0 <= self.warmup < self.steps and 0 <= self.final <= self.peak):
-            raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
-
-    def __call__(self, count: int) -> float:
-        """Return the learning rate of step `count` + 1."""
-        if count < self.warmup:
-            return self.peak * (count + 1) / self.warmup
-        share = min(1.0, (count - self.warmup) / (self.steps - self.warmup))
-        return self.final + 0.5 * (self.peak - self.final) * (1.0 + math.cos(math.pi * share))
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """``lr(k) = initial * rate^(k // every)``.
-
-    Examples
-    --------
-    >>> Exponential(1.0, rate=0.5, every=10)(25)
-    0.25
-    """
-
-    initial: float
-    rate: float
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        _positive("initial", self.initial)
-        _whole("every", self.every)
-        if not (0 < self.rate <= 1 and self.every >= 1):
-            raise InputError(f"{self} makes no sense: 0 < rate <= 1 and every >= 1 are needed")
-
-    def __call__(self, count: int) -> float:
-        """Return the learning rate of step `count` + 1."""
-        return float(self.initial * self.rate ** (count // self.every))
-
-
-@dataclass(frozen=True)
-class Piecewise:
-    """``values[i]`` from step ``boundaries[i - 1]`` up to step ``boundaries[i]``.
-
-    Examples
-    --------
-    >>> schedule = Piecewise(boundaries=(100, 200), values=(1.0, 0.1, 0.01))
-    >>> schedule(99), schedule(100), schedule(500)
-    (1.0, 0.1, 0.01)
-    """
-
-    boundaries: tuple[int, ...]
-    values: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _whole("boundaries", *self.boundaries)
-        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
-            raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
-        for value in self.values:
-            _positive("the learning rate", value)
-
-    def __call__(self, count: int) -> float:
-        """Return the learning rate of step `count` + 1."""
-        return self.values[sum(count >= boundary for boundary in self.boundaries)]
-
-
-# -------------------------------------------------------------------------------------------------------- optimisers
 
 
 class Optimizer(ABC):
@@ -149,12 +36,17 @@ class Optimizer(ABC):
 
     def __init__(self, learning_rate: float | Schedule, clip_norm: float | None) -> None:
         if not callable(learning_rate):
-            _positive("learning_rate", learning_rate)
+            check_positive("learning_rate", learning_rate)
         if clip_norm is not None:
-            _positive("clip_norm", clip_norm)
+            check_positive("clip_norm", clip_norm)
         self.learning_rate, self.clip_norm = learning_rate, clip_norm
         self._state: dict[str, Any] = {}
         self._count = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ and name[0] != "_":
+            raise AttributeError(f"{name} is fixed when an optimiser is built; build another one, and hand it `state` and `count`")
+        super().__setattr__(name, value)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -321,6 +213,7 @@ class Adam(Optimizer):
     """
 
     slots = ("m", "v", "k")
+    weight_decay = 0.0
 
     def __init__(
         self,
@@ -333,7 +226,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, clip_norm)
         if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and 0 < eps < math.inf):
             raise InputError(f"betas = {betas}, eps = {eps}: two shares in [0, 1) and a positive eps are needed")
-        self.betas, self.eps, self.weight_decay = (float(betas[0]), float(betas[1])), float(eps), 0.0
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
 
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
         b1, b2 = self.betas
@@ -381,16 +274,6 @@ class AdamW(Adam):
         if not 0 <= weight_decay < math.inf:
             raise InputError(f"weight_decay is {weight_decay}; it must be finite and not negative")
         self.weight_decay = float(weight_decay)
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
-        raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
-
-
-def _whole(names: str, *values: Any) -> None:
-    if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0 for value in values):
-        raise InputError(f"{names} count steps, 0, 1, 2, ...; given: {', '.join(map(repr, values))}")
 
 
 def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:

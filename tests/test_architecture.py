@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 LEVELS = [
     {"backend", "errors", "typing"},
-    {"activations", "projections", "structure", "losses", "metrics", "optim", "initializers"},
+    {"activations", "projections", "structure", "losses", "metrics", "optim", "schedules", "initializers"},
     {"certificate"},
     {"wellposed", "solvers"},
     {"cells", "equilibrium"},
@@ -29,8 +29,9 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-# Same-level imports that are allowed, besides those within one folder: the ground floor, and the theorem that uses the cells.
-NEIGHBOURS = {("backend", "errors"), ("backend", "typing"), ("equilibrium", "cells")}
+# Same-level imports that are allowed, besides those within one folder: the ground floor, the theorem that uses the cells,
+# and the optimisers that use schedules.
+NEIGHBOURS = {("backend", "errors"), ("backend", "typing"), ("equilibrium", "cells"), ("optim", "schedules")}
 
 # Names that NumPy gained after 2.0, the oldest version that pyidl supports.
 AFTER_NUMPY_2_0 = {"astype", "cumulative_sum", "cumulative_prod", "unstack", "matvec", "vecmat"}

@@ -488,3 +488,11 @@ def test_piecewise():
     schedule = Piecewise((2, 5), (1.0, 0.1, 0.01))
     assert [schedule(count) for count in range(7)] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01]
     assert Piecewise((), (0.5,))(7) == 0.5
+
+
+def test_the_configuration_is_fixed():
+    for optimizer in (SGD(0.1, momentum=0.9), Adam(), AdamW()):
+        with pytest.raises(AttributeError, match="build another"):
+            optimizer.learning_rate = 1.0
+        optimizer.count = 3
+        assert optimizer.count == 3

@@ -70,6 +70,7 @@ class InfNorm(Constraint):
     def __post_init__(self) -> None:
         if not 0 < self.kappa < 1:
             raise InputError(f"kappa is {self.kappa}; a contraction needs 0 < kappa < 1")
+        object.__setattr__(self, "kappa", float(self.kappa))
 
     def _radii(self, n: int, activation: Activation) -> np.ndarray:
         """``kappa / L_i``; with an unknown L nothing can be certified, and L = 1 is taken."""

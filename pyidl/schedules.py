@@ -1,0 +1,133 @@
+"""Learning-rate schedules: from the number of steps already taken to the learning rate of the next one.
+
+They are functions of the step count alone, so that a run which is resumed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyidl.errors import InputError
+
+__all__ = ["Constant", "Cosine", "Exponential", "Piecewise", "Schedule", "check_positive"]
+
+Schedule = Callable[[int], float]
+"""Any function of the step count will do."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """``lr(k) = value``.
+
+    Examples
+    --------
+    >>> Constant(0.1)(1000)
+    0.1
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_positive("the learning rate", self.value)
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `final` at step `steps`, and `final` for ever.
+
+    Source: Loshchilov, Hutter, "SGDR", ICLR 2017.
+
+    Examples
+    --------
+    >>> schedule = Cosine(1.0, steps=110, warmup=10)
+    >>> schedule(0), schedule(10), round(schedule(60), 6), schedule(110)
+    (0.1, 1.0, 0.5, 0.0)
+    """
+
+    peak: float
+    steps: int
+    warmup: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("peak", self.peak)
+        _whole("steps and warmup", self.steps, self.warmup)
+        if not (0 <= self.warmup < self.steps and 0 <= self.final <= self.peak):
+            raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        if count < self.warmup:
+            return self.peak * (count + 1) / self.warmup
+        share = min(1.0, (count - self.warmup) / (self.steps - self.warmup))
+        return self.final + 0.5 * (self.peak - self.final) * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """``lr(k) = initial * rate^(k // every)``.
+
+    Examples
+    --------
+    >>> Exponential(1.0, rate=0.5, every=10)(25)
+    0.25
+    """
+
+    initial: float
+    rate: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("initial", self.initial)
+        _whole("every", self.every)
+        if not (0 < self.rate <= 1 and self.every >= 1):
+            raise InputError(f"{self} makes no sense: 0 < rate <= 1 and every >= 1 are needed")
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        return float(self.initial * self.rate ** (count // self.every))
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """``values[i]`` from step ``boundaries[i - 1]`` up to step ``boundaries[i]``.
+
+    Examples
+    --------
+    >>> schedule = Piecewise(boundaries=(100, 200), values=(1.0, 0.1, 0.01))
+    >>> schedule(99), schedule(100), schedule(500)
+    (1.0, 0.1, 0.01)
+    """
+
+    boundaries: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _whole("boundaries", *self.boundaries)
+        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
+            raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
+        for value in self.values:
+            check_positive("the learning rate", value)
+
+    def __call__(self, count: int) -> float:
+        """Return the learning rate of step `count` + 1."""
+        return self.values[sum(count >= boundary for boundary in self.boundaries)]
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not a positive and finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
+
+
+def _whole(names: str, *values: Any) -> None:
+    if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0 for value in values):
+        raise InputError(f"{names} count steps, 0, 1, 2, ...; given: {', '.join(map(repr, values))}")

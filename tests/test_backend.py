@@ -1,0 +1,132 @@
+"""The door, the lookup, and the places where libraries differ."""
+
+import warnings
+
+import array_api_strict
+import numpy as np
+import pytest
+import scipy.special
+from helpers import assert_close, host
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyidl import backend
+from pyidl.backend import CHUNK, as_real, from_host, max_abs, namespace, to_device, to_numpy
+from pyidl.errors import DeviceMismatchError, InputError
+
+
+def test_lookup(xp):
+    a = from_host(xp, np.ones(3))
+    assert namespace(a) is xp
+    assert namespace(a, a) is xp
+    assert backend.is_array(a)
+    assert not any(backend.is_array(x) for x in ([1.0], 1.0, "a", None))
+    assert namespace(np.ones(2), np.float64(1.0)) is np
+    assert namespace(np.ma.ones(2)) is np
+
+
+def test_mixed_and_unknown_arrays_are_refused():
+    with pytest.raises(DeviceMismatchError, match="array_api_strict and cpu"):
+        namespace(np.ones(2), array_api_strict.ones(2))
+    for other in ([1.0], 1.0, None):
+        with pytest.raises(TypeError, match="expected an array"):
+            namespace(other)
+        with pytest.raises(TypeError, match="expected an array"):
+            namespace(np.ones(2), other)
+
+
+def test_devices(xp):
+    a = from_host(xp, np.ones(3))
+    assert type(to_numpy(a)) is np.ndarray
+    assert type(to_device(a, "cpu")) is np.ndarray
+    assert backend.device_of(a) == {"numpy": "cpu", "cupy": "cuda:0"}.get(xp.__name__, xp.__name__)
+    backend.synchronize(xp)
+    for bad in ("gpu", "cuda:", "cuda:-1", "CPU", "cuda:1.5"):
+        if bad != "cuda:":
+            with pytest.raises(InputError, match="unknown device"):
+                to_device(a, bad)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("source", ["float16", "float32", "float64", "int8", "uint64", "bool", ">f8", "longdouble"])
+def test_real_numbers_are_cast(source, dtype):
+    a = np.array([[0, 1], [1, 0]]).astype(source)
+    admitted = as_real(a, name="U", xp=np, dtype=dtype)
+    assert_close(admitted, np.array([[0, 1], [1, 0]], dtype), rtol=0)
+    assert admitted.dtype.isnative
+
+
+def test_nothing_is_copied_without_need(xp):
+    a = from_host(xp, np.ones((2, 2)))
+    assert as_real(a, name="U", xp=xp, dtype="float64") is a or xp is not np
+
+
+def test_lists_become_arrays_of_the_model(xp):
+    assert_close(as_real([[1, 2.5]], name="U", xp=xp, dtype="float32"), np.array([[1, 2.5]], np.float32), rtol=0, xp=xp)
+
+
+BAD = {
+    "nan": (np.array([1.0, np.nan]), r"U has 1 entries .* first at \(1,\)"),
+    "inf": (np.array([[1.0, -np.inf]]), r"first at \(0, 1\)"),
+    "overflow": (np.array([1e39]), "too large for float32"),
+    "complex": (np.array([1j]), "complex128"),
+    "objects": (np.array([None]), "object"),
+    "text": (["a"], "dtype <U1"),
+    "bytes": (b"abc", r"dtype \|S3"),
+    "dates": (np.array(["2020-01-01"], "datetime64[D]"), "datetime64"),
+    "structured": (np.zeros(2, [("a", float)]), "dtype"),
+    "ragged": ([[1.0], [1.0, 2.0]], "cannot be read"),
+    "masked": (np.ma.masked_equal([1.0, 2.0], 2.0), "masked"),
+    "none": (None, "object"),
+    "a dictionary": ({"a": 1}, "object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_everything_else_is_refused_without_a_warning(case):
+    value, message = BAD[case]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=message):
+            as_real(value, name="U", xp=np, dtype="float32")
+
+
+def test_arrays_of_another_library_are_refused():
+    with pytest.raises(DeviceMismatchError, match="the model on numpy"):
+        as_real(array_api_strict.ones(2), name="U", xp=np, dtype="float64")
+    with pytest.raises(DeviceMismatchError, match="the model on array_api_strict"):
+        as_real(np.ones(2), name="U", xp=array_api_strict, dtype="float64")
+
+
+@given(st.integers(1, 200), st.integers(1, 700), st.booleans(), st.integers(0, 100))
+def test_max_abs(m, n, difference, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(m, n)), rng.normal(size=(m, n))
+    expected = np.abs(a - b if difference else a).max(axis=1)
+    assert np.array_equal(max_abs(np, a, b if difference else None), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, CHUNK), (CHUNK + 1, 1), (2 * CHUNK + 3, 2), (7, 50, 200), (1, CHUNK + 1)])
+def test_max_abs_of_large_arrays_in_pieces(shape, xp):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    rest = tuple(range(1, len(shape)))
+    assert_close(max_abs(xp, from_host(xp, a), from_host(xp, b)), np.abs(a - b).max(axis=rest), rtol=0, xp=xp)
+    assert_close(max_abs(xp, from_host(xp, a)), np.abs(a).max(axis=rest), rtol=0, xp=xp)
+
+
+def test_max_abs_does_not_hide_a_nan():
+    a = np.zeros((3, CHUNK))
+    a[1, 7] = np.nan
+    assert np.isnan(max_abs(np, a)).tolist() == [False, True, False]
+
+
+def test_special_functions(xp):
+    z = np.concatenate([np.linspace(-30, 30, 101), [-800.0, 800.0]])
+    assert_close(backend.expit(xp, from_host(xp, z)), scipy.special.expit(z), rtol=1e-14, xp=xp)
+    assert_close(backend.erf(xp, from_host(xp, z)), scipy.special.erf(z), rtol=1e-14, xp=xp)
+    assert_close(backend.cumsum(xp, from_host(xp, z[None]), axis=1), np.cumsum(z[None], axis=1), rtol=1e-14, xp=xp)
+    single = backend.astype(xp, from_host(xp, z), "float32")
+    assert host(single).dtype == np.float32
+    assert host(backend.erf(xp, single)).dtype == np.float32
+    assert host(backend.expit(xp, single)).dtype == np.float32
