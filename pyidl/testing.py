@@ -89,6 +89,8 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     >>> check_pullback(ImplicitModel(3, 2, 5, rng=0), np.ones((4, 3))).max_error < 1e-6
     True
     """
+    if not isinstance(layer, Layer):
+        raise InputError(f"check_pullback takes a Layer, got {type(layer).__name__}; for an activation there is check_activation")
     generator = np.random.default_rng(rng)
     seed = int(generator.integers(2**31))
     exact = layer.astype("float64").with_tol(SOLVE_TOL)

@@ -80,6 +80,12 @@ def test_predict_in_batches_is_predict():
     assert_close(model.predict(inputs(17), batch_size=100), model(inputs(17))[0], rtol=0)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_bad_batch_sizes_are_refused(batch_size):
+    with pytest.raises(InputError, match="batch_size"):
+        build().predict(inputs(), batch_size=batch_size)
+
+
 @given(st.integers(0, 50), st.sampled_from([0.3, 0.9, 0.99]))
 def test_samples_do_not_interact(seed, kappa):
     """Alone, in a batch, in another order, beside a hard neighbour: the same up to 2 tol / (1 - kappa)."""

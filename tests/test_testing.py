@@ -106,6 +106,11 @@ def test_a_layer_that_is_no_function_is_said():
         check_pullback(Noisy(P, Q, rng=0), U)
 
 
+def test_what_is_no_layer_is_refused():
+    with pytest.raises(InputError, match="check_activation"):
+        check_pullback(activations.relu, U)
+
+
 def test_the_report():
     report = check_pullback(random_model(ImplicitModel, P, Q, N), U)
     assert report.max_error == report.errors[report.worst] < 1e-6

@@ -295,6 +295,11 @@ BAD_CALLS = {
     "batch_size": {"batch_size": 0},
     "on_fail": {"on_fail": "shrug"},
     "validation": {"validation": U},
+    "loss": {"loss": "mse"},
+    "optimizer": {"optimizer": "adam"},
+    "metrics": {"metrics": ["accuracy"]},
+    "callbacks": {"callbacks": [3]},
+    "penalty": {"penalty": 0.1},
     "validation lengths": {"validation": (U, TARGET[:3])},
 }
 

@@ -119,6 +119,11 @@ def fit(
     if epochs < 1 or (batch_size is not None and batch_size < 1):
         raise InputError(f"epochs = {epochs} and batch_size = {batch_size} must be at least 1")
     callbacks = tuple(callbacks)
+    if not hasattr(optimizer, "step"):
+        raise InputError(f"optimizer is {optimizer!r}; use one of pyidl.optim, such as Adam(1e-3)")
+    for name, functions in (("loss", [loss]), ("metrics", metrics), ("callbacks", callbacks), ("penalty", [penalty] if penalty else [])):
+        if not all(callable(function) for function in functions):
+            raise InputError(f"{name}: {functions!r} must be callable")
     train = _Data.read(data, model, "data")
     held_out = None if validation is None else _Data.read(validation, model, "validation")
     run = Run(model, optimizer, np.random.default_rng(rng), epochs)
