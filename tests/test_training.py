@@ -11,6 +11,7 @@ from pyidl import Checkpoint, EarlyStopping, History, ImplicitModel, InfNorm, Li
 from pyidl import save as save_model
 from pyidl.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, FileFormatError, InputError
+from pyidl.io import read_npz, write_npz
 from pyidl.layers.base import Explicit
 from pyidl.solvers import Picard
 from pyidl.training import Run
@@ -105,6 +106,21 @@ def test_weights_are_repetition():
         np.testing.assert_allclose(one.params[key], two.params[key], rtol=1e-8, atol=1e-12)
 
 
+def test_a_weight_of_zero_is_absence():
+    weights = (np.arange(90) % 3 > 0).astype(float)
+    one, two = (ImplicitModel(4, 1, 12, rng=0) for _ in range(2))
+    options = {"loss": losses.mse, "epochs": 3, "batch_size": 8, "rng": 0, "verbose": 0}
+    fit(one, (U, TARGET, weights), optimizer=optim.Adam(0.01), **options)
+    rows = np.flatnonzero(weights)
+    fit(two, (U[rows], TARGET[rows], np.ones(60)), optimizer=optim.Adam(0.01), **options)
+    assert all(np.array_equal(one.params[k], two.params[k]) for k in one.params)
+
+
+def test_a_penalty_on_an_unknown_parameter_is_refused():
+    with pytest.raises(InputError, match="penalty gives gradients"):
+        train(ImplicitModel(4, 1, 12, rng=0), penalty=lambda params: (0.0, {"W": params["A"]}))
+
+
 def test_a_penalty_is_added_to_loss_and_gradient():
     def ridge(params):
         return 50 * np.sum(params["B"] ** 2), {"B": 100 * params["B"]}
@@ -148,6 +164,16 @@ def test_early_stopping_restores_also_when_epochs_run_out():
     options = {"optimizer": optim.Adam(optim.Piecewise((12,), (0.01, 0.5))), "validation": (U, TARGET)}
     history = train(model, epochs=4, callbacks=[EarlyStopping(patience=50)], **options)
     assert float(losses.mse(model.predict(U), TARGET)[0]) == pytest.approx(history["val_loss"].min(), rel=1e-4)
+
+
+def test_early_stopping_never_takes_nan_for_the_best():
+    run = Run(ImplicitModel(1, 1, 2, rng=0), optim.SGD(1.0), np.random.default_rng(0), 100)
+    stop = EarlyStopping(patience=2, monitor="loss", restore_best=False)
+    answers = []
+    for loss in (np.nan, 0.5, np.nan, np.nan):
+        run.records.append({"epoch": run.epoch + 1, "loss": loss})
+        answers.append(stop(run))
+    assert answers == [False, False, False, True]
 
 
 def test_early_stopping_upwards():
@@ -212,6 +238,20 @@ def test_resume_refuses_what_does_not_fit(tmp_path):
     assert adam.count == 0
     with pytest.raises(InputError, match="generator"):
         train(ImplicitModel(4, 1, 12, rng=0), resume=path, rng=np.random.Generator(np.random.MT19937(0)))
+    header, arrays = read_npz(path)
+    for spoil in (lambda: header.pop("count"), lambda: arrays.update({"other/a": np.ones(1)})):
+        spoil()
+        write_npz(tmp_path / "edited.npz", arrays, header)
+        with pytest.raises(FileFormatError, match="not a complete checkpoint"):
+            train(other, optimizer=adam, resume=tmp_path / "edited.npz")
+        header, arrays = read_npz(path)
+    arrays.pop("optimizer/v.A")
+    write_npz(tmp_path / "edited.npz", arrays, header)
+    same = ImplicitModel(4, 1, 12, rng=1)
+    before = dict(same.params)
+    with pytest.raises(InputError, match=r"v\.A"):
+        train(same, optimizer=adam, resume=tmp_path / "edited.npz")
+    assert all(same.params[k] is before[k] for k in before)
     with pytest.raises(FileNotFoundError):
         train(ImplicitModel(4, 1, 12, rng=0), resume=tmp_path / "nothing.npz")
     save_model(tmp_path / "model.npz", other)
@@ -312,8 +352,8 @@ def test_bad_arguments_are_refused(case):
 
 @pytest.mark.parametrize(
     "data",
-    [U, (U,), (U, TARGET[:-1]), (U[:0], TARGET[:0]), (U, TARGET, np.ones(3)), (U, 3.0)],
-    ids=["array", "one", "short", "empty", "weights", "number"],
+    [U, (U,), (U, TARGET[:-1]), (U[:0], TARGET[:0]), (U, TARGET, np.ones(3)), (U, 3.0), (U, TARGET, np.zeros(90)), (U, TARGET, U[:, 0])],
+    ids=["array", "one", "short", "empty", "few weights", "number", "no weight", "negative weights"],
 )
 def test_bad_data_are_refused(data):
     model = ImplicitModel(4, 1, 12, rng=0)

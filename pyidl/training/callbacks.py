@@ -54,7 +54,7 @@ class EarlyStopping:
         signed = values if self.mode == "min" else -values
         best = 0
         for i in range(1, len(signed)):
-            if not signed[i] >= signed[best] - self.min_delta:
+            if signed[i] < signed[best] - self.min_delta or np.isnan(signed[best]):
                 best = i
         over = run.epoch - 1 - best >= self.patience
         if self.restore_best:
@@ -101,22 +101,28 @@ class Checkpoint:
 
 
 def restore(run: Run, path: str | Path) -> None:
-    """Put a run into the state that a checkpoint has kept; nothing is changed before all of it has been read."""
+    """Put a run into the state that a checkpoint has kept; nothing is changed unless all of it fits."""
     header, arrays = io.read_npz(path)
     if header.get("kind") != "checkpoint":
         raise FileFormatError(f"{path} is not a checkpoint of fit; a model file is read by pyidl.load")
-    if header["optimizer"] != type(run.optimizer).__name__:
-        raise InputError(f"{path} was written with the optimiser {header['optimizer']}, this run uses {type(run.optimizer).__name__}")
     groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "optimizer": {}, "memory": {}}
-    for key, a in arrays.items():
-        group, _, name = key.partition("/")
-        groups[group][name] = a
+    try:
+        optimizer, count, bits, records = (header[key] for key in ("optimizer", "count", "rng", "records"))
+        written_by = bits["bit_generator"]
+        for key, a in arrays.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = a
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not written by fit") from error
+    own, generator = type(run.optimizer).__name__, type(run.rng.bit_generator).__name__
+    if optimizer != own:
+        raise InputError(f"{path} was written with the optimiser {optimizer}, this run uses {own}")
+    if written_by != generator:
+        raise InputError(f"{path} was written with the generator {written_by}, this run uses {generator}")
     xp = run.model.xp
-    run.model.params = {key: from_host(xp, a) for key, a in groups["params"].items()}
+    checked = run.model._checked({key: from_host(xp, a) for key, a in groups["params"].items()})
     run.optimizer.state = {key: from_host(xp, a) for key, a in groups["optimizer"].items()}
-    run.optimizer.count = header["count"]
-    bits = type(run.rng.bit_generator)
-    if header["rng"]["bit_generator"] != bits.__name__:
-        raise InputError(f"{path} was written with the generator {header['rng']['bit_generator']}, this run uses {bits.__name__}")
-    run.rng.bit_generator.state = header["rng"]
-    run.records, run.memory = header["records"], groups["memory"]
+    run.optimizer.count = count
+    run.model._store(checked)
+    run.rng.bit_generator.state = bits
+    run.records, run.memory = records, groups["memory"]

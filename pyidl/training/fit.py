@@ -64,7 +64,8 @@ def fit(
     model : Layer
         Its `params` are replaced after every step, and projected into its well-posed set.
     data : (inputs, targets) or (inputs, targets, weights)
-        `inputs` is one array or a tuple of arrays that share their first axis; `weights` (m,) weigh the samples.
+        `inputs` is one array or a tuple of arrays that share their first axis; `weights` (m,) weigh the samples, and those of
+        weight 0 are left out.
     loss : callable
         ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given; see `pyidl.losses`.
     optimizer : Optimizer
@@ -169,7 +170,15 @@ class _Data:
             raise InputError(f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1")
         backend.namespace(*parts, *model.params.values())
         weights = parts[-1] if len(data) == 3 and data[2] is not None else None
-        return cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
+        read = cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
+        return read if weights is None else read._with_weight(name)
+
+    def _with_weight(self, name: str) -> _Data:
+        """Without the samples of weight 0: they would only be able to fill a batch with nothing."""
+        weights = backend.to_numpy(self.weights)
+        if weights.ndim != 1 or not np.all(np.isfinite(weights)) or np.any(weights < 0) or not np.any(weights > 0):
+            raise InputError(f"the weights of {name} must be one finite number >= 0 for each sample, and not all of them 0")
+        return self if np.all(weights > 0) else self.take(np.flatnonzero(weights))
 
     def take(self, rows: np.ndarray) -> _Data:
         """Some of the samples."""
@@ -214,6 +223,8 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
             value, grads, total, counts = batch
             if penalty is not None:
                 extra, slopes = penalty(run.model.params)
+                if not set(slopes) <= set(grads):
+                    raise InputError(f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}")
                 value, grads = value + extra, {key: grads[key] + slopes[key] if key in slopes else grads[key] for key in grads}
             run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
         except Exception as error:
