@@ -1,17 +1,24 @@
 """One test, every array library: the fixture `xp`."""
 
+import sys
+
 import array_api_strict
 import numpy as np
 import pytest
+import stand_in
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("pyidl", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("pyidl")
 
 
-@pytest.fixture(params=["numpy", "array_api_strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def xp(request):
-    """The namespaces that pyidl runs on; CuPy where a device answers."""
+@pytest.fixture(params=["numpy", "array_api_strict", "stand_in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request, monkeypatch):
+    """The namespaces that pyidl runs on; CuPy where a device answers, and everywhere a stand-in with its strictness."""
+    if request.param == "stand_in":
+        for name, module in stand_in.MODULES.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        return stand_in.cupy
     if request.param == "numpy":
         return np
     if request.param == "array_api_strict":

@@ -25,6 +25,21 @@ def number(pattern, text):
     return float(re.search(pattern, text)[1])
 
 
+def test_the_readme_says_the_truth():
+    """Its code runs, and prints what its comments promise."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    promised = re.findall(r"print\(.*?\)\s+# (.*?) ?\.\.\.", code)
+    printed = result.stdout.splitlines()
+    assert len(promised) == len(printed) == 2
+    for promise, line in zip(promised, printed):
+        assert line.startswith(promise)
+    for command in ('".[examples]" && .venv/bin/python examples/digits.py', '".[test]" && .venv/bin/python -m pytest'):
+        assert f"python3 -m venv .venv && .venv/bin/pip install -e {command}\n" in text
+
+
 def test_digits(tmp_path):
     result = run("digits.py", tmp_path)
     assert result.returncode == 0, result.stderr

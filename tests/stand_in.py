@@ -1,0 +1,143 @@
+"""A stand-in for CuPy on machines without a GPU: NumPy underneath, but as strict as CuPy is.
+
+It refuses NumPy operands and implicit conversion, returns arrays without dimensions where NumPy returns scalars, has only
+the names that CuPy has, and counts how often the host waits for a value. So the code path that is taken on a GPU runs in
+every test run. It says nothing about speed or rounding on a real device.
+"""
+
+import contextlib
+import types
+from pathlib import Path
+
+import numpy as np
+import scipy.special
+
+NAMES = set((Path(__file__).parent / "cupy_names.txt").read_text().split())
+SCALARS = (bool, int, float, type(None), str, slice, type(Ellipsis), np.dtype, type)
+
+
+class ndarray:
+    """An array that lives on no host."""
+
+    __array_priority__ = 100
+    __array_ufunc__ = None  # NumPy's operators give way, and then fail, as with CuPy
+    device = types.SimpleNamespace(id=0)
+
+    def __init__(self, a):
+        self._a = np.asarray(a)
+
+    def __array__(self, *arguments, **options):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+
+    def __getattr__(self, name):
+        if name not in ("shape", "ndim", "size", "dtype", "T", "nbytes"):
+            raise AttributeError(name)
+        return wrap(getattr(self._a, name))
+
+    def __getitem__(self, key):
+        return wrap(self._a[bare(key)])
+
+    def __setitem__(self, key, value):
+        self._a[bare(key)] = bare(value)
+
+    def __len__(self):
+        return len(self._a)
+
+    def __bool__(self):
+        cupy.waits += 1
+        return bool(self._a)
+
+    def __float__(self):
+        cupy.waits += 1
+        return float(self._a)
+
+    def __int__(self):
+        cupy.waits += 1
+        return int(self._a)
+
+    __hash__ = None
+
+
+def bare(x):
+    """The NumPy array inside; host arrays are refused."""
+    if isinstance(x, ndarray):
+        return x._a
+    if isinstance(x, (list, tuple)):
+        return type(x)(bare(item) for item in x)
+    if isinstance(x, (np.ndarray, np.generic)) or not isinstance(x, SCALARS):
+        raise TypeError(f"Unsupported type {type(x)}")
+    return x
+
+
+def wrap(x):
+    return ndarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def wrapped(function):
+    def call(*arguments, **options):
+        out = options.get("out")
+        result = function(*map(bare, arguments), **{key: bare(value) for key, value in options.items()})
+        return result if out is None and not isinstance(result, (np.ndarray, np.generic)) else (out if out is not None else wrap(result))
+
+    return call
+
+
+def operator(name):
+    def call(self, other):
+        result = getattr(self._a, name)(bare(other))
+        if name.startswith("__i") and name != "__invert__":
+            return self
+        return wrap(result)
+
+    return call
+
+
+ARITHMETIC = [f"__{prefix}{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "matmul") for prefix in ("", "r", "i")]
+for name in (*ARITHMETIC, "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__and__", "__or__"):
+    setattr(ndarray, name, operator(name))
+ndarray.__neg__ = lambda self: wrap(-self._a)
+ndarray.__invert__ = lambda self: wrap(~self._a)
+
+
+class Namespace(types.ModuleType):
+    """A module that has what CuPy has."""
+
+    def __init__(self, name, source, prefix=""):
+        super().__init__(name)
+        self.__dict__.update(source=source, prefix=prefix)
+
+    def __getattr__(self, name):
+        if f"{self.prefix}{name}" not in NAMES or name.startswith("__"):
+            raise AttributeError(f"module 'cupy' has no attribute {self.prefix}{name!r}")
+        found = getattr(self.source, name)
+        return wrapped(found) if callable(found) and not isinstance(found, type) else found
+
+
+def asarray(a, dtype=None, *, copy=None):
+    """From the host or from the device; the one function that takes host arrays."""
+    return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype=dtype, copy=True if isinstance(a, np.ndarray) or copy else None))
+
+
+def asnumpy(a):
+    cupy.waits += 1
+    return a._a.copy()
+
+
+cupy = Namespace("cupy", np)
+cupy.waits = 0
+cupy.ndarray, cupy.asarray, cupy.asnumpy = ndarray, asarray, asnumpy
+cupy.finfo, cupy.isdtype = np.finfo, np.isdtype
+cupy.is_available = lambda: True
+cupy.linalg = Namespace("cupy.linalg", np.linalg, "linalg.")
+cupy.cuda = types.SimpleNamespace(
+    get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+    Device=lambda index: contextlib.nullcontext(),
+)
+special = types.ModuleType("cupyx.scipy.special")
+special.erf, special.expit = wrapped(scipy.special.erf), wrapped(scipy.special.expit)
+scipy_module = types.ModuleType("cupyx.scipy")
+scipy_module.special = special
+cupyx = types.ModuleType("cupyx")
+cupyx.scipy = scipy_module
+MODULES = {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": scipy_module, "cupyx.scipy.special": special}

@@ -1,0 +1,79 @@
+"""The stand-in for CuPy is as strict as it claims, and a solve on it waits for nothing between two checks."""
+
+import sys
+
+import numpy as np
+import pytest
+import stand_in
+from helpers import moved, random_model
+from stand_in import cupy
+
+from pyidl import ImplicitModel, load, save
+from pyidl.errors import DeviceMismatchError
+from pyidl.solvers import Picard
+from pyidl.solvers.loop import _next_check
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    for name, module in stand_in.MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda a, h: a + h,
+        lambda a, h: h + a,
+        lambda a, h: a @ h,
+        lambda a, h: a < h,
+        lambda a, h: cupy.add(a, h),
+        lambda a, h: cupy.exp(h),
+        lambda a, h: cupy.concat([a, h]),
+        lambda a, h: a.__iadd__(h),
+        lambda a, h: a.__setitem__(0, h[0]),
+        lambda a, h: a[np.zeros(1, int)],
+        lambda a, h: np.asarray(a),
+        lambda a, h: np.float64(2.0) * a,
+    ],
+)
+def test_host_operands_are_refused(mixed):
+    with pytest.raises(TypeError):
+        mixed(cupy.asarray(np.ones((2, 2))), np.ones((2, 2)))
+
+
+def test_it_has_what_cupy_has():
+    for name in ("vecdot", "unstack", "nothing"):
+        with pytest.raises(AttributeError):
+            getattr(cupy, name)
+    assert not hasattr(cupy.asarray([1.0]), "__array_namespace__")
+    assert cupy.sum(cupy.asarray(np.ones(3))).shape == ()
+
+
+def test_a_model_moves_there_and_back(tmp_path):
+    model = random_model(ImplicitModel, 4, 3, 10)
+    U = np.random.default_rng(0).normal(size=(5, 4))
+    there = model.to("cuda")
+    assert repr(there).endswith("on cuda:0")
+    Y = there.predict(cupy.asarray(U))
+    np.testing.assert_allclose(cupy.asnumpy(Y), model.predict(U), rtol=1e-5)
+    assert np.array_equal(there.to("cpu").params["A"], model.params["A"])
+    with pytest.raises(DeviceMismatchError, match=r"U lives on cpu .* model\.to"):
+        there(U)
+    with pytest.raises(DeviceMismatchError, match=r"to_device\(U, 'cpu'\)"):
+        model(cupy.asarray(U))
+    save(tmp_path / "m", there)
+    assert type(load(tmp_path / "m").params["A"]) is np.ndarray
+    assert load(tmp_path / "m", device="cuda").xp is cupy
+
+
+def test_the_host_waits_only_at_checks():
+    model = moved(random_model(ImplicitModel, 4, 3, 10, dtype="float64", spread=2.0), cupy)
+    problem = model._cell().bind(cupy.asarray(np.random.default_rng(0).normal(size=(6, 4))))
+    cupy.waits = 0
+    solution = Picard()(problem)
+    checks, k = 0, 1
+    while k <= solution.n_iter.max():
+        checks, k = checks + 1, _next_check(k)
+    assert solution.n_iter.max() > 50
+    assert cupy.waits == 2 * checks < solution.n_iter.max()
