@@ -118,16 +118,18 @@ class LinearProblem(Problem):
     """A fixed-point equation that is linear, ``v = J^T v + h``: every adjoint equation is one.
 
     Its answer scales with its right-hand side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule:
-    ``residual <= max(tol max|h|, 8 eps max|v|)``, where the second term is what the dtype can resolve.
+    ``residual <= max(tol max|h|, 8 eps max|v|)``, where the second term is what the dtype can resolve. (Below its smallest
+    normal number it resolves nothing: there, and for confidently classified samples cotangents do get there, any residual is 0.)
     """
 
     reference: Array
     """``max|h|`` of every sample, shape (m,)."""
 
     def tolerance(self, x: Any, tol: float) -> Any:
-        """``max(tol max|h|, 8 eps max|v|)``."""
-        eps = float(self.xp.finfo(self.like.dtype).eps)
-        return self.xp.maximum(tol * self.reference, 8.0 * eps * backend.max_abs(self.xp, x))
+        """``max(tol max|h|, 8 eps max|v|)``, and no less than the smallest normal number."""
+        limits = self.xp.finfo(self.like.dtype)
+        resolved = 8.0 * float(limits.eps) * backend.max_abs(self.xp, x) + float(limits.smallest_normal)
+        return self.xp.maximum(tol * self.reference, resolved)
 
     @abstractmethod
     def take(self, rows: Array) -> LinearProblem:

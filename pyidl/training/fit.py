@@ -210,10 +210,18 @@ class _Mean:
         return float(self.value) / float(self.weight)
 
 
+@dataclass
+class _Failed:
+    """Which samples of an epoch failed, and what the last of them said."""
+
+    samples: np.ndarray
+    last: str = ""
+
+
 def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty | None, on_fail: OnFailedSamples) -> dict[str, float]:
     """One pass over the samples in random order, a step for each batch."""
     order = run.rng.permutation(data.m)
-    mean, steps, failed = _Mean(), _Mean(), np.zeros(data.m, bool)
+    mean, steps, failed = _Mean(), _Mean(), _Failed(np.zeros(data.m, bool))
     for i in range(0, data.m, size):
         rows = order[i : i + size]
         try:
@@ -233,23 +241,16 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
         mean.add(value, total)
         for n_iter in counts:
             steps.add(float(np.mean(n_iter)), len(n_iter))
-    count = int(failed.sum())
+    count = int(failed.samples.sum())
+    words = f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}"
     if count > MAX_FAILED * data.m:
-        raise ConvergenceError(
-            f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}, more than a tenth; {run.model.certificate()!r}. "
-            "Use a constraint that certifies the model, a smaller learning rate, or a larger tol",
-            ~failed,
-        )
+        raise ConvergenceError(f"{words}, more than a tenth. The last of them: {failed.last}", ~failed.samples)
     if count:
-        warnings.warn(
-            f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}; they were left out",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
+        warnings.warn(f"{words}; they were left out. The last of them: {failed.last}", ConvergenceWarning, stacklevel=3)
     return {"loss": float(mean), "steps": float(steps) if steps.weight else 0.0, "failed": float(count)}
 
 
-def _attempt(run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: np.ndarray) -> Any:
+def _attempt(run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: _Failed) -> Any:
     """Loss and gradients of one batch; with "skip", of those of its samples whose solves converge."""
     while len(rows):
         batch = data.take(rows)
@@ -261,7 +262,8 @@ def _attempt(run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFai
         except ConvergenceError as error:
             if on_fail != "skip":
                 raise
-            failed[rows[~error.converged]] = True
+            failed.samples[rows[~error.converged]] = True
+            failed.last = str(error)
             rows = rows[error.converged]
     return None
 
