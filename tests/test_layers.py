@@ -9,7 +9,7 @@ import array_api_strict
 import numpy as np
 import pytest
 from helpers import assert_close, host, moved, random_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, InfNorm, Linear, Pointwise, Sequential, activations, solvers
@@ -390,6 +390,41 @@ def test_two_threads_use_one_model():
 
 
 # ------------------------------------------------------------------------------------------------- failing solves
+
+CERTIFIED = [
+    activations.relu,
+    activations.tanh,
+    activations.silu,
+    activations.elu,
+    activations.identity,
+    activations.abs,
+    activations.softplus,
+]
+
+
+@settings(max_examples=150)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1, 3, 10, 60]),
+    st.sampled_from([0.5, 0.9, 0.99]),
+    st.sampled_from(["float32", "float64"]),
+    st.sampled_from(CERTIFIED),
+    st.booleans(),
+    st.sampled_from([0.01, 1.0, 30.0]),
+    st.floats(-6, 4),
+    st.floats(-10, 6),
+)
+def test_the_default_solvers_solve_every_certified_model(seed, n, kappa, dtype, activation, factors, spread, size, cotangent):
+    """Up to kappa = 0.99, in both precisions, for inputs from 1e-6 to 1e4 and cotangents from 1e-10 to 1e6."""
+    rng = np.random.default_rng(seed)
+    options = {"activation": activation, "constraint": InfNorm(kappa), "dtype": dtype, "rank": min(n, 3) if factors else None}
+    model = random_model(ImplicitModel, 5, Q, n, seed=seed, spread=spread, **options)
+    if not factors and seed % 2:  # all eigenvalues at one end of the interval
+        model.params = {**model.params, "A": np.abs(model.params["A"]) * (-1) ** (seed // 2)}
+    assert model.certificate().proven
+    Y, pull = model(rng.normal(size=(10, 5)) * 10.0**size)
+    dU, _ = pull((rng.normal(size=Y.shape) * 10.0**cotangent).astype(dtype))
+    assert np.all(np.isfinite(dU))
 
 
 def expanding(**options):
