@@ -69,6 +69,17 @@ def test_a_solution_tells_the_truth(n, m, kappa, dtype, activation, seed):
     assert np.all(s.residual <= s.tolerance)
 
 
+@pytest.mark.parametrize("m", [1, 5])
+@pytest.mark.parametrize("x0", [None, 3.0])
+def test_value_and_pre_activation_belong_together_after_damping(xp, m, x0):
+    """A bug once: all samples at hand converged, and the next damped step was written into the buffer that was returned."""
+    p = problem(xp, m=m, kappa=0.95)
+    s = Picard(damping=0.5)(p, None if x0 is None else from_host(xp, np.full((m, 8), x0)))
+    assert s.converged.all()
+    assert np.array_equal(host(s.value), np.maximum(host(s.pre), 0))
+    np.testing.assert_allclose(np.abs(f(p, host(s.value)) - host(s.value)).max(axis=1), s.residual, rtol=1e-6, atol=1e-15)
+
+
 def test_steps_are_products(xp):
     p = problem(xp, matrix=Counting)
     s = PICARD(p)

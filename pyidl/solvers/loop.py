@@ -115,7 +115,7 @@ def iterate(
     k, due = 0, 1
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the status NONFINITE says it
         y, x = problem.start(x0, here)
-        while running.any():
+        while True:
             k += 1
             y_image, image = problem.f(x, there)
             last = k == max_iter
@@ -139,12 +139,14 @@ def iterate(
                 if hopeless.any():
                     pieces.append((rows[hopeless], *_best(problem, hopeless, best)))
                 running = book.status[rows] == RUNNING
+                if not running.any():
+                    break  # before the buffers that the last pieces may share are written into again
             if advance is None:
                 y, x, here, there = y_image, image, there, here
             else:
                 y = advance(y, y_image)
                 x = problem.image(y, None if here is None else here[1])
-            if checked and 0 < 2 * running.sum() <= len(rows):  # the frozen ones leave the product
+            if checked and 2 * running.sum() <= len(rows):  # the frozen ones leave the product
                 keep = from_host(xp, np.flatnonzero(running))
                 problem, rows, running = problem.take(keep), rows[running], running[running]
                 y, x, best = (xp.take(a, keep, axis=0) for a in (y, x, best))
