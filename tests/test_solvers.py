@@ -248,6 +248,19 @@ def test_direct_picard_and_numpy_agree(xp, factors):
         assert_close(s.value, exact, rtol=1e-9, atol=1e-11, xp=xp)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_direct_where_nothing_contracts(dtype):
+    """Spectral radius 3, n = 300: the answer is as good as rounding allows, and is not called a failure."""
+    rng = np.random.default_rng(0)
+    A, G, S = 3 * rng.normal(size=(300, 300)) / 300**0.5, rng.normal(size=(8, 300)), (rng.random((8, 300)) < 0.5) * 1.0
+    parts = [a.astype(dtype) for a in (G, S, np.abs(S * G).max(axis=1))]
+    s = Direct()(LinearAffine(Full(np.ascontiguousarray(A.T.astype(dtype))), *parts))
+    assert s.converged.all()
+    exact = np.stack([np.linalg.solve(np.eye(300) - t[:, None] * A.T, t * g) for t, g in zip(S, G)])
+    assert np.abs(s.value - exact).max() < 1e5 * np.finfo(dtype).eps * np.abs(exact).max()
+    assert not Picard()(LinearAffine(Full(np.ascontiguousarray(A.T.astype(dtype))), *parts)).converged.any()
+
+
 def test_generic_and_written_down_systems_agree(xp):
     p, *_ = adjoint(xp)
     matrix, h = p.system()
