@@ -8,6 +8,7 @@ dimensions, so that nothing waits for a GPU.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,8 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
     >>> float(value), dY.ravel()
     (1.3125, array([0.25, 0.5 ]))
     """
-    if not 0 < delta < math.inf:
-        raise InputError(f"delta is {delta}; the width of the quadratic part must be positive and finite")
+    if not isinstance(delta, numbers.Real) or not 0 < delta < math.inf:
+        raise InputError(f"delta is {delta!r}; the width of the quadratic part must be positive and finite")
     xp, target = _real_target(Y, target)
     E = Y - target
     c = xp.clip(E, -float(delta), float(delta))
@@ -113,7 +114,9 @@ def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple
 
 
 def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
-    """For logits y over q classes and probabilities t: ``l = log sum_k e^{y_k} - sum_k t_k y_k``, ``dl/dy = softmax(y) - t``.
+    """For logits y over q classes and probabilities t: ``l = -sum_k t_k log softmax(y)_k``, ``dl/dy = (sum_k t_k) softmax(y) - t``.
+
+    The sum is 1, but only up to rounding; kept, it makes dY the derivative of the value for any t.
 
     Parameters
     ----------
@@ -144,12 +147,12 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     (1.3863, array([[ 0.25,  0.25, -0.75,  0.25]]))
     """
     xp = _check_output(Y)
-    t = _probabilities(xp, Y, target)
+    t, mass = _probabilities(xp, Y, target)
     shifted = Y - xp.max(Y, axis=-1, keepdims=True)
     e = xp.exp(shifted)
     total = xp.sum(e, axis=-1, keepdims=True)
-    loss = xp.log(total)[..., 0] - xp.sum(t * shifted, axis=-1)
-    return _mean(xp, loss, e / total - t, weights)
+    loss = xp.sum(t * (xp.log(total) - shifted), axis=-1)
+    return _mean(xp, loss, e * (mass / total) - t, weights)
 
 
 # -------------------------------------------------------------------------------------------------------- the door
@@ -186,15 +189,16 @@ def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:
     return xp, target
 
 
-def _probabilities(xp: Namespace, Y: Array, target: Any) -> Any:
-    """The given probabilities, or those that labels stand for: 1 at the label, 0 elsewhere."""
+def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
+    """The given probabilities, or those that labels stand for, 1 at the label and 0 elsewhere; and their sums."""
     if Y.ndim < 2:
         raise InputError(f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)")
     t = _real(xp, Y, target, "target")
     if t.shape == Y.shape:
-        if _on_cpu(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(xp.sum(t, axis=-1) - 1.0) < 1e-3)):
+        mass = xp.sum(t, axis=-1, keepdims=True)
+        if _on_cpu(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(mass - 1.0) < 1e-3)):
             raise InputError("the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum")
-        return t
+        return t, mass
     if t.shape != Y.shape[:-1]:
         raise InputError(f"target has shape {t.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}")
     labels = target if backend.is_array(target) else np.asarray(target)
@@ -204,10 +208,10 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> Any:
     # Compared in the dtype of Y: in uint8 the classes 0 and 256 would be one. In float32, labels are exact up to 2^24.
     one_hot = t[..., None] == xp.arange(q, dtype=Y.dtype)
     if not _on_cpu(xp):
-        return xp.where(((t >= 0) & (t < q))[..., None], backend.astype(xp, one_hot, Y.dtype), math.nan)
+        return xp.where(((t >= 0) & (t < q))[..., None], backend.astype(xp, one_hot, Y.dtype), math.nan), 1.0
     if int(xp.min(t)) < 0 or int(xp.max(t)) >= q:
         raise InputError(f"the labels lie between {int(xp.min(t))} and {int(xp.max(t))}; with {q} classes they are 0, ..., {q - 1}")
-    return backend.astype(xp, one_hot, Y.dtype)
+    return backend.astype(xp, one_hot, Y.dtype), 1.0
 
 
 def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]:
@@ -219,8 +223,10 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
     w = _real(xp, loss, weights, "weights")
     if w.shape != (m,):
         raise InputError(f"weights has shape {w.shape}; one for each of the {m} samples is needed")
-    if _on_cpu(xp) and not (bool(xp.all(w >= 0)) and bool(xp.any(w > 0))):
-        raise InputError(f"weights lie between {float(xp.min(w))} and {float(xp.max(w))}; they must be nonnegative, and not all zero")
+    largest = xp.max(w)
+    if _on_cpu(xp) and not (bool(xp.min(w) >= 0) and bool(largest > 0)):
+        raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
+    w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // m))
     value = xp.sum(xp.reshape(w, (m, *[1] * (loss.ndim - 1))) * loss)
     slope *= xp.reshape(w, (m, *[1] * (slope.ndim - 1)))

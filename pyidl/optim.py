@@ -13,9 +13,12 @@ Sources: Sutskever, Martens, Dahl, Hinton, ICML 2013; Kingma, Ba, ICLR 2015; Los
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,44 +31,69 @@ from pyidl.typing import Array, Params
 __all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "Optimizer", "Piecewise", "Schedule"]
 
 
+@dataclass(eq=False, repr=False)
 class Optimizer(ABC):
     """What all optimisers share: the step count, the state, clipping, and the door."""
 
-    slots: tuple[str, ...]
-    """Names of the arrays that are kept for each parameter, with its shape; "k", its own step count, is a number on the host."""
+    learning_rate: float | Schedule
+    _: KW_ONLY
+    clip_norm: float | None = None
 
-    def __init__(self, learning_rate: float | Schedule, clip_norm: float | None) -> None:
-        if not callable(learning_rate):
-            check_positive("learning_rate", learning_rate)
-        if clip_norm is not None:
-            check_positive("clip_norm", clip_norm)
-        self.learning_rate, self.clip_norm = learning_rate, clip_norm
-        self._state: dict[str, Any] = {}
+    def __post_init__(self) -> None:
+        if not callable(self.learning_rate):
+            check_positive("learning_rate", self.learning_rate)
+            self.learning_rate = float(self.learning_rate)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+            self.clip_norm = float(self.clip_norm)
+        self._validate()
         self._count = 0
+        self._state: dict[str, Any] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__ and name[0] != "_":
-            raise AttributeError(f"{name} is fixed when an optimiser is built; build another one, and hand it `state` and `count`")
+        if "_state" in self.__dict__ and name not in ("state", "count", "_state", "_count"):
+            raise AttributeError(
+                f"{name} cannot be set: an optimiser is fixed when it is built; build another, hand it `state` and `count`"
+            )
         super().__setattr__(name, value)
+
+    # ------------------------------------------------------------------------------------- what a subclass gives
+
+    @abstractmethod
+    def _validate(self) -> None:
+        """Check the configuration, and put it into its normal form."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that are kept for each parameter, with its shape; "k", its own step count, is a number on the host."""
+
+    @abstractmethod
+    def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
+        """The new parameter, and what is kept; `own` holds None before the first step. No array is written into."""
+
+    # ------------------------------------------------------------------------------------------------- its state
 
     @property
     def state(self) -> dict[str, Any]:
-        """A copy of the flat dictionary: ``{"m.A": array, ...}``, empty before the first step."""
+        """The flat dictionary ``{"m.A": array, ...}``, empty before the first step; a copy, of arrays that are read-only."""
         return dict(self._state)
 
     @state.setter
     def state(self, new: Mapping[str, Any]) -> None:
+        if not isinstance(new, Mapping):
+            raise InputError(f"the state is {new!r}; a mapping of names to arrays is needed, such as `state` gave")
         for key, a in new.items():
-            slot, _, name = key.partition(".")
+            slot, _, name = str(key).partition(".")
             if slot not in self.slots or not name:
                 kept = f"keeps {', '.join(self.slots)} of every parameter" if self.slots else "keeps no state"
                 raise InputError(f"{key!r} is no state of {type(self).__name__}, which {kept}; set what `state` gave")
-            if not is_array(a) or (slot == "k" and (a.shape != () or not 1 <= a == int(a))):
+            if not is_array(a) or (slot == "k" and not _counts(a)):
                 raise InputError(f"the state {key!r} is {a!r}; an array is needed, and for k a number of steps, from 1 on")
             missing = [f"{other}.{name}" for other in self.slots if f"{other}.{name}" not in new]
             if missing:
                 raise InputError(f"{', '.join(missing)} is missing from the state; a run goes on only with all of it")
-        self._state = {key: to_numpy(a) if key.startswith("k.") else a for key, a in new.items()}
+        self._state = {key: _frozen(_copy(a, to_host=key.startswith("k."))) for key, a in new.items()}
 
     @property
     def count(self) -> int:
@@ -74,17 +102,23 @@ class Optimizer(ABC):
 
     @count.setter
     def count(self, new: int) -> None:
-        if isinstance(new, bool) or not isinstance(new, int) or new < 0:
-            raise InputError(f"count is {new!r}; it is a number of steps")
-        self._count = new
+        if isinstance(new, bool) or not isinstance(new, numbers.Integral) or int(new) < 0:
+            raise InputError(f"count is {new!r}; it is a number of steps, 0, 1, 2, ...")
+        self._count = int(new)
 
     @property
     def current_rate(self) -> float:
         """The learning rate of the next step."""
-        rate = float(self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate)
+        given = self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate
+        try:
+            rate = float(given)
+        except (TypeError, ValueError):
+            rate = math.nan
         if not 0 <= rate < math.inf:
-            raise InputError(f"the schedule gives {rate} at step {self._count}; a learning rate is finite and not negative")
+            raise InputError(f"the schedule gives {given!r} at step {self._count}; a learning rate is finite and not negative")
         return rate
+
+    # ------------------------------------------------------------------------------------------------- the step
 
     def step(self, params: Params, grads: Mapping[str, Array]) -> dict[str, Array]:
         """Return new parameters; those without a gradient stay the very same arrays.
@@ -122,20 +156,17 @@ class Optimizer(ABC):
             own = [state.get(f"{slot}.{key}") for slot in self.slots]
             p, after = self._update(params[key], g if scale is None else g * astype(xp, scale, g.dtype), own, lr)
             new[key] = xp.asarray(p)  # NumPy turns arrays without dimensions into scalars
-            state |= {f"{slot}.{key}": a if slot == "k" else xp.asarray(a) for slot, a in zip(self.slots, after, strict=True)}
+            state |= {f"{slot}.{key}": _frozen(a if slot == "k" else xp.asarray(a)) for slot, a in zip(self.slots, after, strict=True)}
         self._state, self._count = state, self._count + 1
         return new
 
-    @abstractmethod
-    def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
-        """The new parameter, and what is kept; `own` holds None before the first step. No array is written into."""
-
     def __repr__(self) -> str:
-        given = {key: value for key, value in vars(self).items() if key[0] != "_" and value not in (None, 0.0, False, ())}
-        options = [repr(given.pop("learning_rate")), *(f"{key}={value!r}" for key, value in given.items())]
+        chosen = [f for f in dataclasses.fields(self)[1:] if getattr(self, f.name) != f.default]
+        options = [repr(self.learning_rate), *(f"{f.name}={getattr(self, f.name)!r}" for f in chosen)]
         return f"{type(self).__name__}({', '.join(options)}), {self._count} steps"
 
 
+@dataclass(eq=False, repr=False)
 class SGD(Optimizer):
     """``v <- mu v + g, theta <- theta - lr v``, with ``g + mu v`` in place of v for Nesterov; decay adds ``decay * theta`` to g.
 
@@ -158,26 +189,21 @@ class SGD(Optimizer):
     array([0.5])
     """
 
-    slots: tuple[str, ...] = ("velocity",)
+    _: KW_ONLY
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
 
-    def __init__(
-        self,
-        learning_rate: float | Schedule,
-        *,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(learning_rate, clip_norm)
-        if not (0 <= momentum < 1 and 0 <= weight_decay < math.inf) or (nesterov and momentum == 0):
-            raise InputError(
-                f"momentum = {momentum}, nesterov = {nesterov}, weight_decay = {weight_decay}: momentum lies in [0, 1) and is needed by "
-                "nesterov, weight_decay is finite and not negative"
-            )
-        self.momentum, self.nesterov, self.weight_decay = float(momentum), nesterov, float(weight_decay)
-        if momentum == 0:
-            self.slots = ()
+    def _validate(self) -> None:
+        self.momentum = _below(1.0, "momentum", self.momentum)
+        self.weight_decay = _below(math.inf, "weight_decay", self.weight_decay)
+        if not isinstance(self.nesterov, bool) or (self.nesterov and not self.momentum):
+            raise InputError(f"nesterov is {self.nesterov!r} and momentum {self.momentum}; it is True or False, and True needs momentum")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The velocity, if there is momentum."""
+        return ("velocity",) if self.momentum else ()
 
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
         if self.weight_decay:
@@ -192,6 +218,7 @@ class SGD(Optimizer):
         return p - lr * (g + self.momentum * v if self.nesterov else v), (v,)
 
 
+@dataclass(eq=False, repr=False)
 class Adam(Optimizer):
     """``theta <- theta - lr m^ / (sqrt(v^) + eps)``, with running means m, v of g and g^2, corrected for their start at 0.
 
@@ -212,21 +239,22 @@ class Adam(Optimizer):
     array([0.9])
     """
 
-    slots = ("m", "v", "k")
-    weight_decay = 0.0
+    learning_rate: float | Schedule = 1e-3
+    _: KW_ONLY
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
-    def __init__(
-        self,
-        learning_rate: float | Schedule = 1e-3,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(learning_rate, clip_norm)
-        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and 0 < eps < math.inf):
-            raise InputError(f"betas = {betas}, eps = {eps}: two shares in [0, 1) and a positive eps are needed")
-        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+    def _validate(self) -> None:
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise InputError(f"betas is {self.betas!r}; two numbers are needed, the shares of the past in m and v")
+        self.betas = (_below(1.0, "betas[0]", self.betas[0]), _below(1.0, "betas[1]", self.betas[1]))
+        check_positive("eps", self.eps)
+        self.eps = float(self.eps)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The running means, and the number of steps behind them."""
+        return "m", "v", "k"
 
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
         b1, b2 = self.betas
@@ -240,11 +268,10 @@ class Adam(Optimizer):
         root += self.eps
         move = m / root
         move *= lr / (1.0 - b1**k)
-        if self.weight_decay:
-            p = (1.0 - lr * self.weight_decay) * p
         return p - move, (m, v, np.asarray(k))
 
 
+@dataclass(eq=False, repr=False)
 class AdamW(Adam):
     """Adam with decoupled decay: theta shrinks by ``lr * weight_decay`` of itself in every step, whatever its gradient.
 
@@ -261,19 +288,15 @@ class AdamW(Adam):
     array([0.95])
     """
 
-    def __init__(
-        self,
-        learning_rate: float | Schedule = 1e-3,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(learning_rate, betas=betas, eps=eps, clip_norm=clip_norm)
-        if not 0 <= weight_decay < math.inf:
-            raise InputError(f"weight_decay is {weight_decay}; it must be finite and not negative")
-        self.weight_decay = float(weight_decay)
+    _: KW_ONLY
+    weight_decay: float = 1e-2
+
+    def _validate(self) -> None:
+        super()._validate()
+        self.weight_decay = _below(math.inf, "weight_decay", self.weight_decay)
+
+    def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
+        return super()._update((1.0 - lr * self.weight_decay) * p, g, own, lr)
 
 
 def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
@@ -281,3 +304,26 @@ def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
     xp = namespace(*grads.values())
     square = sum(xp.sum(astype(xp, g, "float64") ** 2) for g in grads.values())
     return clip_norm / xp.maximum(xp.sqrt(square), clip_norm)
+
+
+def _below(bound: float, name: str, value: Any) -> float:
+    """A number in [0, bound), as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < bound:
+        raise InputError(f"{name} is {value!r}; it must be a number in [0, {bound:g})")
+    return float(value)
+
+
+def _counts(k: Any) -> bool:
+    """Whether an array is a number of steps, at least one."""
+    return k.shape == () and namespace(k).isdtype(k.dtype, "integral") and int(k) >= 1
+
+
+def _copy(a: Any, *, to_host: bool) -> Any:
+    return np.array(to_numpy(a)) if to_host else namespace(a).asarray(a, copy=True)
+
+
+def _frozen(a: Any) -> Any:
+    """The array itself; where the library knows how, read-only."""
+    if isinstance(a, np.ndarray):
+        a.flags.writeable = False
+    return a

@@ -153,6 +153,12 @@ def test_gradient_of_cross_entropy(shape, labels, weighted):
     check_gradient(partial(losses.cross_entropy, target=target, weights=weights), rng.normal(size=shape))
 
 
+def test_the_gradient_belongs_to_the_value_where_probabilities_sum_to_1_only_roughly():
+    rng = np.random.default_rng(7)
+    target = probabilities(rng, (5, 4)) * rng.uniform(0.9995, 1.0005, (5, 1))
+    check_gradient(partial(losses.cross_entropy, target=target), rng.normal(size=(5, 4)))
+
+
 def test_the_gradient_check_can_fail():
     with pytest.raises(AssertionError):
         check_gradient(lambda Y: (losses.mse(Y, np.zeros(3))[0], losses.mse(Y, np.zeros(3))[1] * (1 + 1e-6)), np.ones(3))
@@ -207,6 +213,14 @@ def test_the_scale_of_weights_does_not_matter(seed, scale):
         scaled, dY_scaled = loss(Y, target, weights=scale * weights)
         assert_close(scaled, value, rtol=1e-12)
         assert_close(dY_scaled, dY, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [1e-37, 3e38])
+def test_weights_at_the_ends_of_their_dtype(xp, size):
+    Y = from_host(xp, np.array([[1.0], [3.0]], np.float32))
+    value, dY = losses.mse(Y, 0.0 * Y, weights=from_host(xp, np.full(2, size, np.float32)))
+    assert_close(value, from_host(xp, np.asarray(5.0, np.float32)), rtol=1e-6)
+    assert_close(dY, from_host(xp, np.array([[1.0], [3.0]], np.float32)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", LOGITS)
@@ -307,7 +321,7 @@ def test_binary_targets_outside_the_unit_interval(target):
         losses.binary_cross_entropy(Y21, np.full((2, 1), target))
 
 
-@pytest.mark.parametrize("delta", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("delta", [0.0, -1.0, math.inf, math.nan, "1", None, np.ones(2)])
 def test_bad_delta(delta):
     with pytest.raises(InputError, match="delta is"):
         losses.huber(Y21, Y21, delta=delta)

@@ -61,9 +61,25 @@ def test_r2_is_1_for_the_target_and_0_for_its_mean(seed, m):
     assert metrics.r2(2 * worse + 3, 2 * target + 3) == pytest.approx(metrics.r2(worse, target), rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-100, 1e150])
+def test_r2_has_no_unit(scale):
+    Y, target = np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 5.0])
+    assert metrics.r2(scale * Y, scale * target) == pytest.approx(metrics.r2(Y, target), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("Y", "labels", "words"),
     [
+        (np.zeros((2, 3)), np.array([0, 3]), r"1 labels belong to no class, the first is 3; they are 0, ..., 2"),
+        (np.zeros((2, 3)), np.array([-1, 7]), "2 labels belong to no class, the first is -1"),
+        (np.zeros((2, 3)), np.array([0.5, 1.0]), "the first is 0.5"),
+        (np.zeros(2), np.array([-1, 1]), "the first is -1; they are 0, ..., 1"),
+        (np.zeros((2, 1)), np.array([[2], [1]]), "the first is 2; they are 0, ..., 1"),
+        (np.array([[np.nan, 1.0]]), np.array([0]), "Y has 1 entries that are NaN"),
+        (np.zeros((1, 3)), np.array([np.nan]), "target has 1 entries that are NaN"),
+        (np.zeros((2, 3)), np.ma.array([0, 1], mask=[0, 1]), "target is a masked array"),
+        (np.zeros((2, 3)), ["a", "b"], "target has dtype"),
+        ([[1.0], [1.0, 2.0]], np.array([0, 1]), "Y cannot be read as an array"),
         (np.zeros((2, 3)), np.zeros(3), r"labels have shape \(3,\); for logits \(2, 3\) they must have \(2,\)"),
         (np.zeros((2, 3)), np.zeros((2, 3)), "labels have shape"),
         (np.zeros((2, 1)), np.zeros((2, 2)), "labels have shape"),
@@ -79,6 +95,10 @@ def test_accuracy_refuses(Y, labels, words):
 @pytest.mark.parametrize(
     ("Y", "target", "words"),
     [
+        (np.array([np.nan, 1.0]), np.array([0.0, 1.0]), "Y has 1 entries that are NaN"),
+        (np.array([0.0, 1.0]), np.array([0.0, np.inf]), "target has 1 entries that are NaN"),
+        (np.array([0.0, 1j]), np.array([0.0, 1.0]), "Y has dtype complex128"),
+        (np.array([0.0, 1.0]), np.ma.array([0.0, 1.0], mask=[0, 1]), "target is a masked array"),
         (np.zeros((2, 1)), np.zeros(2), r"Y has shape \(2, 1\), target \(2,\)"),
         (np.zeros((0, 1)), np.zeros((0, 1)), "at least two samples"),
         (np.asarray(1.0), np.asarray(1.0), "at least two samples"),
