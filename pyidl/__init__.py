@@ -8,6 +8,7 @@ from pyidl.backend import to_device, to_numpy
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, save
 from pyidl.layers import ImplicitModel, Layer, Linear, Pointwise, Sequential
+from pyidl.pattern import Pattern
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
 from pyidl.wellposed import InfNorm
 
@@ -23,6 +24,7 @@ __all__ = [
     "InfNorm",
     "Layer",
     "Linear",
+    "Pattern",
     "Pointwise",
     "PyidlError",
     "PyidlWarning",

@@ -19,6 +19,7 @@ __all__ = [
     "all_finite",
     "as_real",
     "astype",
+    "change_and_size",
     "cumsum",
     "device_of",
     "erf",
@@ -27,7 +28,9 @@ __all__ = [
     "is_array",
     "max_abs",
     "namespace",
+    "put_rows",
     "synchronize",
+    "take_rows",
     "to_device",
     "to_numpy",
     "writes_in_place",
@@ -264,20 +267,52 @@ CHUNK = 2**15
 """Entries that a pass over a NumPy array handles at a time, so that its intermediate results stay in the cache."""
 
 
-def max_abs(xp: Namespace, a: Any, minus: Any = None) -> Any:
-    """``max |a - minus|`` over all but the first axis: the size of each sample's state, or of its residual.
+def take_rows(xp: Namespace, a: Any, rows: np.ndarray) -> Any:
+    """Some rows of an array, numbered on the host."""
+    return xp.take(a, from_host(xp, rows), axis=0)
 
-    On NumPy the difference is formed in pieces that fit the cache; no array of the size of `a` is allocated.
+
+def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: np.ndarray) -> Any:
+    """``target[rows] = source[chosen]``, in place where the library can."""
+    if writes_in_place(xp):
+        if target.shape == source.shape and 2 * len(rows) > len(target):  # then rows and chosen are the same
+            rest = from_host(xp, np.delete(np.arange(len(target)), rows))
+            kept = target[rest]
+            target[...] = source
+            target[rest] = kept
+        else:
+            target[from_host(xp, rows)] = take_rows(xp, source, chosen)
+        return target
+    index = np.arange(target.shape[0])
+    index[rows] = target.shape[0] + chosen
+    return take_rows(xp, xp.concat([target, source]), index)
+
+
+def max_abs(xp: Namespace, a: Any) -> Any:
+    """``max |a|`` over all but the first axis: the size of each sample."""
+    return xp.max(xp.abs(a), axis=tuple(range(1, a.ndim)))
+
+
+def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """``(max |image - x|, max |x|)`` for every sample, float64, on the host (one wait on a GPU).
+
+    On NumPy both are formed in pieces that fit the cache; no array of the size of x is allocated.
     """
-    rest = tuple(range(1, a.ndim))
-    if xp is not np or a.size <= CHUNK:
-        return xp.max(xp.abs(a if minus is None else a - minus), axis=rest)
-    step = max(1, CHUNK * a.shape[0] // a.size)
-    largest = np.empty(a.shape[0], a.dtype)
-    scratch = np.empty((step, *a.shape[1:]), a.dtype)
-    for i in range(0, a.shape[0], step):
-        piece = a[i : i + step]
-        s = scratch[: len(piece)]
-        np.abs(piece if minus is None else np.subtract(piece, minus[i : i + step], out=s), out=s)
-        np.max(s, axis=rest, out=largest[i : i + step])
-    return largest
+    if xp is not np:
+        both = to_numpy(xp.stack([max_abs(xp, image - x), max_abs(xp, x)])).astype(np.float64)
+        return both[0], both[1]
+    m = x.shape[0]
+    both = np.empty((2, m), x.dtype)
+    flat, there = x.reshape(m, -1), image.reshape(m, -1)
+    n = flat.shape[1]
+    step = min(m, max(1, CHUNK // n))
+    scratch, starts = np.empty((step, n), x.dtype), np.arange(0, step * n, n)
+    for i in range(0, m, step):
+        j = min(i + step, m)
+        s, rows = scratch[: j - i], starts[: j - i]
+        np.abs(np.subtract(there[i:j], flat[i:j], out=s), out=s)
+        np.maximum.reduceat(s.reshape(-1), rows, out=both[0, i:j])  # half the time of a reduction along an axis
+        np.abs(flat[i:j], out=s)
+        np.maximum.reduceat(s.reshape(-1), rows, out=both[1, i:j])
+    both = both.astype(np.float64)
+    return both[0], both[1]

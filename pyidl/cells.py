@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pyidl.activations import Activation
-from pyidl.backend import max_abs, namespace
+from pyidl.backend import max_abs, namespace, take_rows, to_numpy
 from pyidl.solvers.problem import Affine, LinearAffine, LinearProblem, Problem
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
@@ -51,30 +53,29 @@ class AffineCell(Cell):
         dA = V^T X,    dB = V^T U,    db = sum of the rows of V,    dU = V B.
     """
 
-    matrix: Matrix
-    B: Array
+    A: Matrix
+    B: Matrix
     b: Array | None
     activation: Activation
 
     def bind(self, u: Array) -> Affine:
         """``Z = U B^T + b``, once per solve."""
-        Z = u @ self.B.T
+        Z = self.B.rows(u)
         if self.b is not None:
             Z += self.b
-        return Affine(self.matrix, Z, self.activation)
+        return Affine(self.A, Z, self.activation)
 
     def linearize(self, solution: Solution, u: Array, g: Array) -> LinearAffine:
         """``V = S * (V A + G)``, with slopes at the pre-activation from which the returned X came."""
         S = self.activation.dphi(solution.pre)
-        return LinearAffine(self.matrix.T, g, S, max_abs(namespace(g), S * g))
+        return LinearAffine(self.A.T, g, S, _sizes(S * g))
 
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """The four products above."""
-        grads = self.matrix.grads(v, x)
-        grads["B"] = v.T @ u
+        grads = self.A.grads("A", v, x) | self.B.grads("B", v, u)
         if self.b is not None:
             grads["b"] = namespace(v).sum(v, axis=0)
-        return (v @ self.B if inputs else None), grads
+        return (self.B.T.rows(v) if inputs else None), grads
 
 
 class FunctionCell(Cell):
@@ -101,7 +102,7 @@ class FunctionCell(Cell):
 
     def linearize(self, solution: Solution, u: Array, g: Array) -> LinearProblem:
         """``v = g + v df/dx`` at the solution."""
-        return _FunctionAdjoint(self, solution.value, u, g, max_abs(namespace(g), g))
+        return _FunctionAdjoint(self, solution.value, u, g, _sizes(g))
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,15 @@ class _FunctionProblem(Problem):
     def like(self) -> Array:
         return self.zero
 
-    def f(self, x: Any, out: Any = None) -> tuple[Any, Any]:
-        image = self.cell.f(x, self.u)
-        return image, image
+    def pre(self, x: Any, out: Any = None) -> Any:
+        return self.cell.f(x, self.u)
 
-    def take(self, rows: Array) -> _FunctionProblem:
-        return _FunctionProblem(self.cell, *(self.xp.take(a, rows, axis=0) for a in (self.u, self.zero)))
+    def take(self, rows: np.ndarray) -> _FunctionProblem:
+        return _FunctionProblem(self.cell, *(take_rows(self.xp, a, rows) for a in (self.u, self.zero)))
 
-    def buffers(self) -> None:
-        return None
+    @property
+    def in_place(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -131,18 +132,24 @@ class _FunctionAdjoint(LinearProblem):
     x: Array
     u: Array
     g: Array
-    reference: Array
+    reference: np.ndarray
 
     @property
     def like(self) -> Array:
         return self.g
 
-    def f(self, x: Any, out: Any = None) -> tuple[Any, Any]:
-        image = self.g + self.cell.vjp_state(self.x, self.u, x)
-        return image, image
+    def pre(self, x: Any, out: Any = None) -> Any:
+        return self.g + self.cell.vjp_state(self.x, self.u, x)
 
-    def take(self, rows: Array) -> _FunctionAdjoint:
-        return _FunctionAdjoint(self.cell, *(self.xp.take(a, rows, axis=0) for a in (self.x, self.u, self.g, self.reference)))
+    def take(self, rows: np.ndarray) -> _FunctionAdjoint:
+        x, u, g = (take_rows(self.xp, a, rows) for a in (self.x, self.u, self.g))
+        return _FunctionAdjoint(self.cell, x, u, g, self.reference[rows])
 
-    def buffers(self) -> None:
-        return None
+    @property
+    def in_place(self) -> bool:
+        return False
+
+
+def _sizes(h: Any) -> np.ndarray:
+    """``max|h|`` of every sample, on the host."""
+    return to_numpy(max_abs(namespace(h), h)).astype(np.float64)

@@ -23,14 +23,13 @@ from typing import Any
 
 from pyidl.cells import Cell
 from pyidl.certificate import Certificate
-from pyidl.solvers import Direct, Fallback, Picard, Solver
+from pyidl.solvers import Auto, Solver
 from pyidl.solvers.solution import OnFail, Solution, settle
 from pyidl.typing import Array, Grads
 
 __all__ = ["DEFAULT_ADJOINT", "DEFAULT_FORWARD", "EquilibriumPullback", "equilibrium"]
 
-DEFAULT_FORWARD = Fallback(Picard(), Picard(damping=0.5))
-DEFAULT_ADJOINT = Fallback(Picard(), Direct())
+DEFAULT_FORWARD = DEFAULT_ADJOINT = Auto()
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class EquilibriumPullback:
     adjoint: Solver
     on_fail: OnFail = "raise"
 
-    def solve(self, g: Array, *, trace: bool = False) -> Solution:
-        """The adjoint solve alone, for study: v with ``v = J^T v + g``."""
-        return self.adjoint(self.cell.linearize(self.forward, self.u, g), trace=trace)
+    def solve(self, g: Array, *, v0: Array | None = None, trace: bool = False) -> Solution:
+        """The adjoint solve alone: v with ``v = J^T v + g``, from v0 if it is given."""
+        return self.adjoint(self.cell.linearize(self.forward, self.u, g), v0, trace=trace)
 
     def __call__(self, g: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """``(du, grads)``: one adjoint solve, then ``<v, df>``.

@@ -24,15 +24,31 @@ from pyidl.activations import Activation, Blocks
 from pyidl.backend import to_numpy
 from pyidl.errors import FileFormatError, InputError
 from pyidl.layers import ImplicitModel, Layer, Linear, Pointwise, Sequential
-from pyidl.solvers import Direct, Fallback, Picard, Solver
+from pyidl.pattern import Pattern
+from pyidl.solvers import (
+    GMRES,
+    Anderson,
+    Auto,
+    Direct,
+    Fallback,
+    Jacobi,
+    JacobianFree,
+    Neumann,
+    Newton,
+    Phantom,
+    Picard,
+    Solver,
+    Substitution,
+)
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["load", "read_npz", "save", "write_npz"]
 
 FORMAT, VERSION = "pyidl", 1
 
+SOLVERS = (Anderson, Auto, Direct, Fallback, GMRES, Jacobi, JacobianFree, Neumann, Newton, Phantom, Picard, Substitution)
 LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (ImplicitModel, Linear, Pointwise, Sequential)}
-SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (InfNorm, Picard, Direct, Fallback)}
+SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (InfNorm, *SOLVERS)}
 
 
 def save(path: str | Path, model: Layer) -> None:
@@ -124,10 +140,24 @@ def _encode(value: Any) -> Any:
         return {"class": "Activation" if own else "custom activation", "name": value.name}
     if isinstance(value, Sequential):
         return {"class": "Sequential", "layers": [_encode(layer) for layer in value.layers]}
+    if isinstance(value, Pattern):
+        return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
     name = type(value).__name__
     if LAYERS.get(name) is type(value) or SETTINGS.get(name) is type(value):
         return {"class": name, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
     raise InputError(f"{name} cannot be saved; files hold {', '.join([*LAYERS, *SETTINGS])} and the built-in activations")
+
+
+def _encode_mask(mask: np.ndarray | None) -> Any:
+    """Shape, and the bits in hexadecimal."""
+    return None if mask is None else [*mask.shape, np.packbits(mask).tobytes().hex()]
+
+
+def _decode_mask(value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    rows, columns, bits = value
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=rows * columns).reshape(rows, columns).astype(bool)
 
 
 def _custom(config: Any) -> set[str]:
@@ -148,6 +178,8 @@ def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
     match value.get("class"):
         case "Blocks":
             return Blocks(*((_decode(a, given), width) for a, width in fields["blocks"]))
+        case "Pattern":
+            return Pattern(**{key: _decode_mask(mask) for key, mask in fields.items()})
         case "custom activation":
             return given[fields["name"]]
         case "Activation":
@@ -172,10 +204,12 @@ def _decode_layer(config: Any, params: Mapping[str, np.ndarray], given: Mapping[
             i, _, name = key.partition(".")
             owner[int(i)][name] = a
         return Sequential(*(_decode_layer(c, own, given) for c, own in zip(config["layers"], owner, strict=True)))
-    expected = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if set(config) - {"class"} != expected:
-        raise InputError(f"{config['class']} has the options {sorted(expected)}, the file says {sorted(set(config) - {'class'})}")
-    return cls._with({name: _decode(config[name], given) for name in expected}, params)
+    options = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    missing = {name for name, default in options.items() if default is dataclasses.MISSING} - set(config)
+    if missing or not set(config) - {"class"} <= set(options):
+        raise InputError(f"{config['class']} has the options {sorted(options)}, the file says {sorted(set(config) - {'class'})}")
+    chosen = {name: _decode(config[name], given) if name in config else default for name, default in options.items()}
+    return cls._with(chosen, params)
 
 
 # ------------------------------------------------------------------------------------------------- arrays in a file

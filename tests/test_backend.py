@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl import backend
-from pyidl.backend import CHUNK, as_real, from_host, max_abs, namespace, to_device, to_numpy
+from pyidl.backend import CHUNK, as_real, change_and_size, from_host, max_abs, namespace, to_device, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
 
 
@@ -99,19 +99,23 @@ def test_arrays_of_another_library_are_refused():
 
 
 @given(st.integers(1, 200), st.integers(1, 700), st.booleans(), st.integers(0, 100))
-def test_max_abs(m, n, difference, seed):
+def test_change_and_size(m, n, difference, seed):
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(m, n)), rng.normal(size=(m, n))
-    expected = np.abs(a - b if difference else a).max(axis=1)
-    assert np.array_equal(max_abs(np, a, b if difference else None), expected)
+    change, size = change_and_size(np, a, b if difference else a)
+    assert np.array_equal(change, np.abs(a - (b if difference else a)).max(axis=1))
+    assert np.array_equal(size, np.abs(b if difference else a).max(axis=1))
 
 
 @pytest.mark.parametrize("shape", [(3, CHUNK), (CHUNK + 1, 1), (2 * CHUNK + 3, 2), (7, 50, 200), (1, CHUNK + 1)])
-def test_max_abs_of_large_arrays_in_pieces(shape, xp):
+def test_change_and_size_of_large_arrays_in_pieces(shape, xp):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
     rest = tuple(range(1, len(shape)))
-    assert_close(max_abs(xp, from_host(xp, a), from_host(xp, b)), np.abs(a - b).max(axis=rest), rtol=0, xp=xp)
+    change, size = change_and_size(xp, from_host(xp, a), from_host(xp, b))
+    assert np.array_equal(change, np.abs(a - b).max(axis=rest))
+    assert np.array_equal(size, np.abs(b).max(axis=rest))
+    assert change.dtype == size.dtype == np.float64
     assert_close(max_abs(xp, from_host(xp, a)), np.abs(a).max(axis=rest), rtol=0, xp=xp)
 
 
@@ -119,6 +123,8 @@ def test_max_abs_does_not_hide_a_nan():
     a = np.zeros((3, CHUNK))
     a[1, 7] = np.nan
     assert np.isnan(max_abs(np, a)).tolist() == [False, True, False]
+    for first, second in ((a, np.zeros_like(a)), (np.zeros_like(a), a)):
+        assert np.isnan(change_and_size(np, first, second)[0]).tolist() == [False, True, False]
 
 
 def test_special_functions(xp):

@@ -222,7 +222,7 @@ BAD_FILES = {
         good, config(activation={"class": "Blocks", "blocks": [[{"class": "Activation", "name": "relu"}, 10**15]]})
     ),
     "hostile option": lambda good: edited(good, config(_params={})),
-    "missing option": lambda good: edited(good, lambda c: c["config"].pop("rank")),
+    "missing option": lambda good: edited(good, lambda c: c["config"].pop("hidden_dim")),
     "unknown setting": lambda good: edited(good, config(constraint={"class": "InfNorm", "kappa": 0.9, "extra": 1})),
     "kappa out of range": lambda good: edited(good, config(constraint={"class": "InfNorm", "kappa": 7})),
     "kappa as text": lambda good: edited(good, config(constraint={"class": "InfNorm", "kappa": "a"})),
@@ -294,6 +294,11 @@ def test_bad_files_fail_clearly(case, good, tmp_path, monkeypatch):
 def test_the_unedited_twin_loads(good, tmp_path):
     (tmp_path / "m").write_bytes(edited(good))
     assert isinstance(pyidl.load(tmp_path / "m"), ImplicitModel)
+
+
+def test_an_option_that_an_older_file_does_not_know_has_its_default(good, tmp_path):
+    (tmp_path / "m").write_bytes(edited(good, lambda c: c["config"].pop("pattern")))
+    assert pyidl.load(tmp_path / "m").pattern is None
 
 
 def test_a_newer_version_asks_for_an_upgrade(good, tmp_path):

@@ -234,8 +234,8 @@ def adjoint(xp=np, n=8, m=6, kappa=0.9, dtype="float64", seed=0, scale=1.0, fact
     else:
         matrix = Full(from_host(xp, np.ascontiguousarray(A.T.astype(dtype))))
     G, S = scale * rng.normal(size=(m, n)), rng.uniform(0, 1, (m, n))
-    parts = [from_host(xp, a.astype(dtype)) for a in (G, S, np.abs(S * G).max(axis=1))]
-    return LinearAffine(matrix, *parts), A, G, S
+    parts = [from_host(xp, a.astype(dtype)) for a in (G, S)]
+    return LinearAffine(matrix, *parts, np.abs(S * G).max(axis=1)), A, G, S
 
 
 @pytest.mark.parametrize("factors", [False, True])
@@ -253,7 +253,7 @@ def test_direct_where_nothing_contracts(dtype):
     """Spectral radius 3, n = 300: the answer is as good as rounding allows, and is not called a failure."""
     rng = np.random.default_rng(0)
     A, G, S = 3 * rng.normal(size=(300, 300)) / 300**0.5, rng.normal(size=(8, 300)), (rng.random((8, 300)) < 0.5) * 1.0
-    parts = [a.astype(dtype) for a in (G, S, np.abs(S * G).max(axis=1))]
+    parts = [G.astype(dtype), S.astype(dtype), np.abs(S * G).max(axis=1)]
     s = Direct()(LinearAffine(Full(np.ascontiguousarray(A.T.astype(dtype))), *parts))
     assert s.converged.all()
     exact = np.stack([np.linalg.solve(np.eye(300) - t[:, None] * A.T, t * g) for t, g in zip(S, G)])
@@ -273,7 +273,7 @@ def test_one_singular_system_among_regular_ones(xp):
     n = 3
     S = np.ones((4, n))
     S[2] = 0.5
-    p = LinearAffine(Full(from_host(xp, np.eye(n))), from_host(xp, np.ones((4, n))), from_host(xp, S), from_host(xp, S.max(axis=1)))
+    p = LinearAffine(Full(from_host(xp, np.eye(n))), from_host(xp, np.ones((4, n))), from_host(xp, S), S.max(axis=1))
     s = Direct()(p)
     assert s.status.tolist() == [Status.NONFINITE, Status.NONFINITE, Status.CONVERGED, Status.NONFINITE]
     np.testing.assert_allclose(host(s.value)[2], 1.0, atol=1e-14)
@@ -334,7 +334,7 @@ def test_a_cell_of_which_only_the_map_is_known():
     rng = np.random.default_rng(0)
     W, u, g = contraction(6, 0.8, rng), rng.normal(size=(5, 6)), rng.normal(size=(5, 6))
     x, pull = equilibrium(Tanh(W), u)
-    y, reference = equilibrium(AffineCell(Full(W), np.eye(6), None, activations.tanh), u)
+    y, reference = equilibrium(AffineCell(Full(W), Full(np.eye(6)), None, activations.tanh), u)
     np.testing.assert_allclose(x, y, atol=1e-11)
     (du, grads), (du2, grads2) = pull(g), reference(g)
     np.testing.assert_allclose(du, du2, atol=1e-10)
@@ -356,9 +356,9 @@ def peak(p, solver):
 
 
 def test_the_hot_loop_allocates_nothing():
-    """Memory does not grow with the number of steps, and is five states: two pre-activations, two values, the best."""
+    """Memory does not grow with the number of steps, and is six states: two pre-activations, two values, the best, the answer."""
     Z = np.ones((1024, 128))
     easy, stiff = (Affine(Full(kappa * np.eye(128)), Z, activations.relu) for kappa in (0.1, 0.9))
     assert PICARD(stiff).n_iter.min() > 10 * PICARD(easy).n_iter.max()
     assert peak(stiff, PICARD) < peak(easy, PICARD) + 0.1 * Z.nbytes
-    assert peak(stiff, PICARD) < 5.5 * Z.nbytes
+    assert peak(stiff, PICARD) < 6.5 * Z.nbytes

@@ -12,21 +12,23 @@ Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from pyidl import activations, backend, initializers
+from pyidl import activations, backend, initializers, structure
 from pyidl.activations import Activation, Blocks
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
 from pyidl.errors import InputError
 from pyidl.layers.base import Layer, Pullback, check_dtype, check_width
+from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
-from pyidl.structure import Full, LowRank
+from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads, Params, Rng
 from pyidl.wellposed import Constraint, InfNorm
 
@@ -43,7 +45,8 @@ class ImplicitPullback(Pullback):
         The implicit function theorem at the solution.
     """
 
-    params: Params
+    maps: Mapping[str, Matrix]
+    bias: bool
     equilibrium: EquilibriumPullback
 
     @property
@@ -58,17 +61,17 @@ class ImplicitPullback(Pullback):
 
     def solve(self, dY: Array, *, trace: bool = False) -> Solution:
         """The adjoint solve for this dY alone: ``V = phi'(Z) * (V A + dY C)``, for study."""
-        return self.equilibrium.solve(self._admit(dY) @ self.params["C"], trace=trace)
+        return self.equilibrium.solve(self.maps["C"].T.rows(self._admit(dY)), trace=trace)
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
         """``dC = dY^T X, dD = dY^T U, dd = sum of rows``; the equilibrium does the rest, from ``dX = dY C``."""
-        X, U, p = self.forward.value, self.equilibrium.u, self.params
-        dU, grads = self.equilibrium(dY @ p["C"], inputs)
-        grads["C"] = dY.T @ X
-        if "D" in p:
-            grads["D"] = dY.T @ U
-            dU = dU + dY @ p["D"] if inputs else None
-        if "d" in p:
+        X, U, maps = self.forward.value, self.equilibrium.u, self.maps
+        dU, grads = self.equilibrium(maps["C"].T.rows(dY), inputs)
+        grads |= maps["C"].grads("C", dY, X)
+        if "D" in maps:
+            grads |= maps["D"].grads("D", dY, U)
+            dU = dU + maps["D"].T.rows(dY) if inputs else None
+        if self.bias:
             grads["d"] = backend.namespace(dY).sum(dY, axis=0)
         return dU, grads
 
@@ -94,12 +97,15 @@ class ImplicitModel(Layer):
         The set in which the fixed point is certain. `project` maps into it; the forward pass uses the parameters as they are.
     rank : int, optional
         k, at most n.
+    pattern : Pattern, optional
+        Where A, B, C and D may be nonzero. Entries outside start as zeros and stay zeros; their products and gradients are not
+        computed. Without it, an A that is block triangular is recognised when the parameters are set; its gradients are then full.
     bias : bool
         Whether there are b and d.
     feedthrough : bool
         Whether there is D.
     forward, adjoint : Solver, optional
-        Default: Picard iteration; and Picard iteration for the adjoint, with a direct solve for samples where it fails.
+        Default: `solvers.Auto`.
     dtype : {"float32", "float64"}
         In which everything is computed. Tolerances follow it: 1e-6 and 1e-12.
     rng : Generator, int or None
@@ -129,6 +135,7 @@ class ImplicitModel(Layer):
     activation: Activation = activations.relu
     constraint: Constraint = InfNorm(0.99)  # noqa: RUF009 (frozen)
     rank: int | None = None
+    pattern: Pattern | None = None
     bias: bool = True
     feedthrough: bool = True
     forward: Solver | None = None
@@ -151,6 +158,9 @@ class ImplicitModel(Layer):
             drawn["D"] = initializers.lecun_normal(generator, q, p)
         if self.bias:
             drawn |= {"b": np.zeros(n), "d": np.zeros(q)}
+        for key in set(drawn) & set("ABCD"):
+            mask = getattr(self.pattern, key, None)
+            drawn[key] = drawn[key] if mask is None else drawn[key] * mask
         self.params = self.project(drawn)
 
     def _validate(self) -> None:
@@ -168,6 +178,8 @@ class ImplicitModel(Layer):
         for name, solver in (("forward", self.forward), ("adjoint", self.adjoint)):
             if not (solver is None or isinstance(solver, Solver)):
                 raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+        if self.pattern is not None:
+            _check_pattern(self.pattern, self._shapes())
         _check_activation(self.activation, n, self.dtype)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -187,22 +199,40 @@ class ImplicitModel(Layer):
         if U.shape[0] == 0:
             raise InputError("U has no rows; at least one sample is needed")
 
+    def _checked(self, new: Mapping[str, Any]) -> Params:
+        checked = super()._checked(new)
+        for key in set(checked) & set("ABCD"):
+            mask = getattr(self.pattern, key, None)
+            outside = 0 if mask is None else int(np.count_nonzero(backend.to_numpy(checked[key])[~mask]))
+            if outside:
+                raise InputError(
+                    f"parameter {key} has {outside} nonzero entries outside its pattern; set them to zero: {key} * pattern.{key}"
+                )
+        return checked
+
+    def _store(self, checked: Params) -> None:
+        super()._store(checked)
+        object.__setattr__(self, "_maps", structure.read_model(checked, self.pattern, self.__dict__.get("_maps")))
+
+    @property
+    def maps(self) -> Mapping[str, Matrix]:
+        """A, B, C and D as the solvers see them, with the structure that was read when the parameters were set."""
+        return cast(Mapping[str, Matrix], self.__dict__["_maps"])
+
     def _cell(self) -> AffineCell:
-        p = self.params
-        matrix = Full(p["A"]) if self.rank is None else LowRank(p["L"], p["R"])
-        return AffineCell(matrix, p["B"], p.get("b"), self.activation)
+        return AffineCell(self.maps["A"], self.maps["B"], self.params.get("b"), self.activation)
 
     def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
-        p = self.params
+        maps = self.maps
         X, pull = equilibrium(
             self._cell(), U, forward=self.forward, adjoint=self.adjoint, on_fail=on_fail, certificate=self.certificate
         )  # fmt: skip
-        Y = X @ p["C"].T
+        Y = maps["C"].rows(X)
         if self.feedthrough:
-            Y += U @ p["D"].T
+            Y += maps["D"].rows(U)
         if self.bias:
-            Y += p["d"]
-        return Y, ImplicitPullback(Y, p, pull)
+            Y += self.params["d"]
+        return Y, ImplicitPullback(Y, maps, self.bias, pull)
 
     def equilibrium(self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False) -> Solution:
         """Solve for the states X of the inputs U, (m, n), and say how it went.
@@ -237,6 +267,20 @@ class ImplicitModel(Layer):
     def with_tol(self, tol: float | None) -> ImplicitModel:
         """Return the same model, both solves of which run to this tolerance."""
         return self.replace(forward=(self.forward or DEFAULT_FORWARD).at(tol), adjoint=(self.adjoint or DEFAULT_ADJOINT).at(tol))
+
+
+def _check_pattern(pattern: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A mask must have the shape of its parameter, which must be there."""
+    if not isinstance(pattern, Pattern):
+        raise InputError(f"pattern is {pattern!r}; use Pattern(A=mask, ...) or Pattern.feed_forward(widths)")
+    for key in "ABCD":
+        mask = getattr(pattern, key)
+        if mask is None or (key == "D" and key not in shapes and not mask.any()):
+            continue
+        if key not in shapes:
+            raise InputError(f"pattern has a mask for {key}, but the model has the parameters {', '.join(shapes)}")
+        if mask.shape != shapes[key]:
+            raise InputError(f"the pattern of {key} has shape {mask.shape}, the parameter {shapes[key]}")
 
 
 def _check_activation(activation: Any, n: int, dtype: str) -> None:

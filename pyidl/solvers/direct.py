@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, max_abs, to_numpy
+from pyidl.backend import max_abs, to_numpy
 from pyidl.errors import InputError
 from pyidl.solvers.base import Solver, check_limits
 from pyidl.solvers.loop import resolve_tol, tol_floor
@@ -19,7 +19,7 @@ from pyidl.solvers.problem import LinearProblem, Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array
 
-__all__ = ["Direct"]
+__all__ = ["CHUNK", "Direct", "solve_each"]
 
 CHUNK = 2**24
 """Matrix entries that are formed at a time."""
@@ -55,14 +55,14 @@ class Direct(Solver):
         parts, limits = [], []
         with np.errstate(over="ignore", invalid="ignore"):
             for i in range(0, m, step):
-                matrix, h = problem.take(from_host(xp, np.arange(i, min(i + step, m)))).system()
-                v = _solve(xp, matrix, h)
+                matrix, h = problem.take(np.arange(i, min(i + step, m))).system()
+                v = solve_each(xp, matrix, h)
                 parts.append(xp.reshape(v, (-1, *rest)))
                 limits.append(max_abs(xp, (xp.abs(matrix) @ xp.abs(v)[:, :, None])[:, :, 0] + xp.abs(h)))
-            y, value = problem.f(xp.concat(parts))
-            residual = to_numpy(max_abs(xp, problem.f(value)[1], value)).astype(np.float64)
-            resolved = tol_floor(problem.like, xp) * to_numpy(xp.concat(limits)).astype(np.float64)
-            tolerance = np.maximum(to_numpy(problem.tolerance(value, tol)).astype(np.float64), resolved)
+            y, value = problem.start(xp.concat(parts))
+            y_image = problem.pre(value)
+            residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
+            tolerance = np.maximum(tolerance, tol_floor(problem.like, xp) * to_numpy(xp.concat(limits)).astype(np.float64))
         status = np.where(residual <= tolerance, Status.CONVERGED, np.where(np.isfinite(residual), Status.STAGNATED, Status.NONFINITE))
         ones = np.ones(m, int)
         return Solution(value, y, status, ones, residual, tolerance, "Direct")
@@ -72,11 +72,11 @@ class Direct(Solver):
         return replace(self, tol=tol)
 
 
-def _solve(xp: Any, matrix: Any, h: Any) -> Any:
+def solve_each(xp: Any, matrix: Any, h: Any) -> Any:
     """``matrix^{-1} h`` for every sample; NaN for the singular ones (NumPy raises for the whole batch, CuPy for none)."""
     try:
         return xp.linalg.solve(matrix, h[:, :, None])[:, :, 0]
     except np.linalg.LinAlgError:
         if matrix.shape[0] == 1:
             return xp.full_like(h, xp.nan)
-        return xp.concat([_solve(xp, matrix[i : i + 1, :, :], h[i : i + 1, :]) for i in range(matrix.shape[0])])
+        return xp.concat([solve_each(xp, matrix[i : i + 1, :, :], h[i : i + 1, :]) for i in range(matrix.shape[0])])

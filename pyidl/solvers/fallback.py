@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pyidl.backend import from_host
+from pyidl.backend import take_rows
 from pyidl.solvers.base import Solver
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
@@ -34,9 +34,8 @@ class Fallback(Solver):
         rows = np.flatnonzero(~solution.converged)
         if len(rows) == 0:
             return solution
-        index = from_host(problem.xp, rows)
-        best = problem.xp.take(solution.value, index, axis=0)
-        return solution.merged(self.then(problem.take(index), best), rows, problem.xp)
+        best = take_rows(problem.xp, solution.value, rows)
+        return solution.merged(self.then(problem.take(rows), best), rows, problem.xp)
 
     def at(self, tol: float | None) -> Fallback:
         """Both with another tolerance."""

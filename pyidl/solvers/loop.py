@@ -3,19 +3,18 @@
     converged   max|f(x) - x| <= tolerance(x)           the sample is frozen, and soon leaves the product
     otherwise   the best iterate of the sample is returned, with a status that says why it stopped
 
-No decision depends on another sample or on the clock. Residuals are compared on the host, where all the per-sample
-bookkeeping lives; between two checks a GPU is never waited for.
+No decision depends on another sample or on the clock: when a sample is measured next follows from how fast its own
+residual fell. The per-sample bookkeeping lives on the host; between two measurements a GPU is never waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, max_abs, to_numpy, writes_in_place
+from pyidl.backend import from_host, put_rows
 from pyidl.errors import InputError
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
@@ -23,11 +22,26 @@ from pyidl.typing import Array, Namespace
 
 __all__ = ["Advance", "iterate", "resolve_tol", "tol_floor"]
 
-Advance = Callable[[Any, Any], Any]
-"""``(y, y(image(y))) -> next y``; it may write into the first of them."""
-
 RUNNING = -1
 PATIENCE = 50
+
+
+class Advance:
+    """How the next pre-activation follows from ``(y, y(x))``; this one is Picard's, ``y <- y(x)``.
+
+    An advance belongs to one solve and may remember its past, one row a sample.
+    """
+
+    def __call__(self, y: Any, y_image: Any) -> Any:
+        """The next y: a new array, either argument overwritten, or None for y_image as it stands."""
+        return None
+
+    def observe(self, rows: np.ndarray, to_go: np.ndarray) -> np.ndarray | None:
+        """Hear how many steps the rates of some rows predict from here; return which of them to measure often."""
+        return None
+
+    def take(self, rows: np.ndarray) -> None:
+        """Forget all but these rows."""
 
 
 def tol_floor(like: Array, xp: Namespace) -> float:
@@ -53,9 +67,10 @@ def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
     return tol
 
 
-def _next_check(k: int) -> int:
-    """When to look at the residual again: at every step at first, later after an eighth of the steps done."""
-    return k + max(1, k // 8)
+def _steps_to_go(residual: np.ndarray, tolerance: np.ndarray, before: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Steps until a residual that fell from `before` within `steps` reaches its tolerance; inf where it does not fall."""
+    rate = np.log(residual / before) / steps
+    return np.where(rate < 0, np.log(tolerance / residual) / rate, np.inf)
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,9 @@ class _Book:
     """The host's book of one solve: a line for each sample."""
 
     status: np.ndarray
-    n_iter: np.ndarray
+    n_iter: np.ndarray  # the step of the last measurement,
+    last: np.ndarray  # the residual then,
+    due: np.ndarray  # and the step of the next one
     residual: np.ndarray  # the smallest so far, and
     tolerance: np.ndarray  # the tolerance, and
     best: np.ndarray  # the step that belong to it
@@ -72,25 +89,47 @@ class _Book:
     @classmethod
     def empty(cls, m: int) -> _Book:
         """Nothing is known of m samples."""
-        return cls(np.full(m, RUNNING), np.zeros(m, int), np.full(m, np.inf), np.zeros(m), np.zeros(m, int), np.zeros(m))
+        nothing, never = np.zeros(m), np.zeros(m, int)
+        return cls(
+            np.full(m, RUNNING), never, np.full(m, np.inf), np.ones(m, int), np.full(m, np.inf), nothing, never.copy(), np.full(m, np.inf)
+        )  # fmt: skip
 
-    def enter(self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, last: bool) -> np.ndarray:
-        """Enter the residuals of step k and the statuses that follow; return where there is a new best."""
+    def enter(
+        self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, last: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Enter what was measured in step k, and the statuses that follow; return (where there is a new best, steps to go)."""
         if k == 1:
             self.first[rows] = residual
-        improved: np.ndarray = (residual < self.residual[rows]) | (residual <= tolerance)  # what is returned is what is entered
+        done = residual <= tolerance
+        improved: np.ndarray = (residual < self.residual[rows]) | done  # what is returned is what is entered
         better = rows[improved]
         self.residual[better], self.tolerance[better], self.best[better] = residual[improved], tolerance[improved], k
-        self.n_iter[rows] = k
-        status = np.full(len(rows), Status.MAX_ITER if last else RUNNING)
+        to_go = _steps_to_go(residual, tolerance, self.last[rows], k - self.n_iter[rows])
+        self.last[rows], self.n_iter[rows] = residual, k
+        self.status[rows[done]] = Status.CONVERGED
+        if last or not improved.all():
+            self._blame(rows[~done], k, residual[~done], tolerance[~done], growth, last)
+        return improved, to_go
+
+    def plan(self, rows: np.ndarray, k: int, to_go: np.ndarray, often: np.ndarray | None) -> None:
+        """When to measure again: shortly before the sample will have converged if it goes on like this.
+
+        That is not before the next step and not after 1.5 k, on a grid that widens with k, so that a batch is measured in
+        few steps. Where the past rate says little of the future, it is after an eighth of the steps done.
+        """
+        grid = max(1, k // 8)
+        far = np.minimum(0.8 * to_go, 1 + k // 2)
+        self.due[rows] = k + grid * np.maximum(1, (far if often is None else np.where(often, 1, far)) // grid)
+
+    def _blame(self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, growth: float, last: bool) -> None:
+        """Why samples that have not converged go no further, if they do not."""
+        status = np.full(len(rows), int(Status.MAX_ITER) if last else RUNNING)
         lost = k - self.best[rows] > np.maximum(PATIENCE, self.best[rows] // 4)
         status[lost] = Status.STAGNATED
         status[(lost | last) & (residual > 10.0 * self.residual[rows])] = Status.DIVERGED
         status[residual > growth * (self.first[rows] + tolerance)] = Status.DIVERGED
         status[~np.isfinite(residual)] = Status.NONFINITE
-        status[residual <= tolerance] = Status.CONVERGED
         self.status[rows] = status
-        return improved
 
 
 def iterate(
@@ -104,54 +143,63 @@ def iterate(
     trace: bool = False,
 ) -> Solution:
     """Solve ``x = f(x)``; ``advance=None`` is Picard's ``y <- y(x)``, which only swaps two buffers."""
-    xp, m = problem.xp, problem.like.shape[0]
+    xp, m, whole = problem.xp, problem.like.shape[0], problem
     tol = resolve_tol(tol, problem.like, xp)
     growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
     book, traces = _Book.empty(m), []
-    pieces: list[tuple[np.ndarray, Any, Any]] = []  # (samples, y, x) of those that have left
-    rows, running = np.arange(m), np.ones(m, bool)  # the samples at hand, and which of them are not frozen
-    here, there = problem.buffers(), problem.buffers()
+    rows = np.arange(m)  # the samples at hand: those that run, and some that have been frozen
+    here, there = problem.buffers()
     best: Any = None
     k, due = 0, 1
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the status NONFINITE says it
         y, x = problem.start(x0, here)
         while True:
             k += 1
-            y_image, image = problem.f(x, there)
+            y_image = problem.pre(x, there and there[0])
             last = k == max_iter
-            checked = k == due or last
-            if checked or trace:
-                residual = to_numpy(max_abs(xp, image, x)).astype(np.float64)
+            checked = k >= due or last
+            image = problem.image(y_image, there and there[1]) if checked or trace or advance is None else None
             if trace:
                 traces.append(np.full(m, np.nan))
-                traces[-1][rows[running]] = residual[running]
+                measured = problem.measure(x, y_image, image, tol)[0]
+                traces[-1][rows] = np.where(book.status[rows] == RUNNING, measured, np.nan)
             if checked:
-                due = _next_check(k)
-                tolerance = to_numpy(problem.tolerance(x, tol)).astype(np.float64)
-                improved = np.zeros(len(rows), bool)
-                improved[running] = book.enter(rows[running], k, residual[running], tolerance[running], growth=growth, last=last)
-                converged = running & (book.status[rows] == Status.CONVERGED)
-                if converged.any():
-                    pieces.append((rows[converged], *_select(xp, converged, y, x)))
-                if not converged.all():
-                    best = _keep(xp, best, y, improved)
-                hopeless = running & (book.status[rows] > Status.CONVERGED)
-                if hopeless.any():
-                    pieces.append((rows[hopeless], *_best(problem, hopeless, best)))
                 running = book.status[rows] == RUNNING
-                if not running.any():
-                    break  # before the buffers that the last pieces may share are written into again
-            if advance is None:
+                now = np.flatnonzero(running if last else running & (book.due[rows] <= k))
+                residual, tolerance = _measure(problem, now, x, y_image, image, tol)
+                improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, last=last)
+                still = book.status[rows] == RUNNING
+                left = int(np.count_nonzero(still))
+                if left == 0 and len(now) == m and improved.all():
+                    if here is not None:  # the answer leaves the work space
+                        y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
+                    break  # all at once
+                if best is None:
+                    best = xp.asarray(y, copy=True)
+                elif improved.any():
+                    best = put_rows(xp, best, rows[now[improved]], y, now[improved])
+                if left == 0:
+                    y, x = best, whole.image(best)
+                    break
+                book.plan(rows[now], k, to_go, None if advance is None else advance.observe(now, to_go))
+                due = int(np.min(book.due[rows[still]]))
+            following = None if advance is None else advance(y, y_image)
+            if following is None:
+                if image is None:
+                    image = problem.image(y_image, there and there[1])
                 y, x, here, there = y_image, image, there, here
             else:
-                y = advance(y, y_image)
-                x = problem.image(y, None if here is None else here[1])
-            if checked and 2 * running.sum() <= len(rows):  # the frozen ones leave the product
-                keep = from_host(xp, np.flatnonzero(running))
-                problem, rows, running = problem.take(keep), rows[running], running[running]
-                y, x, best = (xp.take(a, keep, axis=0) for a in (y, x, best))
-                here, there = None if here is None else (y, x), problem.buffers()
-    y, x = _assemble(xp, pieces)
+                y, x = following, problem.image(following, here and here[1])
+                if there is not None and y is there[0]:
+                    here, there = (y, x), (here[0], there[1])
+            if checked and 2 * left <= len(rows):  # the frozen ones leave the product
+                keep = np.flatnonzero(still)
+                index = from_host(xp, keep)
+                problem, rows = problem.take(keep), rows[keep]
+                here, there = problem.buffers()
+                y, x = (_gather(xp, a, index, here and here[i]) for i, a in enumerate((y, x)))
+                if advance is not None:
+                    advance.take(keep)
     return Solution(
         value=x,
         pre=y,
@@ -164,35 +212,16 @@ def iterate(
     )
 
 
-def _select(xp: Namespace, mask: np.ndarray, *arrays: Any) -> tuple[Any, ...]:
-    """The rows under the mask; without a copy where that is all of them, since nothing then overwrites them."""
-    if mask.all():
-        return arrays
-    index = from_host(xp, np.flatnonzero(mask))
-    return tuple(xp.take(a, index, axis=0) for a in arrays)
+def _measure(problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Residual and tolerance of the rows `now`: of all at hand if they are many, of a copy if they are few."""
+    if 2 * len(now) > x.shape[0]:
+        residual, tolerance = problem.measure(x, y_image, image, tol)
+        return (residual, tolerance) if len(now) == x.shape[0] else (residual[now], tolerance[now])
+    index = from_host(problem.xp, now)
+    x, y_image, image = (problem.xp.take(a, index, axis=0) for a in (x, y_image, image))
+    return problem.take(now).measure(x, y_image, image, tol)
 
 
-def _keep(xp: Namespace, best: Any, y: Any, improved: np.ndarray) -> Any:
-    """Copy the improved rows of y into best."""
-    if best is None:
-        return xp.asarray(y, copy=True)
-    mask = from_host(xp, improved.reshape(-1, *[1] * (y.ndim - 1)))
-    if not writes_in_place(xp):
-        return xp.where(mask, y, best)
-    xp.copyto(best, y, where=mask)
-    return best
-
-
-def _best(problem: Problem, mask: np.ndarray, best: Any) -> tuple[Any, Any]:
-    """The best iterates of the samples under the mask, and their images."""
-    index = from_host(problem.xp, np.flatnonzero(mask))
-    y = problem.xp.take(best, index, axis=0)
-    return y, problem.take(index).image(y)
-
-
-def _assemble(xp: Namespace, pieces: list[tuple[np.ndarray, Any, Any]]) -> tuple[Any, ...]:
-    """Put the samples back in order."""
-    if len(pieces) == 1:
-        return pieces[0][1:]
-    order = from_host(xp, np.argsort(np.concatenate([rows for rows, _, _ in pieces])))
-    return tuple(xp.take(xp.concat([piece[i] for piece in pieces]), order, axis=0) for i in (1, 2))
+def _gather(xp: Namespace, a: Any, index: Any, out: Any) -> Any:
+    """``a[index]``, into `out` if given."""
+    return xp.take(a, index, axis=0) if out is None else xp.take(a, index, axis=0, out=out, mode="clip")

@@ -11,12 +11,26 @@ from typing import Any
 
 from pyidl.errors import InputError
 from pyidl.solvers.base import Solver, check_limits
-from pyidl.solvers.loop import iterate
+from pyidl.solvers.loop import Advance, iterate
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
 __all__ = ["Picard"]
+
+
+@dataclass(frozen=True)
+class _Average(Advance):
+    d: float
+    in_place: bool
+
+    def __call__(self, y: Any, y_image: Any) -> Any:
+        if not self.in_place:
+            return self.d * y + (1.0 - self.d) * y_image
+        y_image *= 1.0 - self.d
+        y *= self.d
+        y += y_image
+        return y
 
 
 @dataclass(frozen=True)
@@ -50,13 +64,9 @@ class Picard(Solver):
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Iterate from f(x0), or from f(0)."""
-        d = self.damping
-
-        def average(y: Any, y_image: Any) -> Any:
-            return d * y + (1.0 - d) * y_image
-
-        method = f"Picard(damping={d:g})" if d else "Picard"
-        return iterate(problem, x0, average if d else None, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
+        method = f"Picard(damping={self.damping:g})" if self.damping else "Picard"
+        advance = _Average(self.damping, problem.in_place) if self.damping else None
+        return iterate(problem, x0, advance, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
 
     def at(self, tol: float | None) -> Picard:
         """The same with another tolerance."""

@@ -15,20 +15,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace
+from pyidl.backend import namespace, take_rows
+from pyidl.pattern import Groups
+from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Affine", "Buffers", "LinearAffine", "LinearProblem", "Problem"]
+__all__ = ["Affine", "AffineMap", "Buffers", "LinearAffine", "LinearProblem", "Problem"]
 
 Buffers = tuple[Any, Any] | None
-"""Where f writes y and its image; None where the library has no ``out=``."""
+"""Where y and its image are written; None where the library has no ``out=``."""
 
 
 class Problem(ABC):
@@ -40,28 +42,55 @@ class Problem(ABC):
         """An array with the shape, dtype and library of the state."""
 
     @abstractmethod
-    def f(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
-        """``(y, f(x))``; y is f(x) itself where f has no halves."""
+    def pre(self, x: Any, out: Any = None) -> Any:
+        """The pre-activation ``y(x)``; f(x) itself where f has no halves."""
 
     @abstractmethod
-    def take(self, rows: Array) -> Problem:
-        """The same problem for some of the samples."""
+    def take(self, rows: np.ndarray) -> Self:
+        """The same problem for some of the samples, numbered on the host."""
 
     def image(self, y: Any, out: Any = None) -> Any:
         """The value that belongs to the pre-activation y."""
         return y
 
+    def f(self, x: Any) -> Any:
+        """``image(y(x))``."""
+        return self.image(self.pre(x))
+
     def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
         """``(y, f(x0))``, with x0 = 0 unless a warm start is given."""
-        return self.f(self.xp.zeros_like(self.like) if x0 is None else x0, out)
+        into_y, into_x = out or (None, None)
+        y = self.pre(self.xp.zeros_like(self.like) if x0 is None else x0, into_y)
+        return y, self.image(y, into_x)
 
-    def tolerance(self, x: Any, tol: float) -> Any:
-        """What the residual of each sample must reach: ``tol (1 + max|x|)``."""
-        return tol * (1.0 + backend.max_abs(self.xp, x))
+    def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+        """``max|f(x) - x|`` of every sample, where ``y_image = y(x)`` and ``image = f(x)``, and what it must reach; on the host."""
+        residual, size = backend.change_and_size(self.xp, image, x)
+        return residual, self.tolerance(size, tol)
 
-    def buffers(self) -> Buffers:
-        """Room for one `f`: two of them serve a whole solve."""
-        return (self.xp.empty_like(self.like), self.xp.empty_like(self.like)) if backend.writes_in_place(self.xp) else None
+    def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
+        """What the residual of each sample must reach, ``tol (1 + max|x|)``, for samples of that size ``max|x|``."""
+        return tol * (1.0 + size)
+
+    def restore(self, solution: Solution) -> Solution:
+        """The solution in the terms of the equation that this one was made from; itself where there is none."""
+        return solution
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a solve may work in buffers of its own."""
+        return backend.writes_in_place(self.xp)
+
+    def buffers(self) -> tuple[Buffers, Buffers]:
+        """Room for two y and their images, which serve a whole solve.
+
+        They are one block of memory: an allocator gives one block back in the next solve without asking the system for it,
+        while for several (measured on Linux) it asks again each time, which costs as much as a product with A.
+        """
+        if not self.in_place:
+            return None, None
+        block = self.xp.empty((4, *self.like.shape), dtype=self.like.dtype)
+        return (block[0, ...], block[1, ...]), (block[2, ...], block[3, ...])
 
     @property
     def xp(self) -> Namespace:
@@ -69,7 +98,7 @@ class Problem(ABC):
         return namespace(self.like)
 
 
-class _AffineMap(Problem):
+class AffineMap(Problem):
     """The loop body that `Affine` and `LinearAffine` share: one product, one sum, one componentwise pass."""
 
     matrix: Matrix
@@ -80,17 +109,24 @@ class _AffineMap(Problem):
         """The offset has the shape of the state."""
         return self.offset
 
-    def f(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
-        """``y = x M^T + offset`` and its image."""
-        into_y, into_x = out or (None, None)
-        y = self.matrix.rows(x, into_y)
+    def pre(self, x: Any, out: Any = None) -> Any:
+        """``y = x M^T + offset``."""
+        y = self.matrix.rows(x, out)
         y += self.offset
-        return y, self.image(y, into_x)
+        return y
+
+    @abstractmethod
+    def slopes(self, y: Any) -> Any:
+        """The derivative of the image with respect to y, entry by entry."""
+
+    @abstractmethod
+    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> AffineMap:
+        """The equation of one group of components."""
 
     def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
         """f(0) needs no product: its y is the offset."""
         if x0 is not None:
-            return self.f(x0, out)
+            return super().start(x0, out)
         if out is None:
             return self.offset, self.image(self.offset)
         out[0][...] = self.offset
@@ -98,7 +134,7 @@ class _AffineMap(Problem):
 
 
 @dataclass(frozen=True)
-class Affine(_AffineMap):
+class Affine(AffineMap):
     """``X = phi(X A^T + Z)``, with the offset Z = U B^T + b formed once."""
 
     matrix: Matrix
@@ -109,9 +145,17 @@ class Affine(_AffineMap):
         """``phi(y)``."""
         return self.activation(y, out)
 
-    def take(self, rows: Array) -> Affine:
+    def slopes(self, y: Any) -> Any:
+        """``phi'(y)``."""
+        return self.activation.dphi(y)
+
+    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> Affine:
+        """The equation of one group of components, given what the others contribute to the offset."""
+        return Affine(matrix, offset, self.activation.columns(groups.members[i]))
+
+    def take(self, rows: np.ndarray) -> Affine:
         """The same equation with some rows of Z."""
-        return Affine(self.matrix, self.xp.take(self.offset, rows, axis=0), self.activation)
+        return Affine(self.matrix, take_rows(self.xp, self.offset, rows), self.activation)
 
 
 class LinearProblem(Problem):
@@ -122,18 +166,13 @@ class LinearProblem(Problem):
     normal number it resolves nothing: there, and for confidently classified samples cotangents do get there, any residual is 0.)
     """
 
-    reference: Array
-    """``max|h|`` of every sample, shape (m,)."""
+    reference: np.ndarray
+    """``max|h|`` of every sample, shape (m,), float64, on the host."""
 
-    def tolerance(self, x: Any, tol: float) -> Any:
+    def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
         """``max(tol max|h|, 8 eps max|v|)``, and no less than the smallest normal number."""
         limits = self.xp.finfo(self.like.dtype)
-        resolved = 8.0 * float(limits.eps) * backend.max_abs(self.xp, x) + float(limits.smallest_normal)
-        return self.xp.maximum(tol * self.reference, resolved)
-
-    @abstractmethod
-    def take(self, rows: Array) -> LinearProblem:
-        """The same problem for some of the samples."""
+        return np.maximum(tol * self.reference, 8.0 * float(limits.eps) * size + float(limits.smallest_normal))
 
     def system(self) -> tuple[Any, Any]:
         """``I - J^T``, shape (m, n, n), and h, shape (m, n); column j of J^T is ``f(e_j) - f(0)``."""
@@ -145,12 +184,12 @@ class LinearProblem(Problem):
             unit = np.zeros((m, n))
             unit[:, j] = 1.0
             e = xp.reshape(backend.astype(xp, backend.from_host(xp, unit), dtype), shape)
-            columns.append(xp.reshape(e - (self.f(e)[1] - h), (m, n)))
+            columns.append(xp.reshape(e - (self.f(e) - h), (m, n)))
         return xp.stack(columns, axis=2), xp.reshape(h, (m, n))
 
 
 @dataclass(frozen=True)
-class LinearAffine(_AffineMap, LinearProblem):
+class LinearAffine(AffineMap, LinearProblem):
     """``V = S * W, W = V A + G``, with slopes S and the cotangent G of the state as offset; `matrix` is A transposed.
 
     At the solution W is the total derivative of the loss with respect to the state, V that with respect to Y.
@@ -159,15 +198,24 @@ class LinearAffine(_AffineMap, LinearProblem):
     matrix: Matrix
     offset: Array
     slope: Array
-    reference: Array
+    reference: np.ndarray
 
     def image(self, y: Any, out: Any = None) -> Any:
         """``S * y``."""
         return y * self.slope if out is None else self.xp.multiply(y, self.slope, out=out)
 
-    def take(self, rows: Array) -> LinearAffine:
+    def slopes(self, y: Any) -> Any:
+        """S, whatever y."""
+        return self.slope
+
+    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> LinearAffine:
+        """The equation of one group of components; its residual counts against the whole right-hand side."""
+        return LinearAffine(matrix, offset, groups.piece(self.slope, i), self.reference)
+
+    def take(self, rows: np.ndarray) -> LinearAffine:
         """The same equation with some rows of G and S."""
-        return LinearAffine(self.matrix, *(self.xp.take(a, rows, axis=0) for a in (self.offset, self.slope, self.reference)))
+        G, S = (take_rows(self.xp, a, rows) for a in (self.offset, self.slope))
+        return LinearAffine(self.matrix, G, S, self.reference[rows])
 
     def system(self) -> tuple[Any, Any]:
         """``I - diag(s) A^T`` and ``s * g``, written down instead of probed."""

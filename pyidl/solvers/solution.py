@@ -86,10 +86,11 @@ class Solution:
         )
 
     def merged(self, other: Solution, rows: np.ndarray, xp: Namespace) -> Solution:
-        """Return this solution with the samples `rows` replaced by those of `other`."""
+        """Return this solution with the samples `rows` replaced by those of `other`, where that came closer."""
         m = len(self.status)
         index = np.arange(m)
-        index[rows] = m + np.arange(len(rows))
+        closer = np.flatnonzero(other.converged | ~(other.residual >= self.residual[rows]))
+        index[rows[closer]] = m + closer
         host = {name: np.concatenate([getattr(self, name), getattr(other, name)])[index] for name in ("status", "residual", "tolerance")}
         n_iter = self.n_iter.copy()
         n_iter[rows] += other.n_iter

@@ -1,0 +1,232 @@
+r"""Anderson acceleration, per sample: the next iterate from the last few, so chosen that their residuals cancel.
+
+Let ``F(y) = y(x) - y`` be the residual of the fixed-point map on pre-activations, ``G(y) = y(x)`` its image. From the last
+k differences ``dF_j, dG_j`` of one sample,
+
+    gamma = argmin |F - sum_j gamma_j dF_j|,      y <- G - sum_j gamma_j dG_j.
+
+On a linear problem this is GMRES in disguise: it removes the few slow modes that a fixed-point iteration leaves. The normal
+equations have size k; a ridge relative to their trace keeps them solvable.
+
+*Safeguard.* If the residual of the accelerated point is not below that of the point it came from, the point is dropped
+and the plain step is taken instead, ``y <- G`` of the last good point. A plain step is always accepted, so an iteration
+that converges without acceleration goes on converging.
+
+Sources: Anderson, J. ACM 12(4), 1965; Walker and Ni, SIAM J. Numer. Anal. 49(4), 2011.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pyidl.backend import astype, from_host, take_rows
+from pyidl.errors import InputError
+from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.jacobi import split
+from pyidl.solvers.loop import Advance, iterate
+from pyidl.solvers.problem import Problem
+from pyidl.solvers.solution import Solution
+from pyidl.typing import Array, Namespace
+
+__all__ = ["Anderson", "Mixing"]
+
+
+class Mixing(Advance):
+    """Anderson's step, for the samples that are engaged.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is solved.
+    memory : int
+        k.
+    pays_from : float
+        A sample takes plain steps until its own rate predicts more steps than this; 0 engages all of them at once.
+    """
+
+    def __init__(self, problem: Problem, memory: int, pays_from: float = 0.0) -> None:
+        self.xp, self.in_place, self.memory, self.pays_from = problem.xp, problem.in_place, memory, pays_from
+        self.engaged = np.full(problem.like.shape[0], pays_from == 0.0)
+        self.remembers = np.zeros(problem.like.shape[0], bool)  # those that were engaged one step ago, and so have a past
+        self.count = int(self.engaged.sum())
+        self.past: _Past | None = None
+
+    def observe(self, rows: np.ndarray, to_go: np.ndarray) -> np.ndarray:
+        """Engage the samples that are slow."""
+        slow = rows[(to_go > self.pays_from) & ~self.engaged[rows]]
+        self.engaged[slow] = True
+        self.count += len(slow)
+        often: np.ndarray = self.engaged[rows]
+        return often
+
+    def take(self, rows: np.ndarray) -> None:
+        """Forget the others."""
+        self.engaged, self.remembers = self.engaged[rows], self.remembers[rows]
+        if self.past is not None:
+            self.past.take(rows)
+
+    def __call__(self, y: Any, y_image: Any) -> Any:
+        """The plain step while nobody is engaged, then the accelerated one."""
+        if not self.engaged.any():
+            return None
+        following = None
+        if self.past is None:
+            self.past = _Past(self.xp, y, y_image, self.memory, self.in_place)
+        else:
+            following = self.past.step(y, y_image, from_host(self.xp, self.remembers))
+        self.remembers = self.engaged.copy()
+        return following
+
+
+class _Past:
+    """What is kept of the samples that are accelerated.
+
+    dF, dG   k differences of residuals and of images, (m, n) each; a dropped point leaves zeros, which take part in nothing
+    F, G     residual and image of the last good point
+    gram     ``dF_i . dF_j``, (m, k, k)
+    """
+
+    def __init__(self, xp: Namespace, y: Any, y_image: Any, memory: int, in_place: bool) -> None:
+        self.xp, self.in_place, self.step_count = xp, in_place, 0
+        # One block of memory for all, as in Problem.buffers. Differences that do not exist yet are never looked at.
+        block = xp.empty((2 * memory + 4, *y.shape), dtype=y.dtype) if in_place else None
+        room: list[Any] = [None] * (2 * memory + 4) if block is None else [block[i, ...] for i in range(2 * memory + 4)]
+        self.dF: list[Any] = room[:memory]
+        self.dG: list[Any] = room[memory : 2 * memory]
+        self.F, self.G, self.new, self.work = room[2 * memory :]
+        self.F, self.G = self._into(xp.subtract, y_image, y, out=self.F), self._into(xp.multiply, y_image, 1.0, out=self.G)
+        self.size, self.plain = _dots(xp, self.F, self.F), xp.ones(y.shape[0], dtype=y.dtype)
+        self.gram = xp.zeros((y.shape[0], memory, memory), dtype=xp.float64)
+
+    def _into(self, function: Any, a: Any, b: Any, out: Any) -> Any:
+        return function(a, b, out=out) if self.in_place else function(a, b)
+
+    def take(self, rows: np.ndarray) -> None:
+        for name in ("F", "G", "size", "plain", "gram", "new", "work"):
+            if getattr(self, name) is not None:
+                setattr(self, name, take_rows(self.xp, getattr(self, name), rows))
+        self.dF, self.dG = ([a if a is None else take_rows(self.xp, a, rows) for a in arrays] for arrays in (self.dF, self.dG))
+
+    def step(self, y: Any, y_image: Any, remembers: Any) -> Any:
+        """Remember this point, drop it where it is no good, and return the next: of samples without a past, the plain one."""
+        xp, k = self.xp, len(self.dF)
+        i, known = self.step_count % k, min(self.step_count + 1, k)
+        self.step_count += 1
+        F = self._into(xp.subtract, y_image, y, out=self.new)  # F(y) = G(y) - y
+        self.dF[i] = self._into(xp.subtract, F, self.F, out=self.dF[i])
+        self.dG[i] = self._into(xp.subtract, y_image, self.G, out=self.dG[i])
+        size = _dots(xp, F, F)
+        good = xp.logical_or(self.plain > 0, size < self.size)  # False for NaN
+        self._drop(good, F, y_image)
+        counts = xp.logical_and(good, remembers)
+        if not (xp is np and counts.all()):
+            wide = _wide(astype(xp, counts, y.dtype), y)
+            for past in (self.dF, self.dG):
+                past[i] = self._into(xp.multiply, xp.where(wide > 0, past[i], 0.0), wide, out=past[i])
+        self.size = xp.where(good, size, self.size)
+        # The Gram matrix, of which row and column i are new, and the right-hand side dF . F.
+        dF = self.dF[:known]
+        zero = xp.zeros_like(self.size)
+        row = xp.stack([_dots(xp, a, self.dF[i]) for a in dF] + [zero] * (k - known), axis=1)
+        b = xp.stack([_dots(xp, a, self.F) for a in dF] + [zero] * (k - known), axis=1)
+        unit = xp.asarray([1.0 if j == i else 0.0 for j in range(k)], dtype=xp.float64)
+        keep = (1.0 - unit)[:, None] * (1.0 - unit)[None, :]
+        cross = row[:, :, None] * unit[None, None, :] + row[:, None, :] * unit[None, :, None]
+        self.gram = self.gram * keep + cross * (1.0 - 0.5 * unit[:, None] * unit[None, :])
+        gamma = astype(xp, _solve(xp, self.gram, b, float(xp.finfo(y.dtype).eps)), y.dtype)
+        gamma = xp.where(counts[:, None], gamma, 0.0)
+        self.plain = astype(xp, xp.logical_not(xp.any(gamma != 0, axis=1)), y.dtype)
+        following = self.G  # y <- G - sum_j gamma_j dG_j
+        for j in range(known):
+            change = self._into(xp.multiply, _wide(gamma[:, j], y), self.dG[j], out=self.work)
+            following = self._into(xp.subtract, following, change, out=y)
+        return following
+
+    def _drop(self, good: Any, F: Any, y_image: Any) -> None:
+        """F and G become those of the point at hand; where it is no good they stay."""
+        xp = self.xp
+        if xp is np and self.in_place:  # few, if any
+            bad = np.flatnonzero(~good)
+            kept = self.F[bad], self.G[bad]
+            self.F, self.new = F, self.F
+            np.copyto(self.G, y_image)
+            self.F[bad], self.G[bad] = kept
+            return
+        wide = _wide(good, y_image)
+        self.F, self.G = xp.where(wide, F, self.F), xp.where(wide, y_image, self.G)
+
+
+def _wide(column: Any, like: Any) -> Any:
+    """A number for each sample, in a shape that meets the state's."""
+    return column if like.ndim == 1 else column[(slice(None), *[None] * (like.ndim - 1))]
+
+
+def _dots(xp: Namespace, a: Any, b: Any) -> Any:
+    """The inner product of each sample's part, float64."""
+    m = a.shape[0]
+    product = np.vecdot(a.reshape(m, -1), b.reshape(m, -1)) if xp is np else xp.sum(a * b, axis=tuple(range(1, a.ndim)))
+    return astype(xp, product, "float64")
+
+
+def _solve(xp: Namespace, H: Any, b: Any, eps: float) -> Any:
+    """``H gamma = b``, with each difference scaled to length 1 and a ridge of 30 eps; 0 for differences that are 0."""
+    k = H.shape[1]
+    eye = xp.eye(k, dtype=H.dtype)
+    length = xp.sqrt(xp.sum(H * eye, axis=2))
+    usable = xp.logical_and(length > 0, xp.isfinite(length))
+    inverse = xp.where(usable, 1.0 / xp.where(usable, length, 1.0), 0.0)
+    H = xp.where(xp.isfinite(H), H, 0.0) * inverse[:, :, None] * inverse[:, None, :]
+    H = H + eye * (30.0 * eps + xp.where(usable, 0.0, 1.0)[:, None, :])
+    b = xp.where(usable, b, 0.0) * inverse
+    return xp.linalg.solve(H, b[:, :, None])[:, :, 0] * inverse
+
+
+@dataclass(frozen=True)
+class Anderson(Solver):
+    """Anderson acceleration of Picard or of the Jacobi splitting; pays where their rate is slow and few modes make it so.
+
+    It moves about 2 k more states a step, so for small n, where a product is cheap, plain steps may be faster.
+
+    Parameters
+    ----------
+    tol, max_iter
+        As for `Picard`.
+    memory : int
+        k, the number of differences kept.
+    splitting : bool
+        Whether to accelerate `Jacobi` instead of Picard.
+
+    Examples
+    --------
+    >>> from pyidl.structure import Full
+    >>> from pyidl import activations
+    >>> from pyidl.solvers import Picard
+    >>> from pyidl.solvers.problem import Affine
+    >>> slow = Affine(Full(np.full((20, 20), 0.99 / 20)), np.linspace(0.1, 1, 20)[None, :], activations.relu)
+    >>> int(Anderson()(slow).n_iter[0]) < 10, int(Picard()(slow).n_iter[0]) > 2000
+    (True, True)
+    """
+
+    tol: float | None = None
+    max_iter: int = 5000
+    memory: int = 3
+    splitting: bool = False
+
+    def __post_init__(self) -> None:
+        check_limits(self.tol, self.max_iter)
+        if not (isinstance(self.memory, int) and self.memory >= 1):
+            raise InputError(f"memory is {self.memory}; at least one difference is needed")
+
+    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+        """Accelerate from f(x0), or from f(0)."""
+        method = f"Anderson({self.memory}) of {'Jacobi' if self.splitting else 'Picard'}"
+        target = split(problem) if self.splitting else problem
+        solution = iterate(target, x0, Mixing(target, self.memory), tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
+        return target.restore(solution)
+
+    def at(self, tol: float | None) -> Anderson:
+        """The same with another tolerance."""
+        return replace(self, tol=tol)

@@ -1,0 +1,145 @@
+r"""GMRES for the linear adjoint equation ``(I - J^T) v = h``, for all samples at once, from products with J^T alone.
+
+After k products, v is the point of ``v_0 + span(r_0, (I - J^T) r_0, ..., (I - J^T)^{k-1} r_0)`` with the smallest residual in the
+2-norm. It needs no contraction, only that ``I - J^T`` is invertible (and, with restarts, some luck where nothing contracts).
+Orthogonal vectors are kept for each sample, `restart` of them; their small Hessenberg systems are solved on the host.
+
+Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7(3), 1986.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pyidl.backend import astype, from_host, put_rows, take_rows, to_numpy
+from pyidl.errors import InputError
+from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.loop import resolve_tol
+from pyidl.solvers.problem import LinearProblem, Problem
+from pyidl.solvers.solution import Solution, Status
+from pyidl.typing import Array
+
+__all__ = ["GMRES"]
+
+
+@dataclass(frozen=True)
+class GMRES(Solver):
+    """Restarted GMRES, one Krylov space for each sample; the residual is computed anew, not estimated, before it counts.
+
+    Parameters
+    ----------
+    tol : float, optional
+        As for `Picard`.
+    max_iter : int
+        Largest number of products.
+    restart : int
+        Largest dimension of a Krylov space: (restart + 1) states of memory.
+    """
+
+    tol: float | None = None
+    max_iter: int = 500
+    restart: int = 20
+
+    def __post_init__(self) -> None:
+        check_limits(self.tol, self.max_iter)
+        if not (isinstance(self.restart, int) and self.restart >= 1):
+            raise InputError(f"restart is {self.restart}; at least one vector is needed")
+
+    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+        """Solve from x0, or from 0. A trace has one row for each restart."""
+        if not isinstance(problem, LinearProblem):
+            raise InputError("GMRES solves linear equations, such as the adjoint; for the forward equation use Anderson, which is its kin")
+        xp, m = problem.xp, problem.like.shape[0]
+        tol = resolve_tol(self.tol, problem.like, xp)
+        status, n_iter = np.full(m, int(Status.MAX_ITER)), np.zeros(m, int)
+        residual, tolerance, traces = np.full(m, np.inf), np.zeros(m), []
+        v = xp.zeros_like(problem.like) if x0 is None else xp.asarray(x0, copy=True)
+        rows, part, best = np.arange(m), problem, v
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            while len(rows):
+                image = part.f(v)
+                now, limit = part.measure(v, image, image, tol)
+                n_iter[rows] += 1
+                better = (now < residual[rows]) | (now <= limit)
+                progress = now < 0.5 * residual[rows]
+                best = put_rows(xp, best, rows[better], v, np.flatnonzero(better))
+                residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]
+                status[rows[now <= limit]] = Status.CONVERGED
+                status[rows[~np.isfinite(now)]] = Status.NONFINITE
+                status[rows[np.isfinite(now) & ~progress & (now > limit)]] = Status.STAGNATED
+                traces.append(np.full(m, np.nan))
+                traces[-1][rows] = now
+                go = (status[rows] == Status.MAX_ITER) & (n_iter[rows] < self.max_iter)
+                keep = np.flatnonzero(go)
+                rows = rows[keep]
+                if len(rows) == 0:
+                    break
+                v, r, part = take_rows(xp, v, keep), take_rows(xp, image - v, keep), part.take(keep)
+                size = min(self.restart, self.max_iter - int(n_iter[rows].min()), problem.like.size // m)
+                correction, products = _cycle(xp, part, r, size, limit[keep])
+                v = v + correction
+                n_iter[rows] += products
+            y, value = problem.start(best)
+            y_image = problem.pre(value)
+            residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
+        status = np.where((status == Status.CONVERGED) & (residual > tolerance), Status.STAGNATED, status)
+        return Solution(value, y, status, n_iter + 1, residual, tolerance, f"GMRES({self.restart})", np.stack(traces) if trace else None)
+
+    def at(self, tol: float | None) -> GMRES:
+        """The same with another tolerance."""
+        return replace(self, tol=tol)
+
+
+def _cycle(xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray) -> tuple[Any, np.ndarray]:
+    """``(argmin |r - (I - J^T) c| over the Krylov space of r, products used by each sample)``."""
+    m = r.shape[0]
+    h = problem.start()[1]
+    beta = _norm(xp, r)
+    basis = [_divide(xp, r, beta)]
+    H, used = np.zeros((m, size + 1, size)), np.full(m, size)
+    right = np.zeros((m, size + 1))
+    right[:, 0] = beta
+    y = np.zeros((m, size))
+    for j in range(size):
+        w = basis[j] - (problem.f(basis[j]) - h)
+        for _ in range(2):  # Gram and Schmidt, twice: once is not orthogonal enough where the basis is long
+            for i, q in enumerate(basis):
+                c = _inner(xp, q, w)
+                H[:, i, j] += c
+                w = w - _column(xp, c, w) * q
+        length = _norm(xp, w)
+        H[:, j + 1, j] = length
+        basis.append(_divide(xp, w, length))
+        small = H[:, : j + 2, : j + 1]
+        y[used > j, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[used > j, :, 0]
+        left = np.linalg.norm(right[:, : j + 2] - (small @ y[:, : j + 1, None])[:, :, 0], axis=1)
+        used[(used > j + 1) & ((left <= 0.5 * limit) | (length <= 1e-14 * np.abs(small).max(axis=(1, 2))))] = j + 1
+        if np.all(used <= j + 1):
+            break
+    c = _column(xp, y[:, 0], r) * basis[0]
+    for j in range(1, len(basis) - 1):
+        c = c + _column(xp, y[:, j], r) * basis[j]
+    return c, used
+
+
+def _inner(xp: Any, a: Any, b: Any) -> np.ndarray:
+    return to_numpy(xp.sum(a * b, axis=tuple(range(1, a.ndim)), dtype=xp.float64))
+
+
+def _norm(xp: Any, a: Any) -> np.ndarray:
+    """The 2-norm of each sample, scaled so that squares do not vanish."""
+    largest = to_numpy(xp.max(xp.abs(a), axis=tuple(range(1, a.ndim)))).astype(np.float64)
+    scaled = _divide(xp, a, largest)
+    norm: np.ndarray = largest * np.sqrt(_inner(xp, scaled, scaled))
+    return norm
+
+
+def _divide(xp: Any, a: Any, by: np.ndarray) -> Any:
+    return a * _column(xp, np.where(by > 0, 1.0 / np.where(by > 0, by, 1.0), 0.0), a)
+
+
+def _column(xp: Any, c: np.ndarray, like: Any) -> Any:
+    return astype(xp, from_host(xp, c.reshape(-1, *[1] * (like.ndim - 1))), like.dtype)
