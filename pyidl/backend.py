@@ -68,8 +68,9 @@ def namespace(*arrays: object) -> Namespace:
     >>> namespace(np.ones(3)).__name__
     'numpy'
     """
-    first = arrays[0]
-    if type(first) is np.ndarray and all(type(a) is np.ndarray for a in arrays):
+    if len(arrays) == 1 and type(arrays[0]) is np.ndarray:
+        return np
+    if all(type(a) is np.ndarray for a in arrays):
         return np
     homes = {_home(a) for a in arrays}
     if len(homes) > 1:
@@ -275,7 +276,9 @@ def take_rows(xp: Namespace, a: Any, rows: np.ndarray) -> Any:
 def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: np.ndarray) -> Any:
     """``target[rows] = source[chosen]``, in place where the library can."""
     if writes_in_place(xp):
-        if target.shape == source.shape and 2 * len(rows) > len(target):  # then rows and chosen are the same
+        if len(rows) == len(target) == len(source):
+            target[...] = source
+        elif target.shape == source.shape and 2 * len(rows) > len(target):  # then rows and chosen are the same
             rest = from_host(xp, np.delete(np.arange(len(target)), rows))
             kept = target[rest]
             target[...] = source
@@ -302,6 +305,11 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
         both = to_numpy(xp.stack([max_abs(xp, image - x), max_abs(xp, x)])).astype(np.float64)
         return both[0], both[1]
     m = x.shape[0]
+    if x.size <= CHUNK:
+        starts = np.arange(0, x.size, x.size // m)
+        change = np.subtract(image, x).reshape(-1)
+        change = np.maximum.reduceat(np.abs(change, out=change), starts)
+        return change.astype(np.float64), np.maximum.reduceat(np.abs(x).reshape(-1), starts).astype(np.float64)
     both = np.empty((2, m), x.dtype)
     flat, there = x.reshape(m, -1), image.reshape(m, -1)
     n = flat.shape[1]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, take_rows
+from pyidl.backend import astype, max_abs, put_rows, take_rows
 from pyidl.errors import InputError
 from pyidl.solvers.base import Solver, check_limits
 from pyidl.solvers.jacobi import split
@@ -35,7 +35,10 @@ __all__ = ["Anderson", "Mixing"]
 
 
 class Mixing(Advance):
-    """Anderson's step, for the samples that are engaged.
+    """Anderson's step for the samples that are engaged, the plain step for the others.
+
+    Samples that were engaged in the same step share a past; so each goes its way as if it were alone. Those steps are 1, 2,
+    4, 8, ..., so that there are few such groups.
 
     Parameters
     ----------
@@ -44,41 +47,70 @@ class Mixing(Advance):
     memory : int
         k.
     pays_from : float
-        A sample takes plain steps until its own rate predicts more steps than this; 0 engages all of them at once.
+        A sample takes plain steps until its own rate has twice predicted more steps than this; 0 engages all of them at once.
     """
 
     def __init__(self, problem: Problem, memory: int, pays_from: float = 0.0) -> None:
+        m = problem.like.shape[0]
         self.xp, self.in_place, self.memory, self.pays_from = problem.xp, problem.in_place, memory, pays_from
-        self.engaged = np.full(problem.like.shape[0], pays_from == 0.0)
-        self.remembers = np.zeros(problem.like.shape[0], bool)  # those that were engaged one step ago, and so have a past
-        self.count = int(self.engaged.sum())
-        self.past: _Past | None = None
+        self.engaged = np.zeros(m, bool)
+        self.slow = np.full(m, pays_from == 0.0)  # and not yet engaged
+        self.suspect = np.zeros(m, bool)  # slow when last measured: one measurement may be a transient
+        self.steps = 0
+        self.pasts: list[tuple[np.ndarray, _Past]] = []
+        self.count = 0
+
+    @property
+    def plain(self) -> bool:  # type: ignore[override]
+        """While nobody is engaged."""
+        return not self.pasts
 
     def observe(self, rows: np.ndarray, to_go: np.ndarray) -> np.ndarray:
         """Engage the samples that are slow."""
-        slow = rows[(to_go > self.pays_from) & ~self.engaged[rows]]
-        self.engaged[slow] = True
-        self.count += len(slow)
+        if self.pays_from > 0.0:
+            slow = to_go > self.pays_from
+            self.slow[rows] = slow & self.suspect[rows] & ~self.engaged[rows]
+            self.suspect[rows] = slow
         often: np.ndarray = self.engaged[rows]
         return often
 
     def take(self, rows: np.ndarray) -> None:
         """Forget the others."""
-        self.engaged, self.remembers = self.engaged[rows], self.remembers[rows]
-        if self.past is not None:
-            self.past.take(rows)
+        place = np.full(len(self.engaged), -1)
+        place[rows] = np.arange(len(rows))
+        self.engaged, self.slow, self.suspect = self.engaged[rows], self.slow[rows], self.suspect[rows]
+        pasts = self.pasts
+        self.pasts = []
+        for members, past in pasts:
+            kept = np.flatnonzero(place[members] >= 0)
+            if len(kept):
+                past.take(kept)
+                self.pasts.append((place[members[kept]], past))
 
     def __call__(self, y: Any, y_image: Any) -> Any:
         """The plain step while nobody is engaged, then the accelerated one."""
-        if not self.engaged.any():
-            return None
         following = None
-        if self.past is None:
-            self.past = _Past(self.xp, y, y_image, self.memory, self.in_place)
-        else:
-            following = self.past.step(y, y_image, from_host(self.xp, self.remembers))
-        self.remembers = self.engaged.copy()
+        m, pasts = y.shape[0], list(self.pasts)
+        self._engage(y, y_image)  # these take the plain step once more
+        for members, past in pasts:
+            if len(members) == m:
+                following = past.step(y, y_image)
+            else:
+                step = past.step(take_rows(self.xp, y, members), take_rows(self.xp, y_image, members))
+                following = put_rows(self.xp, y_image if following is None else following, members, step, np.arange(len(members)))
         return following
+
+    def _engage(self, y: Any, y_image: Any) -> None:
+        """Begin a past for the slow samples."""
+        self.steps += 1
+        if self.steps & (self.steps - 1) or not self.slow.any():
+            return
+        new = np.flatnonzero(self.slow)
+        first, second = (y, y_image) if len(new) == len(self.slow) else (take_rows(self.xp, a, new) for a in (y, y_image))
+        self.pasts.append((new, _Past(self.xp, first, second, self.memory, self.in_place)))
+        self.engaged |= self.slow
+        self.slow[:] = False
+        self.count += len(new)
 
 
 class _Past:
@@ -98,11 +130,18 @@ class _Past:
         self.dG: list[Any] = room[memory : 2 * memory]
         self.F, self.G, self.new, self.work = room[2 * memory :]
         self.F, self.G = self._into(xp.subtract, y_image, y, out=self.F), self._into(xp.multiply, y_image, 1.0, out=self.G)
-        self.size, self.plain = _dots(xp, self.F, self.F), xp.ones(y.shape[0], dtype=y.dtype)
+        self.size, self.plain = self._sizes(self.F), xp.ones(y.shape[0], dtype=y.dtype)
         self.gram = xp.zeros((y.shape[0], memory, memory), dtype=xp.float64)
 
     def _into(self, function: Any, a: Any, b: Any, out: Any) -> Any:
         return function(a, b, out=out) if self.in_place else function(a, b)
+
+    def _sizes(self, F: Any) -> Any:
+        """``max|F|``: in this norm a plain step of a certified model comes closer."""
+        if self.xp is not np or not self.in_place:
+            return max_abs(self.xp, F)
+        flat = np.abs(F, out=self.work).reshape(-1)
+        return np.maximum.reduceat(flat, np.arange(0, flat.size, flat.size // len(F)))
 
     def take(self, rows: np.ndarray) -> None:
         for name in ("F", "G", "size", "plain", "gram", "new", "work"):
@@ -110,22 +149,20 @@ class _Past:
                 setattr(self, name, take_rows(self.xp, getattr(self, name), rows))
         self.dF, self.dG = ([a if a is None else take_rows(self.xp, a, rows) for a in arrays] for arrays in (self.dF, self.dG))
 
-    def step(self, y: Any, y_image: Any, remembers: Any) -> Any:
-        """Remember this point, drop it where it is no good, and return the next: of samples without a past, the plain one."""
+    def step(self, y: Any, y_image: Any) -> Any:
+        """Remember this point, drop it where it is no good, and return the next; y is written into if that is allowed."""
         xp, k = self.xp, len(self.dF)
         i, known = self.step_count % k, min(self.step_count + 1, k)
         self.step_count += 1
         F = self._into(xp.subtract, y_image, y, out=self.new)  # F(y) = G(y) - y
         self.dF[i] = self._into(xp.subtract, F, self.F, out=self.dF[i])
         self.dG[i] = self._into(xp.subtract, y_image, self.G, out=self.dG[i])
-        size = _dots(xp, F, F)
+        size = self._sizes(F)
         good = xp.logical_or(self.plain > 0, size < self.size)  # False for NaN
         self._drop(good, F, y_image)
-        counts = xp.logical_and(good, remembers)
-        if not (xp is np and counts.all()):
-            wide = _wide(astype(xp, counts, y.dtype), y)
+        if not (xp is np and good.all()):
             for past in (self.dF, self.dG):
-                past[i] = self._into(xp.multiply, xp.where(wide > 0, past[i], 0.0), wide, out=past[i])
+                past[i] = self._into(xp.multiply, past[i], _wide(astype(xp, good, y.dtype), y), out=past[i])
         self.size = xp.where(good, size, self.size)
         # The Gram matrix, of which row and column i are new, and the right-hand side dF . F.
         dF = self.dF[:known]
@@ -137,7 +174,7 @@ class _Past:
         cross = row[:, :, None] * unit[None, None, :] + row[:, None, :] * unit[None, :, None]
         self.gram = self.gram * keep + cross * (1.0 - 0.5 * unit[:, None] * unit[None, :])
         gamma = astype(xp, _solve(xp, self.gram, b, float(xp.finfo(y.dtype).eps)), y.dtype)
-        gamma = xp.where(counts[:, None], gamma, 0.0)
+        gamma = xp.where(good[:, None], gamma, 0.0)
         self.plain = astype(xp, xp.logical_not(xp.any(gamma != 0, axis=1)), y.dtype)
         following = self.G  # y <- G - sum_j gamma_j dG_j
         for j in range(known):

@@ -42,11 +42,11 @@ DENSE = 1024
 def pays_from(n: int) -> float:
     """Steps to go from which acceleration pays, for states of n numbers.
 
-    An accelerated step costs c = 1 + 350 / n plain ones (measured: 1.7 at n = 512, 4 at n = 112), and s plain steps become
-    about 8 + s / 6 of them (on the cases of the benchmark): it pays where s > c (8 + s / 6).
+    An accelerated step costs about c = 1 + 100 / n + 40000 / n^2 plain ones (measured: 1.5 at n = 512, 4 to 7 at n = 112), and s
+    plain steps become about 8 + s / 10 of them (on the cases of the benchmark): it pays where s > c (8 + s / 10).
     """
-    c = 1.0 + 350.0 / n
-    return 8.0 * c / max(0.1, 1.0 - c / 6.0)
+    c = 1.0 + 100.0 / n + 40000.0 / n**2
+    return 8.0 * c / max(0.1, 1.0 - c / 10.0)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pyidl.backend import take_rows, to_numpy
 from pyidl.errors import InputError
 from pyidl.solvers.base import Solver, check_limits
 from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, AffineMap, LinearAffine, Problem
+from pyidl.solvers.problem import Affine, AffineMap, Iteration, LinearAffine, Problem
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array
@@ -42,7 +42,7 @@ __all__ = ["Jacobi", "can_split", "split"]
 
 
 @dataclass(frozen=True)
-class Split(Problem):
+class Split(Iteration):
     """The same equation, iterated over r: ``r = scale (N x + z)``, with image ``x = phi(d x + r / scale)``.
 
     The residual is that of the original equation, at the pre-activation ``y = d x + r / scale``.
@@ -57,21 +57,11 @@ class Split(Problem):
     slope: Array | None
     """Of the adjoint: ``s / (1 - s d)``."""
 
-    @property
-    def like(self) -> Array:
-        """The offset has the shape of the state."""
-        return self.offset
-
-    def pre(self, x: Any, out: Any = None) -> Any:
-        """``scale (N x + z)``."""
-        r = self.matrix.rows(x, out)
-        r += self.offset
-        return r
-
-    def image(self, y: Any, out: Any = None) -> Any:
+    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """The scalar equation, solved entry by entry."""
         if self.slope is not None:
-            return y * self.slope if out is None else self.xp.multiply(y, self.slope, out=out)
+            slope = self.slope[rows, ...]
+            return y * slope if out is None else self.xp.multiply(y, slope, out=out)
         activation = self.original.activation  # type: ignore[attr-defined]
         if self.scale is not None:
             return activation(y, out)

@@ -22,7 +22,7 @@ from pyidl.typing import Array, Namespace
 
 __all__ = ["Advance", "iterate", "resolve_tol", "tol_floor"]
 
-RUNNING = -1
+RUNNING, CONVERGED = -1, int(Status.CONVERGED)
 PATIENCE = 50
 
 
@@ -31,6 +31,9 @@ class Advance:
 
     An advance belongs to one solve and may remember its past, one row a sample.
     """
+
+    plain = True
+    """Whether the next step is likely to be Picard's: then its image is computed on the way."""
 
     def __call__(self, y: Any, y_image: Any) -> Any:
         """The next y: a new array, either argument overwritten, or None for y_image as it stands."""
@@ -70,7 +73,9 @@ def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
 def _steps_to_go(residual: np.ndarray, tolerance: np.ndarray, before: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Steps until a residual that fell from `before` within `steps` reaches its tolerance; inf where it does not fall."""
     rate = np.log(residual / before) / steps
-    return np.where(rate < 0, np.log(tolerance / residual) / rate, np.inf)
+    to_go: np.ndarray = np.log(tolerance / residual) / rate
+    to_go[~(rate < 0)] = np.inf
+    return to_go
 
 
 @dataclass(frozen=True)
@@ -98,28 +103,40 @@ class _Book:
         self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, last: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Enter what was measured in step k, and the statuses that follow; return (where there is a new best, steps to go)."""
+        at = self.at(rows)
         if k == 1:
-            self.first[rows] = residual
+            self.first[at] = residual
         done = residual <= tolerance
-        improved: np.ndarray = (residual < self.residual[rows]) | done  # what is returned is what is entered
-        better = rows[improved]
-        self.residual[better], self.tolerance[better], self.best[better] = residual[improved], tolerance[improved], k
-        to_go = _steps_to_go(residual, tolerance, self.last[rows], k - self.n_iter[rows])
-        self.last[rows], self.n_iter[rows] = residual, k
-        self.status[rows[done]] = Status.CONVERGED
-        if last or not improved.all():
+        improved: np.ndarray = (residual < self.residual[at]) | done  # what is returned is what is entered
+        all_improved = improved.all()
+        if all_improved:
+            self.residual[at], self.tolerance[at], self.best[at] = residual, tolerance, k
+        else:
+            better = rows[improved]
+            self.residual[better], self.tolerance[better], self.best[better] = residual[improved], tolerance[improved], k
+        to_go = _steps_to_go(residual, tolerance, self.last[at], k - self.n_iter[at])
+        self.last[at], self.n_iter[at] = residual, k
+        if done.any():
+            self.status[rows[done]] = CONVERGED
+        if last or not all_improved:
             self._blame(rows[~done], k, residual[~done], tolerance[~done], growth, last)
         return improved, to_go
+
+    def at(self, rows: np.ndarray) -> Any:
+        """The same rows; a slice, which is faster, where they are all."""
+        return slice(None) if len(rows) == len(self.status) else rows
 
     def plan(self, rows: np.ndarray, k: int, to_go: np.ndarray, often: np.ndarray | None) -> None:
         """When to measure again: shortly before the sample will have converged if it goes on like this.
 
         That is not before the next step and not after 1.5 k, on a grid that widens with k, so that a batch is measured in
-        few steps. Where the past rate says little of the future, it is after an eighth of the steps done.
+        few steps. Where the past rate says little of the future, it is at once.
         """
         grid = max(1, k // 8)
         far = np.minimum(0.8 * to_go, 1 + k // 2)
-        self.due[rows] = k + grid * np.maximum(1, (far if often is None else np.where(often, 1, far)) // grid)
+        self.due[self.at(rows)] = k + grid * np.maximum(1, far // grid)
+        if often is not None and often.any():  # after an odd number of steps: those of a safeguard, good and bad, may alternate
+            self.due[rows[often]] = k + 1 + 2 * (k // 32)
 
     def _blame(self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, growth: float, last: bool) -> None:
         """Why samples that have not converged go no further, if they do not."""
@@ -147,7 +164,7 @@ def iterate(
     tol = resolve_tol(tol, problem.like, xp)
     growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
     book, traces = _Book.empty(m), []
-    rows = np.arange(m)  # the samples at hand: those that run, and some that have been frozen
+    rows, running = np.arange(m), np.ones(m, bool)  # the samples at hand, and which of them are not frozen
     here, there = problem.buffers()
     best: Any = None
     k, due = 0, 1
@@ -155,21 +172,22 @@ def iterate(
         y, x = problem.start(x0, here)
         while True:
             k += 1
-            y_image = problem.pre(x, there and there[0])
             last = k == max_iter
             checked = k >= due or last
-            image = problem.image(y_image, there and there[1]) if checked or trace or advance is None else None
+            if checked or trace or advance is None or advance.plain:
+                y_image, image = problem.step(x, there)
+            else:
+                y_image, image = problem.pre(x, there and there[0]), None
             if trace:
                 traces.append(np.full(m, np.nan))
                 measured = problem.measure(x, y_image, image, tol)[0]
-                traces[-1][rows] = np.where(book.status[rows] == RUNNING, measured, np.nan)
+                traces[-1][rows] = np.where(running, measured, np.nan)
             if checked:
-                running = book.status[rows] == RUNNING
-                now = np.flatnonzero(running if last else running & (book.due[rows] <= k))
+                now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
                 residual, tolerance = _measure(problem, now, x, y_image, image, tol)
                 improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, last=last)
-                still = book.status[rows] == RUNNING
-                left = int(np.count_nonzero(still))
+                running = book.status[book.at(rows)] == RUNNING
+                left = int(np.count_nonzero(running))
                 if left == 0 and len(now) == m and improved.all():
                     if here is not None:  # the answer leaves the work space
                         y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
@@ -182,7 +200,7 @@ def iterate(
                     y, x = best, whole.image(best)
                     break
                 book.plan(rows[now], k, to_go, None if advance is None else advance.observe(now, to_go))
-                due = int(np.min(book.due[rows[still]]))
+                due = int((book.due if left == m else book.due[rows[running]]).min())
             following = None if advance is None else advance(y, y_image)
             if following is None:
                 if image is None:
@@ -193,7 +211,8 @@ def iterate(
                 if there is not None and y is there[0]:
                     here, there = (y, x), (here[0], there[1])
             if checked and 2 * left <= len(rows):  # the frozen ones leave the product
-                keep = np.flatnonzero(still)
+                keep = np.flatnonzero(running)
+                running = running[keep]
                 index = from_host(xp, keep)
                 problem, rows = problem.take(keep), rows[keep]
                 here, there = problem.buffers()

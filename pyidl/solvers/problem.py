@@ -27,7 +27,7 @@ from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Affine", "AffineMap", "Buffers", "LinearAffine", "LinearProblem", "Problem"]
+__all__ = ["Affine", "AffineMap", "Buffers", "Iteration", "LinearAffine", "LinearProblem", "Problem"]
 
 Buffers = tuple[Any, Any] | None
 """Where y and its image are written; None where the library has no ``out=``."""
@@ -55,12 +55,16 @@ class Problem(ABC):
 
     def f(self, x: Any) -> Any:
         """``image(y(x))``."""
-        return self.image(self.pre(x))
+        return self.step(x)[1]
 
     def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
         """``(y, f(x0))``, with x0 = 0 unless a warm start is given."""
+        return self.step(self.xp.zeros_like(self.like) if x0 is None else x0, out)
+
+    def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
+        """``(y(x), f(x))``."""
         into_y, into_x = out or (None, None)
-        y = self.pre(self.xp.zeros_like(self.like) if x0 is None else x0, into_y)
+        y = self.pre(x, into_y)
         return y, self.image(y, into_x)
 
     def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
@@ -98,8 +102,8 @@ class Problem(ABC):
         return namespace(self.like)
 
 
-class AffineMap(Problem):
-    """The loop body that `Affine` and `LinearAffine` share: one product, one sum, one componentwise pass."""
+class Iteration(Problem):
+    """The loop body that they and their splittings share: one product, one sum, one componentwise pass."""
 
     matrix: Matrix
     offset: Array
@@ -115,13 +119,26 @@ class AffineMap(Problem):
         y += self.offset
         return y
 
-    @abstractmethod
-    def slopes(self, y: Any) -> Any:
-        """The derivative of the image with respect to y, entry by entry."""
+    def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
+        """``(y(x), f(x))``; on NumPy the sum and the image are taken piece by piece, while a piece is in the cache."""
+        if out is None or self.xp is not np:
+            return super().step(x, out)
+        y, image = out
+        self.matrix.rows(x, y)
+        rows = max(1, backend.CHUNK // y.shape[1])
+        for i in range(0, y.shape[0], rows):
+            piece = slice(i, i + rows)
+            y[piece] += self.offset[piece]
+            self.image_of(piece, y[piece], image[piece])
+        return y, image
+
+    def image(self, y: Any, out: Any = None) -> Any:
+        """The image of all samples."""
+        return self.image_of(slice(None), y, out)
 
     @abstractmethod
-    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> AffineMap:
-        """The equation of one group of components."""
+    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
+        """The image of the samples `rows`, of which y holds the pre-activations."""
 
     def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
         """f(0) needs no product: its y is the offset."""
@@ -133,6 +150,18 @@ class AffineMap(Problem):
         return out[0], self.image(out[0], out[1])
 
 
+class AffineMap(Iteration):
+    """What `Affine` and `LinearAffine` have in common for the solvers that use their parts."""
+
+    @abstractmethod
+    def slopes(self, y: Any) -> Any:
+        """The derivative of the image with respect to y, entry by entry."""
+
+    @abstractmethod
+    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> AffineMap:
+        """The equation of one group of components."""
+
+
 @dataclass(frozen=True)
 class Affine(AffineMap):
     """``X = phi(X A^T + Z)``, with the offset Z = U B^T + b formed once."""
@@ -141,7 +170,7 @@ class Affine(AffineMap):
     offset: Array
     activation: Activation
 
-    def image(self, y: Any, out: Any = None) -> Any:
+    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``phi(y)``."""
         return self.activation(y, out)
 
@@ -200,9 +229,10 @@ class LinearAffine(AffineMap, LinearProblem):
     slope: Array
     reference: np.ndarray
 
-    def image(self, y: Any, out: Any = None) -> Any:
+    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``S * y``."""
-        return y * self.slope if out is None else self.xp.multiply(y, self.slope, out=out)
+        slope = self.slope[rows, ...]
+        return y * slope if out is None else self.xp.multiply(y, slope, out=out)
 
     def slopes(self, y: Any) -> Any:
         """S, whatever y."""
