@@ -41,5 +41,7 @@ def random_model(cls, *args, seed=0, spread=0.5, **options):
     model = cls(*args, rng=seed, **options)
     rng = np.random.default_rng(seed + 1)
     noisy = {key: host(a) + spread * rng.normal(size=a.shape) for key, a in model.params.items()}
+    masks = {key: getattr(options.get("pattern"), key, None) for key in noisy}
+    noisy = {key: a if masks[key] is None else a * masks[key] for key, a in noisy.items()}
     model.params = model.project({key: a.astype(model.dtype) for key, a in noisy.items()})
     return model

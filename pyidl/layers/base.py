@@ -187,6 +187,10 @@ class Layer(ABC):
             checked[key] = array
         return MappingProxyType(checked)
 
+    def support(self, name: str) -> np.ndarray | None:
+        """Where a parameter may differ from zero: a boolean array on the host, or None for everywhere."""
+        return None
+
     def project(self, params: Params) -> dict[str, Array]:
         """Return parameters in the set where the layer is well-posed; for a layer without a fixed point, those given."""
         return dict(params)

@@ -159,7 +159,7 @@ class ImplicitModel(Layer):
         if self.bias:
             drawn |= {"b": np.zeros(n), "d": np.zeros(q)}
         for key in set(drawn) & set("ABCD"):
-            mask = getattr(self.pattern, key, None)
+            mask = self.support(key)
             drawn[key] = drawn[key] if mask is None else drawn[key] * mask
         self.params = self.project(drawn)
 
@@ -199,10 +199,14 @@ class ImplicitModel(Layer):
         if U.shape[0] == 0:
             raise InputError("U has no rows; at least one sample is needed")
 
+    def support(self, name: str) -> np.ndarray | None:
+        """The mask of the pattern, if there is one."""
+        return getattr(self.pattern, name, None)
+
     def _checked(self, new: Mapping[str, Any]) -> Params:
         checked = super()._checked(new)
         for key in set(checked) & set("ABCD"):
-            mask = getattr(self.pattern, key, None)
+            mask = self.support(key)
             outside = 0 if mask is None else int(np.count_nonzero(backend.to_numpy(checked[key])[~mask]))
             if outside:
                 raise InputError(

@@ -110,6 +110,11 @@ class Sequential(Layer):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return _joined(layer._shapes() for layer in self.layers)
 
+    def support(self, name: str) -> np.ndarray | None:
+        """That of the layer whose parameter it is."""
+        i, _, key = name.partition(".")
+        return self.layers[int(i)].support(key)
+
     def _store(self, checked: Params) -> None:
         for layer, own in zip(self.layers, self._split(checked), strict=True):
             layer._store(own)

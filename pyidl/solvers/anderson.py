@@ -216,7 +216,7 @@ def _solve(xp: Namespace, H: Any, b: Any, eps: float) -> Any:
     usable = xp.logical_and(length > 0, xp.isfinite(length))
     inverse = xp.where(usable, 1.0 / xp.where(usable, length, 1.0), 0.0)
     H = xp.where(xp.isfinite(H), H, 0.0) * inverse[:, :, None] * inverse[:, None, :]
-    H = H + eye * (30.0 * eps + xp.where(usable, 0.0, 1.0)[:, None, :])
+    H = H + eye * (30.0 * eps + astype(xp, xp.logical_not(usable), H.dtype)[:, None, :])
     b = xp.where(usable, b, 0.0) * inverse
     return xp.linalg.solve(H, b[:, :, None])[:, :, 0] * inverse
 

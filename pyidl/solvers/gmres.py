@@ -64,12 +64,12 @@ class GMRES(Solver):
                 now, limit = part.measure(v, image, image, tol)
                 n_iter[rows] += 1
                 better = (now < residual[rows]) | (now <= limit)
-                progress = now < 0.5 * residual[rows]
+                progress = now < residual[rows]
                 best = put_rows(xp, best, rows[better], v, np.flatnonzero(better))
                 residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]
                 status[rows[now <= limit]] = Status.CONVERGED
                 status[rows[~np.isfinite(now)]] = Status.NONFINITE
-                status[rows[np.isfinite(now) & ~progress & (now > limit)]] = Status.STAGNATED
+                status[rows[np.isfinite(now) & ~progress & (now > limit) & (n_iter[rows] < self.max_iter)]] = Status.STAGNATED
                 traces.append(np.full(m, np.nan))
                 traces[-1][rows] = now
                 go = (status[rows] == Status.MAX_ITER) & (n_iter[rows] < self.max_iter)

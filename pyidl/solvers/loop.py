@@ -100,7 +100,7 @@ class _Book:
         )  # fmt: skip
 
     def enter(
-        self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, last: bool
+        self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, to_go_allowed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Enter what was measured in step k, and the statuses that follow; return (where there is a new best, steps to go)."""
         at = self.at(rows)
@@ -118,8 +118,8 @@ class _Book:
         self.last[at], self.n_iter[at] = residual, k
         if done.any():
             self.status[rows[done]] = CONVERGED
-        if last or not all_improved:
-            self._blame(rows[~done], k, residual[~done], tolerance[~done], growth, last)
+        if to_go_allowed == 0 or not all_improved:
+            self._blame(rows[~done], k, residual[~done], tolerance[~done], growth, to_go[~done], to_go_allowed)
         return improved, to_go
 
     def at(self, rows: np.ndarray) -> Any:
@@ -138,10 +138,14 @@ class _Book:
         if often is not None and often.any():  # after an odd number of steps: those of a safeguard, good and bad, may alternate
             self.due[rows[often]] = k + 1 + 2 * (k // 32)
 
-    def _blame(self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, growth: float, last: bool) -> None:
-        """Why samples that have not converged go no further, if they do not."""
+    def _blame(
+        self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, growth: float, to_go: np.ndarray, allowed: int
+    ) -> None:
+        """Why samples that have not converged go no further, if they do not: lost is who has no new best, and no prospect."""
+        last = allowed == 0
         status = np.full(len(rows), int(Status.MAX_ITER) if last else RUNNING)
         lost = k - self.best[rows] > np.maximum(PATIENCE, self.best[rows] // 4)
+        lost &= ~(to_go < allowed)
         status[lost] = Status.STAGNATED
         status[(lost | last) & (residual > 10.0 * self.residual[rows])] = Status.DIVERGED
         status[residual > growth * (self.first[rows] + tolerance)] = Status.DIVERGED
@@ -185,7 +189,7 @@ def iterate(
             if checked:
                 now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
                 residual, tolerance = _measure(problem, now, x, y_image, image, tol)
-                improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, last=last)
+                improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, to_go_allowed=max_iter - k)
                 running = book.status[book.at(rows)] == RUNNING
                 left = int(np.count_nonzero(running))
                 if left == 0 and len(now) == m and improved.all():

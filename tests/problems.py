@@ -1,0 +1,76 @@
+"""Families of problems that the solvers are compared on."""
+
+import numpy as np
+from helpers import host
+
+from pyidl import activations
+from pyidl.backend import from_host
+from pyidl.solvers.problem import Affine, LinearAffine
+from pyidl.structure import Full, LowRank, Tiled, read
+
+
+def gaussian(n, kappa, rng):
+    """Easy: a row sum of kappa, a spectral radius of about kappa / sqrt(n)."""
+    A = rng.normal(size=(n, n))
+    return kappa * A / np.abs(A).sum(axis=1, keepdims=True)
+
+
+def nonnegative(n, kappa, rng):
+    """One slow mode: the row sum is an eigenvalue."""
+    A = rng.random((n, n))
+    return kappa * A / A.sum(axis=1, keepdims=True)
+
+
+def stiff(n, kappa, rng):
+    """A quarter of the diagonal close to kappa, other entries of both signs filling the row."""
+    A = rng.normal(size=(n, n))
+    np.fill_diagonal(A, 0)
+    d = np.where(rng.random(n) < 0.25, rng.uniform(0.9, 0.99, n), rng.uniform(0, 0.3, n)) * kappa
+    return A * ((kappa - d) / np.abs(A).sum(axis=1))[:, None] + np.diag(d)
+
+
+def turning(n, kappa, rng):
+    """``kappa [[.5, .5], [-.5, .5]]`` on the diagonal: Picard's spectral radius is 0.71 kappa, that of the splitting nearly 1."""
+    return np.kron(np.eye((n + 1) // 2), kappa * np.array([[0.5, 0.5], [-0.5, 0.5]]))[:n, :n]
+
+
+FAMILIES = {f.__name__: f for f in (gaussian, nonnegative, stiff, turning)}
+
+
+def affine(A, Z, activation=activations.relu, dtype="float64", xp=np):
+    """``X = phi(X A^T + Z)`` with the structure of A as a model reads it."""
+    return Affine(read(Full(from_host(xp, np.array(A, dtype)))), from_host(xp, np.array(Z, dtype)), activation)
+
+
+def adjoint(p, x, G):
+    """The adjoint of an `Affine` at a solution."""
+    S = p.activation.dphi(x.pre)
+    return LinearAffine(p.matrix.T, from_host(p.xp, G.astype(host(S).dtype)), S, np.abs(host(S) * G).max(axis=1))
+
+
+def fixed_point(p, steps=40_000):
+    """Oracle: the plainest iteration, in float64, until nothing moves."""
+    A, Z = host(p.matrix.dense()).astype(float), host(p.offset).astype(float)
+    X = np.zeros_like(Z)
+    for _ in range(steps):
+        X, old = p.activation.phi(X @ A.T + Z), X
+        if np.abs(X - old).max() <= 1e-15 * (1 + np.abs(X).max()):
+            break
+    return X
+
+
+def adjoint_solution(q):
+    """Oracle: one dense solve for each sample, in float64."""
+    A = host(q.matrix.dense()).astype(float)
+    S, G = host(q.slope).astype(float), host(q.offset).astype(float)
+    return np.stack([np.linalg.solve(np.eye(len(A)) - s[:, None] * A, s * g) for s, g in zip(S, G)])
+
+
+def residual(p, x):
+    """``max|f(x) - x|`` for every sample, in float64."""
+    A, Z, x = host(p.matrix.dense()).astype(float), host(p.offset).astype(float), host(x).astype(float)
+    y = x @ A.T + Z
+    return np.abs((p.activation.phi(y) if isinstance(p, Affine) else host(p.slope) * y) - x).max(axis=1)
+
+
+__all__ = ["FAMILIES", "Full", "LowRank", "Tiled", "adjoint", "adjoint_solution", "affine", "fixed_point", "residual"]
