@@ -1,0 +1,291 @@
+"""pyidl beside its peers: in one process, alternating, on the same arrays, to the same verified accuracy.
+
+    python tests/benchmarks/run.py                 all cases
+    python tests/benchmarks/run.py stiff mlp       some of them
+
+Every contender's tolerance is tuned first: the loosest with which its largest residual over all samples, and its distance to the
+float64 solution, are at most twice those of pyidl (the residual alone where no tolerance does both), and its gradient is right to 1e-3. Times are medians of alternating rounds.
+"""
+
+import platform
+import sys
+import time
+import tracemalloc
+from importlib.metadata import version
+
+import numpy as np
+from cases import Case, gaussian, nonnegative, stiff, turning
+from contenders import PEERS, PYIDL
+
+from pyidl import ImplicitModel, InfNorm, Pattern, activations, losses, optim
+from pyidl.errors import InputError
+from pyidl.solvers import Auto, Picard
+from pyidl.solvers.problem import Affine
+from pyidl.structure import Full, LowRank
+
+ROUNDS = 9
+TARGET = 1e-5  # absolute residual
+GRID = [10.0 ** (-i / 3) for i in range(6, 25)]
+
+
+def alternate(runs, rounds=ROUNDS):
+    """Median seconds and half the interquartile range of each, measured in turns."""
+    times = {name: [] for name in runs}
+    for name, run in runs.items():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2)) for name, t in times.items()}
+
+
+def tune(run, case, residual, error):
+    """``(forward, adjoint, whether the error is reached too)``: the loosest tolerances that are good enough; None where none is."""
+    enough = None
+    for forward in GRID:
+        try:
+            x, _ = run(forward, 1e-2)
+        except InputError:  # pyidl refuses tolerances that the dtype cannot resolve
+            break
+        if case.residual(x) <= residual:
+            enough = enough or (forward, False)
+            if case.error(x) <= error:
+                enough = (forward, True)
+                break
+    for adjoint in GRID if enough else ():
+        try:
+            if case.adjoint_error(*run(enough[0], adjoint)) <= 1e-3:
+                return enough[0], adjoint, enough[1]
+        except InputError:
+            break
+    return None
+
+
+def side_by_side(case):
+    """All contenders on one case."""
+    built = {name: build(case) for name, build in {**PYIDL, **PEERS}.items()}
+    ours = tune(built["pyidl Auto"], case, TARGET, np.inf)
+    x, dA = built["pyidl Auto"](*ours[:2])
+    residual, error = case.residual(x), case.error(x)
+    tolerances = {"pyidl Auto": ours}
+    for name, run in built.items():
+        if name in tolerances:
+            continue
+        try:
+            tolerances[name] = tune(run, case, 2 * residual, 2 * error)
+        except Exception as problem:  # a peer's failure is a result
+            print(f"    {name}: {type(problem).__name__} {str(problem)[:80]}")
+            tolerances[name] = None
+    runs = {name: (lambda run=built[name], t=t: run(*t[:2])) for name, t in tolerances.items() if t}
+    times = alternate(runs)
+    mine = times["pyidl Auto"][0]
+    print(f"\n{case.name}: n {case.A.shape[0]}, m {len(case.U)}")
+    for name in built:
+        if name not in runs:
+            print(f"    {name:32s} does not reach the accuracy")
+            continue
+        x, dA = runs[name]()
+        median, spread = times[name]
+        print(
+            f"    {name:32s} {1e3 * median:9.2f} ms +- {1e3 * spread:6.2f}  {median / mine:7.2f} x   residual {case.residual(x):.1e}"
+            f"  error {case.error(x):.1e}  gradient {case.adjoint_error(x, dA):.1e}"
+            + ("" if tolerances[name][2] else "  (no tolerance brings the error within twice pyidl's: judged by the residual)")
+        )
+    best = min(median for name, (median, _) in times.items() if name.startswith("pyidl") and name != "pyidl Auto")
+    print(f"    Auto / best fixed choice: {mine / best:.2f}")
+
+
+def report(title, times, base):
+    print(f"\n{title}")
+    for name, (median, spread) in times.items():
+        print(f"    {name:42s} {1e3 * median:9.3f} ms +- {1e3 * spread:6.3f}  {median / times[base][0]:7.2f} x")
+
+
+def products():
+    """The easy case against its own products: forward solve / (steps x product)."""
+    A, Z = gaussian(512).astype("f4"), np.random.default_rng(0).normal(size=(1024, 512)).astype("f4")
+    problem, x, y = Affine(Full(A), Z, activations.relu), np.zeros_like(Z), np.empty_like(Z)
+    steps = Auto(tol=1e-5)(problem).n_iter.max()
+    times = alternate({"solve": lambda: Auto(tol=1e-5)(problem), "product": lambda: np.matmul(x, A.T, out=y)}, 40)
+    print(f"\neasy: {steps} steps, solve / (steps x product) = {times['solve'][0] / steps / times['product'][0]:.2f}")
+
+
+def mlp():
+    """A feed-forward network 784-256-128-64-10 in implicit form against the same network, layer by layer, in NumPy."""
+    widths, m, rng = (784, 256, 128, 64, 10), 1024, np.random.default_rng(0)
+    weights = [(rng.normal(size=(b, a)) / a**0.5).astype("f4") for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    pattern = Pattern.feed_forward(*widths)
+    params = {key: np.zeros(getattr(pattern, key).shape, "f4") for key in "ABCD"} | {"b": np.zeros(448, "f4"), "d": np.zeros(10, "f4")}
+    params["B"][192:], params["A"][64:192, 192:], params["A"][:64, 64:192], params["C"][:, :64] = weights
+    U, dY = rng.normal(size=(m, 784)).astype("f4"), rng.normal(size=(m, 10)).astype("f4")
+    models = {}
+    for name, given in (("pyidl, pattern", pattern), ("pyidl, zeros found", None)):
+        models[name] = ImplicitModel(784, 10, 448, pattern=given)
+        models[name].params = params
+
+    def forward():
+        outputs, pres, x = [U], [], U
+        for W in weights[:-1]:
+            pres.append(x @ W.T + np.float32(0))
+            x = np.maximum(pres[-1], 0)
+            outputs.append(x)
+        return x @ weights[-1].T, outputs, pres
+
+    def both(inputs):
+        _, outputs, pres = forward()
+        grads, g = [dY.T @ outputs[-1], dY.sum(axis=0)], dY @ weights[-1]
+        for i in (2, 1, 0):
+            g = g * (pres[i] > 0)
+            grads += [g.T @ outputs[i], g.sum(axis=0)]
+            if i or inputs:
+                g = g @ weights[i]
+        return grads
+
+    for title, explicit, mine in (
+        ("forward", forward, lambda model: model(U)),
+        ("forward and gradient", lambda: both(False), lambda model: model(U)[1](dY, inputs=False)),
+        ("forward, gradient, input gradient", lambda: both(True), lambda model: model(U)[1](dY)),
+    ):
+        runs = {"explicit NumPy network": explicit, **{name: (lambda m=m, f=mine: f(m)) for name, m in models.items()}}
+        report(f"feed-forward 784-256-128-64-10, m {m}: {title}", alternate(runs, 20), "explicit NumPy network")
+
+
+def low_rank():
+    rng = np.random.default_rng(0)
+    L, R = rng.normal(size=(2048, 8)).astype("f4"), rng.normal(size=(2048, 8)).astype("f4")
+    L *= 0.95 / np.abs(L @ R.T).sum(axis=1).max()
+    Z, G = (rng.normal(size=(512, 2048)).astype("f4") for _ in range(2))
+    from pyidl.cells import AffineCell
+    from pyidl.equilibrium import equilibrium
+
+    def solve(matrix):
+        x, pull = equilibrium(AffineCell(matrix, Full(np.eye(2048, dtype="f4")[:, :17]), None, activations.relu), Z[:, :17].copy())
+        pull.solve(G)
+        return x
+
+    full = Full(L @ R.T)
+    x, y = solve(LowRank(L, R)), solve(full)
+    print(f"\nlow rank 8, n 2048, m 512: the two solutions differ by {np.abs(x - y).max():.1e}")
+    report(
+        "forward and adjoint solve",
+        alternate({"rank 8": lambda: solve(LowRank(L, R)), "the same A, full": lambda: solve(full)}, 7),
+        "rank 8",
+    )
+
+
+def training():
+    """100 steps on Fashion-MNIST's shapes, from the same parameters, with Adam; A starts well inside the ball."""
+    import torch
+    from torchidl import ImplicitModel as Theirs
+
+    rng, m = np.random.default_rng(0), 64
+    model = ImplicitModel(784, 10, 100, bias=False, constraint=InfNorm(0.99), rng=0).with_tol(3e-6)
+    model.params = {**model.params, "A": 0.5 * model.params["A"]}
+    start = dict(model.params)
+    centres = rng.normal(size=(10, 784))
+    t = rng.integers(0, 10, (100, m))
+    U = (0.3 * centres[t] + rng.normal(size=(100, m, 784))).astype("f4") / 4
+    state = {"steps": []}
+
+    def ours(count=100):
+        params, optimizer, values = start, optim.Adam(1e-3), []
+        model.params = params
+        for i in range(count):
+            Y, pull = model(U[i])
+            loss, dY = losses.cross_entropy(Y, t[i])
+            values.append(float(loss))
+            state["steps"].append(pull.forward.n_iter.max())
+            model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
+        return values
+
+    def theirs(count=100):
+        net = Theirs(784, 10, 100, kappa=0.99, tol=3e-6, grad_tol=3e-6 / m)
+        with torch.no_grad():
+            for key in "ABCD":
+                getattr(net, key).copy_(torch.tensor(start[key]))
+        optimizer, values = torch.optim.Adam(net.parameters(), 1e-3), []
+        for i in range(count):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(net(torch.tensor(U[i])), torch.tensor(t[i]))
+            loss.backward()
+            optimizer.step()
+            values.append(float(loss))
+        return values
+
+    a, b = np.array(ours()), np.array(theirs())
+    print(f"\ntraining step, p 784, n 100, q 10, m 64: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}")
+    print(f"    loss {a[0]:.3f} -> {a[-1]:.3f}; {np.mean(state['steps']):.1f} steps a solve on average")
+    report("100 training steps", alternate({"pyidl": ours, "torchidl": theirs}, 7), "pyidl")
+
+
+def latency():
+    """One sample, n = 100."""
+    import torch
+    from torchidl import ImplicitModel as Theirs
+
+    model = ImplicitModel(784, 10, 100, bias=False, rng=0).with_tol(3e-6)
+    net = Theirs(784, 10, 100)
+    with torch.no_grad():
+        for key in "ABCD":
+            getattr(net, key).copy_(torch.tensor(np.array(model.params[key])))
+    U = np.random.default_rng(0).normal(size=(1, 784)).astype("f4")
+    u, one = torch.tensor(U), np.ones((1, 10), "f4")
+
+    def predict():
+        with torch.no_grad():
+            return net(u)
+
+    print(
+        f"\none sample, n 100: {model(U)[1].forward.n_iter.max()} steps; outputs differ by {np.abs(predict().numpy() - model.predict(U)).max():.1e}"
+    )
+    report("prediction", alternate({"pyidl": lambda: model.predict(U), "torchidl": predict}, 300), "pyidl")
+    runs = {"pyidl": lambda: model(U)[1](one, inputs=False), "torchidl": lambda: net(u).sum().backward()}
+    report("prediction and gradient", alternate(runs, 300), "pyidl")
+
+
+def scaling():
+    """Picard's time per step against the bare product, and peak memory in states."""
+    print("\nscaling: (time of a solve / steps) / time of a product; peak memory in states")
+    for n in (64, 128, 256, 512, 1024, 2048, 4096):
+        row = []
+        A = nonnegative(n, 0.6).astype("f4")
+        for m in (1, 16, 256, 1024, 4096, 16384):
+            if n * n * m > 2e10:
+                continue
+            Z = np.random.default_rng(0).normal(size=(m, n)).astype("f4")
+            problem, x, y = Affine(Full(A), Z, activations.relu), np.zeros_like(Z), np.empty_like(Z)
+            rounds = 5 if n * n * m > 1e9 else 25
+            steps = Picard()(problem).n_iter.max()
+            times = alternate({"solve": lambda: Picard()(problem), "product": lambda: np.matmul(x, A.T, out=y)}, rounds)
+            tracemalloc.start()
+            Picard()(problem)
+            peak = tracemalloc.get_traced_memory()[1] / Z.nbytes
+            tracemalloc.stop()
+            row.append(f"m {m}: {times['solve'][0] / steps / times['product'][0]:.2f} ({peak:.1f})")
+        print(f"    n {n:5d}   " + "   ".join(row))
+
+
+CASES = {
+    "stiff": lambda: side_by_side(Case.of("stiff", stiff(112), 1000)),
+    "nonnegative": lambda: side_by_side(Case.of("nonnegative", nonnegative(512), 1024, shift=-0.1)),
+    "gaussian": lambda: side_by_side(Case.of("gaussian", gaussian(512), 1024)),
+    "turning": lambda: side_by_side(Case.of("turning", turning(100), 1000)),
+    "products": products,
+    "mlp": mlp,
+    "low_rank": low_rank,
+    "training": training,
+    "latency": latency,
+    "scaling": scaling,
+}
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or list(CASES)
+    unknown = sorted(set(wanted) - set(CASES))
+    if unknown:
+        sys.exit(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    packages = ("numpy", "scipy", "torch", "torchidl", "torchdeq", "jax", "jaxopt")
+    print(platform.platform(), platform.python_version(), ", ".join(f"{name} {version(name)}" for name in packages))
+    for name in wanted:
+        CASES[name]()
