@@ -48,6 +48,8 @@ class Activation:
         ``(r, d) -> x`` with ``x = phi(d x + r)`` for d < 1 (for |d| < 1 where slopes are negative).
     divides : bool
         Whether that solution is ``phi(r / (1 - d))``; `scalar_solve` may then be left out.
+    cuda : str
+        ``phi(y)`` as a CUDA expression of ``y``, of type ``T``; "" for none. On a GPU a step of a solve is then one kernel.
     takes_out : bool
         Whether ``phi(z, out=...)`` writes into a given array, which does not overlap z.
 
@@ -67,6 +69,7 @@ class Activation:
     homogeneous: bool = False
     scalar_solve: Callable[[Any, Any], Any] | None = None
     divides: bool = False
+    cuda: str = ""
     takes_out: bool = False
 
     def __post_init__(self) -> None:

@@ -8,9 +8,10 @@ import stand_in
 from helpers import moved, random_model
 from stand_in import cupy
 
-from pyidl import ImplicitModel, load, save
+from pyidl import ImplicitModel, activations, backend, load, save
 from pyidl.errors import DeviceMismatchError
 from pyidl.solvers import Picard
+from pyidl.solvers.jacobi import split
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,36 @@ def test_the_host_waits_only_at_checks():
         checks, k = checks + 1, k + max(1, k // 8)
     assert solution.n_iter.max() > 50
     assert len(np.unique(solution.n_iter)) <= cupy.waits <= checks < solution.n_iter.max()
+
+
+@pytest.mark.parametrize("activation", [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)], ids=repr)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cuda_expressions_are_the_activations(activation, dtype):
+    """y += z and phi(y) in one kernel, for every built-in activation, and what a NaN becomes."""
+    z = np.concatenate([np.linspace(-9, 9, 301), [-80.0, 80.0, np.nan]]).astype(dtype)[None, :]
+    y, x = cupy.asarray(z - 1), cupy.asarray(np.zeros_like(z))
+    assert backend.fused_step(cupy, y, cupy.asarray(np.ones_like(z)), x, activation.cuda)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(cupy.asnumpy(y), z, atol=90 * eps)
+    with np.errstate(invalid="ignore"):
+        expected = activation(cupy.asnumpy(y))
+    np.testing.assert_allclose(cupy.asnumpy(x), expected, rtol=20 * eps, atol=20 * eps)
+    assert x.dtype == dtype
+
+
+def test_a_step_is_a_product_and_one_kernel():
+    """Forward, adjoint and split: no elementwise function of the library is called between two checks."""
+    model = moved(random_model(ImplicitModel, 4, 3, 10, dtype="float64"), cupy)
+    p = model._cell().bind(cupy.asarray(np.random.default_rng(0).normal(size=(6, 4))))
+    x = Picard()(p)
+    q = model._cell().linearize(x, None, cupy.asarray(np.ones((6, 10))))
+    for problem in (p, q, split(p), split(q)):
+        out = problem.buffers()[0]
+        y, image = problem.step(x.value, out)
+        plain = problem.pre(x.value)
+        np.testing.assert_allclose(cupy.asnumpy(y), cupy.asnumpy(plain), rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(cupy.asnumpy(image), cupy.asnumpy(problem.image(plain)), rtol=1e-14, atol=1e-14)
+        assert problem.expression()[0]
+    before = stand_in.ElementwiseKernel.compiled
+    Picard()(p)
+    assert stand_in.ElementwiseKernel.compiled == before  # compiled once

@@ -113,6 +113,30 @@ def test_low_rank_is_the_same_equation(name, xp):
     assert relative(ADJOINT[name](adjoint(thin, x, G)).value, adjoint_solution(adjoint(full, x, G))) < 1e-10
 
 
+@pytest.mark.parametrize("activation", [activations.relu, activations.tanh, activations.silu], ids=repr)
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("x0", [None, 2.0])
+def test_low_rank_is_iterated_in_as_many_dimensions(rank, activation, x0, xp):
+    rng = np.random.default_rng(0)
+    L, R = rng.normal(size=(40, rank)), rng.normal(size=(40, rank))
+    L *= 0.97 / activation.lipschitz / np.abs(L @ R.T).sum(axis=1).max()
+    p = Affine(LowRank(from_host(xp, L), from_host(xp, R)), from_host(xp, rng.normal(size=(300, 40))), activation)
+    start = None if x0 is None else from_host(xp, np.full((300, 40), x0))
+    x = Auto()(p, start)
+    assert x.method.startswith(f"Auto(Picard in {rank} dimensions")
+    assert x.converged.all()
+    assert relative(x.value, fixed_point(p)) < 1e-10
+    np.testing.assert_allclose(residual(p, x.value), x.residual, atol=1e-13)
+    np.testing.assert_allclose(host(activation(x.pre)), host(x.value), rtol=1e-14)
+    q = adjoint(p, x, rng.normal(size=(300, 40)))
+    v = Auto()(q, start)
+    assert "dimensions" in v.method
+    assert relative(v.value, adjoint_solution(q)) < 1e-10
+    thick = LowRank(*(from_host(xp, rng.normal(size=(4, 2)) / 9) for _ in range(2)))
+    wide = Affine(thick, p.offset[:, :4], activation)
+    assert Auto()(wide).method == "Auto(Picard)"
+
+
 @pytest.mark.parametrize("name", [*FORWARD, "gmres"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alone_in_a_batch_and_shuffled(name, family):

@@ -1,6 +1,7 @@
 """The solver that chooses: from what is known of the parameters, and from how fast each sample's own residual falls.
 
     A is block triangular                                       block by block (`Substitution`), each by the rules below
+    A = L R^T                                                   Picard on ``r = R^T x`` (`reduced`)
     a large diagonal, and the growth of the splitting           `Jacobi`, otherwise Picard
       is the smaller one
     a sample's own rate predicts many more steps                `Anderson`, for this sample, on top of that
@@ -27,6 +28,7 @@ from pyidl.solvers.loop import iterate
 from pyidl.solvers.newton import Newton
 from pyidl.solvers.picard import Picard
 from pyidl.solvers.problem import AffineMap, LinearProblem, Problem
+from pyidl.solvers.reduced import Reduced, reduce
 from pyidl.solvers.solution import Solution
 from pyidl.solvers.substitution import Substitution
 from pyidl.structure import Full, Tiled
@@ -78,11 +80,20 @@ class Auto(Solver):
             solution = Substitution(self)(problem, x0, trace=trace)
             return replace(solution, method=f"Auto({solution.method})")
         reason = _splits(problem)
-        target = split(problem) if reason else problem
+        target = split(problem) if reason else reduce(problem) or problem
         mixing = Mixing(target, MEMORY, pays_from(problem.like.size // problem.like.shape[0]))
-        solution = target.restore(iterate(target, x0, mixing, tol=self.tol, max_iter=self.max_iter, method="Auto", trace=trace))
-        slow = f", Anderson({MEMORY}) for {mixing.count} slow samples of {len(solution.status)}" if mixing.count else ""
-        solution = replace(solution, method=f"Auto(Jacobi, since {reason}{slow})" if reason else f"Auto(Picard{slow})")
+        name = (
+            f"Jacobi, since {reason}"
+            if reason
+            else f"Picard in {target.R.shape[1]} dimensions"
+            if isinstance(target, Reduced)
+            else "Picard"
+        )
+        solution = iterate(target, x0, mixing, tol=self.tol, max_iter=self.max_iter, method=f"Auto({name})", trace=trace)
+        solution = target.restore(solution)
+        if mixing.count:
+            slow = f"Anderson({MEMORY}) for {mixing.count} slow samples of {len(solution.status)}"
+            solution = replace(solution, method=f"Auto({name}, {slow})")
         for repair in self._repairs(problem, bool(reason)):
             failed = np.flatnonzero(~solution.converged)
             if len(failed) == 0:

@@ -57,6 +57,12 @@ class Split(Iteration):
     slope: Array | None
     """Of the adjoint: ``s / (1 - s d)``."""
 
+    def expression(self) -> tuple[Any, ...]:
+        """That of the original, where only the offset and the slopes differ."""
+        if self.slope is not None:
+            return "y * s", self.slope
+        return self.original.expression() if self.scale is not None else ("",)
+
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """The scalar equation, solved entry by entry."""
         if self.slope is not None:
@@ -145,7 +151,7 @@ class Jacobi(Solver):
     >>> from pyidl.structure import Full
     >>> stiff = Affine(Full(np.array([[0.98, 0.01], [0.0, 0.95]])), np.ones((1, 2)), activations.relu)
     >>> Jacobi()(stiff).n_iter.tolist()
-    [2]
+    [3]
     """
 
     tol: float | None = None

@@ -90,13 +90,15 @@ class _Book:
     tolerance: np.ndarray  # the tolerance, and
     best: np.ndarray  # the step that belong to it
     first: np.ndarray
+    stride: int  # the least number of steps between two measurements
 
     @classmethod
-    def empty(cls, m: int) -> _Book:
-        """Nothing is known of m samples."""
+    def empty(cls, m: int, n: int) -> _Book:
+        """Nothing is known of m samples. For small n, where a step costs less than a measurement, every other step is measured."""
         nothing, never = np.zeros(m), np.zeros(m, int)
         return cls(
-            np.full(m, RUNNING), never, np.full(m, np.inf), np.ones(m, int), np.full(m, np.inf), nothing, never.copy(), np.full(m, np.inf)
+            np.full(m, RUNNING), never, np.full(m, np.inf), np.ones(m, int), np.full(m, np.inf), nothing, never.copy(), np.full(m, np.inf),
+            2 if n < 256 else 1,
         )  # fmt: skip
 
     def enter(
@@ -132,7 +134,7 @@ class _Book:
         That is not before the next step and not after 1.5 k, on a grid that widens with k, so that a batch is measured in
         few steps. Where the past rate says little of the future, it is at once.
         """
-        grid = max(1, k // 8)
+        grid = max(self.stride, k // 8)
         far = np.minimum(0.8 * to_go, 1 + k // 2)
         self.due[self.at(rows)] = k + grid * np.maximum(1, far // grid)
         if often is not None and often.any():  # after an odd number of steps: those of a safeguard, good and bad, may alternate
@@ -167,7 +169,7 @@ def iterate(
     xp, m, whole = problem.xp, problem.like.shape[0], problem
     tol = resolve_tol(tol, problem.like, xp)
     growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
-    book, traces = _Book.empty(m), []
+    book, traces = _Book.empty(m, problem.like.size // m), []
     rows, running = np.arange(m), np.ones(m, bool)  # the samples at hand, and which of them are not frozen
     here, there = problem.buffers()
     best: Any = None
@@ -187,7 +189,7 @@ def iterate(
                 measured = problem.measure(x, y_image, image, tol)[0]
                 traces[-1][rows] = np.where(running, measured, np.nan)
             if checked:
-                now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
+                now = np.arange(m) if k == 1 else np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
                 residual, tolerance = _measure(problem, now, x, y_image, image, tol)
                 improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, to_go_allowed=max_iter - k)
                 running = book.status[book.at(rows)] == RUNNING

@@ -50,8 +50,11 @@ class Problem(ABC):
         """The same problem for some of the samples, numbered on the host."""
 
     def image(self, y: Any, out: Any = None) -> Any:
-        """The value that belongs to the pre-activation y."""
-        return y
+        """The value that belongs to the pre-activation y: y itself (a copy in `out`) where f has no halves."""
+        if out is None:
+            return y
+        out[...] = y
+        return out
 
     def f(self, x: Any) -> Any:
         """``image(y(x))``."""
@@ -120,11 +123,19 @@ class Iteration(Problem):
         return y
 
     def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
-        """``(y(x), f(x))``; on NumPy the sum and the image are taken piece by piece, while a piece is in the cache."""
-        if out is None or self.xp is not np:
+        """``(y(x), f(x))``: the product, and one pass for the sum and the image.
+
+        On CuPy that pass is one kernel; on NumPy it is made piece by piece, while a piece is in the cache.
+        """
+        if out is None:
             return super().step(x, out)
         y, image = out
         self.matrix.rows(x, y)
+        if backend.fused_step(self.xp, y, self.offset, image, *self.expression()):
+            return y, image
+        if self.xp is not np:
+            y += self.offset
+            return y, self.image(y, image)
         rows = max(1, backend.CHUNK // y.shape[1])
         for i in range(0, y.shape[0], rows):
             piece = slice(i, i + rows)
@@ -135,6 +146,10 @@ class Iteration(Problem):
     def image(self, y: Any, out: Any = None) -> Any:
         """The image of all samples."""
         return self.image_of(slice(None), y, out)
+
+    @abstractmethod
+    def expression(self) -> tuple[Any, ...]:
+        """The image of y as a CUDA expression, "" for none, and the arrays that it needs besides."""
 
     @abstractmethod
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
@@ -169,6 +184,10 @@ class Affine(AffineMap):
     matrix: Matrix
     offset: Array
     activation: Activation
+
+    def expression(self) -> tuple[Any, ...]:
+        """That of the activation."""
+        return (self.activation.cuda,)
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``phi(y)``."""
@@ -228,6 +247,10 @@ class LinearAffine(AffineMap, LinearProblem):
     offset: Array
     slope: Array
     reference: np.ndarray
+
+    def expression(self) -> tuple[Any, ...]:
+        """A product with the slopes."""
+        return "y * s", self.slope
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``S * y``."""

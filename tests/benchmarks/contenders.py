@@ -144,7 +144,6 @@ PEERS = {
     "torchdeq fixed point": torchdeq("fixed_point_iter", "fixed_point_iter"),
     "torchdeq Anderson": torchdeq("anderson", "anderson"),
     "jaxopt fixed point, CG": jaxopt("FixedPointIteration", "solve_normal_cg"),
-    "jaxopt fixed point, GMRES": jaxopt("FixedPointIteration", "solve_gmres"),
     "jaxopt fixed point, BiCGSTAB": jaxopt("FixedPointIteration", "solve_bicgstab"),
     "jaxopt Anderson, CG": jaxopt("AndersonAcceleration", "solve_normal_cg"),
     "jaxopt Anderson, BiCGSTAB": jaxopt("AndersonAcceleration", "solve_bicgstab"),
