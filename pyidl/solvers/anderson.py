@@ -34,6 +34,9 @@ from pyidl.typing import Array, Namespace
 __all__ = ["Anderson", "Mixing"]
 
 
+CHEAP = 50.0
+
+
 class Mixing(Advance):
     """Anderson's step for the samples that are engaged, the plain step for the others.
 
@@ -47,7 +50,8 @@ class Mixing(Advance):
     memory : int
         k.
     pays_from : float
-        A sample takes plain steps until its own rate has twice predicted more steps than this; 0 engages all of them at once.
+        A sample takes plain steps until its own rate has twice (once, if this is below 50) predicted more steps than this; 0
+        engages all of them at once.
     """
 
     def __init__(self, problem: Problem, memory: int, pays_from: float = 0.0) -> None:
@@ -55,7 +59,8 @@ class Mixing(Advance):
         self.xp, self.in_place, self.memory, self.pays_from = problem.xp, problem.in_place, memory, pays_from
         self.engaged = np.zeros(m, bool)
         self.slow = np.full(m, pays_from == 0.0)  # and not yet engaged
-        self.suspect = np.zeros(m, bool)  # slow when last measured: one measurement may be a transient
+        # Slow when last measured. One measurement may be a transient; where acceleration costs little, it is enough.
+        self.suspect = np.full(m, pays_from < CHEAP)
         self.steps = 0
         self.pasts: list[tuple[np.ndarray, _Past]] = []
         self.count = 0

@@ -29,19 +29,23 @@ from pyidl.structure import Full, LowRank
 
 ROUNDS = 9
 TARGET = 1e-5  # absolute residual
-SLOW = 5.0  # seconds, after which a contender is not tuned further
+SLOW = 6.0  # seconds, after which a contender is not tuned further
 GRID = [10.0 ** (-i / 3) for i in range(6, 25)]
 
 
 def alternate(runs, rounds=ROUNDS):
-    """Median seconds and half the interquartile range of each, measured in turns."""
+    """Median seconds and half the interquartile range of each, measured in turns, in an order that is drawn anew each time.
+
+    (A library whose threads still spin disturbs whoever comes next.)
+    """
+    rng = np.random.default_rng(0)
     times = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(rounds):
-        for name, run in runs.items():
+        for name in rng.permutation(list(runs)):
             start = time.perf_counter()
-            run()
+            runs[name]()
             times[name].append(time.perf_counter() - start)
     return {name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2)) for name, t in times.items()}
 
@@ -64,7 +68,7 @@ def tune(run, case, residual, error):
                 break
     for adjoint in GRID[::2] if enough else ():
         try:
-            if case.adjoint_error(*run(enough[0], adjoint)) <= 1e-3:
+            if case.adjoint_error(run(enough[0], adjoint)[1]) <= 1e-3:
                 return enough[0], adjoint, enough[1]
         except InputError:
             break
@@ -75,6 +79,8 @@ def side_by_side(case):
     """All contenders on one case."""
     built = {name: build(case) for name, build in {**PYIDL, **PEERS}.items()}
     ours = tune(built["pyidl Auto"], case, TARGET, np.inf)
+    if ours is None:
+        sys.exit(f"{case.name}: pyidl does not reach a residual of {TARGET:g} with a gradient right to 1e-3")
     x, dA = built["pyidl Auto"](*ours[:2])
     residual, error = case.residual(x), case.error(x)
     tolerances = {"pyidl Auto": ours}
@@ -98,7 +104,7 @@ def side_by_side(case):
         median, spread = times[name]
         print(
             f"    {name:32s} {1e3 * median:9.2f} ms +- {1e3 * spread:6.2f}  {median / mine:7.2f} x   residual {case.residual(x):.1e}"
-            f"  error {case.error(x):.1e}  gradient {case.adjoint_error(x, dA):.1e}"
+            f"  error {case.error(x):.1e}  gradient {case.adjoint_error(dA):.1e}"
             + ("" if tolerances[name][2] else "  (no tolerance brings the error within twice pyidl's: judged by the residual)")
         )
     best = min(median for name, (median, _) in times.items() if name.startswith("pyidl") and name != "pyidl Auto")
@@ -270,7 +276,7 @@ def scaling():
 
 
 CASES = {
-    "stiff": lambda: side_by_side(Case.of("stiff", stiff(112), 1000)),
+    "stiff": lambda: side_by_side(Case.of("stiff", stiff(112), 1000, spare=3)),
     "nonnegative": lambda: side_by_side(Case.of("nonnegative", nonnegative(512), 1024, shift=-0.1)),
     "gaussian": lambda: side_by_side(Case.of("gaussian", gaussian(512), 1024)),
     "turning": lambda: side_by_side(Case.of("turning", turning(100), 1000)),
