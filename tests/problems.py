@@ -5,6 +5,7 @@ from helpers import host
 
 from pyidl import activations
 from pyidl.backend import from_host
+from pyidl.cells import FunctionCell
 from pyidl.solvers.problem import Affine, LinearAffine
 from pyidl.structure import Full, LowRank, Tiled, read
 
@@ -73,4 +74,24 @@ def residual(p, x):
     return np.abs((p.activation.phi(y) if isinstance(p, Affine) else host(p.slope) * y) - x).max(axis=1)
 
 
-__all__ = ["FAMILIES", "Full", "LowRank", "Tiled", "adjoint", "adjoint_solution", "affine", "fixed_point", "residual"]
+class Tanh(FunctionCell):
+    """x = tanh(x W^T + u): a cell in a few lines, as a user would write it."""
+
+    def __init__(self, W):
+        self.W = W
+
+    def zero(self, u):
+        return np.zeros_like(u)
+
+    def f(self, x, u):
+        return np.tanh(x @ self.W.T + u)
+
+    def vjp_state(self, x, u, v):
+        return (v * (1 - self.f(x, u) ** 2)) @ self.W
+
+    def grads(self, x, u, v, inputs=True):
+        s = v * (1 - self.f(x, u) ** 2)
+        return s, {"W": s.T @ x}
+
+
+__all__ = ["FAMILIES", "Full", "LowRank", "Tanh", "Tiled", "adjoint", "adjoint_solution", "affine", "fixed_point", "residual"]

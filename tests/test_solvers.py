@@ -7,11 +7,12 @@ import pytest
 from helpers import assert_close, host
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import Tanh
 
 from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.backend import from_host
-from pyidl.cells import AffineCell, FunctionCell
+from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
 from pyidl.solvers import Direct, Fallback, Picard, Status
@@ -308,26 +309,6 @@ def test_zero_rows_are_solved_at_once():
 
 
 # ------------------------------------------------------------------------------------------------------- a cell's own
-
-
-class Tanh(FunctionCell):
-    """x = tanh(x W^T + u): a cell in a few lines, as a user would write it."""
-
-    def __init__(self, W):
-        self.W = W
-
-    def zero(self, u):
-        return np.zeros_like(u)
-
-    def f(self, x, u):
-        return np.tanh(x @ self.W.T + u)
-
-    def vjp_state(self, x, u, v):
-        return (v * (1 - self.f(x, u) ** 2)) @ self.W
-
-    def grads(self, x, u, v, inputs=True):
-        s = v * (1 - self.f(x, u) ** 2)
-        return s, {"W": s.T @ x}
 
 
 def test_a_cell_of_which_only_the_map_is_known():

@@ -5,12 +5,11 @@ import pytest
 from helpers import host, relative
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import FAMILIES, adjoint, adjoint_solution, affine, fixed_point, residual
+from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, fixed_point, residual
 
 from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host
-from pyidl.cells import FunctionCell
 from pyidl.errors import InputError
 from pyidl.solvers import (
     GMRES,
@@ -492,24 +491,6 @@ def test_truncated_adjoints_are_never_silent_and_never_forward():
 
 
 # -------------------------------------------------------------------------------------------------------- constraints
-
-
-class Tanh(FunctionCell):
-    def __init__(self, W):
-        self.W = W
-
-    def zero(self, u):
-        return np.zeros_like(u)
-
-    def f(self, x, u):
-        return np.tanh(x @ self.W.T + u)
-
-    def vjp_state(self, x, u, v):
-        return (v * (1 - self.f(x, u) ** 2)) @ self.W
-
-    def grads(self, x, u, v, inputs=True):
-        s = v * (1 - self.f(x, u) ** 2)
-        return s, {"W": s.T @ x}
 
 
 @pytest.mark.parametrize("solver", [Picard(), Picard(damping=0.2), Anderson(), Auto()], ids=repr)
