@@ -144,7 +144,7 @@ def _encode(value: Any) -> Any:
         return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
     name = type(value).__name__
     if LAYERS.get(name) is type(value) or SETTINGS.get(name) is type(value):
-        return {"class": name, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}  # type: ignore[arg-type]
+        return {"class": name, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}}  # type: ignore[arg-type]
     raise InputError(f"{name} cannot be saved; files hold {', '.join([*LAYERS, *SETTINGS])} and the built-in activations")
 
 

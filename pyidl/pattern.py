@@ -167,7 +167,7 @@ class Pattern:
     def feed_forward(cls, *widths: int) -> Pattern:
         """That of a feed-forward network: `widths` of input, hidden layers, output. The last hidden layer comes first in x.
 
-        Source: El Ghaoui et al. 2021, section 1.2: x = (x_L, ..., x_1), A strictly block upper triangular.
+        Source: El Ghaoui et al. 2021: x = (x_L, ..., x_1), A strictly block upper triangular.
         """
         if len(widths) < 3 or min(widths) < 1:
             raise InputError(f"feed_forward takes the widths of input, at least one hidden layer, and output; got {widths}")

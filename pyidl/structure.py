@@ -229,13 +229,13 @@ def _cut(a: Any, index: slice | np.ndarray, axis: int) -> Any:
 
 
 SPLIT_FROM = 0.5
-"""The Jacobi splitting is considered where an entry of the diagonal reaches this: below, it gains less than a factor of two."""
+"""The Jacobi splitting is considered where an entry of the diagonal reaches this."""
 
 POWERS = 12
 
 
 def growth(matrix: Matrix, xp: Any, dtype: Any, n: int) -> float:
-    """``(|A^k w| / |w|)^(1/k)`` for k = 12 and a fixed w of mixed signs: about the spectral radius, from above rather than below."""
+    """``(|A^k w| / |w|)^(1/k)`` for k = 12 and a fixed w of mixed signs: an estimate of the spectral radius, no bound."""
     w = np.random.default_rng(0).normal(size=(1, n))
     w /= np.max(np.abs(w))
     x = astype(xp, from_host(xp, w), dtype)

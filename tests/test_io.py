@@ -296,6 +296,28 @@ def test_the_unedited_twin_loads(good, tmp_path):
     assert isinstance(pyidl.load(tmp_path / "m"), ImplicitModel)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        solvers.Anderson(memory=2, splitting=True),
+        solvers.Auto(max_iter=9),
+        solvers.Direct(tol=1e-3),
+        solvers.GMRES(restart=3),
+        solvers.Jacobi(tol=1e-4),
+        solvers.JacobianFree(),
+        solvers.Neumann(4),
+        solvers.Newton(max_iter=7),
+        solvers.Phantom(3, 0.7),
+        solvers.Substitution(solvers.Jacobi(max_iter=8)),
+        solvers.Fallback(solvers.Auto(), solvers.Newton()),
+    ],
+    ids=repr,
+)
+def test_every_solver_is_kept_in_files(solver, tmp_path):
+    pyidl.save(tmp_path / "m", ImplicitModel(2, 2, 3, rng=0, adjoint=solver))
+    assert pyidl.load(tmp_path / "m").adjoint == solver
+
+
 def test_an_option_that_an_older_file_does_not_know_has_its_default(good, tmp_path):
     (tmp_path / "m").write_bytes(edited(good, lambda c: c["config"].pop("pattern")))
     assert pyidl.load(tmp_path / "m").pattern is None

@@ -121,20 +121,19 @@ def test_zeros_stay_zeros_through_training():
         assert np.all(model.params[key][getattr(pattern, key)] != 0)
 
 
-@given(st.integers(1, 40), st.floats(0.0, 0.2), st.integers(0, 1000))
+@given(st.integers(1, 32), st.floats(0.0, 0.2), st.integers(0, 1000))
 def test_levels_are_a_topological_order(n, density, seed):
     rng = np.random.default_rng(seed)
     support = rng.random((n, n)) < density
     groups = levels(support)
     reach = np.linalg.matrix_power(np.eye(n) + support, n) > 0
     if groups is None:
-        assert np.all(reach & reach.T) or n > 32
+        assert np.all(reach & reach.T)
         return
     place = np.zeros(n, int)
     for i, member in enumerate(groups.members):
         place[member] = i
         inside = support[member][:, member]
-        assert inside.any() == groups.cyclic[i] or not inside.any()
         assert groups.cyclic[i] == bool(inside.any())
     assert sum(groups.sizes) == n
     i, j = np.nonzero(support)

@@ -15,7 +15,7 @@ from pyidl.backend import from_host
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
-from pyidl.solvers import Direct, Fallback, Picard, Status
+from pyidl.solvers import Anderson, Auto, Direct, Fallback, Picard, Status
 from pyidl.solvers.problem import Affine, LinearAffine
 from pyidl.structure import Full, LowRank
 
@@ -343,3 +343,17 @@ def test_the_hot_loop_allocates_nothing():
     assert PICARD(stiff).n_iter.min() > 10 * PICARD(easy).n_iter.max()
     assert peak(stiff, PICARD) < peak(easy, PICARD) + 0.1 * Z.nbytes
     assert peak(stiff, PICARD) < 6.5 * Z.nbytes
+
+
+@pytest.mark.parametrize("memory", [1, 3])
+def test_the_memory_of_anderson(memory):
+    """2 k + 4 more, however many steps."""
+    Z = np.ones((1024, 128))
+    p = Affine(Full(np.full((128, 128), 0.9 / 128) + 0.05 * np.eye(128)), Z, activations.relu)
+    assert peak(p, Anderson(memory=memory)) < (6.5 + 2 * memory + 4) * Z.nbytes
+
+
+def test_the_memory_of_a_low_rank_solve():
+    """The answer, and little else: a state between two steps has k numbers."""
+    Z, L = np.ones((1024, 128)), np.full((128, 2), 0.06)
+    assert peak(Affine(LowRank(L, L), Z, activations.relu), Auto()) < 3.5 * Z.nbytes

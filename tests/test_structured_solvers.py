@@ -88,12 +88,10 @@ def test_on_every_library(name, family, xp):
     assert s.converged.all()
     assert relative(s.value, fixed_point(p)) < 1e-10
     q = adjoint(p, s, np.random.default_rng(1).normal(size=(6, 12)))
-    for solver in (FORWARD[name], GMRES(), Direct(), Fallback(Neumann(2), GMRES(restart=2))):
+    for solver in (FORWARD[name], GMRES(), Direct()):
         v = solver(q)
-        if solver is not FORWARD[name] or splits(name, q):
-            assert v.converged.all()
-        if not isinstance(solver, Fallback):
-            assert relative(v.value, adjoint_solution(q)) < 1e-10
+        assert v.converged.all()
+        assert relative(v.value, adjoint_solution(q)) < 1e-10
 
 
 @pytest.mark.parametrize("name", [*FORWARD, "direct", "gmres"])
@@ -250,11 +248,14 @@ def test_blocks_can_be_split():
 def test_jacobi_refuses_by_name_and_before_it_starts():
     with pytest.raises(InputError, match=r"closed form for tanh"):
         Jacobi()(make(activation=activations.tanh))
-    with pytest.raises(InputError, match=r"diagonal of A reaches 1\.5"):
+    with pytest.raises(InputError, match=r"diagonal of A reaches 1\.5,"):
         Jacobi()(affine(np.diag([0.5, 1.5]), np.ones((1, 2))))
     with pytest.raises(InputError, match="diagonal"):
         Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)), activations.abs))
     assert Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)))).converged.all()
+    q = LinearAffine(Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))  # silu has such slopes
+    with pytest.raises(InputError, match=r"reaches 1\.036"):
+        Jacobi()(q)
     with pytest.raises(InputError, match="only the map is known"):
         Jacobi()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
 
@@ -286,6 +287,15 @@ def test_auto_is_not_deceived_by_bounds(kappa):
     assert auto.n_iter.max() <= 1.1 * picard.n_iter.max()
 
 
+def test_auto_does_not_choose_what_would_be_refused():
+    """A bug once: a large diagonal suggested the splitting, which then refused the problem, in the middle of a default solve."""
+    p = affine(np.diag([0.9, -1.5]), np.ones((1, 2)), activations.abs)
+    assert p.matrix.gains[1] < p.matrix.gains[0]
+    assert residual(p, Auto()(p).value).max() < 1e-11
+    q = LinearAffine(read(Full(np.eye(2) * 0.95)), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))
+    np.testing.assert_allclose(Auto()(q).value, 1.09 / (1 - 1.09 * 0.95), rtol=1e-9)
+
+
 def test_auto_accelerates_the_slow_samples_alone():
     rng = np.random.default_rng(0)
     A = FAMILIES["nonnegative"](128, 0.99, rng)
@@ -302,7 +312,7 @@ def test_auto_accelerates_the_slow_samples_alone():
 
 
 def test_auto_repairs_forward_and_adjoint():
-    """A = -1.2 I: Picard diverges; the equation has one solution, and an average of steps, or Newton, finds it."""
+    """A diagonal of -1.2: Picard diverges; acceleration, an average of steps, or Newton finds the solution."""
     z = np.array([[1.0, 2.0], [-1.0, -1.0]])
     for activation in (activations.relu, activations.tanh):
         p = affine([[-1.2, -0.4], [0.4, -1.2]], z, activation)
@@ -357,6 +367,8 @@ def test_the_safeguard_keeps_anderson_convergent(family, kappa, memory, seed):
 def test_dropped_points_are_not_returned():
     """Residuals of accelerated points may rise; the one that is returned is the smallest that was measured."""
     s = Anderson(max_iter=12)(make("stiff", n=40, m=20, kappa=0.99), trace=True)
+    assert np.any(np.diff(s.trace, axis=0) > 0)
+    assert np.sum(~s.converged) > 10
     for i in np.flatnonzero(~s.converged):
         assert s.residual[i] == np.nanmin(s.trace[:, i])
 
@@ -398,12 +410,14 @@ def test_undamped_newton_cycles_and_ours_ends_in_a_fallback():
     assert len(set(seen)) == 3
     assert seen[:3] == seen[3:6] == seen[6:9]
     for start in (None, np.array([[0.0, 0.0, 1.0]])):
-        alone = Newton()(p, start)
-        assert alone.status[0] in (Status.CONVERGED, Status.STAGNATED)
-        s = Fallback(Fallback(Newton(), Picard(damping=0.9)), Newton())(p, start)
-        assert np.all(s.converged) == (residual(p, s.value)[0] < 1e-11)
-    rescued = Auto()(p)
-    assert rescued.converged.all() == (np.abs(rescued.value - 1 / 3).max() < 1e-10)
+        assert not Picard()(p, start).converged.any()
+        short = Newton(max_iter=1)(p, start)
+        assert not short.converged.any()
+        for solver in (Newton(), Auto(), Fallback(Newton(max_iter=1), Anderson())):
+            s = solver(p, start)
+            assert s.converged.all()
+            np.testing.assert_allclose(s.value, 1 / 3, atol=1e-11)
+        assert "Newton, then Anderson(3) of Picard for 1 of 1 samples" in s.method
 
 
 def test_newton_with_shared_active_sets(xp):
@@ -417,7 +431,7 @@ def test_newton_with_shared_active_sets(xp):
 
 def test_a_singular_newton_step_ends_nonfinite():
     p = affine([[1.0]], [[1.0]])  # x = x + 1
-    assert Newton()(p).status[0] in (Status.NONFINITE, Status.STAGNATED, Status.DIVERGED)
+    assert Newton()(p).status[0] == Status.NONFINITE
     assert np.isfinite(Newton()(p).value).all()
     with pytest.raises(InputError, match="only the map is known"):
         Newton()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
@@ -482,6 +496,10 @@ def test_truncated_adjoints_are_never_silent_and_never_forward():
         Phantom(0)
     with pytest.raises(InputError, match="tau"):
         Phantom(2, 1.5)
+    with pytest.raises(TypeError):
+        JacobianFree(3)
+    with pytest.raises(TypeError):
+        Neumann(3, 0.5)
     assert repr(Neumann(3)) == "Neumann(steps=3)"
     assert Phantom(3).at(1e-8) == Phantom(3)
     model = ImplicitModel(3, 2, 10, adjoint=JacobianFree(), rng=0)
@@ -507,6 +525,27 @@ def test_a_problem_of_which_only_the_map_is_known(solver):
         assert v.converged.all()
         assert relative(v.value, Direct()(q).value) < 1e-10
     assert np.array_equal(u, kept)
+
+
+class Guarded(Tanh):
+    """Its map returns arrays that must not be written into."""
+
+    def f(self, x, u):
+        image = super().f(x, u)
+        image.flags.writeable = False
+        return image
+
+
+@pytest.mark.parametrize("solver", [Picard(damping=0.2), Anderson(), Auto()], ids=repr)
+def test_arrays_of_a_cell_are_not_written_into(solver):
+    """With samples of which some are slow, so that some are accelerated and others are not."""
+    rng = np.random.default_rng(0)
+    u = 1e-3 * rng.normal(size=(12, 80))
+    u[4:] += 5.0  # saturated: solved in a few steps
+    x = solver(Guarded(FAMILIES["nonnegative"](80, 0.99, rng)).bind(u))
+    assert x.converged.all()
+    if isinstance(solver, Auto):
+        assert "for 4 slow samples of 12" in x.method
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -6,7 +6,7 @@ k differences ``dF_j, dG_j`` of one sample,
     gamma = argmin |F - sum_j gamma_j dF_j|,      y <- G - sum_j gamma_j dG_j.
 
 On a linear problem this is GMRES in disguise: it removes the few slow modes that a fixed-point iteration leaves. The normal
-equations have size k; a ridge relative to their trace keeps them solvable.
+equations have size k; with every dF_j scaled to length 1, a ridge of 30 roundings keeps them solvable.
 
 *Safeguard.* If the residual of the accelerated point is not below that of the point it came from, the point is dropped
 and the plain step is taken instead, ``y <- G`` of the last good point. A plain step is always accepted, so an iteration
@@ -17,14 +17,14 @@ Sources: Anderson, J. ACM 12(4), 1965; Walker and Ni, SIAM J. Numer. Anal. 49(4)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pyidl.backend import astype, max_abs, put_rows, take_rows
 from pyidl.errors import InputError
-from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.base import Iterative
 from pyidl.solvers.jacobi import split
 from pyidl.solvers.loop import Advance, iterate
 from pyidl.solvers.problem import Problem
@@ -35,6 +35,7 @@ __all__ = ["Anderson", "Mixing"]
 
 
 CHEAP = 50.0
+"""Up to this many steps saved, an acceleration that was not needed costs little."""
 
 
 class Mixing(Advance):
@@ -66,7 +67,7 @@ class Mixing(Advance):
         self.count = 0
 
     @property
-    def plain(self) -> bool:  # type: ignore[override]
+    def plain(self) -> bool:
         """While nobody is engaged."""
         return not self.pasts
 
@@ -94,7 +95,7 @@ class Mixing(Advance):
 
     def __call__(self, y: Any, y_image: Any) -> Any:
         """The plain step while nobody is engaged, then the accelerated one."""
-        following = None
+        following: Any = None
         m, pasts = y.shape[0], list(self.pasts)
         self._engage(y, y_image)  # these take the plain step once more
         for members, past in pasts:
@@ -102,7 +103,9 @@ class Mixing(Advance):
                 following = past.step(y, y_image)
             else:
                 step = past.step(take_rows(self.xp, y, members), take_rows(self.xp, y_image, members))
-                following = put_rows(self.xp, y_image if following is None else following, members, step, np.arange(len(members)))
+                if following is None:  # arrays that are not the solve's own are not written into
+                    following = y_image if self.in_place else self.xp.asarray(y_image, copy=True)
+                following = put_rows(self.xp, following, members, step, np.arange(len(members)))
         return following
 
     def _engage(self, y: Any, y_image: Any) -> None:
@@ -227,10 +230,10 @@ def _solve(xp: Namespace, H: Any, b: Any, eps: float) -> Any:
 
 
 @dataclass(frozen=True)
-class Anderson(Solver):
+class Anderson(Iterative):
     """Anderson acceleration of Picard or of the Jacobi splitting; pays where their rate is slow and few modes make it so.
 
-    It moves about 2 k more states a step, so for small n, where a product is cheap, plain steps may be faster.
+    It keeps 2 k + 4 states and moves some ten more of them a step, so for small n, where a product is cheap, plain steps may be faster.
 
     Parameters
     ----------
@@ -252,13 +255,11 @@ class Anderson(Solver):
     (True, True)
     """
 
-    tol: float | None = None
-    max_iter: int = 5000
     memory: int = 3
     splitting: bool = False
 
     def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
+        super().__post_init__()
         if not (isinstance(self.memory, int) and self.memory >= 1):
             raise InputError(f"memory is {self.memory}; at least one difference is needed")
 
@@ -268,7 +269,3 @@ class Anderson(Solver):
         target = split(problem) if self.splitting else problem
         solution = iterate(target, x0, Mixing(target, self.memory), tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
         return target.restore(solution)
-
-    def at(self, tol: float | None) -> Anderson:
-        """The same with another tolerance."""
-        return replace(self, tol=tol)

@@ -20,7 +20,7 @@ import numpy as np
 
 from pyidl.backend import take_rows
 from pyidl.solvers.anderson import Mixing
-from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.base import Iterative, Solver
 from pyidl.solvers.direct import Direct
 from pyidl.solvers.gmres import GMRES
 from pyidl.solvers.jacobi import can_split, split
@@ -52,7 +52,7 @@ def pays_from(n: int) -> float:
 
 
 @dataclass(frozen=True)
-class Auto(Solver):
+class Auto(Iterative):
     """The default, forward and adjoint: chooses a method, watches it, and repairs what fails.
 
     Parameters
@@ -67,12 +67,6 @@ class Auto(Solver):
     >>> model.equilibrium(np.ones((4, 3))).method
     'Auto(Picard)'
     """
-
-    tol: float | None = None
-    max_iter: int = 5000
-
-    def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Choose, solve, repair."""
@@ -113,16 +107,12 @@ class Auto(Solver):
             repairs.append(Newton(self.tol))
         return repairs
 
-    def at(self, tol: float | None) -> Auto:
-        """The same with another tolerance."""
-        return replace(self, tol=tol)
-
 
 def _splits(problem: Problem) -> str:
     """Why the diagonal is taken implicitly; "" where it is not."""
-    if can_split(problem) or not (isinstance(problem, AffineMap) and isinstance(problem.matrix, Full) and problem.matrix.gains):
+    if not (isinstance(problem, AffineMap) and isinstance(problem.matrix, Full) and problem.matrix.gains):
         return ""
     picard, jacobi = problem.matrix.gains
-    if not jacobi < min(picard, 1.0):
+    if not jacobi < min(picard, 1.0) or can_split(problem):
         return ""
     return f"a step grows by {jacobi:.2g}, by {picard:.2g} without the splitting"

@@ -7,13 +7,15 @@ To write one, subclass `Solver`, give `at` and `__call__`, and leave the loop, t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self
 
 from pyidl.errors import InputError
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
-__all__ = ["Solver"]
+__all__ = ["Iterative", "Solver", "check_limits"]
 
 
 class Solver(ABC):
@@ -24,7 +26,7 @@ class Solver(ABC):
         """Solve, from x0 if it is given; with `trace`, keep the residual of every step."""
 
     @abstractmethod
-    def at(self, tol: float | None) -> Solver:
+    def at(self, tol: float | None) -> Self:
         """Return the same solver with another tolerance; None is the default of the dtype."""
 
 
@@ -34,3 +36,32 @@ def check_limits(tol: float | None, max_iter: int) -> None:
         raise InputError(f"tol is {tol}; it is relative to the size of the state and lies between 0 and 1")
     if not (isinstance(max_iter, int) and max_iter >= 1):
         raise InputError(f"max_iter is {max_iter}; at least one step is needed")
+
+
+@dataclass(frozen=True)
+class Iterative(Solver):
+    """A solver that takes steps until a tolerance is met.
+
+    Parameters
+    ----------
+    tol : float, optional
+        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the right-hand side. Default
+        1e-6 in float32, 1e-12 in float64.
+    max_iter : int
+        Largest number of steps.
+
+    Raises
+    ------
+    InputError
+        If one of them is not positive.
+    """
+
+    tol: float | None = None
+    max_iter: int = 5000
+
+    def __post_init__(self) -> None:
+        check_limits(self.tol, self.max_iter)
+
+    def at(self, tol: float | None) -> Self:
+        """The same with another tolerance."""
+        return replace(self, tol=tol)

@@ -7,7 +7,7 @@ for small n, and where an iteration has failed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Direct(Solver):
         ones = np.ones(m, int)
         return Solution(value, y, status, ones, residual, tolerance, "Direct")
 
-    def at(self, tol: float | None) -> Direct:
+    def at(self, tol: float | None) -> Self:
         """The same with another tolerance."""
         return replace(self, tol=tol)
 

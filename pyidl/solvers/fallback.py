@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -19,10 +20,10 @@ __all__ = ["Fallback"]
 class Fallback(Solver):
     """Run `first`; solve the samples that have not converged by `then`. `Solution.method` says what happened.
 
-    Two of them are the defaults. Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle, an
-    average of two iterates leaves it. That happens without a contraction, but also with one: if f is computed with errors e
-    and contracts by kappa, a cycle of width ``2 e / (1 - kappa)`` can persist, which in float32 may be above the tolerance.
-    Adjoint, ``Fallback(Picard(), Direct())``: the direct solve needs no contraction at all.
+    Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle, an average of two iterates leaves it.
+    That happens without a contraction, but also with one: if f is computed with errors e and contracts by kappa, a cycle of
+    width ``2 e / (1 - kappa)`` can persist, which in float32 may be above the tolerance. Adjoint, ``Fallback(Picard(),
+    Direct())``: the direct solve needs no contraction at all. `Auto` repairs in the same way.
     """
 
     first: Solver
@@ -37,6 +38,6 @@ class Fallback(Solver):
         best = take_rows(problem.xp, solution.value, rows)
         return solution.merged(self.then(problem.take(rows), best), rows, problem.xp)
 
-    def at(self, tol: float | None) -> Fallback:
+    def at(self, tol: float | None) -> Self:
         """Both with another tolerance."""
         return replace(self, first=self.first.at(tol), then=self.then.at(tol))

@@ -9,14 +9,14 @@ Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7(3), 1986.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pyidl.backend import astype, from_host, put_rows, take_rows, to_numpy
 from pyidl.errors import InputError
-from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import resolve_tol
 from pyidl.solvers.problem import LinearProblem, Problem
 from pyidl.solvers.solution import Solution, Status
@@ -26,7 +26,7 @@ __all__ = ["GMRES"]
 
 
 @dataclass(frozen=True)
-class GMRES(Solver):
+class GMRES(Iterative):
     """Restarted GMRES, one Krylov space for each sample; the residual is computed anew, not estimated, before it counts.
 
     Parameters
@@ -39,12 +39,11 @@ class GMRES(Solver):
         Largest dimension of a Krylov space: (restart + 1) states of memory.
     """
 
-    tol: float | None = None
     max_iter: int = 500
     restart: int = 20
 
     def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
+        super().__post_init__()
         if not (isinstance(self.restart, int) and self.restart >= 1):
             raise InputError(f"restart is {self.restart}; at least one vector is needed")
 
@@ -57,19 +56,19 @@ class GMRES(Solver):
         status, n_iter = np.full(m, int(Status.MAX_ITER)), np.zeros(m, int)
         residual, tolerance, traces = np.full(m, np.inf), np.zeros(m), []
         v = xp.zeros_like(problem.like) if x0 is None else xp.asarray(x0, copy=True)
-        rows, part, best = np.arange(m), problem, v
+        rows, part = np.arange(m), problem
+        best = xp.zeros_like(v)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             while len(rows):
-                image = part.f(v)
+                y, image = part.step(v)
                 now, limit = part.measure(v, image, image, tol)
                 n_iter[rows] += 1
                 better = (now < residual[rows]) | (now <= limit)
-                progress = now < residual[rows]
-                best = put_rows(xp, best, rows[better], v, np.flatnonzero(better))
+                best = put_rows(xp, best, rows[better], y, np.flatnonzero(better))
                 residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]
                 status[rows[now <= limit]] = Status.CONVERGED
                 status[rows[~np.isfinite(now)]] = Status.NONFINITE
-                status[rows[np.isfinite(now) & ~progress & (now > limit) & (n_iter[rows] < self.max_iter)]] = Status.STAGNATED
+                status[rows[np.isfinite(now) & ~better & (n_iter[rows] < self.max_iter)]] = Status.STAGNATED
                 traces.append(np.full(m, np.nan))
                 traces[-1][rows] = now
                 go = (status[rows] == Status.MAX_ITER) & (n_iter[rows] < self.max_iter)
@@ -82,15 +81,11 @@ class GMRES(Solver):
                 correction, products = _cycle(xp, part, r, size, limit[keep])
                 v = v + correction
                 n_iter[rows] += products
-            y, value = problem.start(best)
+            value = problem.image(best)  # one step beyond the best v: a value with its pre-activation
             y_image = problem.pre(value)
             residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
         status = np.where((status == Status.CONVERGED) & (residual > tolerance), Status.STAGNATED, status)
-        return Solution(value, y, status, n_iter + 1, residual, tolerance, f"GMRES({self.restart})", np.stack(traces) if trace else None)
-
-    def at(self, tol: float | None) -> GMRES:
-        """The same with another tolerance."""
-        return replace(self, tol=tol)
+        return Solution(value, best, status, n_iter + 1, residual, tolerance, f"GMRES({self.restart})", np.stack(traces) if trace else None)
 
 
 def _cycle(xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -31,7 +31,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import take_rows, to_numpy
 from pyidl.errors import InputError
-from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import iterate
 from pyidl.solvers.problem import Affine, AffineMap, Iteration, LinearAffine, Problem
 from pyidl.solvers.solution import Solution
@@ -98,11 +98,23 @@ class Split(Iteration):
 
 
 def can_split(problem: Problem) -> str:
-    """Why the splitting does not apply, in words; "" if it does."""
+    """Why the splitting does not apply, in words; "" if it does: ``x = phi(d x + r)`` is solved if ``s d_i < 1`` for all slopes s."""
     if not isinstance(problem, AffineMap):
         return "it needs the matrix A, and of this problem only the map is known"
-    if isinstance(problem, Affine) and problem.activation.scalar_solve is None:
-        return f"the scalar equation x = phi(d x + r) has no closed form for {problem.activation.name}"
+    d, slopes = problem.matrix.diagonal(), (0.0, 1.0)
+    if isinstance(problem, Affine):
+        if problem.activation.scalar_solve is None:
+            return f"the scalar equation x = phi(d x + r) has no closed form for {problem.activation.name}"
+        slopes = problem.activation.slope_range or slopes
+        host = to_numpy(d)
+        largest = max(s * float(e) for s in slopes for e in (np.min(host), np.max(host)))
+    else:
+        largest = float(problem.xp.max(problem.slopes(None) * d))
+    if not largest < 1:
+        return (
+            f"phi'(.) times the diagonal of A reaches {largest:.4g}, and x = phi(d x + r) has a unique solution only below 1 "
+            "(project the parameters)"
+        )
     return ""
 
 
@@ -112,20 +124,13 @@ def split(problem: Problem) -> Split:
     Raises
     ------
     InputError
-        If the scalar equation has no closed form, or no unique solution: it needs ``s d_i < 1`` for all slopes s.
+        If the scalar equation has no closed form, or no unique solution.
     """
     reason = can_split(problem)
     if reason:
         raise InputError(f"Jacobi cannot solve this problem: {reason}; use Picard, Anderson or Newton")
     assert isinstance(problem, AffineMap)
     xp, d = problem.xp, problem.matrix.diagonal()
-    host = to_numpy(d)
-    low = problem.activation.slope_range[0] if isinstance(problem, Affine) and problem.activation.slope_range else 0.0
-    if not (np.max(host) < 1 and (low >= 0 or np.min(host) * low < 1)):
-        raise InputError(
-            f"Jacobi cannot solve this problem: the diagonal of A reaches {float(np.max(host)):.4g}, and x = phi(d x + r) has "
-            "a unique solution only for d below 1 (|d| below 1 where phi has slopes down to -1); project the parameters"
-        )
     if isinstance(problem, LinearAffine):
         s = problem.slope
         return Split(problem, problem.matrix.off_diagonal(xp.ones_like(d)), problem.offset, d, None, s / (1.0 - s * d))
@@ -137,7 +142,7 @@ def split(problem: Problem) -> Split:
 
 
 @dataclass(frozen=True)
-class Jacobi(Solver):
+class Jacobi(Iterative):
     """The Jacobi splitting: few steps where the diagonal of A is large, as in models learnt from a network's states.
 
     Parameters
@@ -154,17 +159,7 @@ class Jacobi(Solver):
     [3]
     """
 
-    tol: float | None = None
-    max_iter: int = 5000
-
-    def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
-
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Iterate over r, from that of x0."""
         parts = split(problem)
         return parts.restore(iterate(parts, x0, None, tol=self.tol, max_iter=self.max_iter, method="Jacobi", trace=trace))
-
-    def at(self, tol: float | None) -> Jacobi:
-        """The same with another tolerance."""
-        return replace(self, tol=tol)

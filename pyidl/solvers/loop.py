@@ -32,8 +32,10 @@ class Advance:
     An advance belongs to one solve and may remember its past, one row a sample.
     """
 
-    plain = True
-    """Whether the next step is likely to be Picard's: then its image is computed on the way."""
+    @property
+    def plain(self) -> bool:
+        """Whether the next step is likely to be Picard's: then its image is computed on the way."""
+        return True
 
     def __call__(self, y: Any, y_image: Any) -> Any:
         """The next y: a new array, either argument overwritten, or None for y_image as it stands."""
@@ -131,8 +133,8 @@ class _Book:
     def plan(self, rows: np.ndarray, k: int, to_go: np.ndarray, often: np.ndarray | None) -> None:
         """When to measure again: shortly before the sample will have converged if it goes on like this.
 
-        That is not before the next step and not after 1.5 k, on a grid that widens with k, so that a batch is measured in
-        few steps. Where the past rate says little of the future, it is at once.
+        That is not before the next step (for small n the one after it) and not long after 1.5 k, on a grid that widens with
+        k, so that a batch is measured in few steps. Where the past rate says little of the future, it is at once.
         """
         grid = max(self.stride, k // 8)
         far = np.minimum(0.8 * to_go, 1 + k // 2)

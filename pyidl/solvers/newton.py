@@ -13,14 +13,14 @@ Source: Qi and Sun, Math. Programming 58, 1993.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, max_abs, put_rows, take_rows, to_numpy
+from pyidl.backend import astype, from_host, max_abs, put_rows, take_rows, to_numpy
 from pyidl.errors import InputError
-from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.base import Iterative
 from pyidl.solvers.direct import CHUNK, solve_each
 from pyidl.solvers.loop import Advance, iterate
 from pyidl.solvers.problem import AffineMap, Problem
@@ -64,7 +64,7 @@ class _Descent(Advance):
             self.base = put_rows(xp, self.base, rows, y, rows)
             step = self._solve(rows, take_rows(xp, y, rows), take_rows(xp, F, rows))
             self.direction = put_rows(xp, self.direction, rows, step, np.arange(len(rows)))
-        t = from_host(xp, self.t.astype(str(np.dtype(to_numpy(y[0, :1]).dtype))))
+        t = astype(xp, from_host(xp, self.t), y.dtype)
         return self.base + t[:, None] * self.direction
 
     def _solve(self, rows: np.ndarray, y: Any, F: Any) -> Any:
@@ -95,7 +95,7 @@ def _solve_shared(xp: Any, matrix: Any, right: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Newton(Solver):
+class Newton(Iterative):
     """Semismooth Newton with halving. ``2 n^3 / 3`` flops for each active set: for small n, or where nothing else converges.
 
     Needs the parts of the problem (A and phi'). A sample that stops descending ends STAGNATED, one with a singular Jacobian
@@ -116,18 +116,10 @@ class Newton(Solver):
     [2]
     """
 
-    tol: float | None = None
     max_iter: int = 200
-
-    def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Descend from f(x0), or from f(0)."""
         if not isinstance(problem, AffineMap):
             raise InputError("Newton needs the matrix A and the slopes of phi, and of this problem only the map is known; use Anderson")
         return iterate(problem, x0, _Descent(problem), tol=self.tol, max_iter=self.max_iter, method="Newton", trace=trace)
-
-    def at(self, tol: float | None) -> Newton:
-        """The same with another tolerance."""
-        return replace(self, tol=tol)

@@ -6,11 +6,11 @@ the error at x is at most ``|f(x) - x| / (1 - kappa)``. Both equations, forward 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pyidl.errors import InputError
-from pyidl.solvers.base import Solver, check_limits
+from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import Advance, iterate
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
@@ -34,7 +34,7 @@ class _Average(Advance):
 
 
 @dataclass(frozen=True)
-class Picard(Solver):
+class Picard(Iterative):
     """Fixed-point iteration; converges for every constraint that certifies a contraction.
 
     Parameters
@@ -53,12 +53,10 @@ class Picard(Solver):
     Picard(tol=1e-09, max_iter=200, damping=0.0)
     """
 
-    tol: float | None = None
-    max_iter: int = 5000
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
+        super().__post_init__()
         if not 0 <= self.damping < 1:
             raise InputError(f"damping is {self.damping}; it is the share of the old iterate, 0 <= damping < 1")
 
@@ -67,7 +65,3 @@ class Picard(Solver):
         method = f"Picard(damping={self.damping:g})" if self.damping else "Picard"
         advance = _Average(self.damping, problem.in_place) if self.damping else None
         return iterate(problem, x0, advance, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
-
-    def at(self, tol: float | None) -> Picard:
-        """The same with another tolerance."""
-        return replace(self, tol=tol)

@@ -106,7 +106,7 @@ class Problem(ABC):
 
 
 class Iteration(Problem):
-    """The loop body that they and their splittings share: one product, one sum, one componentwise pass."""
+    """The loop body that `Affine`, `LinearAffine` and their splittings share: one product, one sum, one componentwise pass."""
 
     matrix: Matrix
     offset: Array

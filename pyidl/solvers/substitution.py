@@ -14,7 +14,7 @@ Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 202
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -96,6 +96,6 @@ class Substitution(Solver):
         method = f"Substitution({count} groups, {cycles} with cycles)"
         return Solution(x, y, status, n_iter, residual, tolerance, method, residual[None, :] if trace else None)
 
-    def at(self, tol: float | None) -> Substitution:
+    def at(self, tol: float | None) -> Self:
         """The inner solver with another tolerance."""
         return replace(self, inner=self.inner.at(tol))

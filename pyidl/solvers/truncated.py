@@ -11,7 +11,8 @@ as much; in exchange the backward pass costs k - 1 products (and one more, with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 
@@ -70,9 +71,9 @@ class Phantom(Solver):
         kept = np.stack([*traces, residual]) if trace else None
         return Solution(v, y, status, np.full(m, self.steps), residual, np.full(m, np.inf), f"{self!r}, biased", kept)
 
-    def at(self, tol: float | None) -> Phantom:
+    def at(self, tol: float | None) -> Self:
         """Itself: no tolerance controls it."""
-        return replace(self)
+        return self
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Neumann(Phantom):
     Biased: relative error up to ``rho^steps``.
     """
 
-    tau: float = 1.0
+    tau: float = field(default=1.0, init=False)
 
     def __repr__(self) -> str:
         return f"Neumann(steps={self.steps})"
@@ -99,8 +100,8 @@ class JacobianFree(Phantom):
     Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for implicit networks", AAAI 2022.
     """
 
-    steps: int = 1
-    tau: float = 1.0
+    steps: int = field(default=1, init=False)
+    tau: float = field(default=1.0, init=False)
 
     def __repr__(self) -> str:
         return "JacobianFree()"
