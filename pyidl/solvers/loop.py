@@ -205,6 +205,7 @@ def iterate(
                 elif improved.any():
                     best = put_rows(xp, best, rows[now[improved]], y, now[improved])
                 if left == 0:
+                    del y, x, y_image, image, here, there  # the work space makes room for the answer
                     y, x = best, whole.image(best)
                     break
                 book.plan(rows[now], k, to_go, None if advance is None else advance.observe(now, to_go))

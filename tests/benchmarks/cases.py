@@ -24,7 +24,7 @@ class Case:
         """Random samples, without those that have a unit near the kink: there the gradient jumps, and nobody's is comparable."""
         rng = np.random.default_rng(seed)
         n, p = len(A), 17
-        B, U = rng.normal(size=(n, p)) / p**0.5, rng.normal(size=(spare * m, p))
+        B, U = rng.normal(size=(n, p)) / p**0.5, rng.normal(size=(int(spare * m), p))
         B[:, 0], U[:, 0] = shift, 1.0
         A, B = A.astype("f4").astype("f8"), B.astype("f4").astype("f8")  # the reference is that of the rounded arrays
         U = (U * (4.0 / solve(A, U[:64] @ B.T).max())).astype("f4").astype("f8")  # relu is homogeneous: so is the solution

@@ -277,7 +277,7 @@ def scaling():
 
 CASES = {
     "stiff": lambda: side_by_side(Case.of("stiff", stiff(112), 1000, spare=3)),
-    "nonnegative": lambda: side_by_side(Case.of("nonnegative", nonnegative(512), 1024, shift=-0.1)),
+    "nonnegative": lambda: side_by_side(Case.of("nonnegative", nonnegative(512), 1024, shift=-0.1, spare=1.5)),
     "gaussian": lambda: side_by_side(Case.of("gaussian", gaussian(512), 1024)),
     "turning": lambda: side_by_side(Case.of("turning", turning(100), 1000)),
     "products": products,
