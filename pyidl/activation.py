@@ -52,6 +52,13 @@ class Activation:
         ``phi(y)`` as a CUDA expression of ``y``, of type ``T``; "" for none. On a GPU a step of a solve is then one kernel.
     takes_out : bool
         Whether ``phi(z, out=...)`` writes into a given array, which does not overlap z.
+    resolvent : callable, optional
+        ``(u, alpha) -> y`` with ``(1 - alpha) phi(y) + alpha y = u``, for slopes in [0, 1] and alpha > 0: then ``phi(y)`` is the
+        proximal map of ``alpha f`` at u, where phi is that of f. Operator splittings with a step other than 1 need it.
+    curvature : float, optional
+        A number c with ``|phi'(a) - phi'(b)| <= c |a - b|`` where no kink lies between a and b.
+    kinks : tuple of float
+        Where phi' jumps.
 
     Examples
     --------
@@ -71,6 +78,9 @@ class Activation:
     divides: bool = False
     cuda: str = ""
     takes_out: bool = False
+    resolvent: Callable[[Any, float], Any] | None = None
+    curvature: float | None = None
+    kinks: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not (callable(self.phi) and callable(self.dphi)):
@@ -119,6 +129,10 @@ class Activation:
     def columns(self, members: slice | np.ndarray) -> Activation:
         """The activation of some of the components: the same for all of them."""
         return self
+
+    def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
+        """``(start, stop)`` of the blocks of components on which phi acts as a whole; none for a componentwise phi."""
+        return ()
 
     def row_lipschitz(self, n: int) -> list[float] | None:
         """Lipschitz constant of each of n components, or None if unknown."""

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from pyidl import InfNorm, activations
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host
-from pyidl.certificate import Certificate
+from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.projections import l1_ball_rows
 from pyidl.solvers import Fallback, Picard
@@ -193,11 +193,11 @@ def test_an_unknown_lipschitz_constant_proves_nothing():
 
 
 def test_certificate_in_numbers():
-    c = Certificate(True, 0.5, "largest entry", "Picard", "")
+    c = Certificate(True, 0.5, Norm(), "Picard", "")
     assert c.steps(1.0, first=0.5) == 0
     assert c.steps(0.25, first=1.0) == 2
     assert c.error(1.0) == 2.0
-    nothing = Certificate(False, math.inf, "largest entry", "no iteration", "because")
+    nothing = Certificate(False, math.inf, Norm(), "no iteration", "because")
     assert nothing.error(1e-9) == math.inf
     with pytest.raises(InputError, match="because"):
         nothing.steps(1e-6, first=1.0)

@@ -21,7 +21,7 @@ import numpy as np
 
 from pyidl import backend
 from pyidl.backend import DTYPES, namespace
-from pyidl.certificate import Certificate
+from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
@@ -197,7 +197,7 @@ class Layer(ABC):
 
     def certificate(self) -> Certificate:
         """What is proven about the layer's fixed points; an explicit layer has none, and so nothing to prove."""
-        return Certificate(True, 0.0, "any", "one evaluation", "an explicit map, without a fixed point")
+        return Certificate(True, 0.0, Norm(), "one evaluation", "an explicit map, without a fixed point")
 
     # --------------------------------------------------------------------------------- copies that differ somewhere
 

@@ -181,6 +181,9 @@ class ImplicitModel(Layer):
         if self.pattern is not None:
             _check_pattern(self.pattern, self._shapes())
         _check_activation(self.activation, n, self.dtype)
+        refusal = self.constraint.refusal(self.activation)
+        if refusal:
+            raise InputError(f"{self.constraint!r} does not go with {self.activation.name}: {refusal}")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         p, q, n, k = self.input_dim, self.output_dim, self.hidden_dim, self.rank

@@ -7,6 +7,7 @@ behind the forward pass: a training step projects, ``model.params = model.projec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from pyidl.activations import Activation
 from pyidl.certificate import Certificate
@@ -17,6 +18,13 @@ __all__ = ["Constraint"]
 
 class Constraint(ABC):
     """A set of parameters; subclasses are frozen dataclasses."""
+
+    contracts: ClassVar[bool] = True
+    """Whether the plain iteration contracts in the whole set."""
+
+    def refusal(self, activation: Activation) -> str:
+        """Why the condition says nothing for this activation, in words; "" where it does."""
+        return ""
 
     @abstractmethod
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:

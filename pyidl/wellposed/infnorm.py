@@ -16,7 +16,7 @@ import numpy as np
 from pyidl import backend, projections
 from pyidl.activations import Activation
 from pyidl.backend import namespace
-from pyidl.certificate import Certificate
+from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint
@@ -107,8 +107,8 @@ class InfNorm(Constraint):
         norm, words = float(np.max(sums)), f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
         if not factor < 1:
             return _unproven(f"||A||_inf = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1")
-        return Certificate(True, factor, "largest entry", "Picard", f"||A||_inf = {norm:.4g}, {words}")
+        return Certificate(True, factor, Norm(), "Picard", f"||A||_inf = {norm:.4g}, {words}")
 
 
 def _unproven(reason: str) -> Certificate:
-    return Certificate(False, float("inf"), "largest entry", "no iteration", reason)
+    return Certificate(False, float("inf"), Norm(), "no iteration", reason)

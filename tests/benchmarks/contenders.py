@@ -59,9 +59,7 @@ def torchidl(case):
     G, x0 = torch.tensor(case.G.T.copy()), torch.zeros(case.G.T.shape)
 
     def run(forward, adjoint):
-        ImplicitFunction.set_parameters(
-            mitr=2000, grad_mitr=2000, tol=forward, grad_tol=adjoint * float(np.abs(case.G).max()), kappa=0.99
-        )
+        ImplicitFunction.set_parameters(mitr=2000, grad_mitr=2000, tol=forward, grad_tol=adjoint * float(np.abs(case.G).max()), kappa=0.99)
         A.grad = B.grad = U.grad = None
         x = ImplicitFunction.apply(A, B, x0, U)
         x.backward(G)
