@@ -30,6 +30,7 @@ __all__ = [
     "max_abs",
     "namespace",
     "put_rows",
+    "real_dtype",
     "synchronize",
     "take_rows",
     "to_device",
@@ -172,6 +173,8 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
     DeviceMismatchError
         If `x` is an array of another library than `xp`.
     """
+    if type(x) is np.ndarray and xp is np and x.dtype == dtype and all_finite(np, x):
+        return cast(Array, x)
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)")
     if not is_array(x):
@@ -202,6 +205,11 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
     return cast(Array, array)
 
 
+def real_dtype(a: Array) -> str:
+    """``"float32"`` or ``"float64"``, that of an array in which pyidl computes."""
+    return "float32" if a.dtype == namespace(a).float32 else "float64"
+
+
 def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
     try:
         real = xp.isdtype(array.dtype, ("real floating", "integral", "bool"))
@@ -212,7 +220,14 @@ def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
 
 
 def all_finite(xp: Namespace, a: Any) -> bool:
-    """True when no entry is NaN or infinite (one synchronisation on a GPU)."""
+    """True when no entry is NaN or infinite (one synchronisation on a GPU).
+
+    On NumPy a finite sum says so in one pass without an array of booleans; a sum that is not finite says nothing, it may overflow.
+    """
+    if xp is np:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.add.reduce(a, axis=None)):
+                return True
     return bool(xp.all(xp.isfinite(a)))
 
 

@@ -49,15 +49,15 @@ class EquilibriumPullback:
         """The adjoint solve alone: v with ``v = J^T v + g``, from v0 if it is given."""
         return self.adjoint(self.cell.linearize(self.forward, self.u, g), v0, trace=trace)
 
-    def __call__(self, g: Array, inputs: bool = True) -> tuple[Any, Grads]:
-        """``(du, grads)``: one adjoint solve, then ``<v, df>``.
+    def __call__(self, g: Array, inputs: bool = True, *, v0: Array | None = None) -> tuple[Any, Grads]:
+        """``(du, grads)``: one adjoint solve, from v0 if it is given, then ``<v, df>``.
 
         Raises
         ------
         GradientConvergenceError
             If the adjoint solve fails and `on_fail` is "raise". Its message says how far it came.
         """
-        v = settle(self.solve(g), self.on_fail, adjoint=True).value
+        v = settle(self.solve(g, v0=v0), self.on_fail, adjoint=True).value
         return self.cell.grads(self.forward.value, self.u, v, inputs)
 
 

@@ -176,7 +176,7 @@ def _real(xp: Namespace, Y: Array, x: Any, name: str) -> Any:
     """Target or weights, in the library and dtype of Y."""
     if not _on_cpu(xp) and backend.is_array(x) and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool")):
         return backend.astype(xp, x, Y.dtype)
-    return backend.as_real(x, name=name, xp=xp, dtype="float32" if Y.dtype == xp.float32 else "float64")
+    return backend.as_real(x, name=name, xp=xp, dtype=backend.real_dtype(Y))
 
 
 def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:

@@ -64,8 +64,8 @@ class Full:
         return _product(x, self.A.T, out)
 
     def grads(self, name: str, v: Any, x: Any) -> dict[str, Any]:
-        """``dA = v^T x``."""
-        return {name: v.T @ x}
+        """``dA = v^T x``; of a single sample an outer product, which a matrix product is slow at."""
+        return {name: v.T * x if v.shape[0] == 1 else v.T @ x}
 
     @property
     def T(self) -> Full:

@@ -136,3 +136,16 @@ def test_special_functions(xp):
     assert host(single).dtype == np.float32
     assert host(backend.erf(xp, single)).dtype == np.float32
     assert host(backend.expit(xp, single)).dtype == np.float32
+
+
+def test_numbers_whose_sum_overflows_are_finite_all_the_same():
+    large = np.full((4, 3), 3e38, np.float32)
+    assert as_real(large, name="a", xp=np, dtype="float32") is large
+    for hole in (np.nan, np.inf, -np.inf):
+        spoilt = large.copy()
+        spoilt[2, 1] = hole
+        with pytest.raises(InputError, match=r"1 entries .* \(2, 1\)"):
+            as_real(spoilt, name="a", xp=np, dtype="float32")
+    both = np.array([np.inf, -np.inf])
+    with pytest.raises(InputError, match="2 entries"):
+        as_real(both, name="a", xp=np, dtype="float64")

@@ -99,6 +99,29 @@ def test_samples_do_not_interact(seed, kappa):
         assert np.all(np.abs(model.equilibrium(U[i : i + 1]).value - together[i]) <= bound[i])
 
 
+def test_a_call_and_its_pullback_start_warm():
+    model = random_model(ImplicitModel, P, Q, N, constraint=InfNorm(0.95), dtype="float64")
+    U, dY = inputs(), np.ones((6, Q))
+    Y, pull = model(U)
+    dU, grads = pull(dY)
+    V = pull.solve(dY)
+    Y2, warm = model(U, x0=pull.forward.value)
+    dU2, grads2 = warm(dY, v0=V.value)
+    assert warm.forward.n_iter.max() == 1 < pull.forward.n_iter.min()
+    assert warm.solve(dY, v0=V.value).n_iter.max() < V.n_iter.min()
+    np.testing.assert_allclose(Y2, Y, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(dU2, dU, rtol=0, atol=1e-9)
+    for key in grads:
+        np.testing.assert_allclose(grads2[key], grads[key], rtol=0, atol=1e-8)
+    far, _ = model(U, x0=1e3 * np.ones((6, N)))
+    np.testing.assert_allclose(far, Y, rtol=0, atol=1e-9)
+    for bad in (np.ones((5, N)), np.full((6, N), np.nan), np.ones((6, N), complex)):
+        with pytest.raises(InputError, match="x0"):
+            model(U, x0=bad)
+        with pytest.raises(InputError, match="v0"):
+            pull(dY, v0=bad)
+
+
 def test_a_warm_start_changes_nothing_but_the_steps():
     model = build(dtype="float64")
     cold = model.equilibrium(inputs())

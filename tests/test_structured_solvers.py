@@ -26,7 +26,9 @@ from pyidl.solvers import (
     Status,
     Substitution,
 )
+from pyidl.solvers.loop import iterate
 from pyidl.solvers.problem import Affine, LinearAffine
+from pyidl.solvers.reduced import reduce
 from pyidl.structure import Full, LowRank, read
 
 FORWARD = {
@@ -587,3 +589,46 @@ def test_the_gains_are_read_where_the_diagonal_is_large():
     assert turned < 1.0 < split
     assert read(Full(np.diag([0.9, 0.1]))).gains[1] == 0.0
     assert Substitution().at(1e-3).inner == Picard(tol=1e-3)
+
+
+def test_a_low_rank_solve_that_fails_reports_its_residual_and_not_the_bound_on_it():
+    rng = np.random.default_rng(0)
+    L, R = rng.normal(size=(40, 3)), rng.normal(size=(40, 3))
+    p = Affine(LowRank(3.0 * L, R), rng.normal(size=(7, 40)), activations.tanh)
+    q = reduce(p)
+    s = q.restore(iterate(q, None, None, tol=1e-10, max_iter=5, method="Picard"))
+    assert not s.converged.any()
+    np.testing.assert_allclose(s.residual, residual(p, s.value), rtol=1e-10)
+
+
+def test_far_from_its_solution_a_low_rank_state_is_measured_by_a_bound():
+    rng = np.random.default_rng(1)
+    L, R = rng.normal(size=(40, 3)) / 20, rng.normal(size=(40, 3)) / 20
+    p = Affine(LowRank(L, R), rng.normal(size=(7, 40)), activations.tanh)
+    q = reduce(p)
+    r = q.start()[0]
+    after = q.pre(r)
+    bound, true = q.measure(r, after, after, 1e-9)[0], q._measured(r, after, 1e-9)[0]
+    assert np.all(bound >= true)
+    assert np.all(bound > true * 1.0001)
+    near = q.measure(r, after, after, 1e-2)  # so near that they are measured
+    np.testing.assert_array_equal(near[0], true)
+
+
+def test_the_first_steps_are_measured_together():
+    """In steps 1, 3, 5 for small n, whatever the neighbours do; the same sample alone is measured, and so frozen, in the same step."""
+    p = affine(FAMILIES["gaussian"](40, 0.9, np.random.default_rng(0)), np.random.default_rng(1).normal(size=(50, 40)))
+    together = Picard()(p)
+    for i in range(0, 50, 7):
+        alone = Picard()(p.take(np.array([i])))
+        assert alone.n_iter[0] == together.n_iter[i]
+        np.testing.assert_allclose(alone.value[0], together.value[i], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [300, 40])
+def test_auto_accelerates_early_what_is_slow_from_the_start(n):
+    p = affine(FAMILIES["nonnegative"](n, 0.99, np.random.default_rng(0)), 1.0 + np.random.default_rng(1).random((20, n)))
+    s = Auto()(p)
+    assert "20 slow samples of 20" in s.method
+    assert s.n_iter.max() < (20 if n == 300 else 60)
+    assert Picard()(p).n_iter.min() > 1000

@@ -54,7 +54,7 @@ class Pullback(ABC):
     def _admit(self, dY: Any) -> Any:
         """Check and cast the cotangent."""
         xp = namespace(self.output)
-        cotangent = backend.as_real(dY, name="dY", xp=xp, dtype="float32" if self.output.dtype == xp.float32 else "float64")
+        cotangent = backend.as_real(dY, name="dY", xp=xp, dtype=backend.real_dtype(self.output))
         if cotangent.shape != self.output.shape:
             raise InputError(f"dY has shape {cotangent.shape}, the output {self.output.shape}; they must be equal")
         return cotangent

@@ -59,14 +59,34 @@ class ImplicitPullback(Pullback):
         """The forward solve."""
         return (self.forward,)
 
-    def solve(self, dY: Array, *, trace: bool = False) -> Solution:
+    def __call__(self, dY: Array, inputs: bool = True, *, v0: Array | None = None) -> tuple[Any, Grads]:
+        """Return ``(dU, grads)``; the adjoint solve starts from v0, shape (m, n), if it is given.
+
+        Such a start, for instance ``pull.solve(dY).value`` of the step before, changes the answer by no more than the tolerance.
+        Otherwise as for every `Pullback`.
+        """
+        return self._rule(self._admit(dY), inputs, self._admit_start(v0))
+
+    def solve(self, dY: Array, *, v0: Array | None = None, trace: bool = False) -> Solution:
         """The adjoint solve for this dY alone: ``V = phi'(Z) * (V A + dY C)``, for study."""
-        return self.equilibrium.solve(self.maps["C"].T.rows(self._admit(dY)), trace=trace)
+        return self.equilibrium.solve(self.maps["C"].T.rows(self._admit(dY)), v0=self._admit_start(v0), trace=trace)
+
+    def _admit_start(self, v0: Any) -> Any:
+        if v0 is None:
+            return None
+        X = self.forward.value
+        start = backend.as_real(v0, name="v0", xp=backend.namespace(X), dtype=backend.real_dtype(X))
+        if start.shape != X.shape:
+            raise InputError(f"v0 has shape {start.shape}; the states have {X.shape}")
+        return start
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
         """``dC = dY^T X, dD = dY^T U, dd = sum of rows``; the equilibrium does the rest, from ``dX = dY C``."""
+        return self._rule(dY, inputs, None)
+
+    def _rule(self, dY: Any, inputs: bool, v0: Any) -> tuple[Any, Grads]:
         X, U, maps = self.forward.value, self.equilibrium.u, self.maps
-        dU, grads = self.equilibrium(maps["C"].T.rows(dY), inputs)
+        dU, grads = self.equilibrium(maps["C"].T.rows(dY), inputs, v0=v0)
         grads |= maps["C"].grads("C", dY, X)
         if "D" in maps:
             grads |= maps["D"].grads("D", dY, U)
@@ -229,10 +249,23 @@ class ImplicitModel(Layer):
     def _cell(self) -> AffineCell:
         return AffineCell(self.maps["A"], self.maps["B"], self.params.get("b"), self.activation)
 
+    def __call__(
+        self, U: Any, *, x0: Array | None = None, rng: Rng = None, on_fail: OnFail = "raise"
+    ) -> tuple[Any, ImplicitPullback]:  # fmt: skip
+        """Return ``(Y, pullback)``; the solve starts from the states x0, shape (m, n), if they are given.
+
+        Such a start changes the answer by no more than the tolerance. Otherwise as for every `Layer`.
+        """
+        admitted = self._admit(U)
+        return self._solve(admitted, self._admit_start(admitted, x0), on_fail)
+
     def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
+        return self._solve(U, None, on_fail)
+
+    def _solve(self, U: Any, x0: Any, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
         maps = self.maps
         X, pull = equilibrium(
-            self._cell(), U, forward=self.forward, adjoint=self.adjoint, on_fail=on_fail, certificate=self.certificate
+            self._cell(), U, forward=self.forward, adjoint=self.adjoint, x0=x0, on_fail=on_fail, certificate=self.certificate
         )  # fmt: skip
         Y = maps["C"].rows(X)
         if self.feedthrough:
@@ -240,6 +273,14 @@ class ImplicitModel(Layer):
         if self.bias:
             Y += self.params["d"]
         return Y, ImplicitPullback(Y, maps, self.bias, pull)
+
+    def _admit_start(self, U: Any, x0: Any) -> Any:
+        if x0 is None:
+            return None
+        start = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
+        if start.shape != (U.shape[0], self.hidden_dim):
+            raise InputError(f"x0 has shape {start.shape}; the states have {(U.shape[0], self.hidden_dim)}")
+        return start
 
     def equilibrium(self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False) -> Solution:
         """Solve for the states X of the inputs U, (m, n), and say how it went.
@@ -256,11 +297,7 @@ class ImplicitModel(Layer):
             Whether to keep the residual of every step, in `Solution.trace`.
         """
         U = self._admit(U)
-        if x0 is not None:
-            x0 = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
-            if x0.shape != (U.shape[0], self.hidden_dim):
-                raise InputError(f"x0 has shape {x0.shape}; the states have {(U.shape[0], self.hidden_dim)}")
-        solution = (self.forward or DEFAULT_FORWARD)(self._cell().bind(U), x0, trace=trace)
+        solution = (self.forward or DEFAULT_FORWARD)(self._cell().bind(U), self._admit_start(U, x0), trace=trace)
         return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
 
     def project(self, params: Params) -> dict[str, Array]:

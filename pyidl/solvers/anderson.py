@@ -42,7 +42,7 @@ class Mixing(Advance):
     """Anderson's step for the samples that are engaged, the plain step for the others.
 
     Samples that were engaged in the same step share a past; so each goes its way as if it were alone. Those steps are 1, 2,
-    4, 8, ..., so that there are few such groups.
+    3, 4, 6, 8, 12, 16, ..., so that there are few such groups.
 
     Parameters
     ----------
@@ -65,6 +65,11 @@ class Mixing(Advance):
         self.steps = 0
         self.pasts: list[tuple[np.ndarray, _Past]] = []
         self.count = 0
+
+    @property
+    def steady(self) -> bool:
+        """Unless all are accelerated from the start."""
+        return self.pays_from > 0.0
 
     @property
     def plain(self) -> bool:
@@ -111,7 +116,8 @@ class Mixing(Advance):
     def _engage(self, y: Any, y_image: Any) -> None:
         """Begin a past for the slow samples."""
         self.steps += 1
-        if self.steps & (self.steps - 1) or not self.slow.any():
+        odd = self.steps // (self.steps & -self.steps)
+        if odd not in (1, 3) or not self.slow.any():
             return
         new = np.flatnonzero(self.slow)
         first, second = (y, y_image) if len(new) == len(self.slow) else (take_rows(self.xp, a, new) for a in (y, y_image))

@@ -45,10 +45,10 @@ def pays_from(n: int) -> float:
     """Steps to go from which acceleration pays, for states of n numbers.
 
     An accelerated step costs about c = 1 + 100 / n + 40000 / n^2 plain ones (measured: 1.5 at n = 512, 4 to 7 at n = 112), and s
-    plain steps become about 8 + s / 10 of them (on the cases of the benchmark): it pays where s > c (8 + s / 10).
+    plain steps become about 5 + s / 10 of them (on the cases of the benchmark): it pays where s > c (5 + s / 10).
     """
     c = 1.0 + 100.0 / n + 40000.0 / n**2
-    return 8.0 * c / max(0.1, 1.0 - c / 10.0)
+    return 5.0 * c / max(0.1, 1.0 - c / 10.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Auto(Iterative):
         if mixing.count:
             slow = f"Anderson({MEMORY}) for {mixing.count} slow samples of {len(solution.status)}"
             solution = replace(solution, method=f"Auto({name}, {slow})")
-        for repair in self._repairs(problem, bool(reason)):
+        for repair in [] if solution.all_converged else self._repairs(problem, bool(reason)):
             failed = np.flatnonzero(~solution.converged)
             if len(failed) == 0:
                 break

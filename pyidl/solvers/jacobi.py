@@ -82,8 +82,15 @@ class Split(Iteration):
         return self.d * x + (y if self.scale is None else y * (1.0 - self.d))
 
     def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
-        """The original residual, ``|phi(d x + r / scale) - x|``."""
-        residual, size = backend.change_and_size(self.xp, self.original.image(self.back(y_image, x)), x)
+        """The original residual, ``|phi(d x + r / scale) - x|``; on NumPy in pieces that stay in the cache."""
+        m = x.shape[0]
+        count = max(1, backend.CHUNK // x.shape[1]) if self.xp is np else m
+        pieces = []
+        for i in range(0, m, count):
+            s = slice(i, min(i + count, m))
+            image_of_x = self.original.image_of(s, self.back(y_image[s, ...], x[s, ...]))
+            pieces.append(backend.change_and_size(self.xp, image_of_x, x[s, ...]))
+        residual, size = pieces[0] if len(pieces) == 1 else (np.concatenate([piece[j] for piece in pieces]) for j in range(2))
         return residual, self.original.tolerance(size, tol)
 
     def take(self, rows: np.ndarray) -> Split:

@@ -10,7 +10,7 @@ residual fell. The per-sample bookkeeping lives on the host; between two measure
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ __all__ = ["Advance", "iterate", "resolve_tol", "tol_floor"]
 
 RUNNING, CONVERGED = -1, int(Status.CONVERGED)
 PATIENCE = 50
+OPENING = {1: 3, 2: 7}
+"""By stride, the step before which all samples are measured together, and nothing is planned for one of them: in steps 1, 3, 5
+or, from f(0) and for large n, 2. (The first step often brings more than the later ones, and its rate misleads.)"""
 
 
 class Advance:
@@ -31,6 +34,11 @@ class Advance:
 
     An advance belongs to one solve and may remember its past, one row a sample.
     """
+
+    @property
+    def steady(self) -> bool:
+        """Whether its residuals fall at a steady rate from the start: then not every one of the first steps is measured."""
+        return True
 
     @property
     def plain(self) -> bool:
@@ -80,6 +88,14 @@ def _steps_to_go(residual: np.ndarray, tolerance: np.ndarray, before: np.ndarray
     return to_go
 
 
+class _Measured(NamedTuple):
+    """A measurement of all samples."""
+
+    k: int
+    residual: np.ndarray
+    tolerance: np.ndarray
+
+
 @dataclass(frozen=True)
 class _Book:
     """The host's book of one solve: a line for each sample."""
@@ -95,21 +111,30 @@ class _Book:
     stride: int  # the least number of steps between two measurements
 
     @classmethod
-    def empty(cls, m: int, n: int) -> _Book:
-        """Nothing is known of m samples. For small n, where a step costs less than a measurement, every other step is measured."""
-        nothing, never = np.zeros(m), np.zeros(m, int)
-        return cls(
-            np.full(m, RUNNING), never, np.full(m, np.inf), np.ones(m, int), np.full(m, np.inf), nothing, never.copy(), np.full(m, np.inf),
-            2 if n < 256 else 1,
-        )  # fmt: skip
+    def after(cls, opening: list[_Measured], first: np.ndarray, stride: int) -> _Book:
+        """What is known after the opening, in which every residual fell; `first` is the first one."""
+        m = len(first)
+        book = cls(
+            status=np.full(m, RUNNING),
+            n_iter=np.zeros(m, int),
+            last=np.full(m, np.inf),
+            due=np.ones(m, int),
+            residual=np.full(m, np.inf),
+            tolerance=np.zeros(m),
+            best=np.zeros(m, int),
+            first=first,
+            stride=stride,
+        )
+        for now in opening:
+            book.n_iter[:], book.last[:], book.best[:] = now.k, now.residual, now.k
+            book.residual[:], book.tolerance[:] = now.residual, now.tolerance
+        return book
 
     def enter(
         self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, to_go_allowed: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Enter what was measured in step k, and the statuses that follow; return (where there is a new best, steps to go)."""
         at = self.at(rows)
-        if k == 1:
-            self.first[at] = residual
         done = residual <= tolerance
         improved: np.ndarray = (residual < self.residual[at]) | done  # what is returned is what is entered
         all_improved = improved.all()
@@ -171,11 +196,16 @@ def iterate(
     xp, m, whole = problem.xp, problem.like.shape[0], problem
     tol = resolve_tol(tol, problem.like, xp)
     growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
-    book, traces = _Book.empty(m, problem.like.size // m), []
-    rows, running = np.arange(m), np.ones(m, bool)  # the samples at hand, and which of them are not frozen
+    stride = 2 if problem.like.size < 256 * m else 1  # for small n a step costs less than a measurement
+    opening_ends = OPENING[stride] if advance is None or advance.steady else 0
+    book: _Book | None = None
+    opening: list[_Measured] = []
+    traces: list[np.ndarray] = []
+    rows = now = np.arange(m)  # the samples at hand, those of them that are measured,
+    running = np.ones(m, bool)  # and which of them are not frozen
     here, there = problem.buffers()
     best: Any = None
-    k, due = 0, 1
+    k, due = 0, 2 if stride == 1 and x0 is None and opening_ends else 1
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the status NONFINITE says it
         y, x = problem.start(x0, here)
         while True:
@@ -190,14 +220,30 @@ def iterate(
                 traces.append(np.full(m, np.nan))
                 measured = problem.measure(x, y_image, image, tol)[0]
                 traces[-1][rows] = np.where(running, measured, np.nan)
-            if checked:
-                now = np.arange(m) if k == 1 else np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
+            if checked and book is None:
+                residual, tolerance = problem.measure(x, y_image, image, tol)
+                done = residual <= tolerance
+                if done.all():
+                    if here is not None:  # the answer leaves the work space
+                        y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
+                    status, n_iter = np.full(m, CONVERGED), np.full(m, k)
+                    return Solution(x, y, status, n_iter, residual, tolerance, method, np.stack(traces) if trace else None)
+                falls = (residual < (opening[-1].residual if opening else np.inf)).all()
+                if k < opening_ends and falls and not last and not done.any():
+                    opening.append(_Measured(k, residual, tolerance))
+                    best = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows)
+                    due, checked = k + stride, False
+                else:
+                    book = _Book.after(opening, opening[0].residual if opening else residual, stride)
+            elif checked and book is not None:
+                now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
                 residual, tolerance = _measure(problem, now, x, y_image, image, tol)
+            if checked and book is not None:
                 improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, to_go_allowed=max_iter - k)
                 running = book.status[book.at(rows)] == RUNNING
                 left = int(np.count_nonzero(running))
                 if left == 0 and len(now) == m and improved.all():
-                    if here is not None:  # the answer leaves the work space
+                    if here is not None:
                         y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
                     break  # all at once
                 if best is None:

@@ -40,8 +40,13 @@ class _Descent(Advance):
         self.direction: Any = None
         self.size, self.t = np.full(m, np.inf), np.ones(m)
 
+    @property
+    def steady(self) -> bool:
+        """Its convergence is not linear."""
+        return False
+
     def observe(self, rows: np.ndarray, to_go: np.ndarray) -> np.ndarray:
-        """Its convergence is not linear: measure often."""
+        """Measure often."""
         return np.ones(len(rows), bool)
 
     def take(self, rows: np.ndarray) -> None:

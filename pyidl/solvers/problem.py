@@ -136,6 +136,9 @@ class Iteration(Problem):
         if self.xp is not np:
             y += self.offset
             return y, self.image(y, image)
+        if y.size <= backend.CHUNK:
+            y += self.offset
+            return y, self.image(y, image)
         rows = max(1, backend.CHUNK // y.shape[1])
         for i in range(0, y.shape[0], rows):
             piece = slice(i, i + rows)

@@ -76,6 +76,11 @@ class Solution:
         """Which samples reached their tolerance; shape (m,), bool."""
         return np.asarray(self.status == Status.CONVERGED)
 
+    @property
+    def all_converged(self) -> bool:
+        """Whether every sample reached its tolerance."""
+        return not self.status.any()  # CONVERGED is 0
+
     def __repr__(self) -> str:
         m = len(self.status)
         counts = {s.name: int(np.sum(self.status == s)) for s in Status}
@@ -115,9 +120,9 @@ def settle(solution: Solution, on_fail: OnFail, *, adjoint: bool, certificate: C
     """
     if on_fail not in ("raise", "warn", "ignore"):
         raise InputError(f"on_fail is {on_fail!r}; use 'raise', 'warn' or 'ignore'")
-    failed = solution.status != Status.CONVERGED
-    if on_fail == "ignore" or not failed.any():
+    if on_fail == "ignore" or solution.all_converged:
         return solution
+    failed = ~solution.converged
     values, counts = np.unique(solution.status[failed], return_counts=True)
     status = Status(int(values[np.argmax(counts)]))
     worst = int(np.argmax(np.where(failed, solution.residual / np.maximum(solution.tolerance, np.finfo(np.float64).tiny), -1.0)))
