@@ -323,9 +323,23 @@ def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: 
     return take_rows(xp, xp.concat([target, source]), index)
 
 
-def max_abs(xp: Namespace, a: Any) -> Any:
-    """``max |a|`` over all but the first axis: the size of each sample."""
-    return xp.max(xp.abs(a), axis=tuple(range(1, a.ndim)))
+def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
+    """``max |a|`` over all but the first axis: the size of each sample; with `factor`, an array of the same shape, ``max |factor a|``.
+
+    On NumPy it is formed in pieces that fit the cache.
+    """
+    if xp is not np or a.size <= CHUNK:
+        return xp.max(xp.abs(a if factor is None else factor * a), axis=tuple(range(1, a.ndim)))
+    m = a.shape[0]
+    sizes, count = np.empty(m, a.dtype), max(1, CHUNK * m // a.size)
+    scratch = np.empty((count, *a.shape[1:]), a.dtype)
+    starts = np.arange(0, scratch.size, a.size // m)
+    for i in range(0, m, count):
+        j = min(i + count, m)
+        s = scratch[: j - i]
+        np.abs(a[i:j] if factor is None else np.multiply(factor[i:j], a[i:j], out=s), out=s)
+        np.maximum.reduceat(s.reshape(-1), starts[: j - i], out=sizes[i:j])
+    return sizes
 
 
 def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:

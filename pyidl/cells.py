@@ -68,7 +68,7 @@ class AffineCell(Cell):
     def linearize(self, solution: Solution, u: Array, g: Array) -> LinearAffine:
         """``V = S * (V A + G)``, with slopes at the pre-activation from which the returned X came."""
         S = self.activation.dphi(solution.pre)
-        return LinearAffine(self.A.T, g, S, _sizes(S * g))
+        return LinearAffine(self.A.T, g, S, _sizes(g, S))
 
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """The four products above."""
@@ -150,6 +150,6 @@ class _FunctionAdjoint(LinearProblem):
         return False
 
 
-def _sizes(h: Any) -> np.ndarray:
-    """``max|h|`` of every sample, on the host."""
-    return to_numpy(max_abs(namespace(h), h)).astype(np.float64)
+def _sizes(h: Any, factor: Any = None) -> np.ndarray:
+    """``max|h|`` (or ``max|factor h|``) of every sample, on the host."""
+    return to_numpy(max_abs(namespace(h), h, factor)).astype(np.float64)

@@ -149,3 +149,14 @@ def test_numbers_whose_sum_overflows_are_finite_all_the_same():
     both = np.array([np.inf, -np.inf])
     with pytest.raises(InputError, match="2 entries"):
         as_real(both, name="a", xp=np, dtype="float64")
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (700, 130), (70, 13, 90), (2, 80_000), (90_000,)])
+def test_sizes_of_samples_large_and_small(shape, xp):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    axes = tuple(range(1, len(shape)))
+    assert_close(max_abs(xp, from_host(xp, a)), np.abs(a).max(axis=axes), rtol=0, xp=xp)
+    assert_close(max_abs(xp, from_host(xp, a), from_host(xp, b)), np.abs(a * b).max(axis=axes), rtol=0, xp=xp)
+    a[1] = np.nan
+    assert np.isnan(host(max_abs(xp, from_host(xp, a)))[1])
