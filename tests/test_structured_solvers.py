@@ -26,6 +26,8 @@ from pyidl.solvers import (
     Status,
     Substitution,
 )
+from pyidl.solvers.anderson import Mixing
+from pyidl.solvers.auto import pays_from
 from pyidl.solvers.loop import iterate
 from pyidl.solvers.problem import Affine, LinearAffine
 from pyidl.solvers.reduced import reduce
@@ -623,6 +625,29 @@ def test_the_first_steps_are_measured_together():
         alone = Picard()(p.take(np.array([i])))
         assert alone.n_iter[0] == together.n_iter[i]
         np.testing.assert_allclose(alone.value[0], together.value[i], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [300, 40])
+@pytest.mark.parametrize("family", ["gaussian", "nonnegative"])
+def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family):
+    """Beside samples that diverge, are solved at once, or are slow, each takes the steps that it takes alone."""
+    A = np.zeros((n + 1, n + 1))
+    A[:n, :n], A[n, n] = FAMILIES[family](n, 0.97, np.random.default_rng(0)), 1.5  # the last unit grows without bound where it is active
+    Z = np.random.default_rng(1).normal(size=(12, n + 1))
+    Z[:, n] = -1.0
+    Z[3, n] = 1.0
+    Z[5] = -1.0
+    Z[7:9, :n] = 1.0 + np.abs(Z[7:9, :n])
+    p = affine(A, Z)
+    p = Affine(Full(p.matrix.A), p.offset, p.activation)
+    mixing = Mixing(p, 3, pays_from(n + 1))
+    together = iterate(p, None, mixing, tol=1e-8, max_iter=3000, method="")
+    assert together.status[3] != Status.CONVERGED
+    assert mixing.count > (family == "nonnegative" and n == 300)  # the one that diverges is always heard; slow ones, too
+    for i in range(12):
+        alone = iterate(p.take(np.array([i])), None, Mixing(p.take(np.array([i])), 3, pays_from(n + 1)), tol=1e-8, max_iter=3000, method="")
+        assert alone.n_iter[0] == together.n_iter[i], i
+        assert alone.status[0] == together.status[i]
 
 
 @pytest.mark.parametrize("n", [300, 40])

@@ -254,7 +254,10 @@ def iterate(
                     del y, x, y_image, image, here, there  # the work space makes room for the answer
                     y, x = best, whole.image(best)
                     break
-                book.plan(rows[now], k, to_go, None if advance is None else advance.observe(now, to_go))
+                if k < opening_ends:  # whoever opened the book, the others are measured, and heard, no earlier than they would be alone
+                    book.plan(rows[now], k, np.zeros(len(now)), None)
+                else:
+                    book.plan(rows[now], k, to_go, None if advance is None else advance.observe(now, to_go))
                 due = int((book.due if left == m else book.due[rows[running]]).min())
             following = None if advance is None else advance(y, y_image)
             if following is None:
