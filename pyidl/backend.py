@@ -342,6 +342,9 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
     return sizes
 
 
+_ONE = np.zeros(1, np.intp)
+
+
 def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """``(max |image - x|, max |x|)`` for every sample, float64, on the host (one wait on a GPU).
 
@@ -352,7 +355,7 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
         return both[0], both[1]
     m = x.shape[0]
     if x.size <= CHUNK:
-        starts = np.arange(0, x.size, x.size // m)
+        starts = np.arange(0, x.size, x.size // m) if m > 1 else _ONE
         change = np.subtract(image, x).reshape(-1)
         change = np.maximum.reduceat(np.abs(change, out=change), starts)
         return change.astype(np.float64), np.maximum.reduceat(np.abs(x).reshape(-1), starts).astype(np.float64)

@@ -62,6 +62,7 @@ class Mixing(Advance):
         self.slow = np.full(m, pays_from == 0.0)  # and not yet engaged
         # Slow when last measured. One measurement may be a transient; where acceleration costs little, it is enough.
         self.suspect = np.full(m, pays_from < CHEAP)
+        self.waiting = pays_from == 0.0  # whether any is slow
         self.steps = 0
         self.pasts: list[tuple[np.ndarray, _Past]] = []
         self.count = 0
@@ -82,6 +83,7 @@ class Mixing(Advance):
             slow = to_go > self.pays_from
             self.slow[rows] = slow & self.suspect[rows] & ~self.engaged[rows]
             self.suspect[rows] = slow
+            self.waiting = bool(self.slow.any())
         often: np.ndarray = self.engaged[rows]
         return often
 
@@ -101,8 +103,10 @@ class Mixing(Advance):
     def __call__(self, y: Any, y_image: Any) -> Any:
         """The plain step while nobody is engaged, then the accelerated one."""
         following: Any = None
+        self.steps += 1
         m, pasts = y.shape[0], list(self.pasts)
-        self._engage(y, y_image)  # these take the plain step once more
+        if self.waiting:
+            self._engage(y, y_image)  # these take the plain step once more
         for members, past in pasts:
             if len(members) == m:
                 following = past.step(y, y_image)
@@ -115,15 +119,13 @@ class Mixing(Advance):
 
     def _engage(self, y: Any, y_image: Any) -> None:
         """Begin a past for the slow samples."""
-        self.steps += 1
-        odd = self.steps // (self.steps & -self.steps)
-        if odd not in (1, 3) or not self.slow.any():
-            return
         new = np.flatnonzero(self.slow)
+        if self.steps // (self.steps & -self.steps) not in (1, 3) or len(new) == 0:
+            return
         first, second = (y, y_image) if len(new) == len(self.slow) else (take_rows(self.xp, a, new) for a in (y, y_image))
         self.pasts.append((new, _Past(self.xp, first, second, self.memory, self.in_place)))
         self.engaged |= self.slow
-        self.slow[:] = False
+        self.slow[:] = self.waiting = False
         self.count += len(new)
 
 

@@ -222,14 +222,14 @@ def iterate(
                 traces[-1][rows] = np.where(running, measured, np.nan)
             if checked and book is None:
                 residual, tolerance = problem.measure(x, y_image, image, tol)
-                done = residual <= tolerance
-                if done.all():
+                done = int(np.count_nonzero(residual <= tolerance))
+                if done == m:
                     if here is not None:  # the answer leaves the work space
                         y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
                     status, n_iter = np.full(m, CONVERGED), np.full(m, k)
                     return Solution(x, y, status, n_iter, residual, tolerance, method, np.stack(traces) if trace else None)
-                falls = (residual < (opening[-1].residual if opening else np.inf)).all()
-                if k < opening_ends and falls and not last and not done.any():
+                falls = np.count_nonzero(residual < (opening[-1].residual if opening else np.inf)) == m
+                if k < opening_ends and falls and not last and not done:
                     opening.append(_Measured(k, residual, tolerance))
                     best = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows)
                     due, checked = k + stride, False

@@ -129,13 +129,13 @@ class Iteration(Problem):
         """
         if out is None:
             return super().step(x, out)
-        y, image = out
+        (y, image), xp = out, self.xp
         self.matrix.rows(x, y)
-        if backend.fused_step(self.xp, y, self.offset, image, *self.expression()):
+        if xp is not np:
+            if not backend.fused_step(xp, y, self.offset, image, *self.expression()):
+                y += self.offset
+                self.image(y, image)
             return y, image
-        if self.xp is not np:
-            y += self.offset
-            return y, self.image(y, image)
         if y.size <= backend.CHUNK:
             y += self.offset
             return y, self.image(y, image)

@@ -28,15 +28,17 @@ from pyidl.solvers.problem import Affine
 from pyidl.structure import Full, LowRank
 
 ROUNDS = 9
+PAUSE = 0.05
 TARGET = 1e-5  # absolute residual
 SLOW = 6.0  # seconds, after which a contender is not tuned further
 GRID = [10.0 ** (-i / 3) for i in range(6, 25)]
 
 
-def alternate(runs, rounds=ROUNDS):
+def alternate(runs, rounds=ROUNDS, calls=1):
     """Median seconds and half the interquartile range of each, measured in turns, in an order that is drawn anew each time.
 
-    (A library whose threads still spin disturbs whoever comes next.)
+    A library whose threads still spin disturbs whoever comes next: before each turn there is a pause. A turn of several calls is their
+    mean, after one that does not count.
     """
     rng = np.random.default_rng(0)
     times = {name: [] for name in runs}
@@ -44,9 +46,13 @@ def alternate(runs, rounds=ROUNDS):
         run()
     for _ in range(rounds):
         for name in rng.permutation(list(runs)):
+            time.sleep(PAUSE)
+            if calls > 1:
+                runs[name]()
             start = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - start)
+            for _ in range(calls):
+                runs[name]()
+            times[name].append((time.perf_counter() - start) / calls)
     return {name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2)) for name, t in times.items()}
 
 
@@ -248,9 +254,9 @@ def latency():
 
     apart = np.abs(predict().numpy() - model.predict(U)).max()
     print(f"\none sample, n 100: {model(U)[1].forward.n_iter.max()} steps; outputs differ by {apart:.1e}")
-    report("prediction", alternate({"pyidl": lambda: model.predict(U), "torchidl": predict}, 300), "pyidl")
+    report("prediction", alternate({"pyidl": lambda: model.predict(U), "torchidl": predict}, 20, calls=100), "pyidl")
     runs = {"pyidl": lambda: model(U)[1](one, inputs=False), "torchidl": lambda: net(u).sum().backward()}
-    report("prediction and gradient", alternate(runs, 300), "pyidl")
+    report("prediction and gradient", alternate(runs, 20, calls=100), "pyidl")
 
 
 def scaling():
