@@ -185,6 +185,7 @@ class Blocks(Activation):
             scalar_solve=self._solve if all(a.scalar_solve is not None for a, _ in blocks) else None,
             divides=all(a.divides for a, _ in blocks),
             takes_out=True,
+            resolvent=self._resolvent if all(a.resolvent is not None for a, _ in blocks) else None,
         )
 
     @property
@@ -205,6 +206,10 @@ class Blocks(Activation):
     def _solve(self, r: Any, d: Any) -> Any:
         parts = [b.activation.scalar_solve(r[..., b.start : b.stop], d[b.start : b.stop]) for b in self.blocks]  # type: ignore[misc]
         return namespace(r).concat(parts, axis=-1)
+
+    def _resolvent(self, u: Any, alpha: float) -> Any:
+        parts = [b.activation.resolvent(u[..., b.start : b.stop], alpha) for b in self.blocks]  # type: ignore[misc]
+        return namespace(u).concat(parts, axis=-1)
 
     def columns(self, members: slice | np.ndarray) -> Activation:
         """That of some of the components, in their order."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pyidl import backend
+from pyidl import backend, resolvents
 from pyidl.activation import Activation, Blocks
 from pyidl.backend import namespace
 from pyidl.errors import InputError
@@ -192,13 +192,32 @@ def _dsin(z: Any) -> Any:
 _SILU_SLOPE = 1.0998393194
 _GELU_SLOPE = 1.1289041452
 
-relu = _BuiltIn("relu", _relu, _drelu, slope_range=(0.0, 1.0), homogeneous=True, divides=True, cuda="y < 0 ? T(0) : y", takes_out=True)
-tanh = _BuiltIn("tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), cuda="tanh(y)", takes_out=True)
+relu = _BuiltIn(
+    "relu",
+    _relu,
+    _drelu,
+    slope_range=(0.0, 1.0),
+    homogeneous=True,
+    divides=True,
+    cuda="y < 0 ? T(0) : y",
+    takes_out=True,
+    resolvent=resolvents.relu,
+)
+tanh = _BuiltIn("tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), cuda="tanh(y)", takes_out=True, resolvent=resolvents.tanh)
 hard_tanh = _BuiltIn(
-    "hard_tanh", _hard_tanh, _dhard_tanh, slope_range=(0.0, 1.0), divides=True, cuda="y < -1 ? T(-1) : y > 1 ? T(1) : y", takes_out=True
+    "hard_tanh",
+    _hard_tanh,
+    _dhard_tanh,
+    slope_range=(0.0, 1.0),
+    divides=True,
+    cuda="y < -1 ? T(-1) : y > 1 ? T(1) : y",
+    takes_out=True,
+    resolvent=resolvents.hard_tanh,
 )
 softsign = _BuiltIn("softsign", _softsign, _dsoftsign, slope_range=(0.0, 1.0), cuda="y / (T(1) + fabs(y))", takes_out=True)
-sigmoid = _BuiltIn("sigmoid", _sigmoid, _dsigmoid, slope_range=(0.0, 0.25), cuda="T(1) / (T(1) + exp(-y))", takes_out=True)
+sigmoid = _BuiltIn(
+    "sigmoid", _sigmoid, _dsigmoid, slope_range=(0.0, 0.25), cuda="T(1) / (T(1) + exp(-y))", takes_out=True, resolvent=resolvents.sigmoid
+)
 softplus = _BuiltIn(
     "softplus", _softplus, _sigmoid, slope_range=(0.0, 1.0), cuda="log1p(exp(-fabs(y))) + T(0.5) * (y + fabs(y))", takes_out=True
 )
@@ -212,7 +231,17 @@ gelu = _BuiltIn(
     takes_out=True,
 )
 elu = _BuiltIn("elu", _elu, _delu, slope_range=(0.0, 1.0), cuda="y < 0 ? expm1(y) : y", takes_out=True)
-identity = _BuiltIn("identity", _identity, _didentity, slope_range=(1.0, 1.0), homogeneous=True, divides=True, cuda="y", takes_out=True)
+identity = _BuiltIn(
+    "identity",
+    _identity,
+    _didentity,
+    slope_range=(1.0, 1.0),
+    homogeneous=True,
+    divides=True,
+    cuda="y",
+    takes_out=True,
+    resolvent=resolvents.identity,
+)
 sin = _BuiltIn("sin", _sin, _dsin, slope_range=(-1.0, 1.0), cuda="sin(y)", takes_out=True)
 abs = _BuiltIn("abs", _abs, _dabs, slope_range=(-1.0, 1.0), homogeneous=True, scalar_solve=_solve_abs, cuda="fabs(y)", takes_out=True)
 
@@ -242,6 +271,7 @@ def _leaky_relu_of(slope: float) -> Activation:
         scalar_solve=functools.partial(_solve_leaky_relu, slope=slope),
         cuda=f"y < 0 ? T({slope!r}) * y : y",
         takes_out=True,
+        resolvent=functools.partial(resolvents.leaky_relu, slope=slope),
     )
 
 

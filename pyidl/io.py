@@ -31,10 +31,12 @@ from pyidl.solvers import (
     Auto,
     Direct,
     Fallback,
+    ForwardBackward,
     Jacobi,
     JacobianFree,
     Neumann,
     Newton,
+    PeacemanRachford,
     Phantom,
     Picard,
     Solver,
@@ -46,7 +48,10 @@ __all__ = ["load", "read_npz", "save", "write_npz"]
 
 FORMAT, VERSION = "pyidl", 1
 
-SOLVERS = (Anderson, Auto, Direct, Fallback, GMRES, Jacobi, JacobianFree, Neumann, Newton, Phantom, Picard, Substitution)
+SOLVERS = (
+    Anderson, Auto, Direct, Fallback, ForwardBackward, GMRES, Jacobi, JacobianFree, Neumann, Newton, PeacemanRachford, Phantom, Picard,
+    Substitution,
+)  # fmt: skip
 LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (ImplicitModel, Linear, Pointwise, Sequential)}
 SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (InfNorm, *SOLVERS)}
 

@@ -146,15 +146,15 @@ class Tiled:
     """The same as numbers, if it is prescribed: gradients are confined to it. Otherwise they are full."""
 
     @classmethod
-    def of(cls, A: Array, row_groups: Groups, column_groups: Groups, support: np.ndarray, confined: bool) -> Tiled:
-        """Cut A, the nonzero entries of which lie in `support` (on the host)."""
+    def of(cls, A: Array, row_groups: Groups, column_groups: Groups, support: np.ndarray, confined: bool, doubtful: bool = False) -> Tiled:
+        """Cut A, the nonzero entries of which lie in `support` (on the host); `doubtful` as in `read`."""
         xp = namespace(A)
         tiles = {}
         for i, rows in enumerate(row_groups.members):
             for j, columns in enumerate(column_groups.members):
                 if support[rows][:, columns].any():
                     tile = Full(_cut(_cut(A, rows, 0), columns, 1))
-                    tiles[i, j] = read(tile) if i == j and row_groups is column_groups else tile
+                    tiles[i, j] = read(tile, doubtful) if i == j and row_groups is column_groups else tile
         mask = astype(xp, from_host(xp, support), A.dtype) if confined else None
         return cls(A, row_groups, column_groups, tiles, support, mask)
 
@@ -249,21 +249,23 @@ def growth(matrix: Matrix, xp: Any, dtype: Any, n: int) -> float:
     return float(np.exp(total / POWERS))
 
 
-def read(matrix: Full) -> Full:
-    """Where the diagonal of A is large: estimate how fast Picard and how fast the Jacobi splitting contract.
+def read(matrix: Full, doubtful: bool = False) -> Full:
+    """Where the diagonal of A is large, or Picard may not contract: estimate how fast it and how fast the Jacobi splitting do.
 
     Bounds do not tell: that of the splitting is never the larger one, and yet there are matrices where it needs 15 times as
     many steps (``0.99 [[.5, .5], [-.5, .5]]``). The growth of a vector does, up to the part that phi plays.
     """
     d = to_numpy(matrix.diagonal()).astype(np.float64)
-    if not SPLIT_FROM <= np.max(d) < 1.0:
+    if not (doubtful or SPLIT_FROM <= np.max(d) < 1.0):
         return matrix
     xp, A = namespace(matrix.A), matrix.A
+    if not np.max(d) < 1.0:  # there is no splitting
+        return replace(matrix, gains=(growth(matrix, xp, A.dtype, len(d)), np.inf))
     off = matrix.off_diagonal(astype(xp, from_host(xp, 1.0 / (1.0 - d)), A.dtype))
     return replace(matrix, gains=(growth(matrix, xp, A.dtype, len(d)), growth(off, xp, A.dtype, len(d))))
 
 
-def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
+def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Matrix] | None, doubtful: bool = False) -> dict[str, Matrix]:
     """The maps A, B, C and D of a model, with the structure that they have: prescribed by a pattern, or found in A's zeros.
 
     Parameters
@@ -274,6 +276,8 @@ def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Mat
         What is prescribed.
     before : mapping, optional
         The maps of the parameters before these: groups are found anew only if zeros have moved.
+    doubtful : bool
+        Whether nothing says that Picard contracts; then its growth is estimated in any case.
     """
     masks = {key: getattr(pattern, key, None) for key in "ABCD"}
     maps: dict[str, Matrix] = {}
@@ -287,7 +291,10 @@ def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Mat
             groups = old.row_groups if isinstance(old, Tiled) and np.array_equal(old.support, support) else levels(support)
         if groups is None and masks["A"] is not None:
             groups = Groups.whole(A.shape[0])
-        maps["A"] = Tiled.of(A, groups, groups, support, masks["A"] is not None) if groups and support is not None else read(Full(A))
+        if groups and support is not None:
+            maps["A"] = Tiled.of(A, groups, groups, support, masks["A"] is not None, doubtful)
+        else:
+            maps["A"] = read(Full(A), doubtful)
     else:
         maps["A"] = LowRank(params["L"], params["R"])
     state = groups or Groups.whole(params["B"].shape[0])

@@ -225,7 +225,7 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     ------
     GradientMismatchError
         If dphi is wrong, or a slope lies outside `slope_range`, or phi is not homogeneous though it claims so, or
-        `scalar_solve` does not solve ``x = phi(d x + r)``, or shape or dtype is not kept.
+        `scalar_solve` or `resolvent` does not solve its equation, or shape or dtype is not kept.
 
     Examples
     --------
@@ -268,4 +268,9 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
         x = activation.scalar_solve(z, d)
         if not np.allclose(activation.phi(d * x + z), x, rtol=1e-10, atol=1e-10):
             raise GradientMismatchError(f"scalar_solve of {name!r} does not solve x = phi(d x + r)")
+    if activation.resolvent is not None:
+        for alpha in (0.05, 0.5, 4.0):
+            y = activation.resolvent(z, alpha)
+            if not np.allclose((1.0 - alpha) * activation.phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10):
+                raise GradientMismatchError(f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u for alpha = {alpha}")
     return report

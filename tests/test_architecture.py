@@ -17,7 +17,8 @@ ROOT = PACKAGE.parent
 
 LEVELS = [
     {"backend", "errors", "typing"},
-    {"activation", "activations", "pattern", "projections", "structure", "losses", "metrics", "optim", "schedules", "initializers"},
+    {"activation", "activations", "resolvents", "pattern", "projections", "structure"}
+    | {"losses", "metrics", "optim", "schedules", "initializers"},
     {"certificate"},
     {"wellposed", "solvers"},
     {"cells", "equilibrium"},
@@ -29,12 +30,13 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-# Same-level imports that are allowed, besides those within one folder: the ground floor, the built-in
-# activations, the matrices that know their pattern, the theorem that uses the cells, and the optimisers that use schedules.
+# Same-level imports that are allowed, besides those within one folder: the ground floor, the built-in activations and their
+# proximal maps, the matrices that know their pattern, the theorem that uses the cells, and the optimisers that use schedules.
 NEIGHBOURS = {
     ("backend", "errors"),
     ("backend", "typing"),
     ("activations", "activation"),
+    ("activations", "resolvents"),
     ("structure", "pattern"),
     ("equilibrium", "cells"),
     ("optim", "schedules"),

@@ -27,6 +27,12 @@ OPTIONS = {
     "pattern and rank": {"rank": 2, "pattern": Pattern(C=np.arange(Q * N).reshape(Q, N) % 2 > 0)},
     "jacobi": {"forward": solvers.Jacobi(), "adjoint": solvers.Jacobi()},
     "anderson": {"forward": solvers.Anderson(), "adjoint": solvers.Anderson(splitting=True)},
+    "peaceman-rachford": {"forward": solvers.PeacemanRachford(), "adjoint": solvers.PeacemanRachford(alpha=0.5)},
+    "forward-backward": {
+        "forward": solvers.ForwardBackward(alpha=0.6),
+        "adjoint": solvers.PeacemanRachford(),
+        "activation": activations.tanh,
+    },
     "newton and gmres": {"forward": solvers.Newton(), "adjoint": solvers.GMRES()},
     "no bias": {"bias": False},
     "no feedthrough": {"feedthrough": False},

@@ -130,6 +130,12 @@ ACTIVATIONS = {
         {"lipschitz": 1.0, "scalar_solve": lambda r, d: np.maximum(r, 0)},
         "scalar_solve",
     ),
+    "no proximal map": (
+        lambda z: np.maximum(z, 0),
+        lambda z: (z > 0).astype(z.dtype),
+        {"slope_range": (0.0, 1.0), "resolvent": lambda u, alpha: u},
+        "resolvent of 'case' does not solve",
+    ),
     "another dtype": (lambda z: z.astype(float), lambda z: np.ones_like(z), {"lipschitz": 1.0}, "must keep both"),
     "a kink everywhere": (lambda z: np.round(z * 1e6) / 1e6, lambda z: np.ones_like(z), {"lipschitz": 1.0}, "kink"),
 }

@@ -239,7 +239,8 @@ class ImplicitModel(Layer):
 
     def _store(self, checked: Params) -> None:
         super()._store(checked)
-        object.__setattr__(self, "_maps", structure.read_model(checked, self.pattern, self.__dict__.get("_maps")))
+        maps = structure.read_model(checked, self.pattern, self.__dict__.get("_maps"), doubtful=not self.constraint.contracts)
+        object.__setattr__(self, "_maps", maps)
 
     @property
     def maps(self) -> Mapping[str, Matrix]:

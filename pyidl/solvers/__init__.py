@@ -10,6 +10,7 @@ from pyidl.solvers.jacobi import Jacobi
 from pyidl.solvers.newton import Newton
 from pyidl.solvers.picard import Picard
 from pyidl.solvers.solution import Solution, Status
+from pyidl.solvers.splitting import ForwardBackward, PeacemanRachford
 from pyidl.solvers.substitution import Substitution
 from pyidl.solvers.truncated import JacobianFree, Neumann, Phantom
 
@@ -19,10 +20,12 @@ __all__ = [
     "Auto",
     "Direct",
     "Fallback",
+    "ForwardBackward",
     "Jacobi",
     "JacobianFree",
     "Neumann",
     "Newton",
+    "PeacemanRachford",
     "Phantom",
     "Picard",
     "Solution",

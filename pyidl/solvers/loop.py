@@ -20,7 +20,7 @@ from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Advance", "iterate", "resolve_tol", "tol_floor"]
+__all__ = ["PATIENCE", "Advance", "iterate", "resolve_tol", "tol_floor"]
 
 RUNNING, CONVERGED = -1, int(Status.CONVERGED)
 PATIENCE = 50
@@ -109,9 +109,10 @@ class _Book:
     best: np.ndarray  # the step that belong to it
     first: np.ndarray
     stride: int  # the least number of steps between two measurements
+    patience: int  # the least number of steps without a new best that count as stagnation
 
     @classmethod
-    def after(cls, opening: list[_Measured], first: np.ndarray, stride: int) -> _Book:
+    def after(cls, opening: list[_Measured], first: np.ndarray, stride: int, patience: int) -> _Book:
         """What is known after the opening, in which every residual fell; `first` is the first one."""
         m = len(first)
         book = cls(
@@ -124,6 +125,7 @@ class _Book:
             best=np.zeros(m, int),
             first=first,
             stride=stride,
+            patience=patience,
         )
         for now in opening:
             book.n_iter[:], book.last[:], book.best[:] = now.k, now.residual, now.k
@@ -173,7 +175,7 @@ class _Book:
         """Why samples that have not converged go no further, if they do not: lost is who has no new best, and no prospect."""
         last = allowed == 0
         status = np.full(len(rows), int(Status.MAX_ITER) if last else RUNNING)
-        lost = k - self.best[rows] > np.maximum(PATIENCE, self.best[rows] // 4)
+        lost = k - self.best[rows] > np.maximum(self.patience, self.best[rows] // 4)
         lost &= ~(to_go < allowed)
         status[lost] = Status.STAGNATED
         status[(lost | last) & (residual > 10.0 * self.residual[rows])] = Status.DIVERGED
@@ -191,8 +193,12 @@ def iterate(
     max_iter: int,
     method: str,
     trace: bool = False,
+    patience: int = PATIENCE,
 ) -> Solution:
-    """Solve ``x = f(x)``; ``advance=None`` is Picard's ``y <- y(x)``, which only swaps two buffers."""
+    """Solve ``x = f(x)``; ``advance=None`` is Picard's ``y <- y(x)``, which only swaps two buffers.
+
+    A sample that has no new best residual for `patience` steps, and for a quarter of those that led to the last one, stagnates.
+    """
     xp, m, whole = problem.xp, problem.like.shape[0], problem
     tol = resolve_tol(tol, problem.like, xp)
     growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
@@ -234,7 +240,7 @@ def iterate(
                     best = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows)
                     due, checked = k + stride, False
                 else:
-                    book = _Book.after(opening, opening[0].residual if opening else residual, stride)
+                    book = _Book.after(opening, opening[0].residual if opening else residual, stride, patience)
             elif checked and book is not None:
                 now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
                 residual, tolerance = _measure(problem, now, x, y_image, image, tol)

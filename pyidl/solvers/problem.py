@@ -176,6 +176,10 @@ class AffineMap(Iteration):
         """The derivative of the image with respect to y, entry by entry."""
 
     @abstractmethod
+    def resolvent(self, u: Any, alpha: float) -> Any:
+        """The y with ``(1 - alpha) image(y) + alpha y = u``, for slopes in [0, 1]; u itself for alpha = 1."""
+
+    @abstractmethod
     def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> AffineMap:
         """The equation of one group of components."""
 
@@ -199,6 +203,10 @@ class Affine(AffineMap):
     def slopes(self, y: Any) -> Any:
         """``phi'(y)``."""
         return self.activation.dphi(y)
+
+    def resolvent(self, u: Any, alpha: float) -> Any:
+        """That of the activation, which needs none for alpha = 1."""
+        return u if alpha == 1 else self.activation.resolvent(u, alpha)  # type: ignore[misc]
 
     def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> Affine:
         """The equation of one group of components, given what the others contribute to the offset."""
@@ -263,6 +271,10 @@ class LinearAffine(AffineMap, LinearProblem):
     def slopes(self, y: Any) -> Any:
         """S, whatever y."""
         return self.slope
+
+    def resolvent(self, u: Any, alpha: float) -> Any:
+        """``(1 - alpha) s w + alpha w = u``."""
+        return u if alpha == 1 else u / ((1.0 - alpha) * self.slope + alpha)
 
     def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> LinearAffine:
         """The equation of one group of components; its residual counts against the whole right-hand side."""
