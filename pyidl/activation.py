@@ -121,6 +121,10 @@ class Activation:
     def __reduce__(self) -> tuple[Any, ...]:
         return Activation, tuple(getattr(self, f.name) for f in fields(self))
 
+    def vjp(self, z: Any, w: Any) -> Any:
+        """``J(z)^T w``, with J the Jacobian of phi: ``phi'(z) * w`` where phi is componentwise."""
+        return self.dphi(z) * w
+
     @property
     def nonexpansive(self) -> bool:
         """Whether ``|phi(a) - phi(b)| <= |a - b|`` is known."""
@@ -175,11 +179,13 @@ class Blocks(Activation):
             start += width
         object.__setattr__(self, "blocks", tuple(pieces))
         slopes = [a.slope_range for a, _ in blocks if a.slope_range is not None]
+        bounds = [a.lipschitz for a, _ in blocks if a.lipschitz is not None]
         known = len(slopes) == len(blocks)
         super().__init__(
             name="Blocks(" + ", ".join(f"({a.name}, {width})" for a, width in blocks) + ")",
             phi=self._phi,
             dphi=self._dphi,
+            lipschitz=max(bounds) if len(bounds) == len(blocks) else None,
             slope_range=(min(lo for lo, _ in slopes), max(hi for _, hi in slopes)) if known else None,
             homogeneous=all(a.homogeneous for a, _ in blocks),
             scalar_solve=self._solve if all(a.scalar_solve is not None for a, _ in blocks) else None,
@@ -187,6 +193,8 @@ class Blocks(Activation):
             takes_out=True,
             resolvent=self._resolvent if all(a.resolvent is not None for a, _ in blocks) else None,
         )
+        if self.vector_blocks(start):
+            object.__setattr__(self, "slope_range", None)
 
     @property
     def width(self) -> int:
@@ -212,11 +220,29 @@ class Blocks(Activation):
         return namespace(u).concat(parts, axis=-1)
 
     def columns(self, members: slice | np.ndarray) -> Activation:
-        """That of some of the components, in their order."""
+        """That of some of the components, in their order; a block on which phi acts as a whole is among them as a whole, or not at all."""
+        chosen = np.arange(self.width)[members]
+        for start, stop in self.vector_blocks(self.width):
+            place = np.flatnonzero((chosen >= start) & (chosen < stop))
+            whole = len(place) == stop - start and np.array_equal(chosen[place[0] : place[0] + stop - start], np.arange(start, stop))
+            if len(place) and not whole:
+                raise InputError(
+                    f"{self.name} acts on the components {start} to {stop - 1} together; some of them have no activation alone"
+                )
         owner = np.repeat(np.arange(len(self.blocks)), [b.stop - b.start for b in self.blocks])[members]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         parts = [(self.blocks[owner[i]].activation, int(w)) for i, w in zip(starts, np.diff(starts, append=len(owner)), strict=True)]
         return parts[0][0] if len(parts) == 1 else Blocks(*parts)
+
+    def vjp(self, z: Any, w: Any) -> Any:
+        """``J(z)^T w``, block by block."""
+        parts = [b.activation.vjp(z[..., b.start : b.stop], w[..., b.start : b.stop]) for b in self.blocks]
+        return namespace(z).concat(parts, axis=-1)
+
+    def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
+        """Those of the parts, where they stand."""
+        inside = [(b.start, b.activation.vector_blocks(b.stop - b.start)) for b in self.blocks]
+        return tuple((first + start, first + stop) for first, pieces in inside for start, stop in pieces)
 
     def row_lipschitz(self, n: int) -> list[float] | None:
         """Lipschitz constant of each component: that of its own block."""

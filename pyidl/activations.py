@@ -14,21 +14,26 @@ from pyidl import backend, resolvents
 from pyidl.activation import Activation, Blocks
 from pyidl.backend import namespace
 from pyidl.errors import InputError
+from pyidl.vector_activations import VectorActivation, layer_norm, softmax
+from pyidl.vector_activations import named as _vector_named
 
 __all__ = [
     "Activation",
     "Blocks",
+    "VectorActivation",
     "abs",
     "elu",
     "gelu",
     "hard_tanh",
     "identity",
+    "layer_norm",
     "leaky_relu",
     "named",
     "relu",
     "sigmoid",
     "silu",
     "sin",
+    "softmax",
     "softplus",
     "softsign",
     "tanh",
@@ -282,4 +287,4 @@ def named(name: str) -> Activation | None:
     """Return the built-in activation of that name, as files hold it, or None for a name that is not built in."""
     if name.startswith("leaky_relu(") and name.endswith(")"):
         return leaky_relu(float(name[len("leaky_relu(") : -1]))
-    return _BUILT_IN.get(name)
+    return _BUILT_IN.get(name) or _vector_named(name)

@@ -15,8 +15,9 @@ import numpy as np
 
 from pyidl.activations import Activation
 from pyidl.backend import max_abs, namespace, take_rows, to_numpy
-from pyidl.solvers.problem import Affine, LinearAffine, LinearProblem, Problem
+from pyidl.solvers.problem import Affine, Iteration, LinearAffine, LinearProblem, Problem
 from pyidl.solvers.solution import Solution
+from pyidl.solvers.vector import VectorAdjoint, VectorAffine
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads
 
@@ -51,6 +52,8 @@ class AffineCell(Cell):
     because X reappears in Y through A. With V known, Y = X A^T + U B^T + b is linear in everything else:
 
         dA = V^T X,    dB = V^T U,    db = sum of the rows of V,    dU = V B.
+
+    Where phi acts on blocks of components together, the product with S is one with the transposed Jacobian of phi, row by row.
     """
 
     A: Matrix
@@ -58,15 +61,18 @@ class AffineCell(Cell):
     b: Array | None
     activation: Activation
 
-    def bind(self, u: Array) -> Affine:
+    def bind(self, u: Array) -> Iteration:
         """``Z = U B^T + b``, once per solve."""
         Z = self.B.rows(u)
         if self.b is not None:
             Z += self.b
-        return Affine(self.A, Z, self.activation)
+        return (VectorAffine if self.activation.vector_blocks(Z.shape[1]) else Affine)(self.A, Z, self.activation)
 
-    def linearize(self, solution: Solution, u: Array, g: Array) -> LinearAffine:
-        """``V = S * (V A + G)``, with slopes at the pre-activation from which the returned X came."""
+    def linearize(self, solution: Solution, u: Array, g: Array) -> LinearProblem:
+        """``V = S * (V A + G)``, with slopes, or Jacobians, at the pre-activation from which the returned X came."""
+        if self.activation.vector_blocks(g.shape[1]):
+            Y = solution.pre
+            return VectorAdjoint(self.A.T, g, self.activation, Y, _sizes(self.activation.vjp(Y, g)))
         S = self.activation.dphi(solution.pre)
         return LinearAffine(self.A.T, g, S, _sizes(g, S))
 

@@ -29,6 +29,7 @@ __all__ = ["ActivationReport", "GradientReport", "check_activation", "check_pull
 SOLVE_TOL = 1e-14  # of the solves inside a check: a few units in the last place of float64
 STEPS = (1e-5, 1e-6, 1e-7)
 ATTEMPTS = 8
+TOGETHER = 7
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ class ActivationReport:
         Largest difference between dphi and a central difference, away from kinks, relative to ``1 + |phi'|``.
     slope_range : (float, float)
         Smallest and largest slope that was met: a lower estimate of the true range.
+
+    Where phi acts on several components together, the same of vjp and of the singular values of the Jacobian.
     """
 
     max_error: float
@@ -204,7 +207,9 @@ class ActivationReport:
 
 
 def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0, rtol: float = 1e-6) -> ActivationReport:
-    """Compare dphi with central differences, and every claim of an activation with what it does.
+    """Compare dphi, or vjp, with central differences, and every claim of an activation with what it does.
+
+    A phi that acts on all components together is tried on seven of them, `Blocks` on its own.
 
     Parameters
     ----------
@@ -224,7 +229,8 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     Raises
     ------
     GradientMismatchError
-        If dphi is wrong, or a slope lies outside `slope_range`, or phi is not homogeneous though it claims so, or
+        If dphi or vjp is wrong, or a slope lies outside `slope_range`, or a Jacobian has a norm above `lipschitz`, or phi is not
+        homogeneous though it claims so, or
         `scalar_solve` or `resolvent` does not solve its equation, or shape or dtype is not kept.
 
     Examples
@@ -234,6 +240,8 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     True
     """
     generator = np.random.default_rng(rng)
+    if activation.vector_blocks(getattr(activation, "width", TOGETHER)):
+        return _check_vector(activation, getattr(activation, "width", TOGETHER), span, generator, rtol)
     z = np.concatenate([generator.uniform(-span, span, 20000), generator.normal(size=20000)])
     if z.size % (width := getattr(activation, "width", 1)):
         z = z[: z.size // width * width]
@@ -273,4 +281,45 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
             y = activation.resolvent(z, alpha)
             if not np.allclose((1.0 - alpha) * activation.phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10):
                 raise GradientMismatchError(f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u for alpha = {alpha}")
+    return report
+
+
+def _check_vector(activation: Activation, n: int, span: float, generator: np.random.Generator, rtol: float) -> ActivationReport:
+    """The same for a phi that acts on several of n components together."""
+    name, m = activation.name, 2000
+    z = generator.normal(size=(m, n)) * 10.0 ** generator.uniform(-4, np.log10(span), (m, 1))
+    w, d = generator.normal(size=(2, m, n))
+    for dtype in ("float32", "float64"):
+        cast = z.astype(dtype)
+        for label, y in (("phi", activation(cast)), ("vjp", activation.vjp(cast, w.astype(dtype)))):
+            if y.shape != z.shape or y.dtype != dtype:
+                raise GradientMismatchError(f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; it must keep both")
+    h = 1e-6
+    right, left = (activation(z + h * d) - activation(z)) / h, (activation(z) - activation(z - h * d)) / h
+    smooth = np.abs(right - left).max(axis=1) <= 1e-3 * (1.0 + np.abs(right).max(axis=1))
+    if smooth.mean() < 0.9:
+        raise GradientMismatchError(f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; it is not piecewise smooth")
+    derived, measured = np.sum(activation.vjp(z, w) * d, axis=1), 0.5 * np.sum(w * (right + left), axis=1)
+    error = np.where(smooth, np.abs(measured - derived) / (1.0 + np.abs(measured)), 0.0)
+    J = np.stack([activation.vjp(z, np.broadcast_to(e, z.shape)) for e in np.eye(n)], axis=1)
+    singular = np.linalg.svd(J, compute_uv=False)
+    report = ActivationReport(float(error.max()), (float(singular.min()), float(singular.max())))
+    if not report.max_error <= rtol:
+        i = int(error.argmax())
+        raise GradientMismatchError(
+            f"vjp of {name!r} is wrong: along a random direction it says {derived[i]:.8g}, central differences {measured[i]:.8g}"
+        )
+    claims, together = activation.row_lipschitz(n), activation.vector_blocks(n)
+    alone = [(i, i + 1) for i in range(n) if not any(start <= i < stop for start, stop in together)]
+    for start, stop in (*together, *alone):
+        if claims is None:
+            break
+        norm = float(np.linalg.norm(J[:, start:stop, start:stop], 2, axis=(1, 2)).max())
+        if norm > claims[start] * (1.0 + 1e-6):
+            raise GradientMismatchError(
+                f"{name!r} claims to be {claims[start]:.6g}-Lipschitz on the components {start} to {stop - 1}, but has a Jacobian of "
+                f"norm {norm:.6g} there"
+            )
+    if activation.homogeneous and not np.allclose(activation(3.0 * z), 3.0 * activation(z), rtol=1e-10, atol=0.0):
+        raise GradientMismatchError(f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)")
     return report

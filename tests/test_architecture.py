@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 LEVELS = [
     {"backend", "errors", "typing"},
-    {"activation", "activations", "resolvents", "pattern", "projections", "structure"}
+    {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "structure"}
     | {"losses", "metrics", "optim", "schedules", "initializers"},
     {"certificate"},
     {"wellposed", "solvers"},
@@ -30,13 +30,16 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-# Same-level imports that are allowed, besides those within one folder: the ground floor, the built-in activations and their
-# proximal maps, the matrices that know their pattern, the theorem that uses the cells, and the optimisers that use schedules.
+# Same-level imports that are allowed, besides those within one folder: the ground floor, the built-in activations, those of
+# several components and the proximal maps, the matrices that know their pattern, the theorem that uses the cells, and the
+# optimisers that use schedules.
 NEIGHBOURS = {
     ("backend", "errors"),
     ("backend", "typing"),
     ("activations", "activation"),
     ("activations", "resolvents"),
+    ("activations", "vector_activations"),
+    ("vector_activations", "activation"),
     ("structure", "pattern"),
     ("equilibrium", "cells"),
     ("optim", "schedules"),

@@ -7,11 +7,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential, activations, solvers
-from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
+from pyidl.activations import Activation, Blocks, VectorActivation
+from pyidl.backend import from_host, namespace
 from pyidl.testing import check_pullback
 
 P, Q, N, M = 4, 3, 12, 7
+
+
+def length(z):
+    return (1 + namespace(z).sum(z * z, axis=-1, keepdims=True)) ** 0.5
+
+
+OWN_VECTOR = VectorActivation(  # y = z / r with r^2 = 1 + |z|^2: J = (I - y y^T) / r
+    "normalised",
+    lambda z: z / length(z),
+    lambda z, w: (w - z * namespace(z).sum(z * w, axis=-1, keepdims=True) / length(z) ** 2) / length(z),
+    lipschitz=1.0,
+)
+VECTOR = {  # written anew, and without what a complex step would not pass through
+    "softmax": lambda z: np.exp(z) / np.sum(np.exp(z), axis=-1, keepdims=True),
+    "layer_norm(1.0)": lambda z: centred(z) / np.sqrt(1 + np.mean(centred(z) ** 2, axis=-1, keepdims=True)),
+    "layer_norm(0.5)": lambda z: centred(z) / np.sqrt(0.5 + np.mean(centred(z) ** 2, axis=-1, keepdims=True)),
+    "normalised": lambda z: z / np.sqrt(1 + np.sum(z * z, axis=-1, keepdims=True)),
+}
+
+
+def centred(z):
+    return z - np.mean(z, axis=-1, keepdims=True)
+
+
+def jacobian(activation, z):
+    """Oracle: the Jacobian of phi for every row of z, (m, n, n); by a complex step where phi acts on several components together."""
+    m, n = z.shape
+    if isinstance(activation, Blocks):
+        J = np.zeros((m, n, n))
+        for b in activation.blocks:
+            J[:, b.start : b.stop, b.start : b.stop] = jacobian(b.activation, z[:, b.start : b.stop])
+        return J
+    if activation.name not in VECTOR:
+        return activation.dphi(z)[:, :, None] * np.eye(n)
+    return np.stack([VECTOR[activation.name](z + 1e-30j * e).imag / 1e-30 for e in np.eye(n)], axis=2)
+
 
 OWN = Activation("own", lambda z: z / (1 + z * z) ** 0.5, lambda z: (1 + z * z) ** -1.5, lipschitz=1.0)
 
@@ -29,9 +65,10 @@ OPTIONS = {
     "anderson": {"forward": solvers.Anderson(), "adjoint": solvers.Anderson(splitting=True)},
     "peaceman-rachford": {"forward": solvers.PeacemanRachford(), "adjoint": solvers.PeacemanRachford(alpha=0.5)},
     "forward-backward": {
-        "forward": solvers.ForwardBackward(alpha=0.6),
+        "forward": solvers.ForwardBackward(alpha=0.8),
         "adjoint": solvers.PeacemanRachford(),
-        "activation": activations.tanh,
+        "activation": activations.leaky_relu(0.3),
+        "constraint": InfNorm(0.4),
     },
     "newton and gmres": {"forward": solvers.Newton(), "adjoint": solvers.GMRES()},
     "no bias": {"bias": False},
@@ -43,6 +80,22 @@ OPTIONS = {
     "small ball": {"constraint": InfNorm(0.3)},
     "own activation": {"activation": OWN},
     "blocks": {"activation": Blocks((activations.relu, 5), (activations.tanh, 4), (activations.silu, 3))},
+    "softmax": {"activation": activations.softmax},
+    "relu and softmax": {"activation": Blocks((activations.relu, 7), (activations.softmax, 5)), "constraint": InfNorm(0.3)},
+    "layer norm and tanh": {
+        "activation": Blocks(
+            (activations.layer_norm(0.5), 4), (activations.tanh, 3), (activations.softmax, 2), (activations.layer_norm(), 3)
+        ),
+        "constraint": InfNorm(0.3),
+        "adjoint": solvers.Direct(),
+    },
+    "rank and own vector activation": {"rank": 2, "activation": OWN_VECTOR, "constraint": InfNorm(0.3), "adjoint": solvers.GMRES()},
+    "pattern and softmax": {
+        "pattern": Pattern(A=MASK),
+        "activation": Blocks((activations.softmax, 5), (activations.relu, 7)),
+        "constraint": InfNorm(0.3),
+        "forward": solvers.Anderson(),
+    },
     "rank and blocks": {"rank": 2, "activation": Blocks((activations.gelu, 6), (activations.sin, 6))},
     "damped": {"forward": solvers.Picard(damping=0.4)},
     "direct adjoint": {"adjoint": solvers.Direct()},
@@ -65,17 +118,17 @@ def matrix(params):
 
 
 def by_dense_solve(model, U, G):
-    """Oracle: A, X and slopes as dense matrices, ``(I - diag(s) A^T) v = s * (C^T g)`` sample by sample, all in NumPy."""
+    """Oracle: A, X and slopes as dense matrices, ``(I - J^T A^T) v = J^T C^T g`` sample by sample, all in NumPy."""
     p = {key: host(a) for key, a in model.params.items()}
-    A, phi, dphi = matrix(p), model.activation.phi, model.activation.dphi
+    A, phi = matrix(p), model.activation.phi
     Z = U @ p["B"].T + p.get("b", 0.0)
     X = np.zeros((len(U), N))
     for _ in range(20000):
         X, old = phi(X @ A.T + Z), X
-        if np.array_equal(X, old):
+        if np.max(np.abs(X - old)) <= 1e-15:
             break
-    S = dphi(X @ A.T + Z)
-    V = np.stack([np.linalg.solve(np.eye(N) - s[:, None] * A.T, s * (p["C"].T @ g)) for s, g in zip(S, G)])
+    J = jacobian(model.activation, X @ A.T + Z)
+    V = np.stack([np.linalg.solve(np.eye(N) - j.T @ A.T, j.T @ (p["C"].T @ g)) for j, g in zip(J, G)])
     return confined(model, assemble(p, U, X, V, G))
 
 
@@ -88,16 +141,16 @@ def confined(model, grads):
 def by_unrolling(model, U, G):
     """Oracle: x_0 = 0, x_{k+1} = phi(A x_k + z) until nothing moves, twice as long, and the chain rule through every step."""
     p = {key: host(a) for key, a in model.params.items()}
-    A, phi, dphi = matrix(p), model.activation.phi, model.activation.dphi
+    A, phi = matrix(p), model.activation.phi
     Z = U @ p["B"].T + p.get("b", 0.0)
     states, slopes = [np.zeros((len(U), N))], []
     while len(states) < 3 or np.max(np.abs(states[-1] - states[len(states) // 2])) > 1e-15:
         pre = states[-1] @ A.T + Z
         states.append(phi(pre))
-        slopes.append(dphi(pre))
+        slopes.append(jacobian(model.activation, pre))
     grad_A, grad_Z, gX = np.zeros((N, N)), np.zeros_like(Z), G @ p["C"]
     for k in range(len(slopes), 0, -1):
-        v = slopes[k - 1] * gX
+        v = np.einsum("mij,mi->mj", slopes[k - 1], gX)
         grad_A += v.T @ states[k - 1]
         grad_Z += v
         gX = v @ A

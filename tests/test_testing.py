@@ -141,6 +141,43 @@ ACTIVATIONS = {
 }
 
 
+UPPER = np.triu(np.ones((7, 7)))
+VECTORS = {
+    "wrong vjp": (activations.softmax.phi, lambda z, w: activations.softmax(z) * w, {"lipschitz": 0.5}, "vjp of 'case' is wrong"),
+    "not transposed": (lambda z: z @ UPPER.astype(z.dtype), lambda z, w: w @ UPPER.astype(z.dtype), {"lipschitz": 5.0}, "is wrong"),
+    "a constant too small": (activations.softmax.phi, activations.softmax.vjp, {"lipschitz": 0.45}, "claims to be 0.45-Lipschitz"),
+    "not homogeneous": (activations.softmax.phi, activations.softmax.vjp, {"lipschitz": 0.5, "homogeneous": True}, "claims phi"),
+    "another dtype": (lambda z: z.astype(float), lambda z, w: w, {"lipschitz": 1.0}, "must keep both"),
+    "another shape": (lambda z: z, lambda z, w: w[:1], {"lipschitz": 1.0}, "vjp of 'case' turns"),
+    "a kink everywhere": (lambda z: np.round(z * 1e6) / 1e6, lambda z, w: w, {"lipschitz": 1.0}, "kink"),
+}
+
+
+@pytest.mark.parametrize("case", VECTORS)
+@pytest.mark.parametrize("alone", [True, False])
+def test_broken_vector_activations_are_caught(case, alone):
+    phi, vjp, claims, message = VECTORS[case]
+    if case in ("not homogeneous", "another shape") and not alone:
+        return  # a claim that Blocks do not make, and a shape that they cannot join
+    broken = activations.VectorActivation("case", phi, vjp, **claims)
+    with pytest.raises(GradientMismatchError, match=message if alone else None):
+        check_activation(broken if alone else activations.Blocks((activations.relu, 2), (broken, 7)))
+
+
+def test_good_vector_activations_pass():
+    matrix = np.random.default_rng(0).normal(size=(7, 7))
+    linear = activations.VectorActivation(
+        "linear",
+        lambda z: z @ matrix.T.astype(z.dtype),
+        lambda z, w: w @ matrix.astype(w.dtype),
+        np.linalg.norm(matrix, 2),
+        homogeneous=True,
+    )
+    report = check_activation(linear)
+    assert report.max_error < 1e-7
+    assert report.slope_range[1] == pytest.approx(linear.lipschitz)
+
+
 @pytest.mark.parametrize("case", ACTIVATIONS)
 def test_broken_activations_are_caught(case):
     phi, dphi, claims, message = ACTIVATIONS[case]

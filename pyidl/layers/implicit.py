@@ -12,6 +12,7 @@ Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, cast
@@ -334,9 +335,11 @@ def _check_activation(activation: Any, n: int, dtype: str) -> None:
         raise InputError(f"activation is {activation!r}; use one of pyidl.activations, or Activation(name, phi, dphi)")
     if isinstance(activation, Blocks) and activation.width != n:
         raise InputError(f"{activation.name} covers {activation.width} components, the state has {n}")
-    z = np.zeros((2, 3), dtype)
-    for part in [b.activation for b in activation.blocks] if isinstance(activation, Blocks) else [activation]:
-        for name, function in (("phi", part.phi), ("dphi", part.dphi)):
+    parts = [(b.activation, b.stop - b.start) for b in activation.blocks] if isinstance(activation, Blocks) else [(activation, n)]
+    for part, width in parts:
+        z = np.zeros((2, width), dtype)
+        derivative = ("vjp", functools.partial(part.vjp, z)) if part.vector_blocks(width) else ("dphi", part.dphi)
+        for name, function in (("phi", part.phi), derivative):
             y = function(z)
             if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
                 raise InputError(

@@ -132,6 +132,6 @@ class Pointwise(Layer):
         Y = self.activation(U)
 
         def backward(dY: Any, inputs: bool) -> tuple[Any, dict[str, Any]]:
-            return (dY * self.activation.dphi(U) if inputs else None), {}
+            return (self.activation.vjp(U, dY) if inputs else None), {}
 
         return Y, Explicit(Y, backward)

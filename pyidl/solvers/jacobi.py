@@ -107,7 +107,7 @@ class Split(Iteration):
 def can_split(problem: Problem) -> str:
     """Why the splitting does not apply, in words; "" if it does: ``x = phi(d x + r)`` is solved if ``s d_i < 1`` for all slopes s."""
     if not isinstance(problem, AffineMap):
-        return "it needs the matrix A, and of this problem only the map is known"
+        return f"it needs the matrix A and a componentwise phi, and {problem.lacking}"
     d, slopes = problem.matrix.diagonal(), (0.0, 1.0)
     if isinstance(problem, Affine):
         if problem.activation.scalar_solve is None:

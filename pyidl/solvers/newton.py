@@ -126,5 +126,5 @@ class Newton(Iterative):
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Descend from f(x0), or from f(0)."""
         if not isinstance(problem, AffineMap):
-            raise InputError("Newton needs the matrix A and the slopes of phi, and of this problem only the map is known; use Anderson")
+            raise InputError(f"Newton needs the matrix A and the slopes of phi, and {problem.lacking}; use Anderson")
         return iterate(problem, x0, _Descent(problem), tol=self.tol, max_iter=self.max_iter, method="Newton", trace=trace)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -35,6 +35,9 @@ Buffers = tuple[Any, Any] | None
 
 class Problem(ABC):
     """``x = f(x)`` for m samples."""
+
+    lacking: ClassVar[str] = "of this problem only the map is known"
+    """Why a solver that needs the parts of an `AffineMap` finds none."""
 
     @property
     @abstractmethod

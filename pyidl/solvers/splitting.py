@@ -108,7 +108,7 @@ class Proximal(Iteration):
 def cannot_split(problem: Problem, alpha: float) -> str:
     """Why an operator splitting with this step does not apply, in words; "" if it does."""
     if not isinstance(problem, AffineMap):
-        return "it needs the matrix A and a componentwise phi, and of this problem only the map is known"
+        return f"it needs the matrix A and a componentwise phi, and {problem.lacking}"
     if isinstance(problem, Affine):
         phi = problem.activation
         low, high = phi.slope_range or (-math.inf, math.inf)

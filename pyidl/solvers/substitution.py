@@ -48,10 +48,13 @@ class Substitution(Solver):
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Substitute; x0 is of use to groups with cycles only. A trace has one row, the final residuals."""
-        if not (isinstance(problem, AffineMap) and isinstance(problem.matrix, Tiled)):
+        if not isinstance(problem, AffineMap):
             raise InputError(
-                "Substitution needs a block triangular A, and this one is not (or only the map is known); "
-                "give the model a pattern, or use Picard, Jacobi or Anderson"
+                f"Substitution needs a block triangular A and a componentwise phi, and {problem.lacking}; use Picard or Anderson"
+            )
+        if not isinstance(problem.matrix, Tiled):
+            raise InputError(
+                "Substitution needs a block triangular A, and this one is not; give the model a pattern, or use Picard, Jacobi or Anderson"
             )
         xp, matrix, groups = problem.xp, problem.matrix, problem.matrix.row_groups
         m, count = problem.like.shape[0], len(groups.members)
