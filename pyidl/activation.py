@@ -56,9 +56,10 @@ class Activation:
         ``(u, alpha) -> y`` with ``(1 - alpha) phi(y) + alpha y = u``, for slopes in [0, 1] and alpha > 0: then ``phi(y)`` is the
         proximal map of ``alpha f`` at u, where phi is that of f. Operator splittings with a step other than 1 need it.
     curvature : float, optional
-        A number c with ``|phi'(a) - phi'(b)| <= c |a - b|`` where no kink lies between a and b.
+        A number c with ``|phi'(a) - phi'(b)| <= c |a - b|`` where no kink lies between a and b; 0 for a piecewise linear phi. It
+        lets `pyidl.certify_solution` use the slopes near a point; without it, it uses `slope_range` for all of them.
     kinks : tuple of float
-        Where phi' jumps.
+        Where phi' jumps. A kink where it is continuous, as that of softsign at 0, is none.
 
     Examples
     --------
@@ -101,10 +102,15 @@ class Activation:
             )
         elif not 0 < lipschitz < math.inf:
             raise InputError(f"activation {self.name!r}: lipschitz is {lipschitz}, it must be positive and finite")
+        if self.curvature is not None and not 0 <= self.curvature < math.inf:
+            raise InputError(f"activation {self.name!r}: curvature is {self.curvature}; it must be a finite number, at least 0, or None")
+        if not all(math.isfinite(kink) for kink in self.kinks):
+            raise InputError(f"activation {self.name!r}: kinks are {self.kinks}; they must be finite numbers")
         if self.divides and self.scalar_solve is None:
             object.__setattr__(self, "scalar_solve", functools.partial(_divide, self.phi))
         object.__setattr__(self, "lipschitz", lipschitz)
         object.__setattr__(self, "slope_range", slopes)
+        object.__setattr__(self, "kinks", tuple(sorted(float(kink) for kink in self.kinks)))
 
     def __call__(self, z: Any, out: Any = None) -> Any:
         """``phi(z)``, into `out` if given."""

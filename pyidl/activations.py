@@ -197,6 +197,17 @@ def _dsin(z: Any) -> Any:
 _SILU_SLOPE = 1.0998393194
 _GELU_SLOPE = 1.1289041452
 
+# The largest |phi''|, rounded outwards, in the order of the table below.
+#   tanh      2 t (1 - t^2), t = tanh z, is largest at t^2 = 1/3:                4 / (3 sqrt 3) = 0.76980...
+#   softsign  2 / (1 + |z|)^3 is largest at 0. phi' is continuous there: no kink 2
+#   sigmoid   s (1 - s) (1 - 2 s) is largest at s = (1 - 1 / sqrt 3) / 2:        sqrt(3) / 18 = 0.096225...
+#   softplus  s (1 - s) is largest at 0:                                         1/4
+#   silu      s (1 - s) (2 - z tanh(z / 2)) is largest at 0; it falls to -0.033  1/2
+#   gelu      (2 - z^2) Phi'(z) is largest at 0; it falls to -0.108 at z = +-2   sqrt(2 / pi) = 0.797884...
+#   elu       e^z on the left of 0, 0 on the right. phi' is continuous: no kink  1
+#   sin       |sin z|                                                            1
+_TANH_BEND, _SIGMOID_BEND, _GELU_BEND = 0.7698003590, 0.0962250449, 0.7978845609
+
 relu = _BuiltIn(
     "relu",
     _relu,
@@ -207,8 +218,12 @@ relu = _BuiltIn(
     cuda="y < 0 ? T(0) : y",
     takes_out=True,
     resolvent=resolvents.relu,
+    curvature=0.0,
+    kinks=(0.0,),
 )
-tanh = _BuiltIn("tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), cuda="tanh(y)", takes_out=True, resolvent=resolvents.tanh)
+tanh = _BuiltIn(
+    "tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), cuda="tanh(y)", takes_out=True, resolvent=resolvents.tanh, curvature=_TANH_BEND
+)
 hard_tanh = _BuiltIn(
     "hard_tanh",
     _hard_tanh,
@@ -218,15 +233,32 @@ hard_tanh = _BuiltIn(
     cuda="y < -1 ? T(-1) : y > 1 ? T(1) : y",
     takes_out=True,
     resolvent=resolvents.hard_tanh,
+    curvature=0.0,
+    kinks=(-1.0, 1.0),
 )
-softsign = _BuiltIn("softsign", _softsign, _dsoftsign, slope_range=(0.0, 1.0), cuda="y / (T(1) + fabs(y))", takes_out=True)
+softsign = _BuiltIn("softsign", _softsign, _dsoftsign, slope_range=(0.0, 1.0), cuda="y / (T(1) + fabs(y))", takes_out=True, curvature=2.0)
 sigmoid = _BuiltIn(
-    "sigmoid", _sigmoid, _dsigmoid, slope_range=(0.0, 0.25), cuda="T(1) / (T(1) + exp(-y))", takes_out=True, resolvent=resolvents.sigmoid
+    "sigmoid",
+    _sigmoid,
+    _dsigmoid,
+    slope_range=(0.0, 0.25),
+    cuda="T(1) / (T(1) + exp(-y))",
+    takes_out=True,
+    resolvent=resolvents.sigmoid,
+    curvature=_SIGMOID_BEND,
 )
 softplus = _BuiltIn(
-    "softplus", _softplus, _sigmoid, slope_range=(0.0, 1.0), cuda="log1p(exp(-fabs(y))) + T(0.5) * (y + fabs(y))", takes_out=True
+    "softplus",
+    _softplus,
+    _sigmoid,
+    slope_range=(0.0, 1.0),
+    cuda="log1p(exp(-fabs(y))) + T(0.5) * (y + fabs(y))",
+    takes_out=True,
+    curvature=0.25,
 )
-silu = _BuiltIn("silu", _silu, _dsilu, slope_range=(1.0 - _SILU_SLOPE, _SILU_SLOPE), cuda="y / (T(1) + exp(-y))", takes_out=True)
+silu = _BuiltIn(
+    "silu", _silu, _dsilu, slope_range=(1.0 - _SILU_SLOPE, _SILU_SLOPE), cuda="y / (T(1) + exp(-y))", takes_out=True, curvature=0.5
+)
 gelu = _BuiltIn(
     "gelu",
     _gelu,
@@ -234,8 +266,9 @@ gelu = _BuiltIn(
     slope_range=(1.0 - _GELU_SLOPE, _GELU_SLOPE),
     cuda="y * T(0.5) * (T(1) + erf(y * T(0.7071067811865476)))",
     takes_out=True,
+    curvature=_GELU_BEND,
 )
-elu = _BuiltIn("elu", _elu, _delu, slope_range=(0.0, 1.0), cuda="y < 0 ? expm1(y) : y", takes_out=True)
+elu = _BuiltIn("elu", _elu, _delu, slope_range=(0.0, 1.0), cuda="y < 0 ? expm1(y) : y", takes_out=True, curvature=1.0)
 identity = _BuiltIn(
     "identity",
     _identity,
@@ -246,9 +279,21 @@ identity = _BuiltIn(
     cuda="y",
     takes_out=True,
     resolvent=resolvents.identity,
+    curvature=0.0,
 )
-sin = _BuiltIn("sin", _sin, _dsin, slope_range=(-1.0, 1.0), cuda="sin(y)", takes_out=True)
-abs = _BuiltIn("abs", _abs, _dabs, slope_range=(-1.0, 1.0), homogeneous=True, scalar_solve=_solve_abs, cuda="fabs(y)", takes_out=True)
+sin = _BuiltIn("sin", _sin, _dsin, slope_range=(-1.0, 1.0), cuda="sin(y)", takes_out=True, curvature=1.0)
+abs = _BuiltIn(
+    "abs",
+    _abs,
+    _dabs,
+    slope_range=(-1.0, 1.0),
+    homogeneous=True,
+    scalar_solve=_solve_abs,
+    cuda="fabs(y)",
+    takes_out=True,
+    curvature=0.0,
+    kinks=(0.0,),
+)
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
@@ -277,6 +322,8 @@ def _leaky_relu_of(slope: float) -> Activation:
         cuda=f"y < 0 ? T({slope!r}) * y : y",
         takes_out=True,
         resolvent=functools.partial(resolvents.leaky_relu, slope=slope),
+        curvature=0.0,
+        kinks=(0.0,),
     )
 
 

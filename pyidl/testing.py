@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyidl import backend
-from pyidl.activations import Activation
+from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host, namespace, to_numpy
 from pyidl.errors import GradientMismatchError, InputError
 from pyidl.layers.base import Layer
@@ -230,8 +230,8 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     ------
     GradientMismatchError
         If dphi or vjp is wrong, or a slope lies outside `slope_range`, or a Jacobian has a norm above `lipschitz`, or phi is not
-        homogeneous though it claims so, or
-        `scalar_solve` or `resolvent` does not solve its equation, or shape or dtype is not kept.
+        homogeneous though it claims so, or `scalar_solve` or `resolvent` does not solve its equation, or phi' changes faster than
+        `curvature` says where `kinks` has no jump, or shape or dtype is not kept.
 
     Examples
     --------
@@ -281,6 +281,8 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
             y = activation.resolvent(z, alpha)
             if not np.allclose((1.0 - alpha) * activation.phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10):
                 raise GradientMismatchError(f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u for alpha = {alpha}")
+    for part in [b.activation for b in activation.blocks] if isinstance(activation, Blocks) else [activation]:
+        _check_curvature(part, span, generator)
     return report
 
 
@@ -323,3 +325,29 @@ def _check_vector(activation: Activation, n: int, span: float, generator: np.ran
     if activation.homogeneous and not np.allclose(activation(3.0 * z), 3.0 * activation(z), rtol=1e-10, atol=0.0):
         raise GradientMismatchError(f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)")
     return report
+
+
+def _check_curvature(activation: Activation, span: float, generator: np.random.Generator) -> None:
+    """``|phi'(a) - phi'(b)| <= c |a - b|`` for neighbours among many points that no kink separates.
+
+    Neighbours suffice: where it holds for them, it holds for all, by the triangle inequality. A jump that is not among the kinks
+    stands out because neighbours are close.
+    """
+    if activation.curvature is None:
+        return
+    near = np.concatenate(
+        [kink + generator.normal(size=2000) * 10.0 ** generator.uniform(-6, 0, 2000) for kink in (0.0, *activation.kinks)]
+    )
+    z = np.unique(np.concatenate([np.linspace(-span, span, 200_001), generator.uniform(-span, span, 20_000), near]))
+    slope = activation.dphi(z)
+    apart = np.zeros(len(z) - 1, bool)
+    for kink in activation.kinks:
+        apart |= (z[:-1] <= kink) & (kink <= z[1:])
+    change, gap = np.abs(np.diff(slope)), np.diff(z)
+    excess = np.where(apart, 0.0, change - activation.curvature * gap - 64 * np.finfo(np.float64).eps * (1.0 + np.abs(slope[1:])))
+    i = int(excess.argmax())
+    if excess[i] > 0:
+        raise GradientMismatchError(
+            f"{activation.name!r} claims a curvature of {activation.curvature:.6g} away from the kinks {activation.kinks}, but between "
+            f"{z[i]:.8g} and {z[i + 1]:.8g} its slope changes from {slope[i]:.8g} to {slope[i + 1]:.8g}, {change[i] / gap[i]:.6g} per unit"
+        )

@@ -54,6 +54,21 @@ def test_claims(activation):
 
 
 @pytest.mark.parametrize("activation", ALL, ids=repr)
+def test_curvature_is_a_bound_that_is_attained_and_kinks_are_jumps(activation):
+    """A dense search: no slope changes faster between neighbours, and some nearly do; at every kink phi' jumps."""
+    z = np.concatenate([np.linspace(-40, 0, 400_001), np.linspace(0, 40, 400_001)[1:]])
+    slope = activation.dphi(z)
+    away = ~np.any([(z[:-1] <= kink) & (kink <= z[1:]) for kink in activation.kinks or (np.inf,)], axis=0)
+    rate = (np.abs(np.diff(slope)) / np.diff(z))[away]
+    assert rate.max() <= activation.curvature + 1e-10
+    assert rate.max() >= activation.curvature * (1 - 1e-3)
+    for kink in activation.kinks:
+        left, right = activation.dphi(kink + np.array([-1e-12, 1e-12]))
+        assert abs(right - left) > 0.5 or activation.name.startswith("leaky")
+        assert left != right
+
+
+@pytest.mark.parametrize("activation", ALL, ids=repr)
 def test_homogeneity_is_claimed_exactly_where_it_holds(activation):
     z = np.random.default_rng(0).normal(size=1000)
     assert activation.homogeneous == np.allclose(activation(3 * z), 3 * activation(z), rtol=1e-12)
@@ -121,6 +136,8 @@ def test_pickle_and_deepcopy(activation):
 def test_what_is_known_of_a_custom_activation():
     both = Activation("a", np.tanh, lambda z: 1 - np.tanh(z) ** 2, lipschitz=1.0)
     assert both.slope_range == (-1.0, 1.0)
+    assert both.curvature is None
+    assert Activation("a", np.tanh, np.tanh, lipschitz=1.0, curvature=0.0, kinks=(1, -1)).kinks == (-1.0, 1.0)
     assert Activation("a", np.tanh, np.tanh, slope_range=(-0.5, 0.2)).lipschitz == 0.5
     with pytest.warns(WellPosednessWarning, match="neither lipschitz nor slope_range"):
         unknown = Activation("a", np.tanh, np.tanh)
@@ -136,6 +153,9 @@ def test_bad_arguments_are_refused():
         {"lipschitz": -1.0},
         {"slope_range": (1.0, 0.0)},
         {"slope_range": (0.0, np.nan)},
+        {"lipschitz": 1.0, "curvature": -1.0},
+        {"lipschitz": 1.0, "curvature": np.nan},
+        {"lipschitz": 1.0, "curvature": 1.0, "kinks": (np.inf,)},
     ):
         with pytest.raises(InputError, match="'a'"):
             Activation("a", np.tanh, np.tanh, **options)

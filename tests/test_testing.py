@@ -136,6 +136,26 @@ ACTIVATIONS = {
         {"slope_range": (0.0, 1.0), "resolvent": lambda u, alpha: u},
         "resolvent of 'case' does not solve",
     ),
+    "a jump that is no kink": (
+        lambda z: np.maximum(z, 0),
+        lambda z: (z > 0).astype(z.dtype),
+        {"lipschitz": 1.0, "curvature": 1.0},
+        "curvature of 1 away",
+    ),
+    "a kink in the wrong place": (
+        lambda z: np.clip(z, -1, 1),
+        lambda z: (np.abs(z) < 1).astype(z.dtype),
+        {"slope_range": (0.0, 1.0), "curvature": 0.0, "kinks": (-1.0, 1.1)},
+        r"away from the kinks \(-1.0, 1.1\)",
+    ),
+    "more curved than it says": (np.sin, np.cos, {"lipschitz": 1.0, "curvature": 0.99}, "curvature of 0.99"),
+    "curved at one place": (
+        lambda z: z + 1e-3 * np.sin(z * 1e3) * np.exp(-(z**2)) / 1e3,
+        lambda z: 1 + 1e-3 * (np.cos(z * 1e3) - 2 * z * np.sin(z * 1e3) / 1e3) * np.exp(-(z**2)),
+        {"slope_range": (0.99, 1.01), "curvature": 0.5},
+        "per unit",
+    ),
+    "not piecewise linear": (np.tanh, lambda z: 1 - np.tanh(z) ** 2, {"lipschitz": 1.0, "curvature": 0.0}, "curvature of 0"),
     "another dtype": (lambda z: z.astype(float), lambda z: np.ones_like(z), {"lipschitz": 1.0}, "must keep both"),
     "a kink everywhere": (lambda z: np.round(z * 1e6) / 1e6, lambda z: np.ones_like(z), {"lipschitz": 1.0}, "kink"),
 }
@@ -191,3 +211,9 @@ def test_good_activations_pass():
     assert report.slope_range == pytest.approx((0.0, 1.0), abs=1e-3)
     blocks = activations.Blocks((activations.relu, 3), (activations.gelu, 4))
     assert check_activation(blocks).max_error < 1e-6
+
+
+def test_a_false_curvature_is_caught_inside_blocks():
+    lying = Activation("lying", np.sin, np.cos, lipschitz=1.0, curvature=0.5)
+    with pytest.raises(GradientMismatchError, match="'lying' claims a curvature"):
+        check_activation(activations.Blocks((activations.relu, 3), (lying, 4)))
