@@ -5,6 +5,7 @@ A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output
 
 from pyidl import activations, losses, metrics, optim, solvers, testing, wellposed
 from pyidl.backend import to_device, to_numpy
+from pyidl.certify import LocalCertificate, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, save
 from pyidl.layers import ImplicitModel, Layer, Linear, Pointwise, Sequential
@@ -24,17 +25,20 @@ __all__ = [
     "InfNorm",
     "Layer",
     "Linear",
+    "LocalCertificate",
     "Pattern",
     "Pointwise",
     "PyidlError",
     "PyidlWarning",
     "Sequential",
     "activations",
+    "certify_solution",
     "fit",
     "load",
     "losses",
     "metrics",
     "optim",
+    "rescale",
     "save",
     "solvers",
     "testing",

@@ -1,0 +1,6 @@
+"""Statements about models: certificates at given solutions, and an equivalent model whose row sums certify it."""
+
+from pyidl.certify.local import LocalCertificate, certify_solution
+from pyidl.certify.scaling import rescale
+
+__all__ = ["LocalCertificate", "certify_solution", "rescale"]
