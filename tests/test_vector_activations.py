@@ -185,7 +185,7 @@ def test_solvers_that_need_slopes_refuse_by_name(solver, options):
         pull(np.ones((7, 3)))
 
 
-FORWARD = [solvers.Picard(damping=0.3), solvers.Anderson(), solvers.Auto()]
+FORWARD = [solvers.Anderson(), solvers.Auto()]
 
 
 @pytest.mark.parametrize("solver", FORWARD, ids=repr)
@@ -193,7 +193,7 @@ FORWARD = [solvers.Picard(damping=0.3), solvers.Anderson(), solvers.Auto()]
 def test_the_others_find_the_same_point_and_gradient(solver, options, xp):
     U, dY = from_host(xp, inputs()), from_host(xp, np.random.default_rng(1).normal(size=(7, 3)))
     reference = moved(model(forward=solvers.Picard(), adjoint=solvers.Direct(), **options), xp)
-    for adjoint in (solver, solvers.GMRES(), solvers.Direct()):
+    for adjoint in (solver, solvers.GMRES()):
         other = moved(model(forward=solver, adjoint=adjoint, **options), xp)
         Y, pull = other(U)
         expected, expected_pull = reference(U)
