@@ -316,6 +316,46 @@ def test_the_bound_holds_at_points_that_are_far_off(seed, activation):
             assert inside or np.max(np.abs(solution - found.point[i])) > found.radius[i]
 
 
+def several(model, u, rng):
+    """Distinct solutions of a small smooth model, by Newton's method from many points."""
+    A, b = host(model.params["A"]), host(model.params["B"]) @ u + host(model.params["b"])
+    found = []
+    for _ in range(30):
+        x = 3 * rng.normal(size=len(b))
+        for _ in range(40):
+            y = A @ x + b
+            K = np.eye(len(b)) - model.activation.dphi(y)[:, None] * A
+            if not np.linalg.cond(K) < 1e10:
+                break
+            x = np.clip(x - np.linalg.solve(K, x - model.activation.phi(y)), -1e3, 1e3)
+        if np.abs(x - model.activation.phi(A @ x + b)).max() < 1e-14 * (1 + np.abs(x).max()):
+            K = np.eye(len(b)) - model.activation.dphi(A @ x + b)[:, None] * A
+            near = 1e-12 * np.linalg.norm(np.linalg.inv(K)) * (1 + np.abs(x).max())
+            if near < 1e-6 and all(np.abs(x - other).max() > 1e-5 for other, _ in found):
+                found.append((x, near))
+    return found
+
+
+@given(st.integers(0, 10**9), st.sampled_from([a for a in BUILT_IN if a.curvature]))
+def test_smooth_models_with_several_solutions(seed, activation):
+    """What Newton's method finds elsewhere is never inside `radius`, and exactly one solution is inside `error`."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 5))
+    A = 10.0 ** rng.uniform(0, 1) * rng.normal(size=(n, n)) / activation.lipschitz
+    model, u = model_of(A, np.zeros((n, 1)), rng.normal(size=n), activation), np.zeros(1)
+    known = several(model, u, rng)
+    if not known:
+        return
+    points = [x for x, _ in known] + [x + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=n) for x, _ in known for _ in range(3)]
+    points += [0.5 * (x + y) for (x, _), (y, _) in itertools.combinations(known[:4], 2)]
+    found = certify_solution(model, np.zeros((len(points), 1)), np.stack(points))
+    assert found.proven[: len(known)].all()
+    for i in np.flatnonzero(found.proven):
+        distances = [(np.abs(x - found.point[i]), near) for x, near in known]
+        assert sum(np.all(d <= found.error[i] - near) for d, near in distances) <= 1
+        assert sum(d.max() <= found.radius[i] - near for d, near in distances) <= 1
+
+
 # ---------------------------------------------------------------------------------------------------------- other forms
 
 

@@ -40,6 +40,27 @@ def test_the_readme_says_the_truth():
         assert f"python3 -m venv .venv && .venv/bin/pip install -e {command}\n" in text
 
 
+def test_the_page_on_constraints_says_the_truth():
+    """Its code prints what the comment below it says."""
+    code = re.search(r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / "constraints.md").read_text(), re.S)[1]
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == re.findall(r"^# (.*)$", code, re.M)[-1] == "False 1.0"
+
+
+@pytest.mark.slow
+def test_constraints(tmp_path):
+    """Two epochs under every constraint; each model learns, and what contracts is certified."""
+    result = run("constraints.py", tmp_path, 2, tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in result.stdout.splitlines()[2:]]
+    assert len(rows) == 10
+    for name, accuracy, *_, certificate in rows:
+        assert float(accuracy) > 0.5, name
+        assert ("not certified" in certificate) == ("Unconstrained" in name)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_digits(tmp_path):
     result = run("digits.py", tmp_path)
     assert result.returncode == 0, result.stderr
