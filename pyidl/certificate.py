@@ -7,7 +7,11 @@ exists, it is unique, Picard's residual falls by kappa per step, and the error a
 
 Other conditions prove the same with other numbers: the factor per step is that of another iteration, and the error is at
 most the residual divided by a *margin* that is not 1 - kappa. Where a condition compares the entries one by one, there is a
-matrix M with a nonnegative inverse, such that ``M |x - x*| <= |f(x) - x|`` entry by entry.
+matrix M, without positive entries off the diagonal, such that ``M |x - x*| <= |f(x) - x|`` entry by entry. If ``M s > 0`` for
+some s > 0, M is a nonsingular M-matrix: ``M^{-1} >= 0``, so that ``|x - x*| <= M^{-1} |f(x) - x|``, and every e with
+``M e >= |f(x) - x|`` is a bound, however it was found.
+
+Source of the last statement: Berman, Plemmons, "Nonnegative matrices in the mathematical sciences", 1979, theorem 6.2.3.
 """
 
 from __future__ import annotations
@@ -24,10 +28,14 @@ from pyidl.typing import Array
 
 __all__ = ["Certificate", "Norm"]
 
+EPS = float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True, eq=False)
 class Norm:
     """``max_i |x_i| / w_i`` (kind "largest entry") or ``(sum_i (x_i / w_i)^2)^(1/2)`` ("Euclidean") of every sample.
+
+    With blocks, an entry of the former is a whole block, measured by its Euclidean norm.
 
     Parameters
     ----------
@@ -35,6 +43,8 @@ class Norm:
         Which of the two.
     weights : numpy.ndarray, shape (n,), optional
         Positive; 1 if left out.
+    blocks : tuple of (int, int)
+        ``(start, stop)`` of components that count as one entry of the largest-entry norm.
 
     Examples
     --------
@@ -44,16 +54,20 @@ class Norm:
 
     kind: Literal["largest entry", "Euclidean"] = "largest entry"
     weights: np.ndarray | None = None
+    blocks: tuple[tuple[int, int], ...] = ()
 
     def __call__(self, x: Array) -> np.ndarray:
         """The norm of every row of x, (m, n); float64, on the host."""
         rows = to_numpy(x).astype(np.float64)
         rows = np.abs(rows if self.weights is None else rows / self.weights)
+        for start, stop in self.blocks:
+            rows[..., start:stop] = np.linalg.norm(rows[..., start:stop], axis=-1, keepdims=True)
         size: np.ndarray = rows.max(axis=-1) if self.kind == "largest entry" else np.linalg.norm(rows, axis=-1)
         return size
 
     def __str__(self) -> str:
-        return self.kind if self.weights is None else f"{self.kind}, weighted"
+        kind = "largest block" if self.blocks else self.kind
+        return kind if self.weights is None else f"{kind}, weighted"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -65,7 +79,7 @@ class Certificate:
     proven : bool
         Whether existence and uniqueness are proven for every input.
     contraction : float
-        The proven factor per step; ``inf`` where nothing is proven.
+        The proven factor per step; ``inf`` where nothing is proven, 0 where one pass is exact.
     norm : Norm
         The norm in which it holds.
     applies_to : str
@@ -100,7 +114,11 @@ class Certificate:
             object.__setattr__(self, "margin", 1.0 - self.contraction if self.proven else 0.0)
 
     def steps(self, tol: float, first: float) -> int:
-        """Smallest k with ``contraction^k first <= tol``: after k steps the residual, at first `first`, is at most `tol`."""
+        """Smallest k with ``contraction^k first <= tol``.
+
+        What starts at `first` and is at most `tol` after k steps, in `norm`, is the change of the states in a step of the iteration named;
+        for Picard that is the residual.
+        """
         if not (tol > 0 and first >= 0):
             raise InputError(f"steps needs tol > 0 and first >= 0, got {tol} and {first}")
         if first <= tol:
@@ -111,7 +129,32 @@ class Certificate:
 
     def error(self, residual: float | np.ndarray) -> float | np.ndarray:
         """Bound on the distance to the fixed point from the residual at the returned point, both in `norm`; ``inf`` if unproven."""
-        return residual / self.margin if self.proven else math.inf + 0.0 * residual
+        return residual / self.margin if self.proven and self.margin > 0 else math.inf + 0.0 * residual
+
+    def entrywise(self, residual: Array) -> np.ndarray:
+        """Bounds of ``|x_i - x*_i|``, entry by entry, from the residual ``f(x) - x`` itself.
+
+        They are ``M^{-1} |f(x) - x|``, made a little larger until ``M e >= |f(x) - x|`` holds with all roundings accounted for, and at most
+        what the norm gives, which is all there is without a comparison matrix.
+
+        Parameters
+        ----------
+        residual : array, shape (m, n)
+            One sample a row.
+
+        Returns
+        -------
+        numpy.ndarray, shape (m, n)
+            float64; ``inf`` where nothing is proven.
+        """
+        r = np.abs(to_numpy(residual).astype(np.float64))
+        if not self.proven:
+            return np.full(r.shape, math.inf)
+        # |x_i| <= w_i |x| in either kind of norm; a share more for the roundings of the norm.
+        bound = np.asarray(self.error(self.norm(r)))[..., None] * (1.0 + 4 * (r.shape[-1] + 4) * EPS)
+        bound = np.broadcast_to(bound if self.norm.weights is None else bound * self.norm.weights, r.shape)
+        found = None if self.comparison is None else _solve_comparison(self.comparison, r)
+        return np.array(bound) if found is None else np.fmin(found, bound)
 
     def __repr__(self) -> str:
         text = self._sentence()
@@ -126,3 +169,33 @@ class Certificate:
             f"certified: the fixed point exists and is unique for every input; {self.applies_to} contracts by "
             f"{self.contraction:.4g} per step in the norm '{self.norm}' ({self.reason})"
         )
+
+
+def _solve_comparison(M: np.ndarray, r: np.ndarray) -> np.ndarray | None:
+    """Find e with ``M e >= r`` for every row of r, or None if floating point does not verify that M is an M-matrix and e a bound.
+
+    A product ``M e`` is computed with an error of at most ``gamma |M| e``, gamma = (n + 2) eps; that much is taken off before comparing.
+    With ``M s >= floor > 0``, what is missing somewhere is made good by adding ``(missing / floor) s``.
+    """
+    n = len(M)
+    gamma, size = (n + 2) * EPS, np.abs(M)
+
+    def image(e: np.ndarray) -> np.ndarray:
+        lower: np.ndarray = e @ M.T - gamma * (e @ size.T)
+        return lower
+
+    with np.errstate(all="ignore"):
+        try:
+            columns = np.linalg.solve(M, np.concatenate([np.ones((1, n)), r.reshape(-1, n)]).T)
+        except np.linalg.LinAlgError:
+            return None
+        s, e = columns[:, 0], np.maximum(columns[:, 1:].T, 0.0)
+        floor = np.min(image(s)) if np.all(s > 0) and np.all(np.isfinite(s)) else 0.0
+        if not floor > 0:
+            return None
+        for _ in range(4):
+            missing = np.max(r.reshape(-1, n) - image(e), axis=1, keepdims=True)
+            if np.all(missing <= 0):
+                return e.reshape(r.shape)
+            e = e + np.maximum(missing, 0.0) * (1.0 + 8 * EPS) / floor * s
+    return None
