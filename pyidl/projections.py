@@ -1,13 +1,16 @@
 r"""Euclidean projections onto convex sets, exact and vectorised.
 
-The projection of a row a onto the l1 ball of radius r shrinks every entry by one threshold,
+**Weighted l1 ball.** The nearest row p to a with ``sum_j w_j |p_j| <= r`` is, with u_j = |a_j| / w_j,
 
-    P(a)_j = sign(a_j) max(|a_j| - theta, 0),    theta = max(0, max_k (u_1 + ... + u_k - r) / k),
+    p_j = sign(a_j) w_j max(u_j - theta, 0),    theta = max(0, max_k (w_1^2 u_1 + ... + w_k^2 u_k - r) / (w_1^2 + ... + w_k^2)),
 
-where u_1 >= u_2 >= ... are the sorted absolute values. (The optimality condition is sum_j |P(a)_j| = r; with k entries
-left, theta = (u_1 + ... + u_k - r) / k, and that quotient grows in k exactly as long as u_k lies above it.)
+where u_1 >= u_2 >= ... (Optimality: ``p_j = a_j - theta w_j sign(p_j)`` with ``sum_j w_j |p_j| = r``. With k entries left, theta is that
+quotient; the next quotient is a weighted mean of it and u_{k+1}, so it grows exactly as long as u_{k+1} lies above it.)
 
-Source: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient projections onto the l1-ball", ICML 2008, figure 1.
+**Matrix measure.** The nearest row with ``p_i + sum_{j != i} w_j |p_j| <= kappa`` has ``p_i = a_i - theta`` and the other entries as
+above: the diagonal is an entry of weight 1 that never leaves, with a_i - kappa in place of its u, and r = 0.
+
+Source: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient projections onto the l1-ball", ICML 2008, figure 1 (w = 1).
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import namespace
 from pyidl.errors import InputError
-from pyidl.typing import Array
+from pyidl.typing import Array, Namespace
 
-__all__ = ["l1_ball_rows"]
+__all__ = ["l1_ball_rows", "measure_rows", "weighted_l1_ball_rows"]
+
+EPS = float(np.finfo(np.float64).eps)
 
 
 def l1_ball_rows(A: Array, radius: Any) -> Array:
@@ -53,22 +58,147 @@ def l1_ball_rows(A: Array, radius: Any) -> Array:
     array([[2.  , 0.  ],
            [0.5 , 0.25]])
     """
+    return weighted_l1_ball_rows(A, radius, None)
+
+
+def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
+    """Project every row of A onto a weighted l1 ball: the nearest matrix with ``sum_j w_j |A_ij| <= radius_i``.
+
+    As careful as `l1_ball_rows`, which is the case w = 1.
+
+    Parameters
+    ----------
+    A : array, shape (n, k)
+        Any real floating dtype, kept by the result.
+    radius : float or array of shape (n,)
+        Positive.
+    weights : array of shape (k,), or None
+        Positive, on the host; 1 for None.
+
+    Raises
+    ------
+    InputError
+        If A is not two-dimensional, or a radius or a weight is not positive.
+
+    Examples
+    --------
+    >>> weighted_l1_ball_rows(np.array([[1.0, 1.0]]), 2.0, np.array([1.0, 3.0])).round(6)
+    array([[0.8, 0.4]])
+    """
     xp = namespace(A)
-    if A.ndim != 2:
-        raise InputError(f"the rows of A are projected, so A must have two dimensions, not {A.ndim}")
-    radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), (A.shape[0],))
+    w, radii = _row_weights(xp, A, weights), _rows(A, radius)
     if not np.all(radii > 0):
         raise InputError(f"an l1 ball needs a positive radius, got {radii.min()}")
     r = backend.from_host(xp, np.ascontiguousarray(radii))[:, None]
     magnitude = backend.astype(xp, xp.abs(A), "float64")
-    inside = xp.sum(magnitude, axis=1, keepdims=True) <= r
+    inside = _sums(xp, magnitude, w) <= r
     if bool(xp.all(inside)):
         return A
-    k = backend.astype(xp, xp.arange(1, A.shape[1] + 1), "float64")
-    slack = float(xp.finfo(A.dtype).eps) + 2 * A.shape[1] * float(np.finfo(np.float64).eps)  # the final cast, and the sums
+    slack = float(xp.finfo(A.dtype).eps) + 2 * (A.shape[1] + 2) * EPS  # the final cast, and the sums of the result
     # Measured from the largest entry u_1, theta = u_1 - t: nothing cancels, however large the row is against its radius.
-    magnitude = magnitude - xp.max(magnitude, axis=1, keepdims=True)
-    u = xp.flip(xp.sort(magnitude, axis=1), axis=1)
-    t = xp.min((r * (1.0 - slack) - backend.cumsum(xp, u, axis=1)) / k, axis=1, keepdims=True)
-    shrunk = backend.astype(xp, xp.maximum(magnitude + t, 0.0), A.dtype) * xp.sign(A)
+    u = magnitude if w is None else magnitude / w
+    u = u - xp.max(u, axis=1, keepdims=True)
+    totals, mass = _running(xp, u, w)
+    t = xp.min((r * (1.0 - slack) - totals) / mass, axis=1, keepdims=True)
+    if w is not None:  # w_j^2 |u_j| is at most w_j^2 t where anything is left, which may be more than r
+        t = t * (1.0 - 2 * (A.shape[1] + 2) * EPS)
+    shrunk = xp.maximum(u + t, 0.0)
+    shrunk = backend.astype(xp, shrunk if w is None else shrunk * w, A.dtype) * xp.sign(A)
     return xp.where(inside, A, shrunk)  # type: ignore[no-any-return]
+
+
+def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
+    """The nearest matrix with ``A_ii + sum_{j != i} |A_ij| w_ij <= bound_i`` for every row; nothing bounds the diagonal from below.
+
+    Feasible and idempotent in floating point, like `l1_ball_rows`: feasible rows are returned bit for bit.
+
+    Parameters
+    ----------
+    A : array, shape (n, n)
+        Any real floating dtype, kept by the result.
+    bound : float or array of shape (n,)
+        Of any sign.
+    weights : array of shape (n,), or None
+        Positive numbers eta, on the host, with ``w_ij = eta_j / eta_i``; 1 for None.
+
+    Raises
+    ------
+    InputError
+        If A is not square, a bound is not finite, or a weight is not positive.
+
+    Examples
+    --------
+    >>> measure_rows(np.array([[1.0, 1.0], [0.5, -9.0]]), 0.5, None).round(6)
+    array([[ 0.25,  0.25],
+           [ 0.5 , -9.  ]])
+    """
+    xp = namespace(A)
+    eta, bounds = _row_weights(xp, A, weights), _rows(A, bound)
+    if A.shape[0] != A.shape[1] or not np.all(np.isfinite(bounds)):
+        raise InputError(f"measure_rows needs a square matrix and finite bounds, got shape {A.shape} and {bounds.min()} at least")
+    n = A.shape[0]
+    kappa = backend.from_host(xp, np.ascontiguousarray(bounds))[:, None]
+    diagonal, off = measure_parts(xp, A, eta)
+    inside = diagonal + off <= kappa
+    if bool(xp.all(inside)):
+        return A
+    w = xp.ones((n, n), dtype=xp.float64) if eta is None else eta / xp.reshape(eta, (n, 1))
+    others = 1.0 - xp.eye(n, dtype=xp.float64)
+    magnitude = backend.astype(xp, xp.abs(A), "float64") * others
+    # Measured from the largest u off the diagonal, theta = top - t; sorted last, the diagonal has u = 0 - top there, and no share.
+    u = magnitude / w
+    top = xp.max(u, axis=1, keepdims=True)
+    u = u - top
+    totals, mass = _running(xp, u, w * others)
+    first = (diagonal - top) - kappa
+    t = xp.minimum(-first, xp.min((-first - totals) / (1.0 + mass), axis=1, keepdims=True))
+    shrunk = xp.sign(A) * backend.astype(xp, others * w * xp.maximum(u + t, 0.0), A.dtype)
+    rest = measure_parts(xp, shrunk, eta)[1]
+    # p_i = a_i - theta = kappa - the rest, written so that it does not cancel, and less by the roundings.
+    rounding = float(xp.finfo(A.dtype).eps) * xp.abs(kappa - rest) + 4 * n * EPS * (xp.abs(kappa) + rest)
+    middle = backend.astype(xp, kappa - rest - rounding, A.dtype)
+    return xp.where(inside, A, xp.where(others > 0, shrunk, middle))  # type: ignore[no-any-return]
+
+
+def measure_parts(xp: Namespace, A: Any, eta: Any, first: int = 0) -> tuple[Any, Any]:
+    """``A_ii`` and ``sum_{j != i} |A_ij| eta_j / eta_i`` of rows of a matrix, numbered from `first`: two columns, float64."""
+    rows, n = A.shape
+    mine = xp.eye(rows, n, k=first, dtype=xp.float64)
+    entries = backend.astype(xp, A, "float64")
+    off = xp.abs(entries) * (1.0 - mine)
+    if eta is None:
+        sums = xp.sum(off, axis=1, keepdims=True)
+    else:
+        sums = xp.sum(off * eta, axis=1, keepdims=True) / xp.reshape(eta[:, first : first + rows], (rows, 1))
+    return xp.sum(entries * mine, axis=1, keepdims=True), sums
+
+
+def _rows(A: Array, number: Any) -> np.ndarray:
+    """One number for each row, on the host."""
+    return np.broadcast_to(np.asarray(number, dtype=np.float64), (A.shape[0],))
+
+
+def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
+    """The weights as one row of `xp`, or None, after A and they have been checked."""
+    if A.ndim != 2:
+        raise InputError(f"the rows of A are projected, so A must have two dimensions, not {A.ndim}")
+    if weights is None:
+        return None
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (A.shape[1],) or not (np.all(w > 0) and np.all(np.isfinite(w))):
+        raise InputError(f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest {w.min() if w.size else None}")
+    return backend.from_host(xp, w)[None, :]
+
+
+def _sums(xp: Namespace, magnitude: Any, w: Any) -> Any:
+    return xp.sum(magnitude if w is None else magnitude * w, axis=1, keepdims=True)
+
+
+def _running(xp: Namespace, u: Any, w: Any) -> tuple[Any, Any]:
+    """Running sums of ``w_j^2 u_j`` and of ``w_j^2``, in the order of falling u."""
+    if w is None:
+        k = backend.astype(xp, xp.arange(1, u.shape[1] + 1), "float64")
+        return backend.cumsum(xp, xp.flip(xp.sort(u, axis=1), axis=1), axis=1), k
+    order = xp.argsort(-u, axis=1)
+    shares = xp.take_along_axis(xp.broadcast_to(w * w, u.shape), order, axis=1)
+    return backend.cumsum(xp, shares * xp.take_along_axis(u, order, axis=1), axis=1), backend.cumsum(xp, shares, axis=1)
