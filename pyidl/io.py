@@ -42,7 +42,17 @@ from pyidl.solvers import (
     Solver,
     Substitution,
 )
-from pyidl.wellposed import Constraint, InfNorm
+from pyidl.wellposed import (
+    BlockTriangular,
+    Constraint,
+    InfNorm,
+    MatrixMeasure,
+    Monotone,
+    PerronFrobenius,
+    SpectralNorm,
+    StrictlyTriangular,
+    Unconstrained,
+)
 
 __all__ = ["load", "read_npz", "save", "write_npz"]
 
@@ -53,7 +63,8 @@ SOLVERS = (
     Substitution,
 )  # fmt: skip
 LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (ImplicitModel, Linear, Pointwise, Sequential)}
-SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (InfNorm, *SOLVERS)}
+CONSTRAINTS = (BlockTriangular, InfNorm, MatrixMeasure, Monotone, PerronFrobenius, SpectralNorm, StrictlyTriangular, Unconstrained)
+SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS)}
 
 
 def save(path: str | Path, model: Layer) -> None:
@@ -138,6 +149,8 @@ def _encode(value: Any) -> Any:
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
     if isinstance(value, Blocks):
         return {"class": "Blocks", "blocks": [[_encode(b.activation), b.stop - b.start] for b in value.blocks]}
     if isinstance(value, Activation):
@@ -177,6 +190,8 @@ def _custom(config: Any) -> set[str]:
 
 def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
     """The inverse of `_encode`, for everything but layers."""
+    if isinstance(value, list):
+        return tuple(_decode(item, given) for item in value)
     if not isinstance(value, dict):
         return value
     fields = {key: v for key, v in value.items() if key != "class"}

@@ -195,8 +195,11 @@ class Layer(ABC):
         """Return parameters in the set where the layer is well-posed; for a layer without a fixed point, those given."""
         return dict(params)
 
-    def certificate(self) -> Certificate:
-        """What is proven about the layer's fixed points; an explicit layer has none, and so nothing to prove."""
+    def certificate(self, explain: bool = False) -> Certificate:
+        """What is proven about the layer's fixed points; an explicit layer has none, and so nothing to prove.
+
+        With `explain`, the other conditions are listed too, with what they prove or why they fail.
+        """
         return Certificate(True, 0.0, Norm(), "one evaluation", "an explicit map, without a fixed point")
 
     # --------------------------------------------------------------------------------- copies that differ somewhere

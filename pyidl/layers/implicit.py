@@ -31,7 +31,7 @@ from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads, Params, Rng
-from pyidl.wellposed import Constraint, InfNorm
+from pyidl.wellposed import Constraint, InfNorm, strongest
 
 __all__ = ["ImplicitModel", "ImplicitPullback"]
 
@@ -306,9 +306,15 @@ class ImplicitModel(Layer):
         """Return parameters inside `constraint`: the nearest ones where that set is convex."""
         return self.constraint.project(params, self.activation)
 
-    def certificate(self) -> Certificate:
-        """What is proven about the fixed point for the present parameters, for every input."""
-        return self.constraint.certificate(self.params, self.activation)
+    def certificate(self, explain: bool = False) -> Certificate:
+        """The strongest of what is proven about the fixed point for the present parameters, for every input.
+
+        Parameters
+        ----------
+        explain : bool
+            Whether the other conditions are listed too, with what they prove or why they fail.
+        """
+        return strongest(self.params, self.activation, self.constraint, explain)
 
     def with_tol(self, tol: float | None) -> ImplicitModel:
         """Return the same model, both solves of which run to this tolerance."""

@@ -127,10 +127,10 @@ class Sequential(Layer):
         """Project those of every layer."""
         return _joined(layer.project(own) for layer, own in zip(self.layers, self._split(params), strict=True))
 
-    def certificate(self) -> Certificate:
+    def certificate(self, explain: bool = False) -> Certificate:
         """The weakest of the layers' certificates: all fixed points are unique if that one is proven."""
         i, weakest = max(
-            ((i, layer.certificate()) for i, layer in enumerate(self.layers)), key=lambda c: (not c[1].proven, c[1].contraction)
+            ((i, layer.certificate(explain)) for i, layer in enumerate(self.layers)), key=lambda c: (not c[1].proven, c[1].contraction)
         )
         return dataclasses.replace(weakest, reason=f"layer {i}: {weakest.reason}")
 

@@ -6,14 +6,30 @@ behind the forward pass: a training step projects, ``model.params = model.projec
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.certificate import Certificate
+from pyidl.certificate import Certificate, Norm
+from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 
-__all__ = ["Constraint"]
+__all__ = [
+    "Constraint",
+    "check_kappa",
+    "check_weights",
+    "lipschitz_rows",
+    "lowered",
+    "needs_slopes",
+    "size_of",
+    "unknown_lipschitz",
+    "unproven",
+    "weights_for",
+]
 
 
 class Constraint(ABC):
@@ -36,4 +52,79 @@ class Constraint(ABC):
 
     @abstractmethod
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """What is proven for these parameters, inside the set or not."""
+        """What is proven for these parameters, inside the set or not; the radius of the set plays no part in it."""
+
+
+# ------------------------------------------------------------------------------------ what several conditions share
+
+
+def unproven(reason: str) -> Certificate:
+    """A certificate that says why there is none."""
+    return Certificate(False, math.inf, Norm(), "no iteration", reason)
+
+
+def unknown_lipschitz(activation: Activation) -> Certificate:
+    """The same, for an activation of which too little is known."""
+    return unproven(f"the Lipschitz constant of the activation {activation.name!r} is not known")
+
+
+def size_of(params: Params) -> int:
+    """The number n of components of the state."""
+    return int(params["A" if "A" in params else "L"].shape[0])
+
+
+def lipschitz_rows(activation: Activation, n: int) -> np.ndarray:
+    """L_i for every component; with an unknown L nothing can be certified, and L = 1 is taken."""
+    return np.asarray(activation.row_lipschitz(n) or [1.0] * n, dtype=np.float64)
+
+
+def needs_slopes(activation: Activation) -> str:
+    """Why a condition that needs slopes in [0, L] says nothing, or ""."""
+    if any(stop - start > 1 for start, stop in activation.vector_blocks(2)):
+        return "it acts on several components together, and the condition needs an activation of single components"
+    if activation.slope_range is None:
+        return "its slopes are not known, and the condition needs them to lie in [0, L]; give the activation a slope_range"
+    if activation.slope_range[0] < 0:
+        return f"its slopes reach {activation.slope_range[0]:.4g}, and the condition needs them to lie in [0, L]"
+    return ""
+
+
+def check_kappa(kappa: Any, name: str = "kappa") -> float:
+    """A radius between 0 and 1."""
+    if not 0 < kappa < 1:
+        raise InputError(f"{name} is {kappa}; a contraction needs 0 < {name} < 1")
+    return float(kappa)
+
+
+def check_weights(weights: Any) -> tuple[float, ...] | None:
+    """Positive weights as a tuple, which is read-only, can be compared and hashed, and written to a file."""
+    if weights is None:
+        return None
+    eta = np.asarray(weights, dtype=np.float64)
+    if eta.ndim != 1 or not len(eta) or not (np.all(eta > 0) and np.all(np.isfinite(eta))):
+        smallest = eta.min() if eta.size else None
+        raise InputError(f"weights has shape {eta.shape}, its smallest entry is {smallest}; use n positive numbers")
+    return tuple(float(w) for w in eta)
+
+
+def weights_for(weights: tuple[float, ...] | None, n: int) -> np.ndarray | None:
+    """The weights as an array, if there are n of them."""
+    if weights is None:
+        return None
+    if len(weights) != n:
+        raise InputError(f"there are {len(weights)} weights, the state has {n} components; give one for each")
+    return np.asarray(weights)
+
+
+def lowered(candidate: Callable[[float], Any], inside: Callable[[Any], bool], first: float) -> Any:
+    """``candidate(1 - t)`` for the first t of ``first, 4 first, 16 first, ..., 1`` that rounding leaves inside.
+
+    A result that is scaled onto the boundary may be rounded out of it; by how much is measured, not estimated.
+    """
+    t = first
+    while t < 1.0:
+        found = candidate(1.0 - t)
+        if inside(found):
+            return found
+        t *= 4.0
+    return candidate(0.0)

@@ -1,8 +1,7 @@
-r"""The infinity-norm condition: ``L ||A||_inf <= kappa < 1``, with ``||A||_inf = max_i sum_j |A_ij|``.
+r"""The infinity-norm condition: ``L ||A||_inf <= kappa < 1``, with ``||A||_inf = max_i sum_j |A_ij| eta_j / eta_i`` (eta = 1 at first).
 
-Row i of ``x = phi(A x + z)`` moves by at most ``L_i sum_j |A_ij|`` times the largest entry of the change of x, so f
-contracts by kappa in the largest-entry norm. The adjoint ``v = s * (A^T v + g)`` contracts by the same factor in the
-sum of absolute entries, the dual norm.
+Row i of ``x = phi(A x + z)`` moves by at most ``L_i sum_j |A_ij| eta_j`` times ``max_j |x_j| / eta_j``, so f contracts by kappa in the
+norm ``max_i |x_i| / eta_i``. The adjoint ``v = s * (A^T v + g)`` contracts by the same factor in ``sum_i eta_i |v_i|``, the dual norm.
 
 Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
 """
@@ -17,98 +16,172 @@ from pyidl import backend, projections
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint
+from pyidl.wellposed.base import (
+    Constraint,
+    check_kappa,
+    check_weights,
+    lipschitz_rows,
+    lowered,
+    size_of,
+    unknown_lipschitz,
+    unproven,
+    weights_for,
+)
+from pyidl.wellposed.blocknorms import Gains, acts_together, gains, scale_rows
+from pyidl.wellposed.bounds import EPS
 
-__all__ = ["InfNorm", "row_sums"]
+__all__ = ["InfNorm", "row_sums", "scale_factors"]
 
 CHUNK = 2**22  # entries of L R^T that are formed at a time
 
 
-def row_sums(params: Params) -> np.ndarray:
-    """``sum_j |A_ij|`` for every row, in float64, on the host; A is never formed whole when it is given by factors."""
+def row_sums(params: Params, weights: np.ndarray | None = None) -> np.ndarray:
+    """``sum_j |A_ij| w_j`` for every row, in float64, on the host; A is never formed whole when it is given by factors."""
     if "A" in params:
         A = params["A"]
         xp = namespace(A)
-        return backend.to_numpy(xp.sum(xp.abs(A), axis=1, dtype=xp.float64))
+        if weights is None:
+            return backend.to_numpy(xp.sum(xp.abs(A), axis=1, dtype=xp.float64))
+        return backend.to_numpy(xp.sum(xp.abs(backend.astype(xp, A, "float64")) * backend.from_host(xp, weights), axis=1))
     L, R = params["L"], params["R"]
     xp = namespace(L, R)
     Rt = backend.astype(xp, R, "float64").T
     rows = max(1, CHUNK // R.shape[0])
     n = L.shape[0]
     L = backend.astype(xp, L, "float64")
-    sums = [xp.sum(xp.abs(L[i : min(i + rows, n), :] @ Rt), axis=1) for i in range(0, n, rows)]
+    w = xp.ones(n, dtype=xp.float64) if weights is None else backend.from_host(xp, weights)
+    sums = [xp.sum(xp.abs(L[i : min(i + rows, n), :] @ Rt) * w, axis=1) for i in range(0, n, rows)]
     return backend.to_numpy(xp.concat(sums))
+
+
+def factor_rounding(params: Params, weights: np.ndarray | None) -> np.ndarray:
+    """``|L| (|R|^T w)``: what roundings of the rows of L, and of the product, are relative to."""
+    L, R = params["L"], params["R"]
+    xp = namespace(L)
+    magnitude = xp.abs(backend.astype(xp, R, "float64"))
+    w = xp.ones(R.shape[0], dtype=xp.float64) if weights is None else backend.from_host(xp, weights)
+    return backend.to_numpy(xp.abs(backend.astype(xp, L, "float64")) @ (magnitude.T @ w))
+
+
+def scale_factors(params: Params, weights: np.ndarray | None, radii: np.ndarray) -> dict[str, Array]:
+    """Factors whose rows have ``sum_j |A_ij| w_j <= radii_i``: the rows of L that are too large, scaled onto the boundary."""
+    sums = row_sums(params, weights)
+    if bool(np.all(sums <= radii)):
+        return dict(params)
+    # Rounding the scaled row changes entry j of A by at most eps |L_i| |R_j|, so its sum by eps |L_i| sum_j |R_j| w_j.
+    eps = float(namespace(params["L"]).finfo(params["L"].dtype).eps)
+    rounding = factor_rounding(params, weights) * (2.0 * eps + 4 * len(sums) * EPS)
+    return scale_rows(params, np.where(sums <= radii, 1.0, radii / (np.maximum(sums, radii) + rounding)))
 
 
 @dataclass(frozen=True)
 class InfNorm(Constraint):
-    """The set ``L_i sum_j |A_ij| <= kappa`` for every row i, where L_i is the Lipschitz constant of its activation.
+    """The set ``L_i sum_j |A_ij| eta_j / eta_i <= kappa`` for every row i, where L_i is the Lipschitz constant of its activation.
 
-    `project` is the exact Euclidean projection for a full A: every row goes to the nearest point of an l1 ball. For
+    `project` is the exact Euclidean projection for a full A: every row goes to the nearest point of a weighted l1 ball. For
     factors ``A = L R^T`` the set is not convex; there the rows of L that are too large are scaled onto its boundary (R
-    and the other rows stay), which is feasible and idempotent but not the nearest point.
+    and the other rows stay), which is feasible and idempotent but not the nearest point. The same is done with the rows of A where the
+    activation acts on several components together; the condition is then one on the matrix of block norms (`pyidl.wellposed.blocknorms`).
 
     Parameters
     ----------
     kappa : float
         Radius, between 0 and 1.
+    weights : sequence of float, optional
+        eta, n positive numbers; 1 if left out. Equal within a block on which the activation acts as a whole.
 
     Examples
     --------
     >>> from pyidl import activations
     >>> ball = InfNorm(0.9)
-    >>> A = ball.project({"A": np.array([[2.0, 0.5], [0.1, 0.2]])}, activations.relu)["A"]
+    >>> A = ball.project({"A": np.array([[3.0, 1.0], [0.2, 0.1]])}, activations.relu)["A"]
     >>> A.round(6)
     array([[0.9, 0. ],
-           [0.1, 0.2]])
+           [0.2, 0.1]])
+    >>> ball.certificate({"A": A}, activations.relu).reason
+    '||A||_inf = 0.9, relu is 1-Lipschitz'
     """
 
     kappa: float = 0.99
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.kappa < 1:
-            raise InputError(f"kappa is {self.kappa}; a contraction needs 0 < kappa < 1")
-        object.__setattr__(self, "kappa", float(self.kappa))
+        object.__setattr__(self, "kappa", check_kappa(self.kappa))
+        object.__setattr__(self, "weights", check_weights(self.weights))
+
+    def refusal(self, activation: Activation) -> str:
+        """Unequal weights within a block say nothing: its Lipschitz constant is one of the plain Euclidean norm."""
+        eta = np.asarray(self.weights or [1.0])
+        if any(len(set(eta[start:stop])) > 1 for start, stop in acts_together(activation, len(eta))):
+            return "it acts on several components together, and their weights differ"
+        return ""
 
     def _radii(self, n: int, activation: Activation) -> np.ndarray:
-        """``kappa / L_i``; with an unknown L nothing can be certified, and L = 1 is taken."""
-        return self.kappa / np.asarray(activation.row_lipschitz(n) or [1.0] * n)
+        """``kappa eta_i / L_i``; with an unknown L nothing can be certified, and L = 1 is taken."""
+        eta = weights_for(self.weights, n)
+        return self.kappa / lipschitz_rows(activation, n) * (1.0 if eta is None else eta)
+
+    def _rows(self, found: Gains) -> np.ndarray:
+        """``sum_J (G N)_IJ eta_J / eta_I`` for every block."""
+        eta = weights_for(self.weights, int(found.sizes.sum()))
+        if eta is None:
+            return np.asarray(found.matrix.sum(axis=1))
+        return np.asarray((found.matrix @ eta[found.starts]) / eta[found.starts])
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
         """Return params with every row sum of A at most ``kappa / L_i``."""
+        n = size_of(params)
+        if acts_together(activation, n):
+            return self._shrink(params, activation)
+        eta, radii = weights_for(self.weights, n), self._radii(n, activation)
         if "A" in params:
-            A = params["A"]
-            return {**params, "A": projections.l1_ball_rows(A, self._radii(A.shape[0], activation))}
-        L, radii = params["L"], self._radii(params["L"].shape[0], activation)
-        sums = row_sums(params)
-        if bool(np.all(sums <= radii)):
+            return {**params, "A": projections.weighted_l1_ball_rows(params["A"], radii, eta)}
+        return scale_factors(params, eta, radii)
+
+    def _shrink(self, params: Params, activation: Activation) -> dict[str, Array]:
+        """Rows of blocks that are too large, scaled onto the boundary."""
+        found = gains(params, activation)
+        sums = self._rows(found)
+        if np.all(sums <= self.kappa):
             return dict(params)
-        xp = namespace(L)
-        # Rounding the scaled row changes entry j of A by at most eps |L_i| |R_j|, so its sum by eps |L_i| sum_j |R_j|.
-        rounding = backend.to_numpy(backend.astype(xp, xp.abs(L) @ xp.sum(xp.abs(params["R"]), axis=0), "float64"))
-        rounding *= 2.0 * float(xp.finfo(L.dtype).eps) + 4 * len(sums) * np.finfo(np.float64).eps
-        shrink = np.where(sums <= radii, 1.0, radii / (np.maximum(sums, radii) + rounding))
-        return {**params, "L": L * backend.astype(xp, backend.from_host(xp, shrink), L.dtype)[:, None]}
+        shrink, outside = found.spread(np.minimum(self.kappa / np.maximum(sums, self.kappa), 1.0)), found.spread(sums > self.kappa)
+        A = params["A" if "A" in params else "L"]
+        eps = float(namespace(A).finfo(A.dtype).eps)
+        scaled: dict[str, Array] = lowered(
+            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)), lambda p: self.contains(p, activation), 4 * eps
+        )
+        return scaled
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether every row sum is at most ``kappa / L_i``."""
-        sums = row_sums(params)
-        return bool(np.all(sums <= self._radii(len(sums), activation)))
+        n = size_of(params)
+        if acts_together(activation, n):
+            return bool(np.all(self._rows(gains(params, activation)) <= self.kappa))
+        return bool(np.all(row_sums(params, weights_for(self.weights, n)) <= self._radii(n, activation)))
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """``contraction = max_i L_i sum_j |A_ij|``, rounded up by the error of the summation."""
-        sums = row_sums(params)
-        lipschitz = activation.row_lipschitz(len(sums))
+        """``contraction = max_i L_i sum_j |A_ij| eta_j / eta_i``, rounded up by the error of the summation."""
+        n = size_of(params)
+        lipschitz, eta = activation.row_lipschitz(n), weights_for(self.weights, n)
         if lipschitz is None:
-            return _unproven(f"the Lipschitz constant of the activation {activation.name!r} is not known")
-        factor = float(np.max(np.asarray(lipschitz) * sums)) * (1.0 + 4 * len(sums) * np.finfo(np.float64).eps)
-        norm, words = float(np.max(sums)), f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
+            return unknown_lipschitz(activation)
+        refused = self.refusal(activation)
+        if refused:
+            return unproven(refused)
+        words = f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
+        up = 1.0 + 4 * (n + 4) * EPS
+        if acts_together(activation, n):
+            found = gains(params, activation)
+            factor = float(np.max(self._rows(found))) * up
+            norm, words = found.norm(None if eta is None else eta[found.starts]), f"of block norms; {words}"
+            size = factor / max(lipschitz)
+        else:
+            sums = row_sums(params, eta)
+            if "L" in params:
+                sums = sums + (params["L"].shape[1] + 2) * EPS * factor_rounding(params, eta)
+            sums = sums if eta is None else sums / eta
+            factor, norm, size = float(np.max(np.asarray(lipschitz) * sums)) * up, Norm(weights=eta), float(np.max(sums))
         if not factor < 1:
-            return _unproven(f"||A||_inf = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1")
-        return Certificate(True, factor, Norm(), "Picard", f"||A||_inf = {norm:.4g}, {words}")
-
-
-def _unproven(reason: str) -> Certificate:
-    return Certificate(False, float("inf"), Norm(), "no iteration", reason)
+            return unproven(f"||A||_inf = {size:.4g} and {words}, and the product {factor:.4g} is not below 1")
+        return Certificate(True, factor, norm, "Picard", f"||A||_inf = {size:.4g}, {words}")
