@@ -90,6 +90,8 @@ class Certificate:
         In ``|x - x*| <= |f(x) - x| / margin``; ``1 - contraction`` unless it is given.
     comparison : numpy.ndarray, shape (n, n), optional
         M with ``M |x - x*| <= |f(x) - x|``, entry by entry, and a nonnegative inverse.
+    constant : float
+        K: after k steps the residual is at most ``K contraction^k`` times the first one; 1 where a step contracts the residual itself.
     others : tuple of Certificate
         The other conditions that were examined, if that was asked for.
 
@@ -107,6 +109,7 @@ class Certificate:
     reason: str
     margin: float = math.nan
     comparison: np.ndarray | None = field(default=None)
+    constant: float = 1.0
     others: tuple[Certificate, ...] = ()
 
     def __post_init__(self) -> None:
@@ -114,18 +117,16 @@ class Certificate:
             object.__setattr__(self, "margin", 1.0 - self.contraction if self.proven else 0.0)
 
     def steps(self, tol: float, first: float) -> int:
-        """Smallest k with ``contraction^k first <= tol``.
-
-        What starts at `first` and is at most `tol` after k steps, in `norm`, is the change of the states in a step of the iteration named;
-        for Picard that is the residual.
-        """
+        """Smallest k with ``constant contraction^k first <= tol``: the residual in `norm`, at first `first`, is then at most `tol`."""
         if not (tol > 0 and first >= 0):
             raise InputError(f"steps needs tol > 0 and first >= 0, got {tol} and {first}")
         if first <= tol:
             return 0
         if not self.proven:
             raise InputError(f"no number of steps is proven: {self.reason}")
-        return 1 if self.contraction == 0 else math.ceil(math.log(tol / first) / math.log(self.contraction))
+        if not self.contraction < 1:
+            raise InputError("no number of steps is proven: the factor per step differs from 1 by less than its rounding")
+        return 1 if self.contraction == 0 else math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
 
     def error(self, residual: float | np.ndarray) -> float | np.ndarray:
         """Bound on the distance to the fixed point from the residual at the returned point, both in `norm`; ``inf`` if unproven."""

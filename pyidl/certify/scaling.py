@@ -60,7 +60,8 @@ def rescale(model: Model) -> Model:
     >>> from pyidl import ImplicitModel
     >>> model = ImplicitModel(1, 1, 2, rng=0)
     >>> model.params = {**model.params, "A": [[0.0, 9.0], [0.01, 0.0]]}
-    >>> model.certificate().proven, rescale(model).certificate().proven
+    >>> condition, phi = model.constraint, model.activation
+    >>> condition.contains(model.params, phi), condition.contains(rescale(model).params, phi)
     (False, True)
     """
     if isinstance(model, Sequential):

@@ -23,7 +23,8 @@ from pyidl.backend import namespace
 from pyidl.certificate import Norm
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import lipschitz_rows, size_of
-from pyidl.wellposed.bounds import EPS, absolute, entries, spectral_norm
+from pyidl.wellposed.bounds import EPS, absolute, entries
+from pyidl.wellposed.eigenvalues import spectral_bound
 
 __all__ = ["Gains", "acts_together", "gains", "scale_rows"]
 
@@ -76,7 +77,7 @@ def gains(params: Params, activation: Activation) -> Gains:
         for j in np.flatnonzero(sizes > 1):
             rows, columns = slice(starts[i], starts[i] + sizes[i]), slice(starts[j], starts[j] + sizes[j])
             rest = 0.0 if isinstance(extra, float) else float(np.linalg.norm(extra[rows, columns]))
-            norms[i, j] = min(norms[i, j], (spectral_norm(A[rows, columns]) + rest) * (1.0 + 4 * EPS))
+            norms[i, j] = min(norms[i, j], (spectral_bound(A[rows, columns]) + rest) * (1.0 + 4 * EPS))
     return Gains(lipschitz[starts][:, None] * norms * (1.0 + 2 * EPS), starts, sizes, vectors)
 
 

@@ -27,8 +27,9 @@ from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, lipschitz_rows, unproven
-from pyidl.wellposed.bounds import EPS, spectral_norm
+from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.comparison import lower, positive_solution
+from pyidl.wellposed.eigenvalues import spectral_bound
 from pyidl.wellposed.triangular import full_matrix
 
 __all__ = ["BlockTriangular"]
@@ -155,7 +156,7 @@ class BlockTriangular(Constraint):
         M = np.diag([c.margin for c in found])
         for i, rows in enumerate(pieces):
             for j in range(i + 1, len(pieces)):
-                M[i, j] = -float(np.max(lipschitz[rows])) * spectral_norm(A[rows, pieces[j]]) * (1.0 + 4 * EPS)
+                M[i, j] = -float(np.max(lipschitz[rows])) * spectral_bound(A[rows, pieces[j]]) * (1.0 + 4 * EPS)
         s, margin = positive_solution(M)
         return Norm("largest entry", np.repeat(s, self.blocks), tuple((p.start, p.stop) for p in pieces)), margin, None
 

@@ -82,8 +82,8 @@ class MatrixMeasure(Constraint):
     array([[ 0.25,  0.25],
            [ 0.5 , -9.  ]])
     >>> c = MatrixMeasure().certificate({"A": A}, activations.tanh)
-    >>> c.applies_to, round(c.contraction, 6), c.reason
-    ('Picard(damping=0.9)', 0.95, 'mu(A) = 0.5, tanh has slopes in [0, 1]')
+    >>> c.applies_to[:19], round(c.contraction, 6), c.reason
+    ('Picard(damping=0.90', 0.95, 'mu(A) = 0.5, tanh has slopes in [0, 1]')
     """
 
     contracts = False
@@ -152,16 +152,20 @@ def measure_certificate(params: Params, activation: Activation, eta: np.ndarray 
     words += f", {activation.name} has slopes in [0, {L:.4g}]"
     if not mu < 1:
         return unproven(f"{words}, and the measure is not below 1")
+    constant = 1.0
     least = float(np.min(lipschitz * (a - rounding) - 4 * EPS * lipschitz * np.abs(a)))
     margin = 1.0 - max(mu, 0.0)
     if activation.scalar_solve is not None and L * float(np.max(a + rounding)) < 1:
         name, factor = "Jacobi", float(np.max(o / (1.0 - d))) * (1.0 + 8 * EPS)
+        # |f(x) - x|_i lies between (1 - max(d_i, 0)) and (1 + max(-d_i, 0)) times the change of x_i in a step of the splitting.
+        constant = (1.0 + max(-float(np.min(d)), 0.0)) / (1.0 - max(float(np.max(d)), 0.0)) * (1.0 + 8 * EPS)
     else:
         share = 1.0 / (1.0 - min(least, 0.0))
         name, factor = "Picard", (1.0 - share * margin) * (1.0 + 8 * EPS)
         if share < 1:
-            name = f"Picard(damping={1.0 - share:.4g})"
-    return Certificate(True, factor, Norm(weights=eta), name, words, margin=margin, comparison=_comparison(params, lipschitz))
+            name = f"Picard(damping={1.0 - share!r})"
+    comparison = _comparison(params, lipschitz)
+    return Certificate(True, factor, Norm(weights=eta), name, words, margin=margin, comparison=comparison, constant=constant)
 
 
 def _comparison(params: Params, lipschitz: np.ndarray) -> np.ndarray:

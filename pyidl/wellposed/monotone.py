@@ -1,154 +1,198 @@
-r"""The monotone condition: ``(A + A^T) / 2 <= (1 - m) I`` with m > 0, for phi with slopes in [0, 1].
+r"""The monotone condition: ``(A + A^T) / 2 <= (1 - m) / L I`` with m > 0, for a componentwise phi with slopes in [0, L].
 
-With slopes in [0, L] it is one on W = L A: phi(y) = psi(L y), and psi has slopes in [0, 1].
+It bounds A from one side only: the skew part of A is free, and so are negative eigenvalues. Write ``F = I - L A``; the condition is
+``<d, F d> >= m |d|^2``. With ``w = x / L`` the equation is ``w = psi(L A w + z)``, where ``psi = phi / L`` has slopes in [0, 1]. By the
+theorem of `pyidl.solvers.splitting` there is exactly one solution, and forward-backward with the step ``m / l^2``, ``l = |F|_2``, contracts
+its u, and w, by ``(1 - (m / l)^2)^(1/2)`` in the Euclidean norm.
 
-**Error.** Such a psi is firmly nonexpansive, ``(p - p') . (y - y') >= |p - p'|^2`` for p = psi(y), being monotone and 1-Lipschitz in every
-component. Let e = x - x*, r = f(x) - x. With p = f(x) = x + r, p' = x* and y - y' = W e,
+**Error.** Let x* be the solution, ``r = phi(A x + z) - x``, ``e = x - x*``. Then ``|e| <= |r| / margin`` with
 
-    (e + r) . (W e - e - r) >= 0,   that is   e . (I - W) e <= - e . r - r . (I - W) e - |r|^2,
+    margin = 2 m / (1 + l + ((1 + l)^2 - 4 m)^(1/2)).
 
-and ``e . (I - W) e >= m |e|^2``, so ``m |e|^2 <= |e| |r| (1 + ||I - W||_2)`` and
+*Proof.* ``delta = e + r = S A e`` with a diagonal S, 0 <= S <= L, so ``<delta, L A e - delta> >= 0``. As ``L A e - delta = -F e - r``,
+``0 >= <e + r, F e + r> = <e, F e> + <e, r> + <r, F e> + |r|^2 >= m |e|^2 - (1 + l) |e| |r| + |r|^2``: the quotient |e| / |r| is at most the
+larger root of ``m t^2 - (1 + l) t + 1``, real since m <= l, and at most ``(1 + l) / m``. For A = c I it is attained: by the
+slope L if c > 0, by the slope 0 otherwise.
 
-    |x - x*| <= (1 + ||I - W||_2) / m  |f(x) - x|   (Euclidean).   Two solutions have r = 0, hence coincide.
+**Projection.** Symmetric and skew matrices are orthogonal, as ``<S, K> = <S^T, K^T> = -<S, K>``: the nearest point has the skew part of A,
+and as its symmetric part the one nearest to ``S = Q diag(lambda) Q^T`` among those ``<= c I``, that is ``Q diag(min(lambda, c)) Q^T``.
+*Proof.* ``S - P`` has the part ``(lambda_i - c)_+`` in the direction q_i, and ``<S - P, X - P>``, the sum of the
+``(lambda_i - c)_+ (q_i^T X q_i - c)``, is not positive for any X in the set.
 
-**Existence, and a rate.** psi is the proximal map of a convex f, and x solves the equation iff
-``x = prox_{a f}(x - a ((I - W) x - L z))``, for every a > 0. The proximal map is nonexpansive, and
-``|d - a (I - W) d|^2 <= (1 - 2 a m + a^2 l^2) |d|^2``, l = ||I - W||_2: forward-backward with ``a = m / l^2`` contracts by
-``(1 - m^2 / l^2)^(1/2)``.
-
-**Projection.** Symmetric and skew matrices are orthogonal to each other, so the nearest A keeps its skew part, and the eigenvalues of its
-symmetric part are clipped.
-
-Source: Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020.
+Source: Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020 (with A parametrised, not projected).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace, to_numpy
+from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint, lipschitz_rows, lowered, needs_slopes, size_of, unproven
-from pyidl.wellposed.blocknorms import scale_rows
-from pyidl.wellposed.bounds import EPS, entries, largest_eigenvalue, spectral_norm
-from pyidl.wellposed.spectral import back
+from pyidl.wellposed.base import Constraint
+from pyidl.wellposed.eigenvalues import (
+    EPS,
+    distance_bound,
+    eigenvalue_bound,
+    factored_distance_bound,
+    factored_eigenvalue_bound,
+    host64,
+    is_below,
+    symmetric_part,
+)
 
 __all__ = ["Monotone"]
 
 
 @dataclass(frozen=True)
 class Monotone(Constraint):
-    """The set ``(A + A^T) / 2 <= (1 - margin) / L I``, for activations with slopes in [0, L]. The skew part of A is free.
+    """The set ``(A + A^T) / 2 <= (1 - margin) / L I``, L the largest Lipschitz constant of the activation.
 
-    `project` is the exact Euclidean projection for a full A; eigenvalues are computed on the host in float64. Factors are scaled:
-    feasible and idempotent, not the nearest point.
+    `project` is the exact Euclidean projection of A, up to its rounding: eigenvalues of the symmetric part above the bound are lowered
+    to it. For factors ``A = L R^T`` both are scaled alike, which is feasible and idempotent but not the nearest point. Zeros of A do not
+    stay zeros. The work is done on the host, in float64; parameters of which membership is proven are returned as they are.
+
+    Picard need not converge in this set. `solvers.PeacemanRachford` and `solvers.ForwardBackward` do, for slopes in [0, 1],
+    if ``(A + A^T) / 2 < I``. For L < 1 the set is larger than that.
 
     Parameters
     ----------
     margin : float
-        m, positive; less than 1 for factors.
+        Between 0 and 1. From 1 on, A = 0 would not be inside, and a projection would push every A away from it.
 
     Examples
     --------
     >>> from pyidl import activations
-    >>> A = Monotone(0.5).project({"A": np.array([[0.7, 5.0], [-5.0, -2.0]])}, activations.relu)["A"]
-    >>> A.round(6)
-    array([[ 0.5,  5. ],
-           [-5. , -2. ]])
+    >>> half = Monotone(0.5)
+    >>> half.project({"A": np.array([[2.0, 9.0], [-9.0, 0.0]])}, activations.relu)["A"].round(6)
+    array([[ 0.5,  9. ],
+           [-9. ,  0. ]])
     """
 
-    contracts = False
-
-    margin: float = 0.05
+    margin: float = 0.01
+    contracts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.margin < math.inf:
-            raise InputError(f"margin is {self.margin}; the monotone condition needs a positive one")
+        if not 0 < self.margin < 1:
+            raise InputError(f"margin is {self.margin}; a monotone A with A = 0 inside the set needs 0 < margin < 1")
         object.__setattr__(self, "margin", float(self.margin))
 
     def refusal(self, activation: Activation) -> str:
-        """Slopes must lie in [0, L]."""
-        return needs_slopes(activation)
+        """Why nothing follows for this activation: slopes that are unknown or negative, or components that act together."""
+        if activation.vector_blocks(1):
+            return "monotonicity needs a componentwise activation, and this one acts on several components together"
+        if activation.slope_range is None or activation.lipschitz is None:
+            return "monotonicity needs slopes in [0, L], and those of this activation are not known; give it a slope_range"
+        if activation.slope_range[0] < 0:
+            return f"monotonicity needs slopes in [0, L], and those of this activation go down to {activation.slope_range[0]:.4g}"
+        return ""
 
-    def _radius(self, params: Params, activation: Activation) -> float:
-        return (1.0 - self.margin) / float(np.max(lipschitz_rows(activation, size_of(params))))
+    def _ceiling(self, params: Params, activation: Activation) -> float:
+        """``(1 - margin) / L``; with an unknown L nothing can be certified, and L = 1 is taken."""
+        n = params["A" if "A" in params else "L"].shape[0]
+        return (1.0 - self.margin) / max(activation.row_lipschitz(n) or [1.0])
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return params whose symmetric part has eigenvalues of at most ``(1 - margin) / L``."""
+        """Return params with ``(A + A^T) / 2 <= (1 - margin) / L I``.
+
+        Raises
+        ------
+        InputError
+            If an entry of A, L or R is not finite.
+        """
+        for name in {"A", "L", "R"} & set(params):
+            bad = int(np.sum(~np.isfinite(backend.to_numpy(params[name]))))
+            if bad:
+                raise InputError(f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller step")
         if self.contains(params, activation):
             return dict(params)
-        r, key = self._radius(params, activation), "A" if "A" in params else "L"
-        like = params[key]
-        eps = float(namespace(like).finfo(like.dtype).eps)
-        if key == "L":
-            if self.margin >= 1:
-                raise InputError(f"margin is {self.margin}: factors A = L R^T are scaled, which leads to 0 and no further; use margin < 1")
-            shrink = r / max(sum(largest_eigenvalue(params)), r)
-            scaled: dict[str, Array] = lowered(
-                lambda t: scale_rows(params, np.full(size_of(params), t * shrink)), lambda p: self.contains(p, activation), 4 * eps
-            )
-            return scaled
-        host = to_numpy(like).astype(np.float64)
-        symmetric = 0.5 * (host + host.T)
-        values, V = np.linalg.eigh(symmetric)
-        skew, size = host - symmetric, float(np.linalg.norm(host)) + abs(r)
-
-        def clipped(t: float) -> Array:
-            return back(like, skew + (V * np.minimum(values, r - (1.0 - t) * size)) @ V.T)
-
-        # Rounding the entries of the result moves its eigenvalues by at most eps |A|_F / 2. At t = 0 the clip is far below r.
-        projected: dict[str, Array] = lowered(
-            lambda t: {**params, "A": clipped(t)}, lambda p: self.contains(p, activation), 0.5 * eps + 16 * len(host) * EPS
-        )
-        return projected
+        ceiling = self._ceiling(params, activation)
+        if "A" in params:
+            return {**params, "A": _clipped(params["A"], ceiling)}
+        L, R = _shrunk(params["L"], params["R"], ceiling)
+        return {**params, "L": L, "R": R}
 
     def contains(self, params: Params, activation: Activation) -> bool:
-        """Whether the largest eigenvalue, with its rounding added, is at most ``(1 - margin) / L``."""
-        return sum(largest_eigenvalue(params)) <= self._radius(params, activation)
+        """Whether that is proven (on the boundary itself, it fails by rounding)."""
+        ceiling = self._ceiling(params, activation)
+        if "A" in params:
+            return is_below(symmetric_part(params["A"]), ceiling)
+        return factored_eigenvalue_bound(params["L"], params["R"]) <= ceiling
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """The rate of forward-backward with its best step, and the margin of the error, in the Euclidean norm."""
-        refused = needs_slopes(activation)
-        if refused:
-            return unproven(f"{activation.name}: {refused}")
-        L = float(np.max(lipschitz_rows(activation, size_of(params))))
-        m = _margin(params, L)
-        words = f"{activation.name} has slopes in [0, {L:.4g}]"
-        if not m > 0:
-            what = "A" if L == 1 else f"{L:.4g} A"
-            return unproven(f"the symmetric part of {what} has an eigenvalue of {1 - m:.4g}, not below 1 ({words})")
-        gap = _distance(params, L)
-        words = f"(A + A^T) / 2 <= {(1 - m) / L:.4g} I, {words}"
-        margin = m / (1.0 + gap) * (1.0 - 8 * EPS)
-        # The solver works with A itself and needs slopes in [0, 1]; with L < 1 both statements hold, with different numbers.
-        name, rate = "ForwardBackward", _rate(m, gap)
-        if L < 1:
-            plain = _margin(params, 1.0)
-            rate, name = (_rate(plain, _distance(params, 1.0)), name) if plain > 0 else (rate, "")
-        if L > 1 or not name:
-            name = f"forward-backward on {L:.4g} A, with a phi of slopes in [0, 1],"
-        return Certificate(True, rate, Norm("Euclidean"), name, words, margin=margin)
+        """The factor of forward-backward, and the margin of the error, as at the head of this file.
+
+        The factor is that of the distance to the solution, not of the residual. For L <= 1 it is that of `solvers.ForwardBackward`, which
+        works with L = 1, where that has one; otherwise that of the same method for ``x / L``.
+        """
+        why = self.refusal(activation)
+        n = params["A" if "A" in params else "L"].shape[0]
+        lipschitz = activation.row_lipschitz(n)
+        if why or lipschitz is None:
+            return _unproven(f"{activation.name}: {why}")
+        top = eigenvalue_bound(symmetric_part(params["A"])) if "A" in params else factored_eigenvalue_bound(params["L"], params["R"])
+        slope = max(lipschitz)
+        m, size = _numbers(params, top, slope)
+        words = f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} lie in [0, {slope:.4g}]"
+        if not (m > 0 and size < math.inf):
+            return _unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
+        root = math.sqrt(max(1.0 - 4.0 * m / (1.0 + size) / (1.0 + size), 0.0)) + 4 * EPS
+        margin = 2.0 * m / ((1.0 + size) * (1.0 + root)) * (1.0 - 8 * EPS)
+        method, g, gap = f"ForwardBackward for x / {slope:.4g}", slope, size
+        if slope <= 1 and top < 1:
+            method, g = "ForwardBackward", 1.0
+            m, gap = _numbers(params, top, g)
+        ratio = m / gap * (1.0 - 4 * EPS)
+        factor = min(math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0)  # 1 where no number below it is proven
+        words += f", |I - {'' if g == 1 else f'{g:.4g} '}A|_2 = {gap:.4g}"
+        # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the residual / margin; L |A|_2 <= 1 + |I - L A|_2.
+        constant = (2.0 + size) / margin * (1.0 + 8 * EPS)
+        return Certificate(True, factor, Norm("Euclidean"), method, words, margin=margin, constant=constant)
 
 
-def _margin(params: Params, scale: float) -> float:
-    """The largest m with ``scale (A + A^T) / 2 <= (1 - m) I``, rounded down."""
-    top, rounding = largest_eigenvalue(params, scale)
-    return 1.0 - top - rounding - 4 * EPS * (1.0 + abs(top))
+def _unproven(reason: str) -> Certificate:
+    return Certificate(False, math.inf, Norm("Euclidean"), "no iteration", reason)
 
 
-def _distance(params: Params, scale: float) -> float:
-    """``||I - scale A||_2``, rounded up."""
-    A, error = entries(params)
-    rest = 0.0 if isinstance(error, float) else float(np.linalg.norm(error))
-    return (spectral_norm(np.eye(len(A)) - scale * A) + scale * rest) * (1.0 + 4 * EPS) + 4 * EPS * scale * float(np.linalg.norm(A))
+def _numbers(params: Params, top: float, g: float) -> tuple[float, float]:
+    """``1 - g top`` from below, and ``|I - g A|_2`` from above."""
+    size = distance_bound(params["A"], g) if "A" in params else factored_distance_bound(params["L"], params["R"], g)
+    return 1.0 - g * top - 2 * EPS * (1.0 + abs(g * top)), size
 
 
-def _rate(m: float, gap: float) -> float:
-    """``(1 - m^2 / l^2)^(1/2)``, rounded up; m is at most l."""
-    return float(np.sqrt(max(0.0, 1.0 - (m / gap) ** 2 * (1.0 - 8 * EPS)))) * (1.0 + 2 * EPS)
+def _clipped(A: Array, ceiling: float) -> Array:
+    """The projection of A, a little inside where its rounding asks for it: the cast may add about eps |A|, the proof takes n^2 eps."""
+    xp, n = namespace(A), A.shape[0]
+    S = symmetric_part(A)
+    K = host64(A) - S
+    values, Q = np.linalg.eigh(S)
+    lower = float(np.max(np.abs(np.minimum(values, ceiling)))) + float(np.max(np.abs(K))) + ceiling
+    inside = (2.0 * float(xp.finfo(A.dtype).eps) + 4.0 * (n + 4) ** 2 * EPS) * lower
+    while inside < math.inf:  # ends long before: what rounding adds is at most n eps lower
+        half = 0.5 * ((Q * np.minimum(values, ceiling - inside)) @ Q.T)
+        with np.errstate(over="ignore", invalid="ignore"):
+            P: Array = backend.astype(xp, backend.from_host(xp, half + half.T + K), A.dtype)
+        if is_below(symmetric_part(P), ceiling):
+            return P
+        inside *= 4.0
+    raise InputError(f"A has entries of size {float(np.max(np.abs(S + K))):.4g}, and its projection overflows; use a smaller step")
+
+
+def _shrunk(L: Array, R: Array, ceiling: float) -> tuple[Array, Array]:
+    """Both factors times one number: L R^T, and with it the largest eigenvalue, times its square."""
+    xp = namespace(L, R)
+    left, right = host64(L), host64(R)
+    inside = 4.0 * float(xp.finfo(L.dtype).eps)
+    while not (bound := factored_eigenvalue_bound(L, R)) <= ceiling:
+        t = 0.0 if inside >= 1 else math.sqrt(max(ceiling / bound, 2.0**-1000)) * (1.0 - inside)
+        left, right = t * left, t * right
+        L, R = (backend.astype(xp, backend.from_host(xp, M), L.dtype) for M in (left, right))
+        inside *= 2.0
+    return L, R

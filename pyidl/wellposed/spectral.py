@@ -1,110 +1,154 @@
-r"""The spectral condition: ``L ||A||_2 <= kappa < 1``.
+r"""The spectral condition: ``L ||A||_2 <= kappa < 1``, with L the largest Lipschitz constant of phi.
 
-``|f(x) - f(x')|_2 <= L |A (x - x')|_2 <= kappa |x - x'|_2``: Picard contracts by kappa in the Euclidean norm, and so does the adjoint.
-phi may act on several components together, L being its Lipschitz constant in that norm.
+phi moves by at most L times as much as its argument in the Euclidean norm: componentwise with constants L_i, or in blocks with constants of
+their own Euclidean norms, in both cases by the sum of the squares. So ``x -> phi(A x + z)`` contracts by ``L ||A||_2`` in the Euclidean
+norm, and its adjoint ``v -> J^T (A^T v) + ...``, the norm being its own dual, by the same factor.
 
-**Projection.** Among all P with ``||P||_2 <= r`` the nearest to ``A = U S V^T`` in the Frobenius norm is ``U min(S, r) V^T``, for
-``|A - P|_F`` is at least the distance of the singular values (von Neumann, Mirsky). For factors, ``L R^T = Q_1 K Q_2^T`` with
-``K = R_1 R_2^T = U S V^T``, k by k; the same P is ``L' R^T`` with ``L' = L - Q_1 U (I - D) U^T Q_1^T L`` and ``D = min(S, r) / S``: L
-shrinks in the directions that stick out, and R stays.
+**Projection.** Let ``A = U diag(sigma) V^T``. The nearest point of the ball ``||X||_2 <= r`` is ``U diag(min(sigma, r)) V^T``.
+*Proof.* The singular values of X are at most r, and by von Neumann's trace inequality ``<A, X> <= sum sigma_i(A) sigma_i(X)``, so
+``|A - X|_F^2 >= sum (sigma_i(A) - sigma_i(X))^2 >= sum max(sigma_i(A) - r, 0)^2``, which the point attains.
 
-Source of the rounding-safe bounds: `pyidl.wellposed.bounds`.
+For factors that point is ``(P L) R^T`` with ``P = U diag(min(1, r / sigma)) U^T`` on the range of L: it has factors with the same R.
+
+Source: Miyato, Kataoka, Koyama, Yoshida, "Spectral normalization for generative adversarial networks", ICLR 2018 (by power iteration, a
+lower bound); Lewis, "The convex analysis of unitarily invariant matrix functions", J. Convex Anal. 2, 1995.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace, to_numpy
+from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
+from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint, check_kappa, lipschitz_rows, lowered, size_of, unknown_lipschitz, unproven
-from pyidl.wellposed.bounds import EPS, spectral_norm_of
+from pyidl.wellposed.base import Constraint
+from pyidl.wellposed.eigenvalues import EPS, factored_spectral_bound, host64, norm_is_at_most, spectral_bound
 
-__all__ = ["SpectralNorm", "back"]
-
-
-def back(like: Array, host: np.ndarray) -> Array:
-    """A float64 array of the host in the library and the dtype of another."""
-    xp = namespace(like)
-    array: Array = backend.astype(xp, backend.from_host(xp, host), like.dtype)
-    return array
+__all__ = ["SpectralNorm", "spectral_bound"]
 
 
 @dataclass(frozen=True)
 class SpectralNorm(Constraint):
-    """The set ``||A||_2 <= kappa / L``, L the largest Lipschitz constant.
+    """The set ``||A||_2 <= kappa / L``, L the largest Lipschitz constant of the activation.
 
-    `project` is the exact Euclidean projection: singular values are clipped. For factors it is the nearest point too, as a matrix, and
-    only L is changed. Singular values are computed on the host in float64.
+    `project` is the exact Euclidean projection of A, up to its rounding: singular values above the radius are lowered to it. For factors
+    ``A = L R^T`` it is the nearest product to L R^T, with the same R. Zeros of A do not stay zeros. The work is done on the host, in
+    float64; parameters of which membership is proven are returned as they are.
 
     Parameters
     ----------
     kappa : float
-        Radius, between 0 and 1.
+        Between 0 and 1.
 
     Examples
     --------
     >>> from pyidl import activations
-    >>> ball = SpectralNorm(0.9)
-    >>> A = ball.project({"A": np.array([[0.0, -3.0], [0.5, 0.0]])}, activations.relu)["A"]
-    >>> A.round(6)
-    array([[ 0. , -0.9],
-           [ 0.5,  0. ]])
-    >>> ball.certificate({"A": A}, activations.relu).reason
-    '||A||_2 <= 0.9, relu is 1-Lipschitz'
+    >>> ball = SpectralNorm(0.5)
+    >>> ball.project({"A": np.array([[0.0, 2.0], [0.25, 0.0]])}, activations.relu)["A"].round(6)
+    array([[0.  , 0.5 ],
+           [0.25, 0.  ]])
     """
 
     kappa: float = 0.99
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kappa", check_kappa(self.kappa))
+        if not 0 < self.kappa < 1:
+            raise InputError(f"kappa is {self.kappa}; a contraction needs 0 < kappa < 1")
+        object.__setattr__(self, "kappa", float(self.kappa))
 
     def _radius(self, params: Params, activation: Activation) -> float:
-        return self.kappa / float(np.max(lipschitz_rows(activation, size_of(params))))
+        """``kappa / L``; with an unknown L nothing can be certified, and L = 1 is taken."""
+        n = params["A" if "A" in params else "L"].shape[0]
+        return self.kappa / max(activation.row_lipschitz(n) or [1.0])
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return params with singular values of A of at most ``kappa / L``."""
+        """Return params with ``||A||_2 <= kappa / L``.
+
+        Raises
+        ------
+        InputError
+            If an entry of A, L or R is not finite.
+        """
         if self.contains(params, activation):
             return dict(params)
-        r, key = self._radius(params, activation), "A" if "A" in params else "L"
-        like = params[key]
-        eps = float(namespace(like).finfo(like.dtype).eps)
-        host = to_numpy(like).astype(np.float64)
-        if key == "A":
-            U, S, Vt = np.linalg.svd(host, full_matrices=False)
-
-            def clipped(t: float) -> np.ndarray:
-                return np.asarray((U * np.minimum(S, t * r)) @ Vt)
-        else:
-            Q, one = np.linalg.qr(host)
-            two = np.linalg.qr(to_numpy(params["R"]).astype(np.float64))[1]
-            U, S, _ = np.linalg.svd(one @ two.T)
-            wide = Q @ U
-
-            def clipped(t: float) -> np.ndarray:
-                lost = 1.0 - np.minimum(1.0, t * r / np.maximum(S, np.finfo(np.float64).tiny))
-                return np.asarray(host - (wide * lost) @ (wide.T @ host))
-
-        projected: dict[str, Array] = lowered(
-            lambda t: {**params, key: back(like, clipped(t))}, lambda p: self.contains(p, activation), eps + 32 * len(host) * EPS
-        )
-        return projected
+        radius = self._radius(params, activation)
+        if "A" in params:
+            return {**params, "A": _clipped(params["A"], radius)}
+        return {**params, "L": _clipped_factor(params["L"], params["R"], radius)}
 
     def contains(self, params: Params, activation: Activation) -> bool:
-        """Whether the bound of ``||A||_2`` that is safe against rounding is at most ``kappa / L``."""
-        return spectral_norm_of(params) <= self._radius(params, activation)
+        """Whether ``||A||_2 <= kappa / L`` is proven (on the boundary itself, that fails by rounding)."""
+        radius = self._radius(params, activation)
+        return norm_is_at_most(params["A"], radius) if "A" in params else factored_spectral_bound(params["L"], params["R"]) <= radius
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """``contraction = L ||A||_2``, the norm bounded from above with its roundings."""
-        if activation.row_lipschitz(size_of(params)) is None:
-            return unknown_lipschitz(activation)
-        size, lipschitz = spectral_norm_of(params), float(np.max(lipschitz_rows(activation, size_of(params))))
-        factor, words = size * lipschitz * (1.0 + 2 * EPS), f"{activation.name} is {lipschitz:.4g}-Lipschitz"
+        """``contraction = L ||A||_2``, with an upper bound of that norm."""
+        full = "A" in params
+        lipschitz = activation.row_lipschitz(params["A" if full else "L"].shape[0])
+        if lipschitz is None:
+            return _unproven(f"the Lipschitz constant of the activation {activation.name!r} is not known")
+        norm = spectral_bound(params["A"]) if full else factored_spectral_bound(params["L"], params["R"])
+        factor, words = max(lipschitz) * norm * (1.0 + EPS), f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
         if not factor < 1:
-            return unproven(f"||A||_2 <= {size:.4g} and {words}, and the product {factor:.4g} is not below 1")
-        return Certificate(True, factor, Norm("Euclidean"), "Picard", f"||A||_2 <= {size:.4g}, {words}")
+            return _unproven(f"||A||_2 = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1")
+        return Certificate(True, factor, Norm("Euclidean"), "Picard", f"||A||_2 = {norm:.4g}, {words}")
+
+
+def _unproven(reason: str) -> Certificate:
+    return Certificate(False, math.inf, Norm("Euclidean"), "no iteration", reason)
+
+
+def _finite(name: str, A: Array) -> np.ndarray:
+    host = host64(A)
+    if not np.all(np.isfinite(host)):
+        raise InputError(
+            f"{name} has {int(np.sum(~np.isfinite(host)))} entries that are not finite, and no nearest point; use a smaller step"
+        )
+    return host
+
+
+def _clipped(A: Array, radius: float) -> Array:
+    """The projection of A, a little inside where its rounding asks for it: the cast may add about eps, and the proof takes n^2 eps."""
+    xp, n = namespace(A), max(A.shape)
+    U, sigma, Vt = np.linalg.svd(_finite("A", A), full_matrices=False)
+    inside = 2.0 * float(xp.finfo(A.dtype).eps) + 2.0 * (n + 4) ** 2 * EPS
+    while True:  # ends: where nothing else is inside, 0 is
+        clipped = (U * np.minimum(sigma, radius * max(1.0 - inside, 0.0))) @ Vt
+        P: Array = backend.astype(xp, backend.from_host(xp, clipped), A.dtype)
+        if norm_is_at_most(P, radius):
+            return P
+        inside *= 4.0
+
+
+def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
+    """``P L`` as in the head of this file; several times if L is so large that rounding leaves it outside, and scaled in the end."""
+    xp = namespace(L)
+    T2 = np.linalg.qr(_finite("R", R))[1]
+    inside = 2.0 * float(xp.finfo(L.dtype).eps) + 4 * L.shape[0] * EPS
+    given: Array = L
+    left = _finite("L", L)
+    for _ in range(3):
+        Q1, T1 = np.linalg.qr(left)
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = T1 @ T2.T
+        if not np.all(np.isfinite(product)):
+            break
+        U, sigma, _ = np.linalg.svd(product)
+        shrink = np.minimum(1.0, radius * (1.0 - inside) / np.maximum(sigma, np.finfo(np.float64).tiny))
+        left = (Q1 @ U) @ (shrink[:, None] * (U.T @ T1))
+        given = backend.astype(xp, backend.from_host(xp, left), L.dtype)
+        if factored_spectral_bound(given, R) <= radius:
+            return given
+        left = host64(given)
+        inside *= 4.0
+    while not (bound := factored_spectral_bound(given, R)) <= radius:
+        left = left * (0.0 if inside >= 1 else max(radius / bound, 2.0**-500) * (1.0 - inside))
+        given = backend.astype(xp, backend.from_host(xp, left), L.dtype)
+        inside *= 2.0
+    return given
