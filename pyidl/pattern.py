@@ -8,6 +8,9 @@ Taken in topological order, the components make A block triangular, and the equa
 Components of a single unit that does not feed itself need no iteration. Gathered by depth they are the layers of a
 feed-forward network, and one pass through them is exact. Only the diagonal blocks decide well-posedness.
 
+A pattern without cycles may be as deep as it has units (a dense strictly triangular A). Consecutive layers are then joined to groups of
+about n^(1/2) units; k layers in one group are exact after k applications of ``x_i -> phi(A_ii x_i + ...)``, because A_ii^k = 0.
+
 Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
 """
 
@@ -31,13 +34,15 @@ class Groups:
     members: tuple[slice | np.ndarray, ...]
     sizes: tuple[int, ...]
     cyclic: tuple[bool, ...]
-    """Whether units of the group feed each other or themselves."""
+    """Whether units of the group feed each other or themselves, in a cycle."""
+    layers: tuple[int, ...] = ()
+    """How many layers a group without cycles has: so many applications of the map are exact. Empty for one each."""
 
     @classmethod
-    def of(cls, lists: list[np.ndarray], cyclic: list[bool]) -> Groups:
+    def of(cls, lists: list[np.ndarray], cyclic: list[bool], layers: tuple[int, ...] = ()) -> Groups:
         """From lists of columns; those that follow one another become slices."""
         members = [slice(int(c[0]), int(c[-1]) + 1) if np.array_equal(c, np.arange(c[0], c[0] + len(c))) else c for c in lists]
-        return cls(tuple(members), tuple(len(c) for c in lists), tuple(cyclic))
+        return cls(tuple(members), tuple(len(c) for c in lists), tuple(cyclic), layers)
 
     @classmethod
     def whole(cls, n: int) -> Groups:
@@ -69,14 +74,14 @@ class Groups:
 
 
 MOST, SMALLEST = 32, 8
-"""A pattern is solved block by block if it has at most 32 blocks, or blocks of 8 units on average."""
+"""A pattern with cycles is solved block by block if it has at most 32 blocks, or blocks of 8 units on average."""
 
 
 def levels(support: np.ndarray) -> Groups | None:
     """The blocks of a square pattern in topological order.
 
     Single units are gathered by depth, those that feed themselves apart from the others; a larger component is a block of its
-    own. None where every unit feeds every other, directly or not, and where there would be so many small blocks that going
+    own. None where every unit feeds every other, directly or not, and where there are cycles and so many small blocks that going
     through them takes longer than iterating over the whole.
     """
     n = len(support)
@@ -110,7 +115,20 @@ def levels(support: np.ndarray) -> Groups | None:
         for component in np.flatnonzero((depth == level) & (size > 1)):
             lists.append(np.flatnonzero(label == component))
             kinds.append(True)
-    return Groups.of(lists, kinds) if len(lists) <= max(MOST, n // SMALLEST) else None
+    if len(lists) <= max(MOST, n // SMALLEST):
+        return Groups.of(lists, kinds)
+    return None if any(kinds) else _joined(lists, n)
+
+
+def _joined(layers: list[np.ndarray], n: int) -> Groups:
+    """Consecutive layers, joined to groups of at least ``n^(1/2)`` units."""
+    groups: list[list[np.ndarray]] = [[]]
+    for layer in layers:
+        if sum(map(len, groups[-1])) >= n**0.5:
+            groups.append([])
+        groups[-1].append(layer)
+    members = [np.sort(np.concatenate(group)) for group in groups]
+    return Groups.of(members, [False] * len(members), tuple(map(len, groups)))
 
 
 def _all_reach(support: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from problems import adjoint, adjoint_solution, fixed_point, residual
 
 import pyidl
-from pyidl import ImplicitModel, Pattern, activations, losses, optim
+from pyidl import ImplicitModel, Pattern, activations, losses, optim, wellposed
 from pyidl.activations import Blocks
 from pyidl.backend import from_host
 from pyidl.errors import InputError
@@ -188,13 +188,45 @@ def test_tiles_are_the_matrix(r, c, seed, confined):
     assert np.array_equal(tiled.dense(), A)
 
 
-def test_long_chains_are_not_taken_apart():
-    """A dense triangle of 200 units is 200 blocks of one: the whole is iterated, and ends after as many steps at most."""
-    assert levels(np.tri(200, k=-1, dtype=bool)) is None
+def test_long_chains_are_joined_to_groups():
+    """A dense triangle of 200 units is 200 layers of one: groups of 15 of them, each exact after 15 applications."""
+    groups = levels(np.tri(200, k=-1, dtype=bool))
+    assert groups.sizes == (15,) * 13 + (5,)
+    assert groups.layers == groups.sizes
+    assert groups.in_order
+    assert not any(groups.cyclic)
     assert len(levels(np.tri(20, k=-1, dtype=bool)).members) == 20
-    model = ImplicitModel(2, 1, 200, dtype="float64", rng=0)
-    model.params = {**model.params, "A": np.tril(model.params["A"], -1)}
-    assert "Substitution" not in model.equilibrium(np.ones((3, 2))).method
+    looped = np.tri(200, k=-1, dtype=bool)
+    looped[3, 3] = True
+    assert levels(looped) is None  # with cycles, so many blocks take longer than the whole
+
+
+@pytest.mark.parametrize("n", [33, 100, 200])
+@pytest.mark.parametrize("renumbered", [False, True])
+@pytest.mark.parametrize("size", [0.1, 3.0])
+def test_a_long_chain_is_solved_exactly(n, renumbered, size):
+    """Entries that make every iteration grow beyond bounds first: states and gradients are those of plain substitution, to rounding."""
+    rng = np.random.default_rng(n)
+    A = size * np.triu(rng.normal(size=(n, n)), 1) / n**0.5
+    if renumbered:
+        order = rng.permutation(n)
+        A = A[order][:, order]
+    model = ImplicitModel(2, 2, n, activation=activations.tanh, constraint=wellposed.Unconstrained(), dtype="float64", rng=0)
+    model.params = {**model.params, "A": A}
+    U, dY = rng.normal(size=(4, 2)), rng.normal(size=(4, 2))
+    _, pull = model(U)
+    assert "Substitution" in pull.forward.method
+    X, Z = np.zeros((4, n)), U @ model.params["B"].T + model.params["b"]
+    for _ in range(n):
+        X = np.tanh(X @ A.T + Z)
+    S = 1 - np.tanh(X @ A.T + Z) ** 2
+    G, V = dY @ model.params["C"], np.zeros((4, n))
+    for _ in range(n):
+        V = S * (V @ A + G)
+    np.testing.assert_allclose(pull.forward.value, X, rtol=0, atol=1e-12)
+    grads = pull(dY)[1]
+    np.testing.assert_allclose(grads["A"], V.T @ X, rtol=0, atol=1e-12 * np.abs(V.T @ X).max())
+    np.testing.assert_allclose(grads["B"], V.T @ U, rtol=0, atol=1e-12 * np.abs(V.T @ U).max())
 
 
 def test_structure_is_read_when_the_parameters_are_set():

@@ -4,9 +4,9 @@ With the groups of A's pattern in topological order (`pyidl.pattern`),
 
     x_i = phi(A_ii x_i + (sum over earlier j of A_ij x_j) + z_i),    one i after the other.
 
-A group without cycles has A_ii = 0 and is solved by that one line; for the others an inner solver is called. A feed-forward
-network in implicit form thus costs the products of its layers. The adjoint, with A transposed, runs through the groups
-in reverse: backpropagation.
+A group without cycles is solved by that one line if A_ii = 0, and by k applications of it if it joins k layers, as those of a very deep
+net are (A_ii^k = 0); for the others an inner solver is called. A feed-forward network in implicit form thus costs the products of its
+layers. The adjoint, with A transposed, runs through the groups in reverse: backpropagation.
 
 Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021, section 2 (block triangular A).
 """
@@ -74,9 +74,13 @@ class Substitution(Solver):
                     total = total + offset
                 else:
                     total += offset
-                block = matrix.tiles.get((i, i)) if groups.cyclic[i] else None
-                if block is None:
-                    ys[i], xs[i] = total, problem.part(matrix, total, groups, i).image(total, into_x)
+                block = matrix.tiles.get((i, i))
+                if block is None or not groups.cyclic[i]:
+                    part, y = problem.part(matrix, total, groups, i), total
+                    for _ in range(1, groups.layers[i] if block is not None and groups.layers else 1):
+                        y = block.rows(part.image(y))  # type: ignore[union-attr]
+                        y += total
+                    ys[i], xs[i] = y, part.image(y, into_x)
                 else:
                     start = None if x0 is None else groups.piece(x0, i)
                     inside = self.inner(problem.part(block, total, groups, i), start)
