@@ -91,7 +91,7 @@ class Certificate:
     comparison : numpy.ndarray, shape (n, n), optional
         M with ``M |x - x*| <= |f(x) - x|``, entry by entry, and a nonnegative inverse.
     constant : float
-        K: after k steps the residual is at most ``K contraction^k`` times the first one; 1 where a step contracts the residual itself.
+        K: after k steps the residual is at most ``K contraction^k`` times that of the start; 1 where a step contracts the residual itself.
     others : tuple of Certificate
         The other conditions that were examined, if that was asked for.
 
@@ -117,7 +117,7 @@ class Certificate:
             object.__setattr__(self, "margin", 1.0 - self.contraction if self.proven else 0.0)
 
     def steps(self, tol: float, first: float) -> int:
-        """Smallest k with ``constant contraction^k first <= tol``: the residual in `norm`, at first `first`, is then at most `tol`."""
+        """Smallest k with ``constant contraction^k first <= tol``: the residual in `norm`, at the start `first`, is then at most `tol`."""
         if not (tol > 0 and first >= 0):
             raise InputError(f"steps needs tol > 0 and first >= 0, got {tol} and {first}")
         if first <= tol:
@@ -159,7 +159,7 @@ class Certificate:
 
     def __repr__(self) -> str:
         text = self._sentence()
-        return "\n".join([text, *(f"  {other.applies_to}: {other._sentence()}" for other in self.others)])
+        return "\n".join([text, *("  " + ("" if other.proven else f"{other.applies_to}: ") + other._sentence() for other in self.others)])
 
     def _sentence(self) -> str:
         if not self.proven:

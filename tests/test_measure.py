@@ -216,7 +216,7 @@ def test_the_named_solver_needs_no_more_steps_than_certified(seed, weighted, act
         solver = Picard(tol=1e-10, max_iter=10**5, damping=1.0 - a)
     s = solver(p, trace=True)
     if s.converged.all():  # a coarse rounding of a large A may forbid it
-        first = np.abs(p.f(p.start()[1]) - p.start()[1]) / (1 if constraint.weights is None else np.asarray(constraint.weights))
+        first = np.abs(p.start()[1]) / (1 if constraint.weights is None else np.asarray(constraint.weights))  # f(0) - 0
         for k in range(1, len(s.trace), 7):
             weights = 1.0 if constraint.weights is None else np.asarray(constraint.weights)
             bound = c.constant * c.contraction**k * first.max(axis=1) * np.max(weights)  # in the plain norm, in which the trace is

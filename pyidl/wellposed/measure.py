@@ -162,6 +162,8 @@ def measure_certificate(params: Params, activation: Activation, eta: np.ndarray 
     else:
         share = 1.0 / (1.0 - min(least, 0.0))
         name, factor = "Picard", (1.0 - share * margin) * (1.0 + 8 * EPS)
+        # Picard returns phi(y) = f(x) for the averaged x, whose residual f(f(x)) - f(x) is at most that of x times the gain of f.
+        constant = max(1.0, float(np.max(np.abs(d) + o))) * (1.0 + 8 * EPS)
         if share < 1:
             name = f"Picard(damping={1.0 - share!r})"
     comparison = _comparison(params, lipschitz)
