@@ -51,7 +51,7 @@ def test_the_page_on_constraints_says_the_truth():
 @pytest.mark.slow
 def test_constraints(tmp_path):
     """Two epochs under every constraint; each model learns, and what contracts is certified."""
-    result = run("constraints.py", tmp_path, 2, tmp_path / "figure.png")
+    result = run("constraints.py", tmp_path, 2, 1, tmp_path / "figure.png")
     assert result.returncode == 0, result.stderr
     rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in result.stdout.splitlines()[2:]]
     assert len(rows) == 10

@@ -130,7 +130,8 @@ def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
     """``P L`` as in the head of this file; several times if L is so large that rounding leaves it outside, and scaled in the end."""
     xp = namespace(L)
     T2 = np.linalg.qr(_finite("R", R))[1]
-    inside = 2.0 * float(xp.finfo(L.dtype).eps) + 4 * L.shape[0] * EPS
+    n, k = L.shape
+    inside = 2.0 * float(xp.finfo(L.dtype).eps) + (4.0 * (k + 4) ** 2 + 2.0 * n * k) * EPS  # the cast, and what the bound adds
     given: Array = L
     left = _finite("L", L)
     for _ in range(3):
