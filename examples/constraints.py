@@ -35,19 +35,15 @@ U, labels = load_digits(return_X_y=True)
 
 
 def train(constraint, rank, seed):
-    """A model, and ``(test accuracy, forward steps, adjoint steps, seconds, share certified at its solutions)``."""
+    """A model and ``(test accuracy, forward steps, adjoint steps, seconds, share certified at its solutions)``; None if training fails."""
     U_train, U_test, t_train, t_test = train_test_split(U / 16, labels, test_size=0.2, stratify=labels, random_state=seed)
     model = pyidl.ImplicitModel(64, 10, 100, constraint=constraint, rank=rank, rng=seed)
     began = time.perf_counter()
-    pyidl.fit(
-        model,
-        (U_train, t_train),
-        loss=losses.cross_entropy,
-        optimizer=optim.AdamW(optim.Cosine(2e-2, steps=EPOCHS * 23), weight_decay=0.1),
-        epochs=EPOCHS,
-        rng=seed,
-        verbose=0,
-    )
+    optimizer = optim.AdamW(optim.Cosine(2e-2, steps=EPOCHS * 23), weight_decay=0.1)
+    try:
+        pyidl.fit(model, (U_train, t_train), loss=losses.cross_entropy, optimizer=optimizer, epochs=EPOCHS, rng=seed, verbose=0)
+    except pyidl.ConvergenceError:  # more than a tenth of the samples of an epoch had no solution that was found
+        return None
     seconds = time.perf_counter() - began
     Y, pull = model(U_test, on_fail="warn")
     adjoint = pull.solve(losses.cross_entropy(Y, t_test)[1])
@@ -61,18 +57,22 @@ print(
 print("|---|---|---|---|---|---|---|", flush=True)
 found = {}
 for name, (constraint, rank) in MODELS.items():
-    runs = [train(constraint, rank, seed) for seed in range(SEEDS)]
+    runs = [run for seed in range(SEEDS) if (run := train(constraint, rank, seed))]
+    failed = f" ({SEEDS - len(runs)} of {SEEDS} runs failed)" if len(runs) < SEEDS else ""
+    if not runs:
+        print(f"| `{name}`{failed} | | | | | | |", flush=True)
+        continue
     found[name] = np.array([numbers for _, numbers in runs], dtype=float)
     accuracy, forward, adjoint, seconds, local = found[name].mean(axis=0)
     c = runs[0][0].certificate()
     words = f"{c.applies_to}, {c.contraction:.3g}: {c.reason}" if c.proven else f"not certified: {c.reason}"
     words = words.replace("|", r"\|")
-    print(f"| `{name}` | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | {local:.1%} | {words} |", flush=True)
+    print(f"| `{name}`{failed} | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | {local:.1%} | {words} |", flush=True)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 for row, numbers in enumerate(found.values()):
     for axes, column in ((left, numbers[:, 0]), (right, numbers[:, 1])):
-        axes.plot(column, np.full(SEEDS, row), "o", mfc="none", color="C0")
+        axes.plot(column, np.full(len(column), row), "o", mfc="none", color="C0")
         axes.plot(column.mean(), row, "|", ms=16, mew=2, color="C1")
 left.set(yticks=range(len(found)), yticklabels=list(found), xlabel="test accuracy")
 left.invert_yaxis()
