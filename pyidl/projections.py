@@ -155,7 +155,8 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     shrunk = xp.sign(A) * backend.astype(xp, others * w * xp.maximum(u + t, 0.0), A.dtype)
     rest = measure_parts(xp, shrunk, eta)[1]
     # p_i = a_i - theta = kappa - the rest, written so that it does not cancel, and less by the roundings.
-    rounding = float(xp.finfo(A.dtype).eps) * xp.abs(kappa - rest) + 4 * n * EPS * (xp.abs(kappa) + rest)
+    limits = xp.finfo(A.dtype)
+    rounding = float(limits.eps) * xp.abs(kappa - rest) + 4 * n * EPS * (xp.abs(kappa) + rest) + float(limits.smallest_normal)
     middle = backend.astype(xp, kappa - rest - rounding, A.dtype)
     return xp.where(inside, A, xp.where(others > 0, shrunk, middle))  # type: ignore[no-any-return]
 

@@ -182,7 +182,8 @@ class ImplicitModel(Layer):
         for key in set(drawn) & set("ABCD"):
             mask = self.support(key)
             drawn[key] = drawn[key] if mask is None else drawn[key] * mask
-        self.params = self.project(drawn)
+        # Cast first: a projection in float64 may be rounded out of the set.
+        self.params = self.project({key: a.astype(self.dtype) for key, a in drawn.items()})
 
     def _validate(self) -> None:
         self.input_dim = check_width("input_dim", self.input_dim)

@@ -66,8 +66,9 @@ def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np
     # Badly scaled matrices are balanced first (powers of 2 that bring row and column norms together): Noda's steps are slow from afar.
     from scipy.linalg import matrix_balance
 
-    balanced = np.asarray(matrix_balance(B, permute=False, separate=True)[1][0])
-    balanced = np.maximum(balanced / np.max(balanced), 1.0 / spread)
+    with np.errstate(all="ignore"):  # it also casts the scales to integers, in vain
+        balanced = np.asarray(matrix_balance(B, permute=False, separate=True)[1][0])
+        balanced = np.maximum(balanced / np.max(balanced), 1.0 / spread)
     if (d := factor_of(B, balanced)) < c:
         s, c = balanced, d
     for k in range(STEPS + 4):

@@ -1,0 +1,94 @@
+"""For the tests of constraints and certificates: matrices that are hard on conditions, an exact oracle, a phi of several components."""
+
+from itertools import combinations
+
+import numpy as np
+
+from pyidl import activations
+from pyidl.activations import Activation, Blocks
+from pyidl.wellposed import (
+    BlockTriangular,
+    InfNorm,
+    MatrixMeasure,
+    Monotone,
+    PerronFrobenius,
+    SpectralNorm,
+    StrictlyTriangular,
+    Unconstrained,
+)
+
+N = 6
+ETA = (0.1, 3.0, 1.0, 40.0, 0.7, 1.0)
+
+CONSTRAINTS = [
+    InfNorm(0.9),
+    InfNorm(0.9, weights=ETA),
+    PerronFrobenius(0.9),
+    StrictlyTriangular(),
+    SpectralNorm(0.9),
+    MatrixMeasure(0.9),
+    MatrixMeasure(-0.3, weights=ETA),
+    Monotone(0.2),
+    Monotone(1.5),
+    BlockTriangular((2, 1, 3), InfNorm(0.8)),
+    BlockTriangular((3, 3), MatrixMeasure(0.5)),
+    BlockTriangular((2, 4), SpectralNorm(0.5)),
+    BlockTriangular((3, 3), BlockTriangular((1, 2), PerronFrobenius(0.9))),
+    Unconstrained(),
+]
+
+mixed = Blocks((activations.relu, 2), (activations.sigmoid, 3), (activations.tanh, 1))
+
+
+def hard_matrix(rng, n):
+    """A matrix that a careless condition, projection or bound gets wrong."""
+    kind = rng.integers(0, 11)
+    A = rng.normal(size=(n, n))
+    if kind == 1:
+        A = np.sign(A)  # ties
+    elif kind == 2:
+        A *= rng.random((n, n)) < 0.3  # reducible
+    elif kind == 3:
+        A = np.triu(A, 1) * 10.0 ** rng.uniform(-2, 3)  # nilpotent
+    elif kind == 4:
+        A = np.triu(A) * 3.0
+    elif kind == 5:
+        d = 10.0 ** rng.uniform(-4, 4, size=n)
+        A = A * d[:, None] / d  # badly scaled
+    elif kind == 6:
+        A *= 10.0 ** rng.integers(-25, 25)
+    elif kind == 7:
+        A = np.outer(rng.normal(size=n), rng.normal(size=n))
+    elif kind == 8:
+        A = A - A.T + np.diag(rng.normal(size=n))  # almost skew
+    elif kind == 9:
+        A -= 5.0 * np.diag(rng.random(n))  # inhibits itself
+    elif kind == 10:
+        A = 0.9 * np.eye(n) + np.diag(np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1)  # one eigenvalue, one vector
+    return A
+
+
+def is_p_matrix(M):
+    """Whether all principal minors are positive, which for I - A and ReLU is the same as one solution for every input."""
+    n = len(M)
+    return all(
+        np.linalg.slogdet(M[np.ix_(rows, rows)])[0] > 0 for size in range(1, n + 1) for rows in map(list, combinations(range(n), size))
+    )
+
+
+class SoftmaxInside(Activation):
+    """ReLU, but the components 1, 2 and 3 are a softmax: 1/2-Lipschitz together."""
+
+    def __init__(self):
+        super().__init__("softmax inside", softmax_inside, lambda z: z * 0, lipschitz=1.0)
+
+    def vector_blocks(self, n):
+        return ((1, 4),)
+
+    def row_lipschitz(self, n):
+        return [1.0, 0.5, 0.5, 0.5, *[1.0] * (n - 4)]
+
+
+def softmax_inside(z):
+    e = np.exp(z[..., 1:4] - z[..., 1:4].max(axis=-1, keepdims=True))
+    return np.concatenate([np.maximum(z[..., :1], 0), e / e.sum(axis=-1, keepdims=True), np.maximum(z[..., 4:], 0)], axis=-1)
