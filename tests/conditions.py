@@ -29,7 +29,7 @@ CONSTRAINTS = [
     MatrixMeasure(0.9),
     MatrixMeasure(-0.3, weights=ETA),
     Monotone(0.2),
-    Monotone(1.5),
+    Monotone(0.9),
     BlockTriangular((2, 1, 3), InfNorm(0.8)),
     BlockTriangular((3, 3), MatrixMeasure(0.5)),
     BlockTriangular((2, 4), SpectralNorm(0.5)),
