@@ -65,7 +65,7 @@ for name, (constraint, rank) in MODELS.items():
     found[name] = np.array([numbers for _, numbers in runs], dtype=float)
     accuracy, forward, adjoint, seconds, local = found[name].mean(axis=0)
     c = runs[0][0].certificate()
-    words = f"{c.applies_to}, {c.contraction:.3g}: {c.reason}" if c.proven else f"not certified: {c.reason}"
+    words = f"{c.applies_to}, {c.contraction:.4g}: {c.reason}" if c.proven else f"not certified: {c.reason}"
     words = words.replace("|", r"\|")
     print(f"| `{name}`{failed} | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | {local:.1%} | {words} |", flush=True)
 
@@ -76,6 +76,7 @@ for row, numbers in enumerate(found.values()):
         axes.plot(column.mean(), row, "|", ms=16, mew=2, color="C1")
 left.set(yticks=range(len(found)), yticklabels=list(found), xlabel="test accuracy")
 left.invert_yaxis()
+left.locator_params(axis="x", nbins=5)
 right.set(xlabel="steps of a forward solve", xlim=(0, None))
 for axes in (left, right):
     axes.grid(alpha=0.3)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import ImplicitModel, activations, losses, optim
+from pyidl import ImplicitModel, Pattern, activations, losses, optim
 from pyidl.activations import Activation
 from pyidl.backend import from_host, namespace
 from pyidl.errors import InputError, WellPosednessWarning
@@ -416,3 +416,14 @@ def test_which_sets_contract(constraint):
     while isinstance(inner, BlockTriangular):
         inner = inner.inner
     assert constraint.contracts == isinstance(inner, (InfNorm, PerronFrobenius, SpectralNorm, StrictlyTriangular))
+
+
+def test_a_pattern_needs_a_projection_that_keeps_zeros():
+    pattern = Pattern(A=np.triu(np.ones((N, N), bool)))
+    for constraint in CONSTRAINTS:
+        if constraint.keeps_zeros and not isinstance(constraint, (StrictlyTriangular, BlockTriangular)):
+            model = ImplicitModel(3, 2, N, constraint=constraint, pattern=pattern, rng=0)
+            model.params = model.project({**model.params, "A": (3 * np.triu(np.ones((N, N)))).astype("float32")})
+        elif not constraint.keeps_zeros:
+            with pytest.raises(InputError, match="does not keep the zeros"):
+                ImplicitModel(3, 2, N, constraint=constraint, pattern=pattern)

@@ -138,6 +138,34 @@ def test_bounds_hold_in_exact_arithmetic_and_are_tight(seed, n):
     assert really_a_norm_bound(F, bounds.distance_bound(A, 0.3))
 
 
+def claims(seed, below):
+    """What is said of t within some roundings of the largest eigenvalue, and whether it is so."""
+    rng = np.random.default_rng(seed)
+    for n in (2, 3, 4, 5):
+        S = bounds.symmetric_part(adversarial(rng, n, 10))
+        exactly = part(exact(S))  # S is symmetric to the bit, so nothing is rounded here
+        top, size = np.linalg.eigvalsh(S)[-1], np.abs(S).max()
+        for t in top + size * bounds.EPS * rng.uniform(-4, 4, size=4):
+            yield below(S, float(t)), really_below(exactly, float(t))
+        yield below(S, float(top + 1e-12 * size)), True
+
+
+@given(SEEDS)
+def test_the_lemma_is_never_wrong_at_the_boundary(seed):
+    assert all(true for claimed, true in claims(seed, bounds.is_below) if claimed)
+
+
+def test_cholesky_without_a_margin_is_caught():
+    def naive(S, t):
+        try:
+            return bool(np.linalg.cholesky(t * np.eye(len(S)) - S).any())
+        except np.linalg.LinAlgError:
+            return False
+
+    assert any(claimed and not true for seed in range(20) for claimed, true in claims(seed, naive))
+    assert any(claimed for claimed, _ in claims(0, bounds.is_below))  # and the test above is not empty
+
+
 @given(SEEDS, st.integers(2, 6), st.integers(1, 2), DTYPES)
 def test_bounds_of_factors_hold_in_exact_arithmetic(seed, n, k, dtype):
     L, R = factors(np.random.default_rng(seed), n, k, dtype)

@@ -202,6 +202,11 @@ class ImplicitModel(Layer):
                 raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
         if self.pattern is not None:
             _check_pattern(self.pattern, self._shapes())
+            if self.pattern.A is not None and not self.constraint.keeps_zeros:
+                raise InputError(
+                    f"the projection of {self.constraint!r} does not keep the zeros of a pattern of A; use InfNorm or PerronFrobenius, "
+                    "or no pattern"
+                )
         _check_activation(self.activation, n, self.dtype)
         refusal = self.constraint.refusal(self.activation)
         if refusal:

@@ -37,6 +37,8 @@ class Constraint(ABC):
 
     contracts: ClassVar[bool] = True
     """Whether the plain iteration contracts in the whole set."""
+    keeps_zeros: ClassVar[bool] = True
+    """Whether `project` leaves zeros of A zeros, as a pattern needs it."""
 
     def refusal(self, activation: Activation) -> str:
         """Why the condition says nothing for this activation, in words; "" where it does."""

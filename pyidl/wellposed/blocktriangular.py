@@ -70,6 +70,7 @@ class BlockTriangular(Constraint):
             raise InputError(f"inner is {self.inner!r}; use one of pyidl.wellposed, such as InfNorm(0.99)")
         object.__setattr__(self, "blocks", sizes)
         object.__setattr__(self, "contracts", self.inner.contracts)
+        object.__setattr__(self, "keeps_zeros", self.inner.keeps_zeros)
 
     def _pieces(self) -> list[slice]:
         ends = np.cumsum([0, *self.blocks])

@@ -87,6 +87,7 @@ class MatrixMeasure(Constraint):
     """
 
     contracts = False
+    keeps_zeros = False  # a zero on the diagonal may become negative
 
     kappa: float = 0.95
     weights: tuple[float, ...] | None = None

@@ -78,6 +78,7 @@ class Monotone(Constraint):
 
     margin: float = 0.01
     contracts: ClassVar[bool] = False
+    keeps_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1:

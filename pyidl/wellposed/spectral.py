@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class SpectralNorm(Constraint):
     """
 
     kappa: float = 0.99
+    keeps_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.kappa < 1:
