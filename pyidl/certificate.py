@@ -79,7 +79,8 @@ class Certificate:
     proven : bool
         Whether existence and uniqueness are proven for every input.
     contraction : float
-        The proven factor per step; ``inf`` where nothing is proven, 0 where one pass is exact.
+        The proven factor per step; ``inf`` where nothing is proven, 0 where one pass is exact, and 1 where it is proven to be smaller, but
+        floating point cannot say by how much.
     norm : Norm
         The norm in which it holds.
     applies_to : str
@@ -124,8 +125,8 @@ class Certificate:
             return 0
         if not self.proven:
             raise InputError(f"no number of steps is proven: {self.reason}")
-        if not self.contraction < 1:
-            raise InputError("no number of steps is proven: the factor per step differs from 1 by less than its rounding")
+        if self.contraction == 1:
+            raise InputError(f"the factor of {self.applies_to} is proven to be below 1, but is 1 to the last digit: {self.reason}")
         return 1 if self.contraction == 0 else math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
 
     def error(self, residual: float | np.ndarray) -> float | np.ndarray:

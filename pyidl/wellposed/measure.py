@@ -168,7 +168,7 @@ def measure_certificate(params: Params, activation: Activation, eta: np.ndarray 
         if share < 1:
             name = f"Picard(damping={1.0 - share!r})"
     comparison = _comparison(params, lipschitz)
-    return Certificate(True, factor, Norm(weights=eta), name, words, margin=margin, comparison=comparison, constant=constant)
+    return Certificate(True, min(1.0, factor), Norm(weights=eta), name, words, margin=margin, comparison=comparison, constant=constant)
 
 
 def _comparison(params: Params, lipschitz: np.ndarray) -> np.ndarray:
