@@ -291,7 +291,7 @@ def test_monotone_names_the_solver_only_where_it_applies():
     assert Monotone().certificate({"A": A}, activations.relu).applies_to == "ForwardBackward"
     quarter = Monotone().certificate({"A": A}, activations.sigmoid)
     assert quarter.applies_to == "ForwardBackward"
-    assert "on 0.25 A" in Monotone().certificate({"A": 2 * np.eye(2)}, activations.sigmoid).applies_to
+    assert "for x / 0.25" in Monotone().certificate({"A": 2 * np.eye(2)}, activations.sigmoid).applies_to
 
 
 @pytest.mark.parametrize("constraint", [InfNorm(0.9), PerronFrobenius(0.9), SpectralNorm(0.9)], ids=repr)

@@ -544,7 +544,7 @@ def test_words_and_a_factor_that_rounds_to_one():
     assert spin.proven
     assert spin.contraction == 1
     assert spin.error(1.0) == pytest.approx(1e12, rel=1e-6)
-    with pytest.raises(InputError, match="rounding"):
+    with pytest.raises(InputError, match="1 to the last digit"):
         spin.steps(1e-6, first=1.0)
 
 
