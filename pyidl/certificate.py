@@ -165,11 +165,13 @@ class Certificate:
     def _sentence(self) -> str:
         if not self.proven:
             return f"not certified: {self.reason}"
+        error = f"; the error is at most {1.0 / self.margin:.4g} times the residual" if self.margin > 0 else ""
         if self.contraction == 0:
-            return f"certified: {self.reason}"
+            return f"certified: {self.reason}" + (f"{error}, in the norm '{self.norm}'" if self.comparison is not None else "")
+        steps = f", by 1e-6 in {self.steps(1e-6, 1.0)} steps" if self.contraction < 1 else ""
         return (
             f"certified: the fixed point exists and is unique for every input; {self.applies_to} contracts by "
-            f"{self.contraction:.4g} per step in the norm '{self.norm}' ({self.reason})"
+            f"{self.contraction:.4g} per step in the norm '{self.norm}'{steps}{error} ({self.reason})"
         )
 
 

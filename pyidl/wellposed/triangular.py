@@ -61,7 +61,7 @@ class StrictlyTriangular(Constraint):
     array([[0., 1.],
            [0., 0.]])
     >>> StrictlyTriangular().certificate({"A": A}, activations.relu)
-    certified: A has no cycles, so that substitution solves the equation in one pass
+    certified: A has no cycles, so that substitution solves the equation in one pass; the error is at most 2 times the residual, in the norm 'largest entry, weighted'
     """
 
     def refusal(self, activation: Activation) -> str:
