@@ -8,7 +8,7 @@ from pyidl.backend import to_device, to_numpy
 from pyidl.certify import LocalCertificate, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, save
-from pyidl.layers import ImplicitModel, Layer, Linear, Pointwise, Sequential
+from pyidl.layers import ImplicitModel, ImplicitRNN, ImplicitRNNCell, Layer, Linear, Pointwise, Sequential
 from pyidl.pattern import Pattern
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
 from pyidl.wellposed import InfNorm
@@ -22,6 +22,8 @@ __all__ = [
     "EarlyStopping",
     "History",
     "ImplicitModel",
+    "ImplicitRNN",
+    "ImplicitRNNCell",
     "InfNorm",
     "Layer",
     "Linear",

@@ -3,6 +3,19 @@
 from pyidl.layers.base import Layer, Pullback
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.linear import Linear, Pointwise
+from pyidl.layers.recurrence import Recurrence
+from pyidl.layers.rnn import ImplicitRNN
+from pyidl.layers.rnn_cell import ImplicitRNNCell
 from pyidl.layers.sequential import Sequential
 
-__all__ = ["ImplicitModel", "Layer", "Linear", "Pointwise", "Pullback", "Sequential"]
+__all__ = [
+    "ImplicitModel",
+    "ImplicitRNN",
+    "ImplicitRNNCell",
+    "Layer",
+    "Linear",
+    "Pointwise",
+    "Pullback",
+    "Recurrence",
+    "Sequential",
+]
