@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-__all__ = ["glorot_uniform", "he_normal", "lecun_normal", "uniform_contraction"]
+__all__ = ["glorot_uniform", "he_normal", "lecun_normal", "orthogonal", "uniform_contraction"]
 
 
 def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -66,3 +66,20 @@ def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
     True
     """
     return rng.uniform(-1.0 / n, 1.0 / n, (n, n))
+
+
+def orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
+    """An orthogonal matrix, uniformly distributed: it turns a state and keeps its length, however often it is applied.
+
+    Source: Mezzadri, "How to generate random matrices from the classical compact groups", Notices AMS 54(5), 2007: the Q of a
+    normal matrix, with the signs that make the diagonal of R positive.
+
+    Examples
+    --------
+    >>> Q = orthogonal(np.random.default_rng(0), 5)
+    >>> bool(np.allclose(Q @ Q.T, np.eye(5)))
+    True
+    """
+    Q, R = np.linalg.qr(rng.normal(size=(n, n)))
+    Q *= np.sign(np.diagonal(R))
+    return Q

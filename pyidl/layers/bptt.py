@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import astype, from_host, is_array, namespace, put_rows, take_rows, to_numpy
+from pyidl.backend import astype, from_host, is_array, max_abs, namespace, put_rows, take_rows, to_numpy
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import EquilibriumPullback, equilibrium
@@ -263,9 +263,10 @@ def unroll(
     book, last = _Book.empty(Z.shape[0]), None
     for t in range(line.T):
         at, rows, before = line.at(t), line.rows(t), H[t, ...]
+        if at.start == at.stop:  # no sample takes part
+            H[t + 1, ...] = before
+            continue
         h = before if rows is None else take_rows(xp, before, rows)
-        if warm_start and t > 0 and last is None:
-            last = xp.zeros((line.m, n), dtype=Z.dtype)
         x0 = last if last is None or rows is None else take_rows(xp, last, rows)
         with _named(t, rows, line.m):
             X, pull = equilibrium(
@@ -303,16 +304,21 @@ def back(
     cuts = None if truncate is None else line.cuts(truncate)
     start, rows_in_all = int(line.ends[first]), int(line.ends[-1])
     V, G = (xp.empty((rows_in_all - start, k), dtype=direct.dtype) for k in (n, width))
-    book, last = _Book.empty(rows_in_all - start), None
+    book = _Book.empty(rows_in_all - start)
+    last: Any = None  # v and the size of its right-hand side, one step later in time
     g = direct[line.T - 1, ...] if every else direct
     for t in range(line.T - 1, first - 1, -1):
         at, rows = line.at(t), line.rows(t)
         here = slice(at.start - start, at.stop - start)
+        if at.start == at.stop:  # no sample takes part: H_t = H_{t-1}
+            g = g + direct[t - 1, ...] if every and t > 0 else g
+            continue
         # H_t = C X_t + D_u U_t + D_h H_{t-1} + d
         own = g if rows is None else take_rows(xp, g, rows)
         dX = step.C.T.rows(own)
         # X_t = phi(Z_t),  Z_t = A X_t + B_u U_t + B_h H_{t-1} + b
-        v0 = None if last is None else last if rows is None else take_rows(xp, last, rows)
+        size = max_abs(xp, own)
+        v0 = None if last is None else _scaled(xp, last, rows, size)
         pull = EquilibriumPullback(step.cell(None), own, path.step(at), adjoint)
         with _named(t, rows, line.m):
             solved = settle(pull.solve(dX, v0=v0), _inner(on_fail), adjoint=True)
@@ -328,8 +334,11 @@ def back(
         g = dh if rows is None else _placed(xp, g, rows, dh)
         if every and t > 0:
             g = g + direct[t - 1, ...]
-        if warm_start:
-            last = v if rows is None else _placed(xp, xp.zeros((line.m, n), dtype=v.dtype) if last is None else last, rows, v)
+        if warm_start and rows is None:
+            last = v, size
+        elif warm_start and rows is not None:
+            old = last or (xp.zeros((line.m, n), dtype=v.dtype), xp.zeros((line.m,), dtype=v.dtype))
+            last = tuple(_placed(xp, a, rows, new) for a, new in zip(old, (v, size), strict=True))
     settle(book.solution(None, None), on_fail, adjoint=True)
     return Backward(first, V, G, g, book)
 
@@ -371,6 +380,16 @@ def _named(t: int, rows: np.ndarray | None, m: int) -> Iterator[None]:
         converged = np.ones(m, bool)
         converged[slice(None) if rows is None else rows] = error.converged
         raise type(error)(f"at time step {t}, {error}", converged) from None
+
+
+def _scaled(xp: Namespace, last: Any, rows: np.ndarray | None, size: Any) -> Any:
+    """Where the adjoint solve of a step starts: v scales with its right-hand side, so that of the step after is brought to this size.
+
+    (Where the new right-hand side is zero, the start must be zero too.) What is less than a thousandth of its new size says nothing.
+    """
+    v, before = last if rows is None else (take_rows(xp, a, rows) for a in last)
+    known = 1e3 * before > size
+    return v * xp.where(known, size / xp.where(known, before, 1.0), 0.0)[:, None]
 
 
 def _placed(xp: Namespace, base: Any, rows: np.ndarray, new: Any) -> Any:

@@ -39,6 +39,9 @@ from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["ImplicitRNN", "RNNPullback"]
 
+MEMORY = 0.8
+"""How much of H a new network hands on unchanged in length: D_h starts as this times an orthogonal matrix."""
+
 
 @dataclass(frozen=True, repr=False)
 class RNNPullback(Pullback):
@@ -102,7 +105,7 @@ class RNNPullback(Pullback):
             self.path,
             direct,
             adjoint=layer.adjoint or DEFAULT_ADJOINT,
-            warm_start=layer.warm_start,
+            warm_start=layer.warm_start and layer.return_sequences,
             truncate=layer.truncate,
             on_fail=self.on_fail,
         )
@@ -135,8 +138,8 @@ class ImplicitRNN(Layer):
         in full, as in the published experiments, and H has a linear way through time that no phi can close, along which
         gradients survive. The others are special cases, with zeros in D.
     warm_start : bool
-        Whether a solve starts from the states of the step before (backward: after). It changes the answer by no more than the
-        tolerance.
+        Whether a solve starts from the states of the step before (backward, where there is an output for every step, of the step
+        after). It changes the answer by no more than the tolerance, and saves a third of the steps where inputs change slowly.
     truncate : int, optional
         Cut the gradient of every sample each k steps, counted from its end: a step learns nothing of what it does to outputs beyond
         the cut that follows it. The gradient is *biased*: dependences over more than k steps are not learnt, those over fewer only
@@ -185,22 +188,29 @@ class ImplicitRNN(Layer):
         self._validate()
         generator = np.random.default_rng(rng)
         p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
-        lecun = initializers.lecun_normal
-        A = ImplicitModel(1, 1, n, rank=self.rank, rng=generator).params
-        drawn: dict[str, Any] = {key: A[key] for key in ("A", "L", "R") if key in A}
-        # C phi(B_h h) has half the mean square of h, or a quarter with a ReLU, D_h h a quarter: h neither explodes nor is lost at once
+        lecun, wide = initializers.lecun_normal, self.feedthrough is True
+        whole = ImplicitModel(1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator).params
+        drawn: dict[str, Any] = {key: whole[key] for key in ("A", "L", "R") if key in whole}
         drawn["B"] = np.concatenate([lecun(generator, n, p), lecun(generator, n, r)], axis=1)
-        drawn["C"] = lecun(generator, r, n) * 0.5**0.5
+        drawn["C"] = lecun(generator, r, n)
         if self.feedthrough:
-            parts = [0.5 * lecun(generator, r, k) for k in ([p, r] if self.feedthrough is True else [p])]
-            drawn["D"] = np.concatenate(parts, axis=1)
+            D = 0.5 * lecun(generator, r, p)
+            drawn["D"] = np.concatenate([D, MEMORY * initializers.orthogonal(generator, r)], axis=1) if wide else D
         drawn["E"] = lecun(generator, q, r)
         if self.bias:
             drawn |= {"b": np.zeros(n), "d": np.zeros(r), "e": np.zeros(q)}
         for key in set(drawn) & set("ABCD"):
             mask = self.support(key)
             drawn[key] = drawn[key] if mask is None else drawn[key] * mask
-        self.params = self.project(drawn)
+        drawn = self.project(drawn)
+        # In the 2-norm, |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|: brought to 1, so that 1,000 steps neither explode nor
+        # forget everything at once. (Certain where the Frobenius norm of A, which bounds |A|, is below 0.99 / L.)
+        A = drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T
+        L = max(self.activation.row_lipschitz(n) or [1.0])
+        way = L * float(np.linalg.norm(drawn["C"], 2)) * float(np.linalg.norm(drawn["B"][:, p:], 2))
+        way /= 1.0 - min(L * float(np.linalg.norm(np.asarray(A))), 0.99)
+        shrink = (((1.0 - MEMORY) if wide else 1.0) / way) ** 0.5 if way > 0 else 1.0
+        self.params = drawn | {"B": drawn["B"] * np.repeat([1.0, shrink], [p, r]), "C": drawn["C"] * shrink}
 
     def _validate(self) -> None:
         for name in ("input_dim", "output_dim", "hidden_dim", "implicit_hidden_dim"):
