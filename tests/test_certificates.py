@@ -343,6 +343,9 @@ def test_blocks_in_the_euclidean_norm(inner):
     assert certificate.comparison is None
     assert certificate.norm.blocks == ((0, 2), (2, 6))
     assert 0 < certificate.margin < 1
+    two = BlockTriangular((1, 1), inner).certificate({"A": np.array([[-0.5, 7.0], [0.0, -0.5]])}, activations.relu)
+    m = inner.certificate({"A": np.array([[-0.5]])}, activations.relu).margin
+    assert two.margin == pytest.approx(1 / ((1 + 7 / m) / m))  # the largest entry of M^{-1} 1, M = [[m, -7], [0, m]]
 
 
 def test_a_factor_that_rounds_to_1_says_so():
