@@ -279,9 +279,9 @@ class ImplicitRNN(Layer):
         """Return parameters inside `constraint`: the nearest ones where that set is convex."""
         return self.constraint.project(params, self.activation)
 
-    def certificate(self) -> Certificate:
+    def certificate(self, explain: bool = False) -> Certificate:
         """What is proven about the fixed point of every step. How errors travel from step to step: `recurrence`."""
-        return self._core.certificate()
+        return self._core.certificate(explain)
 
     def recurrence(self) -> Recurrence:
         """How much the outputs of the present network can be moved by an error of a solve, or of H_0; see `Recurrence`."""

@@ -95,6 +95,8 @@ def side_by_side(case):
             continue
         try:
             tolerances[name] = tune(run, case, 2 * residual, 2 * error)
+            if name in PYIDL and tolerances[name] and tolerances[name][0] > ours[0]:
+                tolerances[name] = *ours[:2], tolerances[name][2]  # a fixed choice is to be compared at the tolerance of Auto
         except Exception as problem:  # a peer's failure is a result
             print(f"    {name}: {type(problem).__name__} {str(problem)[:80]}")
             tolerances[name] = None
