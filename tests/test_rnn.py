@@ -586,7 +586,7 @@ def test_a_spectral_radius_below_one_is_enough():
     A = np.zeros((N, N))
     A[0, 1:] = 3.0
     model.params = {**model.params, "A": A}
-    assert not model.certificate().proven
+    assert not model.constraint.certificate(model.params, model.activation).proven
     assert model.recurrence().proven
     model.params = {**model.params, "A": np.roll(np.eye(N), 1, axis=1)}
     assert not model.recurrence().proven

@@ -202,15 +202,15 @@ class ImplicitRNN(Layer):
         for key in set(drawn) & set("ABCD"):
             mask = self.support(key)
             drawn[key] = drawn[key] if mask is None else drawn[key] * mask
-        drawn = self.project(drawn)
+        drawn = self.project({key: a.astype(self.dtype) for key, a in drawn.items()})  # cast first: rounding may lead out of the set
         # In the 2-norm, |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|: brought to 1, so that 1,000 steps neither explode nor
         # forget everything at once. (Certain where the Frobenius norm of A, which bounds |A|, is below 0.99 / L.)
-        A = drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T
+        A, B, C = drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T, np.asarray(drawn["B"]), np.asarray(drawn["C"])
         L = max(self.activation.row_lipschitz(n) or [1.0])
-        way = L * float(np.linalg.norm(drawn["C"], 2)) * float(np.linalg.norm(drawn["B"][:, p:], 2))
+        way = L * float(np.linalg.norm(C, 2)) * float(np.linalg.norm(B[:, p:], 2))
         way /= 1.0 - min(L * float(np.linalg.norm(np.asarray(A))), 0.99)
         shrink = (((1.0 - MEMORY) if wide else 1.0) / way) ** 0.5 if way > 0 else 1.0
-        self.params = drawn | {"B": drawn["B"] * np.repeat([1.0, shrink], [p, r]), "C": drawn["C"] * shrink}
+        self.params = drawn | {"B": B * np.repeat([1.0, shrink], [p, r]), "C": C * shrink}
 
     def _validate(self) -> None:
         for name in ("input_dim", "output_dim", "hidden_dim", "implicit_hidden_dim"):

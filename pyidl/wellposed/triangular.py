@@ -60,8 +60,8 @@ class StrictlyTriangular(Constraint):
     >>> A
     array([[0., 1.],
            [0., 0.]])
-    >>> StrictlyTriangular().certificate({"A": A}, activations.relu)
-    certified: A has no cycles, so that substitution solves the equation in one pass; the error is at most 2 times the residual, in the norm 'largest entry, weighted'
+    >>> StrictlyTriangular().certificate({"A": A}, activations.relu).reason
+    'A has no cycles, so that substitution solves the equation in one pass'
     """
 
     def refusal(self, activation: Activation) -> str:
