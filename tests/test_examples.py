@@ -1,6 +1,7 @@
 """The examples run as a user runs them, and reach what the README promises."""
 
 import gzip
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -112,3 +113,63 @@ def test_fashion_mnist(tmp_path):
     assert result.returncode == 0, result.stderr
     assert number(r"test accuracy: (\S+)", result.stdout) >= 0.87
     assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
+
+
+def write_ts(path, rng, m, label_of):
+    lines = ["# made up", "@equalLength false", "@classLabel true 1 2 3", "@data"]
+    for _ in range(m):
+        label, steps = rng.integers(1, 4), rng.integers(7, 30)
+        channels = rng.normal(size=(12, steps))
+        channels[label_of(label)] += 3.0
+        lines.append(":".join(",".join(f"{x:.4f}" for x in row) for row in channels) + f":{label}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_japanese_vowels_reads_a_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind, m in (("TRAIN", 45), ("TEST", 40)):
+        write_ts(tmp_path / f"JapaneseVowels_{kind}.ts", rng, m, lambda label: label)
+    result = run("japanese_vowels.py", tmp_path, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "45 utterances to learn from, 40 to be recognised" in result.stdout
+    assert number(r"test accuracy: (\S+)", result.stdout) > 0.9
+    assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
+
+
+def test_japanese_vowels_says_what_is_missing(tmp_path):
+    result = run("japanese_vowels.py", tmp_path, tmp_path)
+    assert result.returncode == 1
+    assert "JapaneseVowels_TRAIN.ts is not there" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="aeon, which ships the data, is not installed")
+def test_japanese_vowels(tmp_path):
+    result = run("japanese_vowels.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "270 utterances to learn from, 370 to be recognised" in result.stdout
+    assert number(r"test accuracy: (\S+)", result.stdout) >= 0.97
+
+
+@pytest.mark.slow
+def test_spiky_series(tmp_path):
+    result = run("spiky_series.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    ours, ridge, last = (number(rf"{name}\s+(\S+)", result.stdout) for name in ("implicit RNN", "on the window", "the last value"))
+    assert ours >= ridge > 0.9 > 0.7 > last
+    assert (tmp_path / "spiky_series.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_rolling_argmax(tmp_path):
+    result = run("rolling_argmax.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert max(int(n) for n in re.findall(r": (\d+) parameters", result.stdout)) <= 1850
+    flat, fading = (
+        [float(x) for x in re.search(rf"^{name}((?: +0\.\d+)+)$", result.stdout, re.M)[1].split()]
+        for name in ("implicit RNN, no bias", "tanh RNN")
+    )
+    assert min(flat) >= 0.97
+    assert max(flat) - min(flat) < 0.002
+    assert fading[-1] < 0.3
+    assert (tmp_path / "rolling_argmax.png").read_bytes().startswith(b"\x89PNG")
