@@ -15,7 +15,7 @@ import numpy as np
 import pyidl
 from pyidl import losses, metrics, optim, testing
 
-EPOCHS, BATCH = 40, 30
+EPOCHS, BATCH = 60, 30
 
 
 def folder():

@@ -608,6 +608,22 @@ def test_stacked_layers():
         Sequential(build(), random_model(ImplicitRNN, Q, 4, R, N, dtype="float64"))(inputs(5))
 
 
+def test_stacked_layers_with_lengths():
+    """The recipe of the documentation: the layers one after the other, their pullbacks in the other order."""
+    first = build(return_sequences=True).with_tol(1e-14)
+    narrow = ImplicitRNN(Q, Q, R, N, rng=0, dtype="float64").with_tol(1e-14)
+    U, lengths, rng = inputs(5), [5, 1, 3, 2], np.random.default_rng(0)
+    H, first_pull = first(U, lengths)
+    Y, second_pull = narrow(H, lengths)
+    G, direction = rng.normal(size=Y.shape), rng.normal(size=U.shape)
+    (dH, _), _ = second_pull(G)
+    (dU, _), _ = first_pull(dH)
+    ends = [narrow(first(U + h * direction, lengths)[0], lengths)[0] for h in (1e-6, -1e-6)]
+    measured = np.sum(G * (ends[0] - ends[1])) / 2e-6
+    assert abs(np.sum(dU * direction) - measured) < 1e-6 * abs(measured)
+    assert not np.any(dU[1, 1:])
+
+
 def test_both_directions_by_composition():
     """The recipe of the documentation: read the sequence in both directions, and join what the two have seen."""
     there, back = (build(seed=s, return_sequences=True).with_tol(1e-14) for s in (0, 1))

@@ -22,109 +22,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import astype, from_host, is_array, max_abs, namespace, put_rows, take_rows, to_numpy
+from pyidl.backend import astype, from_host, max_abs, namespace, put_rows, take_rows
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import EquilibriumPullback, equilibrium
-from pyidl.errors import ConvergenceError, InputError
+from pyidl.errors import ConvergenceError
+from pyidl.layers.timeline import Timeline
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
-from pyidl.structure import Full, Matrix
+from pyidl.structure import Full, Matrix, Tiled
 from pyidl.typing import Array, Grads, Namespace
 
-__all__ = ["Backward", "Path", "Step", "Timeline", "back", "gradients", "unroll"]
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Which of m samples take part in which of T steps; on the host. The rows of all steps are stacked, those of the first step first."""
-
-    m: int
-    T: int
-    mask: np.ndarray | None = None
-    """Boolean, (m, T); None where every sample takes part in every step."""
-
-    @classmethod
-    def read(cls, lengths: Any, m: int, T: int) -> Timeline:
-        """From the user's lengths: an integer for each sample, a boolean for each of its steps, or None for all."""
-        if lengths is None:
-            return cls(m, T)
-        host = to_numpy(lengths) if is_array(lengths) else np.asarray(lengths)
-        if host.shape == (m,) and host.dtype.kind in "iu":
-            if host.min() < 1 or host.max() > T:
-                raise InputError(f"lengths lie between {host.min()} and {host.max()}; with {T} steps they are 1, ..., {T}")
-            mask = np.arange(T) < host[:, None]
-        elif host.shape == (m, T) and host.dtype == np.bool_:
-            mask, empty = host.copy(), np.flatnonzero(~host.any(axis=1))
-            if empty.size:
-                raise InputError(f"{empty.size} sequences have no step, the first is number {empty[0]}; leave them out")
-        else:
-            raise InputError(
-                f"lengths has shape {host.shape} and dtype {host.dtype}; it holds an integer for each of the {m} sequences, ({m},), "
-                f"or a boolean for each of their steps, ({m}, {T})"
-            )
-        return cls(m, T, None if mask.all() else mask)
-
-    def of(self, samples: slice) -> Timeline:
-        """That of some of the samples."""
-        mask = None if self.mask is None else self.mask[samples]
-        return Timeline(len(range(*samples.indices(self.m))), self.T, mask)
-
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """Where the rows of each step begin, and the last ones end: (T + 1,)."""
-        counts = np.full(self.T, self.m) if self.mask is None else np.count_nonzero(self.mask, axis=0)
-        return np.concatenate([[0], np.cumsum(counts)])
-
-    @cached_property
-    def left(self) -> np.ndarray:
-        """How many steps of a sample are left, this one included, (m, T); 0 where it takes no part."""
-        mask = np.ones((self.m, self.T), bool) if self.mask is None else self.mask
-        left: np.ndarray = np.where(mask, np.cumsum(mask[:, ::-1], axis=1)[:, ::-1], 0)
-        return left
-
-    def at(self, t: int) -> slice:
-        """The place of step t in a stack."""
-        return slice(int(self.ends[t]), int(self.ends[t + 1]))
-
-    def rows(self, t: int) -> np.ndarray | None:
-        """The samples of step t; None for all of them."""
-        return None if self.mask is None or self.ends[t + 1] - self.ends[t] == self.m else np.flatnonzero(self.mask[:, t])
-
-    def stack(self, a: Any) -> Any:
-        """``(m, T, k) -> (N, k)``."""
-        xp = namespace(a)
-        return self.chosen(xp.permute_dims(a, (1, 0, 2)))
-
-    def chosen(self, a: Any) -> Any:
-        """``(T, m, k) -> (N, k)``."""
-        xp = namespace(a)
-        flat = xp.reshape(a, (-1, a.shape[2]))
-        return flat if self.mask is None else take_rows(xp, flat, np.flatnonzero(self.mask.T))
-
-    def unstack(self, a: Any) -> Any:
-        """``(N, k) -> (m, T, k)``, zero where a sample does not take part."""
-        xp = namespace(a)
-        if self.mask is not None:
-            full = xp.zeros((self.T * self.m, a.shape[1]), dtype=a.dtype)
-            a = put_rows(xp, full, np.flatnonzero(self.mask.T), a, np.arange(a.shape[0]))
-        return xp.permute_dims(xp.reshape(a, (self.T, self.m, a.shape[1])), (1, 0, 2))
-
-    def cuts(self, length: int) -> np.ndarray:
-        """Before which steps of a sample the gradient is cut, (m, T): every `length` steps, from its end, but not before the first."""
-        inside: np.ndarray = self.left < self.left.max(axis=1, keepdims=True)
-        cut: np.ndarray = inside & (self.left > 0) & (self.left % length == 0)
-        return cut
-
-    def since(self, length: int) -> int:
-        """The first step that is one of the last `length` of some sample."""
-        return int(np.argmax(np.any((self.left > 0) & (self.left <= length), axis=0)))
+__all__ = ["Backward", "Path", "Step", "back", "gradients", "unroll"]
 
 
 @dataclass(frozen=True)
@@ -173,25 +87,26 @@ class Step:
         n, r = self.bh.A.shape
         return n, r
 
-    def before(self, U: Any) -> tuple[Any, Any]:
-        """``(B_u U + b, D_u U + d)`` for all rows of a stack at once: what does not wait for H."""
-        Z, (_, width) = self.bu.rows(U), self.width
+    def before(self, U: Any) -> Any:
+        """``B_u U + b`` for all rows of a stack at once: what does not wait for H."""
+        Z = self.bu.rows(U)
         if self.b is not None:
             Z += self.b
-        H = namespace(U).zeros((U.shape[0], width), dtype=U.dtype) if self.du is None else self.du.rows(U)
-        if self.d is not None:
-            H += self.d
-        return Z, H
+        return Z
 
     def cell(self, Z: Any) -> AffineCell:
         """``x = phi(A x + B_h h + z)``: the cell of a step, whose bias z differs from row to row."""
         return AffineCell(self.A, self.bh, Z, self.activation)
 
-    def after(self, H: Any, X: Any, h: Any) -> Any:
-        """``H + C X + D_h h``, in place."""
-        H += self.C.rows(X)
+    def after(self, X: Any, u: Any, h: Any) -> Any:
+        """``C X + D_u u + D_h h + d``."""
+        H = self.C.rows(X)
+        if self.du is not None:
+            H += self.du.rows(u)
         if self.dh is not None:
             H += self.dh.rows(h)
+        if self.d is not None:
+            H += self.d
         return H
 
     def read(self, H: Any) -> Any:
@@ -257,7 +172,8 @@ def unroll(
 ) -> Path:
     """Go through the T steps of U, (m, T, p); a step starts from the states of the one before, where `warm_start` says so."""
     xp, (n, width) = namespace(U), step.width
-    Z, fresh = step.before(line.stack(U))
+    u = line.stack(U)
+    Z = step.before(u)
     H = xp.empty((line.T + 1, line.m, width), dtype=Z.dtype)
     H[0, ...] = 0.0 if h0 is None else h0
     book, last = _Book.empty(Z.shape[0]), None
@@ -274,7 +190,7 @@ def unroll(
             )  # fmt: skip
         Z[at, ...] = pull.forward.pre  # what B_u U_t + b has been used for; the place is free
         book.enter(at, pull.forward)
-        new = step.after(fresh[at, ...], X, h)
+        new = step.after(X, u[at, ...], h)
         H[t + 1, ...] = new if rows is None else _placed(xp, before, rows, new)
         if warm_start:
             last = X if rows is None else _placed(xp, xp.zeros((line.m, n), dtype=Z.dtype) if last is None else last, rows, X)
@@ -348,12 +264,14 @@ def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -
     line, xp = path.line, namespace(path.Z)
     start, V, G = int(line.ends[found.first]), found.V, found.G
     u, h = line.stack(U)[start:, ...], line.chosen(path.H[:-1, ...])[start:, ...]
-    X, both = step.activation(path.Z[start:, ...]), xp.concat([u, h], axis=1)
-    cell = AffineCell(step.A, step.B, step.b, step.activation)
-    _, grads = cell.grads(X, both, V, inputs=False)
+    X = step.activation(path.Z[start:, ...])
+    _, grads = step.cell(step.b).grads(X, h, V, inputs=False)  # "B" is that of B_h
+    grads["B"] = _confined(step.B, xp.concat([step.bu.grads("u", V, u)["u"], grads["B"]], axis=1))
     grads |= step.C.grads("C", G, X)
-    if step.D is not None:
-        grads |= step.D.grads("D", G, both if step.dh is not None else u)
+    if step.D is not None and step.du is not None:
+        of_u = step.du.grads("u", G, u)["u"]
+        both = of_u if step.dh is None else xp.concat([of_u, step.dh.grads("h", G, h)["h"]], axis=1)
+        grads["D"] = _confined(step.D, both)
     if step.d is not None:
         grads["d"] = xp.sum(G, axis=0)
     if not inputs:
@@ -364,6 +282,11 @@ def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -
     if start:
         du = xp.concat([xp.zeros((start, du.shape[1]), dtype=du.dtype), du])
     return line.unstack(du), grads
+
+
+def _confined(matrix: Matrix, gradient: Any) -> Any:
+    """The gradient, zero outside a prescribed pattern."""
+    return gradient * matrix.mask if isinstance(matrix, Tiled) and matrix.mask is not None else gradient
 
 
 def _inner(on_fail: OnFail) -> OnFail:

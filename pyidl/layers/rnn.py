@@ -26,10 +26,11 @@ from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
 from pyidl.errors import InputError
 from pyidl.layers.base import Layer, Pullback, check_dtype, check_width
-from pyidl.layers.bptt import Backward, Path, Step, Timeline, back, gradients, unroll
+from pyidl.layers.bptt import Backward, Path, Step, back, gradients, unroll
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.recurrence import Recurrence
 from pyidl.layers.rnn_cell import ImplicitRNNCell
+from pyidl.layers.timeline import Timeline
 from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail
@@ -277,7 +278,7 @@ class ImplicitRNN(Layer):
 
     def project(self, params: Params) -> dict[str, Array]:
         """Return parameters inside `constraint`: the nearest ones where that set is convex."""
-        return self.constraint.project(params, self.activation)
+        return {**params, **self._core.project(self._own(params))}
 
     def certificate(self, explain: bool = False) -> Certificate:
         """What is proven about the fixed point of every step. How errors travel from step to step: `recurrence`."""

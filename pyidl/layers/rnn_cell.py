@@ -90,16 +90,15 @@ class ImplicitRNNCell:
         h, x = state if isinstance(state, RNNState) else (state, None)
         h = namespace(u).zeros((u.shape[0], r), dtype=u.dtype) if h is None else self._admit("h", h, (u.shape[0], r))
         x0 = None if x is None else self._admit("x", x, (u.shape[0], n))
-        Z, fresh = maps.before(u)
         X, _ = equilibrium(
-            maps.cell(Z),
+            maps.cell(maps.before(u)),
             h,
             forward=self.forward,
             x0=x0 if self.warm_start else None,
             on_fail=on_fail,
             certificate=lambda: self.certificate,
         )
-        h = maps.after(fresh, X, h)
+        h = maps.after(X, u, h)
         return maps.read(h), RNNState(h, X)
 
     def stream(
