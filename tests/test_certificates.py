@@ -490,3 +490,13 @@ def test_nothing_is_certified_for_an_unknown_phi():
     assert feed_forward.error(1e-3) == math.inf
     with pytest.raises(InputError):
         strongest({"A": np.eye(2)}, mine, InfNorm(weights=ETA)).steps(1e-3, first=1.0)
+
+
+def test_a_hair_is_no_reason_to_quote_another_condition():
+    """Nonnegative rows, projected: lambda_pf and the measure are the norm, but for roundings."""
+    A = InfNorm(0.9).project({"A": np.random.default_rng(0).random((5, 5))}, activations.relu)["A"]
+    found = strongest({"A": A}, activations.relu, InfNorm(0.9), explain=True)
+    assert found.reason.startswith("||A||_inf")
+    assert min(c.contraction for c in found.others if c.proven) < found.contraction
+    better = strongest({"A": 0.5 * A}, activations.relu, Unconstrained())
+    assert better.contraction <= strongest({"A": 0.5 * A}, activations.relu, InfNorm(0.9)).contraction
