@@ -342,7 +342,8 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
     return sizes
 
 
-_ONE = np.zeros(1, np.intp)
+_START = np.zeros(1, np.intp)
+"""Where the row of a single sample starts."""
 
 
 def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -355,7 +356,7 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
         return both[0], both[1]
     m = x.shape[0]
     if x.size <= CHUNK:
-        starts = np.arange(0, x.size, x.size // m) if m > 1 else _ONE
+        starts = np.arange(0, x.size, x.size // m) if m > 1 else _START
         change = np.subtract(image, x).reshape(-1)
         change = np.maximum.reduceat(np.abs(change, out=change), starts)
         return change.astype(np.float64), np.maximum.reduceat(np.abs(x).reshape(-1), starts).astype(np.float64)

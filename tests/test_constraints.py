@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import ImplicitModel, Pattern, activations, losses, optim
+from pyidl import ImplicitModel, ImplicitRNN, Pattern, activations, losses, optim
 from pyidl.activations import Activation
 from pyidl.backend import from_host, namespace
 from pyidl.errors import InputError, WellPosednessWarning
@@ -427,3 +427,19 @@ def test_a_pattern_needs_a_projection_that_keeps_zeros():
         elif not constraint.keeps_zeros:
             with pytest.raises(InputError, match="does not keep the zeros"):
                 ImplicitModel(3, 2, N, constraint=constraint, pattern=pattern)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
+def test_a_recurrent_network_does_not_leave_the_set(constraint):
+    rng = np.random.default_rng(0)
+    U, target = rng.normal(size=(12, 4, 2)), rng.normal(size=(12, 1))
+    model, optimizer = ImplicitRNN(2, 1, 3, N, constraint=constraint, rng=0), optim.Adam(0.03)
+    assert constraint.contains(model.params, model.activation)
+    values = []
+    for _ in range(20):
+        Y, pull = model(U)
+        value, dY = losses.mse(Y, target)
+        values.append(float(value))
+        model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
+        assert constraint.contains(model.params, model.activation)
+    assert values[-1] < values[0]

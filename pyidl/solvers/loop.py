@@ -230,14 +230,14 @@ def iterate(
                 residual, tolerance = problem.measure(x, y_image, image, tol)
                 done = int(np.count_nonzero(residual <= tolerance))
                 if done == m:
-                    if here is not None:  # the answer leaves the work space
-                        y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
+                    if here is not None:
+                        y, x = _kept(xp, y, best), xp.asarray(x, copy=True)
                     status, n_iter = np.full(m, CONVERGED), np.full(m, k)
                     return Solution(x, y, status, n_iter, residual, tolerance, method, np.stack(traces) if trace else None)
                 falls = np.count_nonzero(residual < (opening[-1].residual if opening else np.inf)) == m
                 if k < opening_ends and falls and not last and not done:
                     opening.append(_Measured(k, residual, tolerance))
-                    best = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows)
+                    best = _kept(xp, y, best)
                     due, checked = k + stride, False
                 else:
                     book = _Book.after(opening, opening[0].residual if opening else residual, stride, patience)
@@ -250,7 +250,7 @@ def iterate(
                 left = int(np.count_nonzero(running))
                 if left == 0 and len(now) == m and improved.all():
                     if here is not None:
-                        y, x = xp.asarray(y, copy=True) if best is None else put_rows(xp, best, rows, y, rows), xp.asarray(x, copy=True)
+                        y, x = _kept(xp, y, best), xp.asarray(x, copy=True)
                     break  # all at once
                 if best is None:
                     best = xp.asarray(y, copy=True)
@@ -293,6 +293,12 @@ def iterate(
         method=method,
         trace=np.stack(traces) if trace else None,
     )
+
+
+def _kept(xp: Namespace, y: Any, room: Any) -> Any:
+    """A copy of y that outlives the work space, in `room` if there is one."""
+    everyone = np.arange(y.shape[0])
+    return xp.asarray(y, copy=True) if room is None else put_rows(xp, room, everyone, y, everyone)
 
 
 def _measure(problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:

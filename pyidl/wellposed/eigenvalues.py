@@ -30,6 +30,7 @@ import numpy as np
 
 from pyidl.backend import to_numpy
 from pyidl.typing import Array
+from pyidl.wellposed.bounds import EPS
 
 __all__ = [
     "distance_bound",
@@ -44,7 +45,6 @@ __all__ = [
     "symmetric_part",
 ]
 
-EPS = float(np.finfo(np.float64).eps)
 DENSE = 2048
 """Up to this order a guess costs all eigenvalues; beyond, a Krylov method approaches the largest one."""
 

@@ -36,9 +36,9 @@ from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint
+from pyidl.wellposed.base import Constraint, lipschitz_rows, needs_slopes, size_of, unproven
+from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.eigenvalues import (
-    EPS,
     distance_bound,
     eigenvalue_bound,
     factored_distance_bound,
@@ -86,19 +86,12 @@ class Monotone(Constraint):
         object.__setattr__(self, "margin", float(self.margin))
 
     def refusal(self, activation: Activation) -> str:
-        """Why nothing follows for this activation: slopes that are unknown or negative, or components that act together."""
-        if activation.vector_blocks(1):
-            return "monotonicity needs a componentwise activation, and this one acts on several components together"
-        if activation.slope_range is None or activation.lipschitz is None:
-            return "monotonicity needs slopes in [0, L], and those of this activation are not known; give it a slope_range"
-        if activation.slope_range[0] < 0:
-            return f"monotonicity needs slopes in [0, L], and those of this activation go down to {activation.slope_range[0]:.4g}"
-        return ""
+        """Slopes must be known, and lie in [0, L]."""
+        return needs_slopes(activation)
 
     def _ceiling(self, params: Params, activation: Activation) -> float:
         """``(1 - margin) / L``; with an unknown L nothing can be certified, and L = 1 is taken."""
-        n = params["A" if "A" in params else "L"].shape[0]
-        return (1.0 - self.margin) / max(activation.row_lipschitz(n) or [1.0])
+        return (1.0 - self.margin) / float(np.max(lipschitz_rows(activation, size_of(params))))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
         """Return params with ``(A + A^T) / 2 <= (1 - margin) / L I``.
@@ -134,16 +127,15 @@ class Monotone(Constraint):
         works with L = 1, where that has one; otherwise that of the same method for ``x / L``.
         """
         why = self.refusal(activation)
-        n = params["A" if "A" in params else "L"].shape[0]
-        lipschitz = activation.row_lipschitz(n)
+        lipschitz = activation.row_lipschitz(size_of(params))
         if why or lipschitz is None:
-            return _unproven(f"{activation.name}: {why}")
+            return unproven(f"{activation.name}: {why}")
         top = eigenvalue_bound(symmetric_part(params["A"])) if "A" in params else factored_eigenvalue_bound(params["L"], params["R"])
         slope = max(lipschitz)
         m, size = _numbers(params, top, slope)
         words = f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} lie in [0, {slope:.4g}]"
         if not (m > 0 and size < math.inf):
-            return _unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
+            return unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
         root = math.sqrt(max(1.0 - 4.0 * m / (1.0 + size) / (1.0 + size), 0.0)) + 4 * EPS
         margin = 2.0 * m / ((1.0 + size) * (1.0 + root)) * (1.0 - 8 * EPS)
         method, g, gap = f"ForwardBackward for x / {slope:.4g}", slope, size
@@ -156,10 +148,6 @@ class Monotone(Constraint):
         # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the residual / margin; L |A|_2 <= 1 + |I - L A|_2.
         constant = (2.0 + size) / margin * (1.0 + 8 * EPS)
         return Certificate(True, factor, Norm("Euclidean"), method, words, margin=margin, constant=constant)
-
-
-def _unproven(reason: str) -> Certificate:
-    return Certificate(False, math.inf, Norm("Euclidean"), "no iteration", reason)
 
 
 def _numbers(params: Params, top: float, g: float) -> tuple[float, float]:

@@ -16,7 +16,6 @@ lower bound); Lewis, "The convex analysis of unitarily invariant matrix function
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,8 +27,9 @@ from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint
-from pyidl.wellposed.eigenvalues import EPS, factored_spectral_bound, host64, norm_is_at_most, spectral_bound
+from pyidl.wellposed.base import Constraint, check_kappa, lipschitz_rows, size_of, unknown_lipschitz, unproven
+from pyidl.wellposed.bounds import EPS
+from pyidl.wellposed.eigenvalues import factored_spectral_bound, host64, norm_is_at_most, spectral_bound
 
 __all__ = ["SpectralNorm", "spectral_bound"]
 
@@ -60,14 +60,11 @@ class SpectralNorm(Constraint):
     keeps_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.kappa < 1:
-            raise InputError(f"kappa is {self.kappa}; a contraction needs 0 < kappa < 1")
-        object.__setattr__(self, "kappa", float(self.kappa))
+        object.__setattr__(self, "kappa", check_kappa(self.kappa))
 
     def _radius(self, params: Params, activation: Activation) -> float:
         """``kappa / L``; with an unknown L nothing can be certified, and L = 1 is taken."""
-        n = params["A" if "A" in params else "L"].shape[0]
-        return self.kappa / max(activation.row_lipschitz(n) or [1.0])
+        return self.kappa / float(np.max(lipschitz_rows(activation, size_of(params))))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
         """Return params with ``||A||_2 <= kappa / L``.
@@ -92,18 +89,14 @@ class SpectralNorm(Constraint):
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = L ||A||_2``, with an upper bound of that norm."""
         full = "A" in params
-        lipschitz = activation.row_lipschitz(params["A" if full else "L"].shape[0])
+        lipschitz = activation.row_lipschitz(size_of(params))
         if lipschitz is None:
-            return _unproven(f"the Lipschitz constant of the activation {activation.name!r} is not known")
+            return unknown_lipschitz(activation)
         norm = spectral_bound(params["A"]) if full else factored_spectral_bound(params["L"], params["R"])
         factor, words = max(lipschitz) * norm * (1.0 + EPS), f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
         if not factor < 1:
-            return _unproven(f"||A||_2 = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1")
+            return unproven(f"||A||_2 = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1")
         return Certificate(True, factor, Norm("Euclidean"), "Picard", f"||A||_2 = {norm:.4g}, {words}")
-
-
-def _unproven(reason: str) -> Certificate:
-    return Certificate(False, math.inf, Norm("Euclidean"), "no iteration", reason)
 
 
 def _finite(name: str, A: Array) -> np.ndarray:
