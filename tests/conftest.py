@@ -1,6 +1,5 @@
 """One test, every array library: the fixture `xp`."""
 
-import os
 import sys
 
 import array_api_strict
@@ -9,11 +8,10 @@ import pytest
 import stand_in
 from hypothesis import HealthCheck, settings
 
-# By hand, Hypothesis searches anew in every run; in CI it repeats the same examples, so that a red run means a change.
-IN_CI = bool(os.environ.get("CI"))
-settings.register_profile(
-    "pyidl", deadline=None, max_examples=40, derandomize=IN_CI, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+# The default run repeats the same examples, so that a red run means a change; --hypothesis-profile=search draws new ones.
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+settings.register_profile("pyidl", derandomize=True, max_examples=40, **COMMON)
+settings.register_profile("search", max_examples=200, print_blob=True, **COMMON)
 settings.load_profile("pyidl")
 
 
