@@ -8,7 +8,7 @@ from pyidl.backend import to_device, to_numpy
 from pyidl.certify import LocalCertificate, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, save
-from pyidl.layers import ImplicitModel, ImplicitRNN, ImplicitRNNCell, Layer, Linear, Pointwise, Sequential
+from pyidl.layers import Bidirectional, ImplicitModel, ImplicitRNN, ImplicitRNNCell, Layer, Linear, Pointwise, Sequential
 from pyidl.pattern import Pattern
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
 from pyidl.wellposed import InfNorm
@@ -16,6 +16,7 @@ from pyidl.wellposed import InfNorm
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bidirectional",
     "Checkpoint",
     "ConvergenceError",
     "ConvergenceWarning",

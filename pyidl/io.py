@@ -23,7 +23,7 @@ from pyidl import activations
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import to_numpy
 from pyidl.errors import FileFormatError, InputError
-from pyidl.layers import ImplicitModel, ImplicitRNN, Layer, Linear, Pointwise, Sequential
+from pyidl.layers import Bidirectional, Composite, ImplicitModel, ImplicitRNN, Layer, Linear, Pointwise, Sequential
 from pyidl.pattern import Pattern
 from pyidl.solvers import (
     GMRES,
@@ -62,7 +62,7 @@ SOLVERS = (
     Anderson, Auto, Direct, Fallback, ForwardBackward, GMRES, Jacobi, JacobianFree, Neumann, Newton, PeacemanRachford, Phantom, Picard,
     Substitution,
 )  # fmt: skip
-LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (ImplicitModel, ImplicitRNN, Linear, Pointwise, Sequential)}
+LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Bidirectional, ImplicitModel, ImplicitRNN, Linear, Pointwise, Sequential)}
 CONSTRAINTS = (BlockTriangular, InfNorm, MatrixMeasure, Monotone, PerronFrobenius, SpectralNorm, StrictlyTriangular, Unconstrained)
 SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS)}
 
@@ -156,8 +156,8 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Activation):
         own = activations.named(value.name) is value
         return {"class": "Activation" if own else "custom activation", "name": value.name}
-    if isinstance(value, Sequential):
-        return {"class": "Sequential", "layers": [_encode(layer) for layer in value.layers]}
+    if isinstance(value, Composite) and LAYERS.get(type(value).__name__) is type(value):
+        return {"class": type(value).__name__, "parts": {name: _encode(layer) for name, layer in value.parts.items()}}
     if isinstance(value, Pattern):
         return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
     name = type(value).__name__
@@ -218,12 +218,12 @@ def _decode_layer(config: Any, params: Mapping[str, np.ndarray], given: Mapping[
     cls = LAYERS.get(config["class"])
     if cls is None:
         raise InputError(f"there is no layer {config['class']!r}")
-    if cls is Sequential:
-        owner: list[dict[str, np.ndarray]] = [{} for _ in config["layers"]]
+    if issubclass(cls, Composite):
+        owner: dict[str, dict[str, np.ndarray]] = {name: {} for name in config["parts"]}
         for key, a in params.items():
-            i, _, name = key.partition(".")
-            owner[int(i)][name] = a
-        return Sequential(*(_decode_layer(c, own, given) for c, own in zip(config["layers"], owner, strict=True)))
+            part, _, name = key.partition(".")
+            owner[part][name] = a
+        return cls.of({name: _decode_layer(part, owner[name], given) for name, part in config["parts"].items()})
     options = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     missing = {name for name, default in options.items() if default is dataclasses.MISSING} - set(config)
     if missing or not set(config) - {"class"} <= set(options):

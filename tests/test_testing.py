@@ -21,8 +21,8 @@ def broken(change):
 
     @dataclass(eq=False, repr=False)
     class Broken(Linear):
-        def _forward(self, U, rng, on_fail):
-            Y, pull = super()._forward(U, rng, on_fail)
+        def _forward(self, U, call):
+            Y, pull = super()._forward(U, call)
             calls = []
 
             def backward(dY, inputs):
@@ -98,8 +98,8 @@ def test_a_point_on_a_kink_is_said():
 
 def test_a_layer_that_is_no_function_is_said():
     class Noisy(Linear):
-        def _forward(self, U, rng, on_fail):
-            Y, pull = super()._forward(U, rng, on_fail)
+        def _forward(self, U, call):
+            Y, pull = super()._forward(U, call)
             return Y + np.random.default_rng().normal(size=Y.shape), pull
 
     with pytest.raises(InputError, match="random"):

@@ -12,7 +12,7 @@ from pyidl import save as save_model
 from pyidl.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, FileFormatError, InputError
 from pyidl.io import read_npz, write_npz
-from pyidl.layers.base import Explicit
+from pyidl.layers.base import Call, Explicit
 from pyidl.solvers import Picard
 from pyidl.training import Run
 
@@ -388,10 +388,10 @@ def test_several_inputs_and_a_random_layer():
     class Two(Linear):
         def __call__(self, U, V, *, rng=None, on_fail="raise"):
             draws.append(rng.normal() if rng is not None else None)
-            return self._forward(self._admit(np.concatenate([U, V], axis=1)), rng, on_fail)
+            return self._forward(self._admit(np.concatenate([U, V], axis=1)), Call(rng, on_fail))
 
-        def _forward(self, U, rng, on_fail):
-            Y, pull = super()._forward(U, rng, on_fail)
+        def _forward(self, U, call):
+            Y, pull = super()._forward(U, call)
             return Y, Explicit(Y, pull.backward)
 
     draws = []

@@ -23,10 +23,25 @@ from pyidl import backend
 from pyidl.backend import DTYPES, namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
+from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
 
-__all__ = ["Explicit", "Layer", "Pullback", "check_dtype", "check_width"]
+__all__ = ["Call", "Explicit", "Layer", "Pullback", "check_dtype", "check_width"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call says besides its input; a layer of layers hands it down."""
+
+    rng: np.random.Generator | None = None
+    on_fail: OnFail = "raise"
+    line: Timeline | None = None
+    """Which samples have which steps, for sequences of several lengths; None where all have all."""
+
+    def of(self, samples: slice) -> Call:
+        """The same for some of the samples."""
+        return self if self.line is None else dataclasses.replace(self, line=self.line.of(samples))
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +83,14 @@ class Pullback(ABC):
         """The forward solves behind the output, for whoever counts steps."""
         return ()
 
+    @property
+    def converged(self) -> np.ndarray:
+        """Which samples have only solves that converged, forward; boolean, (m,), on the host."""
+        converged = np.ones(self.output.shape[0], bool)
+        for solution in self.solutions:
+            converged &= solution.converged
+        return converged
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(output {self.output.shape})"
 
@@ -95,12 +118,17 @@ class Layer(ABC):
         """The shape of every parameter."""
 
     @abstractmethod
-    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, Pullback]:
+    def _forward(self, U: Any, call: Call) -> tuple[Any, Pullback]:
         """The map and its pullback, for inputs that have been checked."""
 
     @abstractmethod
     def _check(self, U: Any) -> None:
         """Refuse an input of the wrong shape."""
+
+    @property
+    def takes_lengths(self) -> bool:
+        """Whether the layer looks at `Call.line`: sequences of a batch may then have several lengths."""
+        return False
 
     def _widths(self) -> tuple[int | None, int | None]:
         """The last dimension of input and output, or None where any will do."""
@@ -133,7 +161,7 @@ class Layer(ABC):
         ConvergenceError
             If a solve fails and `on_fail` is "raise".
         """
-        return self._forward(self._admit(U), rng, on_fail)
+        return self._forward(self._admit(U), Call(None if rng is None else np.random.default_rng(rng), on_fail))
 
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""
@@ -143,13 +171,17 @@ class Layer(ABC):
 
     def predict(self, U: Any, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
         """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
-        checked = self._admit(U)
-        m = checked.shape[0]
+        return self._in_batches(self._admit(U), batch_size, Call(on_fail=on_fail))
+
+    def _in_batches(self, U: Any, batch_size: int | None, call: Call) -> Any:
+        """Y alone, for an input that has been checked."""
+        m = U.shape[0]
         if batch_size is None or batch_size >= m:
-            return self._forward(checked, None, on_fail)[0]
+            return self._forward(U, call)[0]
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; at least one sample a batch is needed")
-        parts = [self._forward(checked[i : min(i + batch_size, m), ...], None, on_fail)[0] for i in range(0, m, batch_size)]
+        batches = (slice(i, min(i + batch_size, m)) for i in range(0, m, batch_size))
+        parts = [self._forward(U[batch, ...], call.of(batch))[0] for batch in batches]
         return namespace(parts[0]).concat(parts)
 
     # --------------------------------------------------------------------------------------------- its parameters

@@ -25,7 +25,7 @@ from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
 from pyidl.errors import InputError
-from pyidl.layers.base import Layer, Pullback, check_dtype, check_width
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
@@ -267,8 +267,8 @@ class ImplicitModel(Layer):
         admitted = self._admit(U)
         return self._solve(admitted, self._admit_start(admitted, x0), on_fail)
 
-    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
-        return self._solve(U, None, on_fail)
+    def _forward(self, U: Any, call: Call) -> tuple[Any, ImplicitPullback]:
+        return self._solve(U, None, call.on_fail)
 
     def _solve(self, U: Any, x0: Any, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
         maps = self.maps

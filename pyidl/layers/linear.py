@@ -10,8 +10,7 @@ import numpy as np
 from pyidl import backend, initializers
 from pyidl.activations import Activation
 from pyidl.errors import InputError
-from pyidl.layers.base import Explicit, Layer, check_dtype, check_width
-from pyidl.solvers.solution import OnFail
+from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
 from pyidl.typing import Rng
 
 __all__ = ["Linear", "Pointwise"]
@@ -70,7 +69,7 @@ class Linear(Layer):
         if U.ndim not in (2, 3) or U.shape[-1] != self.input_dim or U.size == 0:
             raise InputError(f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) or (m, T, {self.input_dim}) with m, T >= 1")
 
-    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, Explicit]:
+    def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, W = self.xp, self.params["W"]
         Y = U @ W.T
         if self.bias:
@@ -128,7 +127,7 @@ class Pointwise(Layer):
         check_dtype(dtype)
         return self
 
-    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, Explicit]:
+    def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         Y = self.activation(U)
 
         def backward(dY: Any, inputs: bool) -> tuple[Any, dict[str, Any]]:

@@ -25,7 +25,7 @@ from pyidl.backend import namespace
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
 from pyidl.errors import InputError
-from pyidl.layers.base import Layer, Pullback, check_dtype, check_width
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.bptt import Backward, Path, Step, back, gradients, unroll
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.recurrence import Recurrence
@@ -68,6 +68,11 @@ class RNNPullback(Pullback):
     def solutions(self) -> tuple[Solution, ...]:
         """The same."""
         return (self.path.book.solution(self.path.Z, self.path.Z),)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which sequences have only steps that converged."""
+        return self.path.line.every(self.solutions[0].converged)
 
     @property
     def hidden(self) -> Array:
@@ -244,6 +249,11 @@ class ImplicitRNN(Layer):
     def _widths(self) -> tuple[int, int]:
         return self.input_dim, self.output_dim
 
+    @property
+    def takes_lengths(self) -> bool:
+        """Yes."""
+        return True
+
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.input_dim or U.size == 0:
             hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
@@ -328,8 +338,9 @@ class ImplicitRNN(Layer):
         start = None if h0 is None else self._admit_state("h0", h0, U.shape[0])
         return self._run(U, line, start, (lengths is not None, h0 is not None), on_fail)
 
-    def _forward(self, U: Any, rng: Rng, on_fail: OnFail) -> tuple[Any, RNNPullback]:
-        return self._run(U, Timeline(U.shape[0], U.shape[1]), None, (False, False), on_fail)
+    def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
+        line = Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line
+        return self._run(U, line, None, (False, False), call.on_fail)
 
     def _run(self, U: Any, line: Timeline, h0: Any, given: tuple[bool, bool], on_fail: OnFail) -> tuple[Any, RNNPullback]:
         step = cast(Step, self.__dict__["_step"])

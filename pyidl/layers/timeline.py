@@ -93,6 +93,22 @@ class Timeline:
             a = put_rows(xp, full, np.flatnonzero(self.mask.T), a, np.arange(a.shape[0]))
         return xp.permute_dims(xp.reshape(a, (self.T, self.m, a.shape[1])), (1, 0, 2))
 
+    def every(self, rows: np.ndarray) -> np.ndarray:
+        """Which samples have True in all of their rows of a stack, (N,) -> (m,)."""
+        table = np.ones((self.T, self.m), bool)
+        table[np.ones((self.T, self.m), bool) if self.mask is None else self.mask.T] = rows
+        return np.asarray(table.all(axis=0))
+
+    def reverse(self, a: Any) -> Any:
+        """``(m, T, k)`` with the steps of every sample in the opposite order; what lies between them stays. Twice, it is nothing."""
+        xp = namespace(a)
+        if self.mask is None:
+            return xp.flip(a, axis=1)
+        sample, step = np.nonzero(self.mask)
+        source = np.arange(self.m * self.T)
+        source[sample * self.T + step] = sample * self.T + step[np.lexsort((-step, sample))]
+        return xp.reshape(take_rows(xp, xp.reshape(a, (-1, a.shape[2])), source), a.shape)
+
     def cuts(self, length: int) -> np.ndarray:
         """Before which steps of a sample the gradient is cut, (m, T): every `length` steps, from its end, but not before the first."""
         inside: np.ndarray = self.left < self.left.max(axis=1, keepdims=True)

@@ -275,7 +275,7 @@ def _evaluate(model: Layer, data: _Data, size: int, loss: Loss | None, metrics: 
         batch = data.take(np.arange(i, min(i + size, data.m)))
         Y, pull = model(*batch.inputs, on_fail="ignore")
         outputs.append(Y)
-        failed += sum(int(np.sum(~s.converged)) for s in pull.solutions)
+        failed += int(np.count_nonzero(~pull.converged))
         if loss is not None:
             mean.add(batch.loss(loss, Y)[0], batch.total)
     result = {} if loss is None else {"loss": float(mean), "failed": float(failed)}

@@ -1,0 +1,189 @@
+"""Layers made of layers: the parameters are those of the parts, with the part's name before them.
+
+    params = {"0.W": ..., "2.A": ...}
+
+Nothing is stored twice: the parts own their parameters, and assigning `params` assigns theirs. A subclass says which parts it has and
+how to build itself from others; its `_forward` is its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+
+from pyidl.certificate import Certificate
+from pyidl.errors import InputError
+from pyidl.layers.base import Call, Layer, Pullback
+from pyidl.layers.timeline import Timeline
+from pyidl.solvers.solution import OnFail, Solution
+from pyidl.typing import Array, Grads, Params, Rng
+
+__all__ = ["Composite", "joined"]
+
+
+@dataclass(frozen=True, repr=False)
+class CompositePullback(Pullback):
+    """The pullbacks of the parts. What is returned for the inputs mirrors them: dU, or ``(dU, None)`` where lengths were given."""
+
+    pulls: Mapping[str, Pullback]
+    lengths: bool = field(default=False, kw_only=True)
+
+    def __call__(self, dY: Any, inputs: bool = True) -> tuple[Any, Grads]:
+        """Return ``(dU, grads)``, as for every `Pullback`."""
+        dU, grads = super().__call__(dY, inputs)
+        return ((dU, None) if self.lengths and inputs else dU), grads
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """The forward solves of all parts."""
+        return tuple(s for pull in self.pulls.values() for s in pull.solutions)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which samples converged in all parts."""
+        return np.asarray(np.all([pull.converged for pull in self.pulls.values()], axis=0))
+
+
+class Composite(Layer):
+    """Base class of layers that are made of layers."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Mapping[str, Layer]:
+        """The layers by name."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, parts: Mapping[str, Layer]) -> Self:
+        """The layer that has these parts."""
+
+    def _seal(self) -> None:
+        """Close the construction: a composite has no parameters of its own."""
+        object.__setattr__(self, "_params", MappingProxyType({}))
+
+    def _validate(self) -> None:
+        """The parts are different layers of one dtype."""
+        what = type(self).__name__
+        for name, layer in self.parts.items():
+            if not isinstance(layer, Layer):
+                raise InputError(f"layer {name} of {what} is {layer!r}; a Layer or an Activation is needed")
+        if len({id(layer) for layer in self.parts.values()}) < len(self.parts):
+            raise InputError(f"one layer stands twice in {what}, so that it would be stepped twice; use layer.replace() for a copy")
+        dtypes = sorted({layer.dtype for layer in self.parts.values() if layer.params})
+        if len(dtypes) > 1:
+            raise InputError(f"the layers of {what} compute in {' and '.join(dtypes)}; bring them together with layer.astype(...)")
+        self.dtype = dtypes[0] if dtypes else "float64"
+
+    # ------------------------------------------------------------------------------- the parameters are the parts' own
+
+    @property
+    def params(self) -> Params:
+        """All parameters: ``{"0.W": ..., "2.A": ...}``."""
+        return MappingProxyType(joined((name, layer.params) for name, layer in self.parts.items()))
+
+    @params.setter
+    def params(self, new: Mapping[str, Any]) -> None:
+        self._store(self._checked(new))
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return joined((name, layer._shapes()) for name, layer in self.parts.items())
+
+    def support(self, name: str) -> np.ndarray | None:
+        """That of the layer whose parameter it is."""
+        part, _, key = name.partition(".")
+        return self.parts[part].support(key)
+
+    def _store(self, checked: Params) -> None:
+        for name, own in self._split(checked).items():
+            self.parts[name]._store(own)
+
+    def _split(self, params: Params) -> dict[str, Params]:
+        """The parameters of each layer, under its own names."""
+        return {
+            name: MappingProxyType({key: params[f"{name}.{key}"] for key in layer._shapes()}) for name, layer in self.parts.items()
+        }  # fmt: skip
+
+    def project(self, params: Params) -> dict[str, Array]:
+        """Project those of every layer."""
+        return joined((name, self.parts[name].project(own)) for name, own in self._split(params).items())
+
+    def certificate(self, explain: bool = False) -> Certificate:
+        """The weakest of the layers' certificates: all fixed points are unique if that one is proven."""
+        name, weakest = max(
+            ((name, layer.certificate(explain)) for name, layer in self.parts.items()), key=lambda c: (not c[1].proven, c[1].contraction)
+        )
+        return dataclasses.replace(weakest, reason=f"layer {name}: {weakest.reason}")
+
+    @property
+    def takes_lengths(self) -> bool:
+        """Whether some part does."""
+        return any(layer.takes_lengths for layer in self.parts.values())
+
+    # ---------------------------------------------------------------------------------------------------------- calling it
+
+    @abstractmethod
+    def _forward(self, U: Any, call: Call) -> tuple[Any, CompositePullback]: ...
+
+    def __call__(
+        self, U: Any, lengths: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
+    ) -> tuple[Any, CompositePullback]:  # fmt: skip
+        """Return ``(Y, pullback)``.
+
+        As for every `Layer`; and for sequences of several lengths, where a part takes those:
+
+        Parameters
+        ----------
+        lengths : array of integers, shape (m,), or of booleans, shape (m, T), optional
+            How many steps each sequence of U, (m, T, ...), has, at least 1; or which. The pullback then returns ``(dU, None)``.
+        """
+        U = self._admit(U)
+        line = self._line(U, lengths)
+        Y, pull = self._forward(U, Call(None if rng is None else np.random.default_rng(rng), on_fail, line))
+        return Y, dataclasses.replace(pull, lengths=lengths is not None)
+
+    def predict(self, U: Any, lengths: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
+        """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
+        U = self._admit(U)
+        return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=self._line(U, lengths)))
+
+    def _line(self, U: Any, lengths: Any) -> Timeline | None:
+        if lengths is None:
+            return None
+        if not self.takes_lengths or U.ndim < 2:
+            raise InputError(f"no layer of {type(self).__name__} takes the lengths of sequences; leave them out")
+        return Timeline.read(lengths, U.shape[0], U.shape[1])
+
+    # ---------------------------------------------------------------------------------------------- copies that differ
+
+    def _each(self, change: Callable[[Layer], Layer]) -> Self:
+        return self.of({name: change(layer) for name, layer in self.parts.items()})
+
+    def to(self, device: str) -> Self:
+        """Every layer on another device."""
+        return self._each(lambda layer: layer.to(device))
+
+    def astype(self, dtype: str) -> Self:
+        """Every layer in another dtype."""
+        return self._each(lambda layer: layer.astype(dtype))
+
+    def with_tol(self, tol: float | None) -> Self:
+        """Every layer with another tolerance."""
+        return self._each(lambda layer: layer.with_tol(tol))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of, (dict(self.parts),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.of({name: copy.deepcopy(layer, memo) for name, layer in self.parts.items()})
+
+
+def joined(parts: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """``{"0.A": ..., "1.W": ...}``."""
+    return {f"{name}.{key}": value for name, part in parts for key, value in part.items()}
