@@ -608,47 +608,6 @@ def test_stacked_layers():
         Sequential(build(), random_model(ImplicitRNN, Q, 4, R, N, dtype="float64"))(inputs(5))
 
 
-def test_stacked_layers_with_lengths():
-    """The recipe of the documentation: the layers one after the other, their pullbacks in the other order."""
-    first = build(return_sequences=True).with_tol(1e-14)
-    narrow = ImplicitRNN(Q, Q, R, N, rng=0, dtype="float64").with_tol(1e-14)
-    U, lengths, rng = inputs(5), [5, 1, 3, 2], np.random.default_rng(0)
-    H, first_pull = first(U, lengths)
-    Y, second_pull = narrow(H, lengths)
-    G, direction = rng.normal(size=Y.shape), rng.normal(size=U.shape)
-    (dH, _), _ = second_pull(G)
-    (dU, _), _ = first_pull(dH)
-    ends = [narrow(first(U + h * direction, lengths)[0], lengths)[0] for h in (1e-6, -1e-6)]
-    measured = np.sum(G * (ends[0] - ends[1])) / 2e-6
-    assert abs(np.sum(dU * direction) - measured) < 1e-6 * abs(measured)
-    assert not np.any(dU[1, 1:])
-
-
-def test_both_directions_by_composition():
-    """The recipe of the documentation: read the sequence in both directions, and join what the two have seen."""
-    there, back = (build(seed=s, return_sequences=True).with_tol(1e-14) for s in (0, 1))
-
-    def both(U):
-        (Y1, pull1), (Y2, pull2) = there(U), back(np.flip(U, axis=1))
-
-        def pull(dY):
-            (d1, g1), (d2, g2) = pull1(dY[..., :Q]), pull2(np.flip(dY[..., Q:], axis=1))
-            return d1 + np.flip(d2, axis=1), g1, g2
-
-        return np.concatenate([Y1, np.flip(Y2, axis=1)], axis=-1), pull
-
-    U, rng = inputs(5), np.random.default_rng(0)
-    Y, pull = both(U)
-    G, direction = rng.normal(size=Y.shape), rng.normal(size=U.shape)
-    dU, _, _ = pull(G)
-    measured = np.sum(G * (both(U + 1e-6 * direction)[0] - both(U - 1e-6 * direction)[0])) / 2e-6
-    assert abs(np.sum(dU * direction) - measured) < 1e-6 * abs(measured)
-    changed = U.copy()
-    changed[:, 4] += 1.0
-    moved_by = np.abs(both(changed)[0] - Y).max(axis=(0, 2))
-    assert np.all(moved_by > 0)  # the first output knows of the last input
-
-
 def test_fit_with_lengths_save_and_load(tmp_path):
     rng = np.random.default_rng(0)
     U, lengths = rng.normal(size=(200, 6, 1)), rng.integers(1, 7, 200)

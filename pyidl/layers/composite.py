@@ -177,6 +177,13 @@ class Composite(Layer):
         """Every layer with another tolerance."""
         return self._each(lambda layer: layer.with_tol(tol))
 
+    def replace(self, **changes: Any) -> Self:
+        """Return a layer of copies of the parts, some of them exchanged by name."""
+        unknown = sorted(set(changes) - set(self.parts))
+        if unknown:
+            raise InputError(f"{type(self).__name__} has no part {', '.join(unknown)}; it has {', '.join(self.parts)}")
+        return self.of({name: changes[name] if name in changes else layer.replace() for name, layer in self.parts.items()})
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).of, (dict(self.parts),)
 
