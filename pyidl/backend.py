@@ -338,7 +338,7 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
         j = min(i + count, m)
         s = scratch[: j - i]
         np.abs(a[i:j] if factor is None else np.multiply(factor[i:j], a[i:j], out=s), out=s)
-        np.maximum.reduceat(s.reshape(-1), starts[: j - i], out=sizes[i:j])
+        _row_max(s, starts[: j - i], sizes[i:j])
     return sizes
 
 
@@ -357,9 +357,12 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
     m = x.shape[0]
     if x.size <= CHUNK:
         starts = np.arange(0, x.size, x.size // m) if m > 1 else _START
-        change = np.subtract(image, x).reshape(-1)
-        change = np.maximum.reduceat(np.abs(change, out=change), starts)
-        return change.astype(np.float64), np.maximum.reduceat(np.abs(x).reshape(-1), starts).astype(np.float64)
+        both = np.empty((2, m), x.dtype)
+        change = np.subtract(image, x)
+        _row_max(np.abs(change, out=change), starts, both[0])
+        _row_max(np.abs(x, out=change), starts, both[1])
+        both = both.astype(np.float64)
+        return both[0], both[1]
     both = np.empty((2, m), x.dtype)
     flat, there = x.reshape(m, -1), image.reshape(m, -1)
     n = flat.shape[1]
@@ -369,8 +372,17 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
         j = min(i + step, m)
         s, rows = scratch[: j - i], starts[: j - i]
         np.abs(np.subtract(there[i:j], flat[i:j], out=s), out=s)
-        np.maximum.reduceat(s.reshape(-1), rows, out=both[0, i:j])  # half the time of a reduction along an axis
-        np.abs(flat[i:j], out=s)
-        np.maximum.reduceat(s.reshape(-1), rows, out=both[1, i:j])
+        _row_max(s, rows, both[0, i:j])
+        _row_max(np.abs(flat[i:j], out=s), rows, both[1, i:j])
     both = both.astype(np.float64)
     return both[0], both[1]
+
+
+def _row_max(a: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
+    """The largest entry of every row of a nonnegative contiguous array, NaN where there is one.
+
+    Bits of nonnegative floating-point numbers, read as integers, are in the order of the numbers, infinity and NaN last. Their maximum
+    takes half the time, for there are no NaN to look for; and `reduceat` a quarter of that of a reduction along an axis.
+    """
+    integer = np.int32 if a.dtype == np.float32 else np.int64
+    np.maximum.reduceat(a.view(integer).reshape(-1), starts, out=out.view(integer))
