@@ -8,7 +8,21 @@ from pyidl.backend import to_device, to_numpy
 from pyidl.certify import LocalCertificate, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, save
-from pyidl.layers import Bidirectional, ImplicitModel, ImplicitRNN, ImplicitRNNCell, Layer, Linear, Pointwise, Sequential
+from pyidl.layers import (
+    Bidirectional,
+    Dropout,
+    Embedding,
+    ImplicitModel,
+    ImplicitRNN,
+    ImplicitRNNCell,
+    Layer,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    PositionEmbedding,
+    Residual,
+    Sequential,
+)
 from pyidl.pattern import Pattern
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
 from pyidl.wellposed import InfNorm
@@ -20,19 +34,24 @@ __all__ = [
     "Checkpoint",
     "ConvergenceError",
     "ConvergenceWarning",
+    "Dropout",
     "EarlyStopping",
+    "Embedding",
     "History",
     "ImplicitModel",
     "ImplicitRNN",
     "ImplicitRNNCell",
     "InfNorm",
     "Layer",
+    "LayerNorm",
     "Linear",
     "LocalCertificate",
     "Pattern",
     "Pointwise",
+    "PositionEmbedding",
     "PyidlError",
     "PyidlWarning",
+    "Residual",
     "Sequential",
     "activations",
     "certify_solution",

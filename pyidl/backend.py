@@ -31,6 +31,7 @@ __all__ = [
     "namespace",
     "put_rows",
     "real_dtype",
+    "sum_rows",
     "synchronize",
     "take_rows",
     "to_device",
@@ -321,6 +322,22 @@ def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: 
     index = np.arange(target.shape[0])
     index[rows] = target.shape[0] + chosen
     return take_rows(xp, xp.concat([target, source]), index)
+
+
+def sum_rows(xp: Namespace, source: Any, place: Any, count: int) -> Any:
+    """``out[k] = sum of source[i] over all i with place[i] = k``, k = 0, ..., count - 1: the transpose of `take`, always in the same order.
+
+    On NumPy a sparse product, 40 times as fast as ``add.at``. Elsewhere the product with the matrix of zeros and ones, in slices of k
+    (a GPU's atomic additions come in any order, and a run could not be repeated to the last bit).
+    """
+    if xp is np:
+        from scipy.sparse import csr_array
+
+        starts = np.arange(len(place) + 1)
+        return csr_array((np.ones(len(place), source.dtype), place, starts), shape=(len(place), count)).T @ source
+    step = max(1, CHUNK * 512 // place.shape[0])
+    ranges = [xp.arange(k, min(k + step, count), dtype=place.dtype) for k in range(0, count, step)]
+    return xp.concat([astype(xp, r[:, None] == place[None, :], source.dtype) @ source for r in ranges])
 
 
 def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:

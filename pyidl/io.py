@@ -23,7 +23,21 @@ from pyidl import activations
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import to_numpy
 from pyidl.errors import FileFormatError, InputError
-from pyidl.layers import Bidirectional, Composite, ImplicitModel, ImplicitRNN, Layer, Linear, Pointwise, Sequential
+from pyidl.layers import (
+    Bidirectional,
+    Composite,
+    Dropout,
+    Embedding,
+    ImplicitModel,
+    ImplicitRNN,
+    Layer,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    PositionEmbedding,
+    Residual,
+    Sequential,
+)
 from pyidl.pattern import Pattern
 from pyidl.solvers import (
     GMRES,
@@ -62,7 +76,13 @@ SOLVERS = (
     Anderson, Auto, Direct, Fallback, ForwardBackward, GMRES, Jacobi, JacobianFree, Neumann, Newton, PeacemanRachford, Phantom, Picard,
     Substitution,
 )  # fmt: skip
-LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Bidirectional, ImplicitModel, ImplicitRNN, Linear, Pointwise, Sequential)}
+LAYERS: dict[str, type[Layer]] = {
+    cls.__name__: cls
+    for cls in (
+        Bidirectional, Dropout, Embedding, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual,
+        Sequential,
+    )
+}  # fmt: skip
 CONSTRAINTS = (BlockTriangular, InfNorm, MatrixMeasure, Monotone, PerronFrobenius, SpectralNorm, StrictlyTriangular, Unconstrained)
 SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS)}
 

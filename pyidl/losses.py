@@ -1,7 +1,8 @@
 r"""Losses: ``loss(Y, target) -> (value, dY)``, the mean over samples and its derivative.
 
 With weights w the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 is the same as a sample that is there twice.
-The loss l_i of one sample is the mean over its entries (its positions, for `cross_entropy`). The value is an array without
+The loss l_i of one sample is the mean over its entries (its positions, for `cross_entropy`). Weights (m, T) weigh the positions of
+sequences: i then counts all of them, and zeros are a mask, behind which targets need only be admissible. The value is an array without
 dimensions, so that nothing waits for a GPU.
 """
 
@@ -30,8 +31,8 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
         What the model says.
     target : array of the same shape
         What it should say.
-    weights : array, shape (m,), optional
-        Nonnegative weights of the samples.
+    weights : array, shape (m,) or (m, T), optional
+        Nonnegative weights of the samples, or of their positions.
 
     Returns
     -------
@@ -121,11 +122,12 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     Parameters
     ----------
     Y : array, shape (m, q) or (m, T, q)
-        Logits; large ones are safe, since the largest is subtracted. With T positions, l is their mean.
+        Logits; large ones are safe, since the largest is subtracted. With T positions, l is their mean, and ``e^value`` is the
+        perplexity of a language model.
     target : array of integers, shape (m,) or (m, T), or of probabilities, with the shape of Y
         Labels in 0, ..., q - 1; or rows that are nonnegative and sum to 1.
-    weights : array, shape (m,), optional
-        Nonnegative weights of the samples.
+    weights : array, shape (m,) or (m, T), optional
+        Nonnegative weights of the samples, or of their positions.
 
     Returns
     -------
@@ -219,15 +221,16 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
     if weights is None:
         slope *= 1.0 / loss.size
         return xp.asarray(xp.mean(loss)), slope
-    m = loss.shape[0]
     w = _real(xp, loss, weights, "weights")
-    if w.shape != (m,):
-        raise InputError(f"weights has shape {w.shape}; one for each of the {m} samples is needed")
+    positions = slope.shape[: max(1, slope.ndim - 1)]
+    if w.shape not in (loss.shape[:1], positions):
+        other = f", or of the positions {positions}" if len(positions) > 1 else ""
+        raise InputError(f"weights has shape {w.shape}; one for each of the {loss.shape[0]} samples{other} is needed")
     largest = xp.max(w)
     if _on_cpu(xp) and not (bool(xp.min(w) >= 0) and bool(largest > 0)):
         raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
     w = w / largest  # their sum could overflow, and every slope would be 0
-    w = w / (xp.sum(w) * (loss.size // m))
-    value = xp.sum(xp.reshape(w, (m, *[1] * (loss.ndim - 1))) * loss)
-    slope *= xp.reshape(w, (m, *[1] * (slope.ndim - 1)))
+    w = w / (xp.sum(w) * (loss.size // w.size))
+    value = xp.sum(xp.reshape(w, (*w.shape, *[1] * (loss.ndim - w.ndim))) * loss)
+    slope *= xp.reshape(w, (*w.shape, *[1] * (slope.ndim - w.ndim)))
     return xp.asarray(value), slope

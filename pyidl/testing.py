@@ -65,7 +65,7 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     ----------
     layer : Layer
         Any layer or model; it is not changed.
-    U : array, shape (m, input_dim)
+    U : array, shape (m, input_dim), or tokens for an `Embedding`
         Where to check. A handful of samples is enough.
     rng : Generator, int or None
         Draws the cotangent and the directions, and is handed to the layer as a seed.
@@ -95,8 +95,10 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     generator = np.random.default_rng(rng)
     seed = int(generator.integers(2**31))
     exact = layer.astype("float64").with_tol(SOLVE_TOL)
-    xp = namespace(U) if backend.is_array(U) else exact.xp
-    U = backend.as_real(U, name="U", xp=xp, dtype="float64")
+    U = exact._admit(U)
+    xp = namespace(U)
+    if not xp.isdtype(U.dtype, "integral"):  # tokens stay what they are
+        U = backend.as_real(U, name="U", xp=xp, dtype="float64")
     Y, pull = exact(U, rng=seed)
     G = from_host(xp, generator.normal(size=Y.shape))
     dU, grads = pull(G)

@@ -29,7 +29,7 @@ from pyidl.activation import Activation
 from pyidl.backend import namespace
 from pyidl.errors import InputError
 
-__all__ = ["VectorActivation", "layer_norm", "named", "softmax"]
+__all__ = ["VectorActivation", "layer_norm", "named", "normed", "normed_vjp", "softmax"]
 
 
 class VectorActivation(Activation):
@@ -117,8 +117,8 @@ def _softmax_vjp(z: Any, w: Any) -> Any:
     return p * (w - namespace(z).sum(p * w, axis=-1, keepdims=True))  # (diag(p) - p p^T) w
 
 
-def _normed(z: Any, eps: float) -> tuple[Any, Any]:
-    """``(c / r, r)``, with c divided by its size before it is squared."""
+def normed(z: Any, eps: float) -> tuple[Any, Any]:
+    """``(y, r)`` with y = c / r, along the last axis; c is divided by its size before it is squared."""
     xp = namespace(z)
     c = z - xp.mean(z, axis=-1, keepdims=True)
     size = xp.max(xp.abs(c), axis=-1, keepdims=True)
@@ -128,13 +128,18 @@ def _normed(z: Any, eps: float) -> tuple[Any, Any]:
     return c / r, r * size
 
 
+def normed_vjp(y: Any, r: Any, w: Any) -> Any:
+    """``(P - y y^T / k) w / r``, for the pair that `normed` has returned."""
+    xp = namespace(y)
+    return (w - xp.mean(w, axis=-1, keepdims=True) - y * xp.mean(y * w, axis=-1, keepdims=True)) / r
+
+
 def _layer_norm(z: Any, *, eps: float) -> Any:
-    return _normed(z, eps)[0]
+    return normed(z, eps)[0]
 
 
 def _layer_norm_vjp(z: Any, w: Any, *, eps: float) -> Any:
-    xp, (y, r) = namespace(z), _normed(z, eps)
-    return (w - xp.mean(w, axis=-1, keepdims=True) - y * xp.mean(y * w, axis=-1, keepdims=True)) / r  # (P - y y^T / k) w / r
+    return normed_vjp(*normed(z, eps), w)
 
 
 softmax = VectorActivation("softmax", _softmax, _softmax_vjp, lipschitz=0.5)

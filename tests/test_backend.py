@@ -151,6 +151,16 @@ def test_numbers_whose_sum_overflows_are_finite_all_the_same():
         as_real(both, name="a", xp=np, dtype="float64")
 
 
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (40, 7), (40, 1000), (70_000, 600)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
+    rng = np.random.default_rng(0)
+    place, source = rng.integers(0, count, n), rng.integers(-9, 10, (n, 2)).astype(dtype)  # whole numbers: sums are exact
+    there = np.zeros((count, 2), dtype)
+    np.add.at(there, place, source)
+    assert_close(backend.sum_rows(xp, from_host(xp, source), from_host(xp, place), count), there, rtol=0, xp=xp)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (700, 130), (70, 13, 90), (2, 80_000), (90_000,)])
 def test_sizes_of_samples_large_and_small(shape, xp):
     rng = np.random.default_rng(0)

@@ -258,6 +258,27 @@ def test_a_small_binary_cross_entropy_keeps_its_digits():
     assert_close(value, np.asarray(math.log1p(math.exp(-30.0))), rtol=1e-14)
 
 
+# ------------------------------------------------------------------------------------------------- weights of positions
+
+
+@pytest.mark.parametrize("loss", [losses.mse, losses.huber, losses.cross_entropy])
+def test_weights_of_positions(loss, xp):
+    """The mean is that over all positions as samples, and what has weight 0 can be any admissible target."""
+    rng = np.random.default_rng(8)
+    Y, w = rng.normal(size=(3, 4, 5)), rng.uniform(0.5, 2.0, (3, 4)) * (rng.uniform(size=(3, 4)) < 0.6)
+    target = rng.integers(0, 5, (3, 4)) if loss is losses.cross_entropy else rng.normal(size=Y.shape)
+    value, dY = loss(from_host(xp, Y), from_host(xp, target), weights=from_host(xp, w))
+    flat, dY_flat = loss(Y.reshape(12, 5), target.reshape(12, *target.shape[2:]), weights=w.ravel())
+    assert_close(value, flat, rtol=1e-14, xp=xp)
+    assert_close(dY, dY_flat.reshape(3, 4, 5), rtol=1e-14, xp=xp)
+    hidden = np.where((w > 0).reshape(3, 4, *[1] * (target.ndim - 2)), target, 0)
+    assert float(loss(Y, hidden, weights=w)[0]) == float(loss(Y, target, weights=w)[0])
+    check_gradient(partial(loss, target=target, weights=w), Y)
+    assert float(loss(Y, target, weights=np.ones((3, 4)))[0]) == pytest.approx(float(loss(Y, target)[0]), rel=1e-14)
+    with pytest.raises(InputError, match=r"one for each of the 3 samples, or of the positions \(3, 4\) is needed"):
+        loss(Y, target, weights=w.T)
+
+
 # ------------------------------------------------------------------------------------------------- refusals
 
 Y21 = np.ones((2, 1))

@@ -27,7 +27,7 @@ from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
 
-__all__ = ["Call", "Explicit", "Layer", "Pullback", "check_dtype", "check_width"]
+__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
 
 
 @dataclass(frozen=True)
@@ -301,6 +301,29 @@ class Layer(ABC):
         config = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if _differs(self, f))  # type: ignore[arg-type]
         device = backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
         return f"{type(self).__name__}({config}), {count} parameters on {device}"
+
+
+class Parameterless(Layer):
+    """A layer that computes in the library and dtype of its input, for want of parameters that prescribe them."""
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def _admit(self, U: Any) -> Any:
+        xp = namespace(U) if backend.is_array(U) else np
+        single = backend.is_array(U) and U.dtype == xp.float32
+        U = backend.as_real(U, name="U", xp=xp, dtype="float32" if single else "float64")
+        self._check(U)
+        return U
+
+    def _check(self, U: Any) -> None:
+        if U.ndim < 2 or U.size == 0:
+            raise InputError(f"U has shape {U.shape}; {type(self).__name__} takes (m, n), one sample a row, with m >= 1")
+
+    def astype(self, dtype: str) -> Self:
+        """Return it as it is: it computes in the dtype of its input."""
+        check_dtype(dtype)
+        return self
 
 
 def _rebuild(cls: type[Layer], config: Mapping[str, Any], params: Mapping[str, Any]) -> Layer:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend, initializers
+from pyidl import initializers
 from pyidl.activations import Activation
 from pyidl.errors import InputError
-from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
+from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_dtype, check_width
 from pyidl.typing import Rng
 
 __all__ = ["Linear", "Pointwise"]
@@ -86,7 +86,7 @@ class Linear(Layer):
 
 
 @dataclass(eq=False, repr=False)
-class Pointwise(Layer):
+class Pointwise(Parameterless):
     """``Y = phi(U)``: an activation as a layer. `Sequential` makes one of every activation that it is given.
 
     Examples
@@ -106,26 +106,6 @@ class Pointwise(Layer):
     def _validate(self) -> None:
         if not isinstance(self.activation, Activation):
             raise InputError(f"Pointwise takes an Activation, got {type(self.activation).__name__}")
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {}
-
-    def _admit(self, U: Any) -> Any:
-        """Keep the library and the dtype of the input, for want of parameters that prescribe them."""
-        xp = backend.namespace(U) if backend.is_array(U) else np
-        single = backend.is_array(U) and U.dtype == xp.float32
-        U = backend.as_real(U, name="U", xp=xp, dtype="float32" if single else "float64")
-        self._check(U)
-        return U
-
-    def _check(self, U: Any) -> None:
-        if U.ndim < 2 or U.size == 0:
-            raise InputError(f"U has shape {U.shape}; an activation takes (m, n), one sample a row, with m >= 1")
-
-    def astype(self, dtype: str) -> Pointwise:
-        """An activation computes in the dtype of its input."""
-        check_dtype(dtype)
-        return self
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         Y = self.activation(U)

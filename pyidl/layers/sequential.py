@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pyidl import backend
 from pyidl.activations import Activation
@@ -65,19 +65,19 @@ class Sequential(Composite):
         return {str(i): layer for i, layer in enumerate(self.layers)}
 
     @classmethod
-    def of(cls, parts: Mapping[str, Layer]) -> Sequential:
+    def of(cls, parts: Mapping[str, Layer]) -> Self:
         """The layers in the order of the mapping."""
-        return Sequential(*parts.values())
+        return cls(*parts.values())
 
     def _validate(self) -> None:
         if not self.layers:
-            raise InputError("Sequential needs at least one layer")
+            raise InputError(f"{type(self).__name__} needs at least one layer")
         super()._validate()
         width = None
         for i, layer in enumerate(self.layers):
             needs, gives = layer._widths()
             if width is not None and needs is not None and needs != width:
-                raise InputError(f"layer {i} of Sequential takes {needs} inputs, the layers before it give {width}")
+                raise InputError(f"layer {i} of {type(self).__name__} takes {needs} inputs, the layers before it give {width}")
             width = gives or width
 
     def _widths(self) -> tuple[int | None, int | None]:
@@ -85,11 +85,12 @@ class Sequential(Composite):
         return widths[0][0], next((gives for _, gives in reversed(widths) if gives), None)
 
     def _admit(self, U: Any) -> Any:
-        if any(layer.params for layer in self.layers):
-            U = backend.as_real(U, name="U", xp=self.xp, dtype=self.dtype)
-            self._check(U)
-            return U
-        return self.layers[0]._admit(U)
+        xp, first = self.xp, self.layers[0]  # xp refuses layers that live on several devices
+        if first.params or not self.params:
+            return first._admit(U)  # which knows whether it takes real numbers or tokens
+        U = backend.as_real(U, name="U", xp=xp, dtype=self.dtype)
+        self._check(U)
+        return U
 
     def _check(self, U: Any) -> None:
         self.layers[0]._check(U)
@@ -101,11 +102,11 @@ class Sequential(Composite):
             Y, pulls[name] = layer._forward(Y, call)
         return Y, SequentialPullback(Y, pulls)
 
-    def replace(self, **changes: Any) -> Sequential:
+    def replace(self, **changes: Any) -> Self:
         """Return copies of the layers in a new `Sequential`, or that of the given ``layers=``."""
         if set(changes) - {"layers"}:
-            raise InputError(f"Sequential has no option {', '.join(sorted(set(changes) - {'layers'}))}; it has layers")
-        return Sequential(*changes.get("layers", [layer.replace() for layer in self.layers]))
+            raise InputError(f"{type(self).__name__} has no option {', '.join(sorted(set(changes) - {'layers'}))}; it has layers")
+        return type(self)(*changes.get("layers", [layer.replace() for layer in self.layers]))
 
     def __repr__(self) -> str:
-        return "Sequential(\n" + "".join(f"  {name}: {layer!r}\n" for name, layer in self.parts.items()) + ")"
+        return f"{type(self).__name__}(\n" + "".join(f"  {name}: {layer!r}\n" for name, layer in self.parts.items()) + ")"

@@ -64,8 +64,8 @@ def fit(
     model : Layer
         Its `params` are replaced after every step, and projected into its well-posed set.
     data : (inputs, targets) or (inputs, targets, weights)
-        `inputs` is one array or a tuple of arrays that share their first axis; `weights` (m,) weigh the samples, and those of
-        weight 0 are left out.
+        `inputs` is one array or a tuple of arrays that share their first axis; `weights` (m,) weigh the samples, those of (m, T) the
+        positions of sequences. Samples all of whose weights are 0 are left out.
     loss : callable
         ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given; see `pyidl.losses`.
     optimizer : Optimizer
@@ -176,9 +176,10 @@ class _Data:
     def _with_weight(self, name: str) -> _Data:
         """Without the samples of weight 0: they would only be able to fill a batch with nothing."""
         weights = backend.to_numpy(self.weights)
-        if weights.ndim != 1 or not np.all(np.isfinite(weights)) or np.any(weights < 0) or not np.any(weights > 0):
-            raise InputError(f"the weights of {name} must be one finite number >= 0 for each sample, and not all of them 0")
-        return self if np.all(weights > 0) else self.take(np.flatnonzero(weights))
+        if weights.ndim not in (1, 2) or not np.all(np.isfinite(weights)) or np.any(weights < 0) or not np.any(weights > 0):
+            raise InputError(f"the weights of {name} must be one finite number >= 0 for each sample or position, and not all of them 0")
+        some = weights.reshape(self.m, -1).any(axis=1)
+        return self if np.all(some) else self.take(np.flatnonzero(some))
 
     def take(self, rows: np.ndarray) -> _Data:
         """Some of the samples."""

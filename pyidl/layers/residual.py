@@ -1,0 +1,58 @@
+"""A branch around layers, ``Y = U + f_k(... f_1(U))``, hence ``dU = dY + df_1^T ... df_k^T dY``.
+
+Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016, eq. 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyidl.errors import InputError
+from pyidl.layers.base import Call
+from pyidl.layers.sequential import Sequential, SequentialPullback
+from pyidl.typing import Grads
+
+__all__ = ["Residual"]
+
+
+@dataclass(frozen=True, repr=False)
+class ResidualPullback(SequentialPullback):
+    """The chain rule, and the identity beside it."""
+
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """``dU = dY + f^T dY``; the gradients of the parameters are those of f alone."""
+        dU, grads = super().rule(dY, inputs)
+        return (dY + dU if inputs else None), grads
+
+
+class Residual(Sequential):
+    """``Y = U + f(U)``, f the given layers one after another; everything else is as in a `Sequential` of them.
+
+    Parameters
+    ----------
+    *layers : Layer or Activation
+        Together they keep the shape of their input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyidl import Linear, Residual, activations
+    >>> block = Residual(Linear(3, 5, rng=0), activations.relu, Linear(5, 3, rng=1))
+    >>> Y, pull = block(np.ones((2, 3)))
+    >>> Y.shape, sorted(block.params)
+    ((2, 3), ['0.W', '0.b', '2.W', '2.b'])
+    """
+
+    def _validate(self) -> None:
+        super()._validate()
+        needs, gives = self._widths()
+        if needs is not None and gives is not None and needs != gives:
+            raise InputError(f"Residual adds an input of width {needs} to an output of its layers of width {gives}; they must be equal")
+
+    def _forward(self, U: Any, call: Call) -> tuple[Any, ResidualPullback]:
+        f, pull = super()._forward(U, call)
+        if f.shape != U.shape:
+            raise InputError(f"Residual adds an input {U.shape} to an output of its layers {f.shape}; the shapes must be equal")
+        Y = U + f
+        return Y, ResidualPullback(Y, pull.pulls)
