@@ -18,7 +18,8 @@ ROOT = PACKAGE.parent
 LEVELS = [
     {"backend", "errors", "typing"},
     {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "structure"}
-    | {"losses", "metrics", "optim", "schedules", "initializers"},
+    | {"losses", "metrics", "optim", "schedules", "initializers"}
+    | {"attention", "averaging"},
     {"certificate"},
     {"wellposed", "solvers"},
     {"cells", "equilibrium"},
@@ -41,6 +42,7 @@ NEIGHBOURS = {
     ("activations", "vector_activations"),
     ("vector_activations", "activation"),
     ("structure", "pattern"),
+    ("attention", "averaging"),
     ("equilibrium", "cells"),
     ("optim", "schedules"),
 }
