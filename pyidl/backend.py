@@ -359,10 +359,6 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
     return sizes
 
 
-_START = np.zeros(1, np.intp)
-"""Where the row of a single sample starts."""
-
-
 def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """``(max |image - x|, max |x|)`` for every sample, float64, on the host (one wait on a GPU).
 
@@ -373,13 +369,12 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
         return both[0], both[1]
     m = x.shape[0]
     if x.size <= CHUNK:
-        starts = np.arange(0, x.size, x.size // m) if m > 1 else _START
+        starts = np.arange(0, x.size, x.size // m)
         both = np.empty((2, m), x.dtype)
         change = np.subtract(image, x)
         _row_max(np.abs(change, out=change), starts, both[0])
         _row_max(np.abs(x, out=change), starts, both[1])
-        both = both.astype(np.float64)
-        return both[0], both[1]
+        return both[0].astype(np.float64), both[1].astype(np.float64)
     both = np.empty((2, m), x.dtype)
     flat, there = x.reshape(m, -1), image.reshape(m, -1)
     n = flat.shape[1]
@@ -398,8 +393,8 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
 def _row_max(a: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
     """The largest entry of every row of a nonnegative contiguous array, NaN where there is one.
 
-    Bits of nonnegative floating-point numbers, read as integers, are in the order of the numbers, infinity and NaN last. Their maximum
-    takes half the time, for there are no NaN to look for; and `reduceat` a quarter of that of a reduction along an axis.
+    The bits of nonnegative numbers, read as integers, are in the order of the numbers, infinity and NaN last; their maximum takes half the
+    time, for no NaN is looked for. (`reduceat` takes a quarter of the time of a reduction along an axis.)
     """
     integer = np.int32 if a.dtype == np.float32 else np.int64
     np.maximum.reduceat(a.view(integer).reshape(-1), starts, out=out.view(integer))
