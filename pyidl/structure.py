@@ -1,4 +1,4 @@
-"""Matrices as the solvers see them: whole, as factors ``A = L R^T`` that are never multiplied out, or in tiles.
+"""Matrices as the solvers see them: whole, in compressed rows, as factors ``A = L R^T`` that are never multiplied out, or in tiles.
 
 Samples are rows, so the forward pass multiplies by A^T from the right, and its adjoint, the same thing with A
 transposed, by A. What a solver can use of A beyond its products is read once, when the parameters are set (`read`).
@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pyidl import sparse
 from pyidl.backend import astype, from_host, namespace, to_numpy, writes_in_place
 from pyidl.pattern import Groups, Pattern, levels
 from pyidl.typing import Array, Params
 
-__all__ = ["Full", "LowRank", "Matrix", "Tiled", "growth", "read", "read_model"]
+__all__ = ["Full", "LowRank", "Matrix", "Sparse", "Tiled", "growth", "read", "read_model"]
 
 
 class Matrix(Protocol):
@@ -90,6 +91,37 @@ class Full:
 
 
 @dataclass(frozen=True)
+class Sparse(Full):
+    """A, few entries of which differ from zero: large products skip the zeros, small ones and gradients are those of `Full`."""
+
+    stored: Any = None
+    """The same in compressed rows, or in compressed columns: a product is as fast with either."""
+    turned: Any = None
+    """Its transpose."""
+
+    @classmethod
+    def of(cls, A: Array, below: float) -> Full:
+        """Compressed if A is large, at most the share `below` of it differs from zero, and its library can; otherwise `Full`."""
+        few = below > 0 and A.size >= sparse.SMALLEST and A.size - _zeros(A) <= below * A.size
+        stored = sparse.compressed(A) if few else None
+        return Full(A) if stored is None else cls(A, None, stored, stored.T)
+
+    def rows(self, x: Any, out: Any = None) -> Any:
+        """``x A^T``; whether it skips the zeros depends on the number of samples alone."""
+        return sparse.product(self.stored, x, out) if self.A.size * x.shape[0] >= sparse.WORK else super().rows(x, out)
+
+    @property
+    def T(self) -> Sparse:
+        """``A^T``; compressed rows become compressed columns, without a copy."""
+        return Sparse(self.A.T, self.gains, self.turned, self.stored)
+
+    def off_diagonal(self, scale: Any) -> Sparse:
+        """A copy, with its own compressed rows."""
+        stored = sparse.off_diagonal(self.stored, scale)
+        return Sparse(super().off_diagonal(scale).A, None, stored, stored.T)
+
+
+@dataclass(frozen=True)
 class LowRank:
     """``A = L R^T`` with L, R of shape (n, k): 4 n k flops a product instead of 2 n^2; minus diag(`minus`) if that is given."""
 
@@ -146,14 +178,23 @@ class Tiled:
     """The same as numbers, if it is prescribed: gradients are confined to it. Otherwise they are full."""
 
     @classmethod
-    def of(cls, A: Array, row_groups: Groups, column_groups: Groups, support: np.ndarray, confined: bool, doubtful: bool = False) -> Tiled:
-        """Cut A, the nonzero entries of which lie in `support` (on the host); `doubtful` as in `read`."""
+    def of(
+        cls,
+        A: Array,
+        row_groups: Groups,
+        column_groups: Groups,
+        support: np.ndarray,
+        confined: bool,
+        doubtful: bool = False,
+        below: float = 0.0,
+    ) -> Tiled:
+        """Cut A, the nonzero entries of which lie in `support` (on the host); `doubtful` as in `read`, `below` in `Sparse.of`."""
         xp = namespace(A)
         tiles = {}
         for i, rows in enumerate(row_groups.members):
             for j, columns in enumerate(column_groups.members):
                 if support[rows][:, columns].any():
-                    tile = Full(_cut(_cut(A, rows, 0), columns, 1))
+                    tile = Sparse.of(_cut(_cut(A, rows, 0), columns, 1), below)
                     tiles[i, j] = read(tile, doubtful) if i == j and row_groups is column_groups else tile
         mask = astype(xp, from_host(xp, support), A.dtype) if confined else None
         return cls(A, row_groups, column_groups, tiles, support, mask)
@@ -265,7 +306,9 @@ def read(matrix: Full, doubtful: bool = False) -> Full:
     return replace(matrix, gains=(growth(matrix, xp, A.dtype, len(d)), growth(off, xp, A.dtype, len(d))))
 
 
-def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Matrix] | None, doubtful: bool = False) -> dict[str, Matrix]:
+def read_model(
+    params: Params, pattern: Pattern | None, before: Mapping[str, Matrix] | None, doubtful: bool = False, below: float = 0.0
+) -> dict[str, Matrix]:
     """The maps A, B, C and D of a model, with the structure that they have: prescribed by a pattern, or found in A's zeros.
 
     Parameters
@@ -278,6 +321,8 @@ def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Mat
         The maps of the parameters before these: groups are found anew only if zeros have moved.
     doubtful : bool
         Whether nothing says that Picard contracts; then its growth is estimated in any case.
+    below : float
+        Matrices and tiles with at most this share of nonzero entries are multiplied in compressed rows.
     """
     masks = {key: getattr(pattern, key, None) for key in "ABCD"}
     maps: dict[str, Matrix] = {}
@@ -292,9 +337,9 @@ def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Mat
         if groups is None and masks["A"] is not None:
             groups = Groups.whole(A.shape[0])
         if groups and support is not None:
-            maps["A"] = Tiled.of(A, groups, groups, support, masks["A"] is not None, doubtful)
+            maps["A"] = Tiled.of(A, groups, groups, support, masks["A"] is not None, doubtful, below)
         else:
-            maps["A"] = read(Full(A), doubtful)
+            maps["A"] = read(Sparse.of(A, below), doubtful)
     else:
         maps["A"] = LowRank(params["L"], params["R"])
     state = groups or Groups.whole(params["B"].shape[0])
@@ -302,10 +347,10 @@ def read_model(params: Params, pattern: Pattern | None, before: Mapping[str, Mat
         if key in params:
             M, mask = params[key], masks[key]
             if groups is None and mask is None:
-                maps[key] = Full(M)
+                maps[key] = Sparse.of(M, below)
                 continue
             sides = rows or Groups.whole(M.shape[0]), columns or Groups.whole(M.shape[1])
-            maps[key] = Tiled.of(M, *sides, to_numpy(M) != 0 if mask is None else mask, mask is not None)
+            maps[key] = Tiled.of(M, *sides, to_numpy(M) != 0 if mask is None else mask, mask is not None, below=below)
     return maps
 
 

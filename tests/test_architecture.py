@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 LEVELS = [
     {"backend", "errors", "typing"},
-    {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "structure"}
+    {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "sparse", "structure"}
     | {"losses", "metrics", "optim", "schedules", "initializers"}
     | {"attention", "averaging"},
     {"certificate"},
@@ -32,7 +32,7 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 # Same-level imports that are allowed, besides those within one folder: the ground floor, the built-in activations, those of
-# several components and the proximal maps, the matrices that know their pattern, the theorem that uses the cells, and the
+# several components and the proximal maps, the matrices that know their pattern or their zeros, the theorem that uses the cells, and the
 # optimisers that use schedules.
 NEIGHBOURS = {
     ("backend", "errors"),
@@ -43,6 +43,7 @@ NEIGHBOURS = {
     ("vector_activations", "activation"),
     ("structure", "pattern"),
     ("attention", "averaging"),
+    ("structure", "sparse"),
     ("equilibrium", "cells"),
     ("optim", "schedules"),
 }

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pyidl import activations, backend, initializers, structure
+from pyidl import activations, backend, initializers, sparse, structure
 from pyidl.activations import Activation, Blocks
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
@@ -129,6 +129,8 @@ class ImplicitModel(Layer):
         Default: `solvers.Auto`.
     dtype : {"float32", "float64"}
         In which everything is computed. Tolerances follow it: 1e-6 and 1e-12.
+    sparse_below : float
+        Large A, B, C and D with at most this share of nonzero entries are multiplied in compressed rows; 0 for never. See `sparsify`.
     rng : Generator, int or None
         Draws the initial parameters, on the host: the same seed gives the same model on every device.
 
@@ -162,6 +164,7 @@ class ImplicitModel(Layer):
     forward: Solver | None = None
     adjoint: Solver | None = None
     dtype: str = "float32"
+    sparse_below: float = 0.0
     rng: InitVar[Rng] = None
 
     def __post_init__(self, rng: Rng) -> None:
@@ -197,6 +200,8 @@ class ImplicitModel(Layer):
         for name in ("bias", "feedthrough"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; use True or False")
+        if not (isinstance(self.sparse_below, (int, float)) and 0 <= self.sparse_below <= 1):
+            raise InputError(f"sparse_below is {self.sparse_below!r}; it is a share of nonzero entries, between 0 and 1")
         for name, solver in (("forward", self.forward), ("adjoint", self.adjoint)):
             if not (solver is None or isinstance(solver, Solver)):
                 raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
@@ -246,7 +251,8 @@ class ImplicitModel(Layer):
 
     def _store(self, checked: Params) -> None:
         super()._store(checked)
-        maps = structure.read_model(checked, self.pattern, self.__dict__.get("_maps"), doubtful=not self.constraint.contracts)
+        before, doubtful = self.__dict__.get("_maps"), not self.constraint.contracts
+        maps = structure.read_model(checked, self.pattern, before, doubtful, self.sparse_below)
         object.__setattr__(self, "_maps", maps)
 
     @property
@@ -321,6 +327,19 @@ class ImplicitModel(Layer):
             Whether the other conditions are listed too, with what they prove or why they fail.
         """
         return strongest(self.params, self.activation, self.constraint, explain)
+
+    def sparsify(self, below: float = sparse.DENSITY) -> ImplicitModel:
+        """Return the same model, which multiplies large A, B, C and D in compressed rows where few of their entries differ from zero.
+
+        Answers and gradients are the same up to rounding; gradients are those of all entries unless a pattern confines them.
+
+        Parameters
+        ----------
+        below : float
+            The largest share of nonzero entries. The default is where it pays on one core; full products use all cores, and
+            compressed ones a single one, so divide it by the number of cores. See docs/performance.md.
+        """
+        return self.replace(sparse_below=below)
 
     def with_tol(self, tol: float | None) -> ImplicitModel:
         """Return the same model, both solves of which run to this tolerance."""
