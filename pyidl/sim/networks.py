@@ -1,0 +1,198 @@
+r"""A trained network, read for its states: what goes into every activation and what comes out.
+
+A network of affine maps and activations computes, activation by activation,
+
+    z_l = (an affine function of x_1, ..., x_(l-1) and u),    x_l = phi_l(z_l),    y = (one of x_1, ..., x_L and u).
+
+Layers that follow one another are that with ``z_l = W_l x_(l-1) + b_l``. So the pre-activations z, stacked, are affine in the stacked
+states x and in u, and the network is an implicit model (`pyidl.sim.exact`). To collect states nothing of this needs to be known: a
+network of PyTorch, whatever stands between its activations, is watched by hooks on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pyidl import activations, backend
+from pyidl.activations import Activation
+from pyidl.backend import is_array, namespace
+from pyidl.errors import InputError
+from pyidl.layers import ImplicitModel, Linear, Pointwise, Sequential
+from pyidl.typing import Array, Namespace
+
+__all__ = ["Affine", "Chain", "Feedforward", "Network", "Record", "Step", "chain", "is_perceptron", "read_chain"]
+
+
+class Record(NamedTuple):
+    """What one activation does to the samples at hand: ``X = phi(Z)``, both (m, n_l)."""
+
+    Z: Array
+    X: Array
+    activation: Activation
+
+
+class Affine(NamedTuple):
+    """``W x + b``."""
+
+    W: Array
+    b: Array | None
+
+
+class Network(Protocol):
+    """A network that tells its states."""
+
+    def run(self, U: Any) -> tuple[Array, list[Record], Array]:
+        """``(U, records, Y)``: the inputs (m, p) as they were read, the activations in the order of evaluation, the outputs (m, q)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Feedforward:
+    """``x_l = phi_l(W_l x_(l-1) + b_l)``, ``y = W_L x_(L-1) + b_L``: a network as plain arrays.
+
+    Parameters
+    ----------
+    layers : sequence of (W, b)
+        W_l of shape (n_l, n_(l-1)), b_l of shape (n_l,) or None; the last pair is the output. At least two.
+    activation : Activation or sequence of Activation
+        One for all hidden layers, or one for each.
+
+    Raises
+    ------
+    InputError
+        If shapes or numbers do not fit.
+
+    Examples
+    --------
+    >>> net = Feedforward([(np.ones((3, 2)), None), (np.ones((1, 3)), np.zeros(1))], activations.relu)
+    >>> read_chain(net).run(np.ones((5, 2)))[2][0].tolist()
+    [6.0]
+    """
+
+    layers: tuple[Affine, ...]
+    activation: tuple[Activation, ...]
+
+    def __init__(self, layers: Iterable[Any], activation: Activation | Iterable[Activation]) -> None:
+        pairs = [pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair in layers]
+        if len(pairs) < 2 or None in pairs:
+            raise InputError(f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be None")
+        phis = (activation,) * (len(pairs) - 1) if isinstance(activation, Activation) else tuple(activation)
+        if len(phis) != len(pairs) - 1 or not all(isinstance(phi, Activation) for phi in phis):
+            raise InputError(f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got {len(phis)}: use pyidl.activations")
+        given = [a for pair in pairs for a in pair if a is not None]  # type: ignore[union-attr]
+        owners = [a for a in given if is_array(a)]
+        xp = namespace(*owners) if owners else np
+        single = len(owners) == len(given) and all(a.dtype == xp.float32 for a in owners)
+        affine, width = [], None
+        for i, (W, b) in enumerate(pairs):  # type: ignore[misc]
+            W = backend.as_real(W, name=f"W of layer {i}", xp=xp, dtype="float32" if single else "float64")
+            b = b if b is None else backend.as_real(b, name=f"b of layer {i}", xp=xp, dtype="float32" if single else "float64")
+            if W.ndim != 2 or width not in (None, W.shape[1]) or (b is not None and b.shape != W.shape[:1]):
+                raise InputError(
+                    f"layer {i} has W of shape {W.shape} and b of shape {getattr(b, 'shape', None)}, the layer before it {width} outputs; "
+                    "W must be (outputs, inputs), b (outputs,)"
+                )
+            affine.append(Affine(W, b))
+            width = W.shape[0]
+        object.__setattr__(self, "layers", tuple(affine))
+        object.__setattr__(self, "activation", phis)
+
+
+Step = Affine | Activation | ImplicitModel
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Affine maps, activations and implicit models one after another, without an activation of the output."""
+
+    steps: tuple[Step, ...]
+    xp: Namespace
+    dtype: str
+
+    def run(self, U: Any) -> tuple[Array, list[Record], Array]:
+        """Step by step."""
+        value: Any = backend.as_real(U, name="U", xp=self.xp, dtype=self.dtype)
+        width = self.input_dim
+        if value.ndim != 2 or width not in (None, value.shape[1]) or value.shape[0] == 0:
+            raise InputError(f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a row, m >= 1")
+        admitted, records = value, []
+        for step in self.steps:
+            if isinstance(step, Activation):
+                records.append(Record(value, step(value), step))
+                value = records[-1].X
+            elif isinstance(step, ImplicitModel):
+                value, pull = step(value)
+                records.append(Record(pull.forward.pre, pull.forward.value, step.activation))
+            else:
+                value = value @ step.W.T
+                value = value if step.b is None else value + step.b
+        return admitted, records, value
+
+    @property
+    def input_dim(self) -> int | None:
+        """The number of inputs; None where only activations tell it."""
+        first = next((step for step in self.steps if not isinstance(step, Activation)), None)
+        return first.input_dim if isinstance(first, ImplicitModel) else None if first is None else first.W.shape[1]
+
+
+def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
+    """Drop the activation of the output: y is what goes into it, the logits of a classifier."""
+    kept = tuple(steps)
+    kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
+    if not any(isinstance(step, (Activation, ImplicitModel)) for step in kept):
+        raise InputError("the network has no hidden activation, and so no state; it is the affine map y = D u + d already")
+    return Chain(kept, xp, dtype)
+
+
+def is_perceptron(network: Any) -> bool:
+    """Whether it is an MLPClassifier or MLPRegressor of scikit-learn, or looks like one."""
+    return hasattr(network, "hidden_layer_sizes") and hasattr(network, "activation")
+
+
+def read_chain(network: Any) -> Chain:
+    """A network of which every step is known."""
+    if isinstance(network, Feedforward):
+        steps: list[Step] = [network.layers[0]]
+        for phi, layer in zip(network.activation, network.layers[1:], strict=True):
+            steps += [phi, layer]
+        W = network.layers[0].W
+        return chain(steps, namespace(W), backend.real_dtype(W))
+    if is_perceptron(network):
+        return read_chain(_from_perceptron(network))
+    if isinstance(network, (ImplicitModel, Sequential)):
+        return chain(_of_layers(network), network.xp, network.dtype)
+    raise InputError(f"the layers of {type(network).__name__} are not known one by one; use Sequential or sim.Feedforward")
+
+
+def _of_layers(layer: Any) -> list[Step]:
+    if isinstance(layer, Sequential):
+        return [step for part in layer.layers for step in _of_layers(part)]
+    if isinstance(layer, Pointwise):
+        return [layer.activation]
+    if isinstance(layer, Linear):
+        return [Affine(layer.params["W"], layer.params.get("b"))]
+    if isinstance(layer, ImplicitModel):
+        return [layer]
+    raise InputError(f"{type(layer).__name__} has no states of its own to collect; use Linear, ImplicitModel and activations")
+
+
+PERCEPTRON: dict[str, Callable[[], Activation]] = {
+    "identity": lambda: activations.identity,
+    "logistic": lambda: activations.sigmoid,
+    "relu": lambda: activations.relu,
+    "tanh": lambda: activations.tanh,
+}
+
+
+def _from_perceptron(network: Any) -> Feedforward:
+    """scikit-learn's ``coefs_`` multiply from the right."""
+    if not hasattr(network, "coefs_"):
+        raise InputError(f"{type(network).__name__} is not fitted; call fit(X, y) first")
+    if network.activation not in PERCEPTRON:
+        raise InputError(f"the activation {network.activation!r} of {type(network).__name__} is not one of {', '.join(PERCEPTRON)}")
+    layers = [(W.T, b) for W, b in zip(network.coefs_, network.intercepts_, strict=True)]
+    return Feedforward(layers, PERCEPTRON[network.activation]())
