@@ -395,6 +395,42 @@ def test_lengths_reach_the_layer_that_takes_them():
         assert np.all(dU[i, n:] == 1)  # nothing but the branch
 
 
+# -------------------------------------------------------------------------------------------------- one token at a time
+
+
+def test_steps_are_the_rows_of_the_whole(xp):
+    model = Sequential(
+        Embedding(V, E, dtype="float64", rng=0),
+        PositionEmbedding(T, E, dtype="float64", rng=1),
+        Dropout(0.4),
+        Residual(norm(), Residual(linear(E, E)), activations.silu),
+        linear(E, V),
+    )
+    model = moved(model, xp)
+    whole, cache, caches = host(model.predict(from_host(xp, TOKENS))), model.start(M), []
+    for t in range(T):
+        caches.append(cache)
+        y, cache = model.step(from_host(xp, TOKENS[:, t].copy()), cache)
+        assert_close(y, whole[:, t], rtol=1e-12, atol=1e-12, xp=xp)
+    again, _ = model.step(from_host(xp, TOKENS[:, 2].copy()), caches[2])  # the cache of two tokens is as it was
+    assert_close(again, whole[:, 2], rtol=1e-12, atol=1e-12, xp=xp)
+    with pytest.raises(InputError, match="holds 5 tokens, the table 5"):
+        model.step(from_host(xp, TOKENS[:, 0].copy()), cache)
+    with pytest.raises(InputError, match="tokens lie between"):
+        model.step(from_host(xp, TOKENS[:, 0] + V), model.start(M))
+
+
+def test_a_fixed_point_for_every_token_alone():
+    model = Sequential(Embedding(V, E, dtype="float64", rng=0), implicit(E, 3))
+    y, _ = model.step(TOKENS[:, 0], model.start(M))
+    assert np.array_equal(y, model.predict(TOKENS[:, 0]))
+
+
+def test_what_looks_ahead_has_no_steps():
+    with pytest.raises(InputError, match="ImplicitRNN does not go on token by token"):
+        Sequential(Linear(E, E), ImplicitRNN(E, E, 3, 3, rng=0)).start(1)
+
+
 # -------------------------------------------------------------------------------------------------- files and training
 
 
@@ -432,7 +468,7 @@ def test_fit_learns_to_count_and_validation_draws_nothing():
         (tokens, targets),
         loss=losses.cross_entropy,
         optimizer=optim.Adam(1e-2),
-        epochs=12,
+        epochs=16,
         batch_size=10,
         validation=(tokens, targets),
         metrics=[metrics.accuracy],

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -111,6 +111,9 @@ class Layer(ABC):
 
     _params: Params
 
+    tokenwise: ClassVar[bool] = False
+    """Whether every row of the input has its own row of the output, whatever stands beside it."""
+
     # ------------------------------------------------------------------------------------- what a subclass gives
 
     @abstractmethod
@@ -183,6 +186,28 @@ class Layer(ABC):
         batches = (slice(i, min(i + batch_size, m)) for i in range(0, m, batch_size))
         parts = [self._forward(U[batch, ...], call.of(batch))[0] for batch in batches]
         return namespace(parts[0]).concat(parts)
+
+    # ------------------------------------------------------------------------------------------------- one token at a time
+
+    def start(self, m: int) -> Any:
+        """What the layer remembers of m sequences that have no token yet: None where it treats every token alone.
+
+        Raises
+        ------
+        InputError
+            If an output depends on later tokens, or the layer does not know what to remember.
+        """
+        if not self.tokenwise:
+            raise InputError(f"{type(self).__name__} does not go on token by token; call it with whole sequences")
+        return None
+
+    def step(self, u: Any, cache: Any, *, on_fail: OnFail = "raise") -> tuple[Any, Any]:
+        """Return ``(y, cache)`` after one more token of m sequences: u (m, p), or tokens (m,) for an `Embedding`, and y (m, q).
+
+        The outputs for tokens one after another are those for the whole sequence. The given `cache`, from `start` or the last step, stays
+        as it was.
+        """
+        return self._forward(self._admit(u), Call(on_fail=on_fail))[0], cache
 
     # --------------------------------------------------------------------------------------------- its parameters
 
@@ -305,6 +330,8 @@ class Layer(ABC):
 
 class Parameterless(Layer):
     """A layer that computes in the library and dtype of its input, for want of parameters that prescribe them."""
+
+    tokenwise = True
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {}

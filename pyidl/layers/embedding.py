@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend
+from pyidl import backend, initializers
 from pyidl.errors import InputError
 from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
+from pyidl.solvers.solution import OnFail
 from pyidl.typing import Rng
 
 __all__ = ["Embedding", "PositionEmbedding"]
@@ -36,7 +37,7 @@ class Embedding(Layer):
     dtype : {"float32", "float64"}
         That of W and of the output.
     rng : Generator, int or None
-        Draws W, with variance 1.
+        Draws W, with variance 1 / embed_dim: rows have a length of about 1, and what residual branches add to them is heard.
 
     Examples
     --------
@@ -48,6 +49,8 @@ class Embedding(Layer):
     ((2, 3, 2), None, array([2., 1., 0., 3.], dtype=float32))
     """
 
+    tokenwise = True
+
     num_tokens: int
     embed_dim: int
     _: KW_ONLY
@@ -56,7 +59,7 @@ class Embedding(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        self.params = {"W": np.random.default_rng(rng).normal(size=(self.num_tokens, self.embed_dim))}
+        self.params = {"W": initializers.lecun_normal(np.random.default_rng(rng), self.num_tokens, self.embed_dim)}
 
     def _validate(self) -> None:
         self.num_tokens = check_width("num_tokens", self.num_tokens)
@@ -108,7 +111,7 @@ class PositionEmbedding(Layer):
     dtype : {"float32", "float64"}
         In which everything is computed.
     rng : Generator, int or None
-        Draws P, with variance 1, as that of an `Embedding`.
+        Draws P, with variance 1 / embed_dim, as an `Embedding` its W.
 
     Examples
     --------
@@ -127,7 +130,7 @@ class PositionEmbedding(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        self.params = {"P": np.random.default_rng(rng).normal(size=(self.block_size, self.embed_dim))}
+        self.params = {"P": initializers.lecun_normal(np.random.default_rng(rng), self.block_size, self.embed_dim)}
 
     def _validate(self) -> None:
         self.block_size = check_width("block_size", self.block_size)
@@ -147,6 +150,17 @@ class PositionEmbedding(Layer):
             raise InputError(
                 f"U has {U.shape[1]} positions, the table {self.block_size}; shorten the context, or build the model with that block_size"
             )
+
+    def start(self, m: int) -> int:
+        """The number of tokens so far."""
+        return 0
+
+    def step(self, u: Any, cache: int, *, on_fail: OnFail = "raise") -> tuple[Any, int]:
+        """``u + P_t`` for the next t."""
+        u = backend.as_real(u, name="u", xp=self.xp, dtype=self.dtype)
+        if cache >= self.block_size:
+            raise InputError(f"the cache holds {cache} tokens, the table {self.block_size} positions; start again from the last ones")
+        return u + self.params["P"][cache, :], cache + 1
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, P, T = self.xp, self.params["P"], U.shape[1]

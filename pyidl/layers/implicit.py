@@ -151,6 +151,8 @@ class ImplicitModel(Layer):
     (True, True)
     """
 
+    tokenwise = True
+
     input_dim: int
     output_dim: int
     hidden_dim: int

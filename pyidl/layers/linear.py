@@ -41,6 +41,8 @@ class Linear(Layer):
     ((5, 2), (5, 3), (2, 3))
     """
 
+    tokenwise = True
+
     input_dim: int
     output_dim: int
     _: KW_ONLY

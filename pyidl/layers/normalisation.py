@@ -44,6 +44,8 @@ class LayerNorm(Layer):
     (array([[-1.225,  0.   ,  1.225]]), array([[0., 0., 0.]]))
     """
 
+    tokenwise = True
+
     dim: int
     eps: float = 1e-5
     _: KW_ONLY

@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pyidl import backend
+from pyidl.backend import namespace
 from pyidl.errors import InputError
 from pyidl.layers.base import Call
 from pyidl.layers.sequential import Sequential, SequentialPullback
+from pyidl.solvers.solution import OnFail
 from pyidl.typing import Grads
 
 __all__ = ["Residual"]
@@ -49,6 +52,11 @@ class Residual(Sequential):
         needs, gives = self._widths()
         if needs is not None and gives is not None and needs != gives:
             raise InputError(f"Residual adds an input of width {needs} to an output of its layers of width {gives}; they must be equal")
+
+    def step(self, u: Any, cache: tuple[Any, ...], *, on_fail: OnFail = "raise") -> tuple[Any, tuple[Any, ...]]:
+        """``u + f(u)`` for one token."""
+        f, cache = super().step(u, cache, on_fail=on_fail)
+        return backend.as_real(u, name="u", xp=namespace(f), dtype=backend.real_dtype(f)) + f, cache
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, ResidualPullback]:
         f, pull = super()._forward(U, call)

@@ -12,6 +12,7 @@ from pyidl.errors import InputError
 from pyidl.layers.base import Call, Layer
 from pyidl.layers.composite import Composite, CompositePullback
 from pyidl.layers.linear import Pointwise
+from pyidl.solvers.solution import OnFail
 from pyidl.typing import Grads
 
 __all__ = ["Sequential"]
@@ -102,6 +103,29 @@ class Sequential(Composite):
             Y, pulls[name] = layer._forward(Y, call)
         return Y, SequentialPullback(Y, pulls)
 
+    def start(self, m: int) -> tuple[Any, ...]:
+        """The caches of the layers."""
+        return tuple(layer.start(m) for layer in self.layers)
+
+    def step(self, u: Any, cache: tuple[Any, ...], *, on_fail: OnFail = "raise") -> tuple[Any, tuple[Any, ...]]:
+        """One token through all layers.
+
+        Examples
+        --------
+        >>> from pyidl import Embedding, Linear, Sequential
+        >>> model = Sequential(Embedding(5, 8, rng=0), Linear(8, 5, rng=1))
+        >>> tokens, cache = np.array([[0, 3, 1]]), model.start(1)
+        >>> for t in range(3):
+        ...     y, cache = model.step(tokens[:, t], cache)
+        >>> bool(np.allclose(y, model.predict(tokens)[:, -1]))
+        True
+        """
+        after = []
+        for layer, own in zip(self.layers, cache, strict=True):
+            u, own = layer.step(u, own, on_fail=on_fail)
+            after.append(own)
+        return u, tuple(after)
+
     def replace(self, **changes: Any) -> Self:
         """Return copies of the layers in a new `Sequential`, or that of the given ``layers=``."""
         if set(changes) - {"layers"}:
@@ -109,4 +133,5 @@ class Sequential(Composite):
         return type(self)(*changes.get("layers", [layer.replace() for layer in self.layers]))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(\n" + "".join(f"  {name}: {layer!r}\n" for name, layer in self.parts.items()) + ")"
+        lines = "\n".join(f"{name}: {layer!r}" for name, layer in self.parts.items()).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {lines}\n)"
