@@ -4,6 +4,7 @@ A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output
 """
 
 from pyidl import activations, losses, metrics, optim, solvers, testing, wellposed
+from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_device, to_numpy
 from pyidl.certify import LocalCertificate, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
@@ -12,6 +13,7 @@ from pyidl.layers import (
     Bidirectional,
     Dropout,
     Embedding,
+    ImplicitAttentionHead,
     ImplicitModel,
     ImplicitRNN,
     ImplicitRNNCell,
@@ -25,12 +27,14 @@ from pyidl.layers import (
 )
 from pyidl.pattern import Pattern
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
-from pyidl.wellposed import InfNorm
+from pyidl.wellposed import AttentionBall, InfNorm
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionBall",
     "Bidirectional",
+    "BoundedSoftmax",
     "Checkpoint",
     "ConvergenceError",
     "ConvergenceWarning",
@@ -38,10 +42,12 @@ __all__ = [
     "EarlyStopping",
     "Embedding",
     "History",
+    "ImplicitAttentionHead",
     "ImplicitModel",
     "ImplicitRNN",
     "ImplicitRNNCell",
     "InfNorm",
+    "KernelAttention",
     "Layer",
     "LayerNorm",
     "Linear",
@@ -53,6 +59,7 @@ __all__ = [
     "PyidlWarning",
     "Residual",
     "Sequential",
+    "Softmax",
     "activations",
     "certify_solution",
     "fit",

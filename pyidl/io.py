@@ -21,6 +21,7 @@ import numpy as np
 
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
+from pyidl.attention import Attention, BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_numpy
 from pyidl.errors import FileFormatError, InputError
 from pyidl.layers import (
@@ -28,6 +29,7 @@ from pyidl.layers import (
     Composite,
     Dropout,
     Embedding,
+    ImplicitAttentionHead,
     ImplicitModel,
     ImplicitRNN,
     Layer,
@@ -57,6 +59,7 @@ from pyidl.solvers import (
     Substitution,
 )
 from pyidl.wellposed import (
+    AttentionBall,
     BlockTriangular,
     Constraint,
     InfNorm,
@@ -79,12 +82,15 @@ SOLVERS = (
 LAYERS: dict[str, type[Layer]] = {
     cls.__name__: cls
     for cls in (
-        Bidirectional, Dropout, Embedding, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual,
-        Sequential,
+        Bidirectional, Dropout, Embedding, ImplicitAttentionHead, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Pointwise,
+        PositionEmbedding, Residual, Sequential,
     )
 }  # fmt: skip
 CONSTRAINTS = (BlockTriangular, InfNorm, MatrixMeasure, Monotone, PerronFrobenius, SpectralNorm, StrictlyTriangular, Unconstrained)
-SETTINGS: dict[str, type[Constraint | Solver]] = {cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS)}
+ATTENTION = (AttentionBall, BoundedSoftmax, KernelAttention, Softmax)
+SETTINGS: dict[str, type[Constraint | Solver | Attention | AttentionBall]] = {
+    cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS, *ATTENTION)
+}
 
 
 def save(path: str | Path, model: Layer) -> None:

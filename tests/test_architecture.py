@@ -22,7 +22,7 @@ LEVELS = [
     | {"attention", "averaging"},
     {"certificate"},
     {"wellposed", "solvers"},
-    {"cells", "equilibrium"},
+    {"attention_cell", "cells", "equilibrium"},
     {"layers"},
     {"certify", "io", "plotting", "testing"},
     {"training", "sim"},
@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("structure", "pattern"),
     ("attention", "averaging"),
     ("structure", "sparse"),
+    ("attention_cell", "cells"),
     ("equilibrium", "cells"),
     ("optim", "schedules"),
 }

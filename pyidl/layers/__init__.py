@@ -1,5 +1,6 @@
 """Layers and models: callables that return ``(Y, pullback)``."""
 
+from pyidl.layers.attention import ImplicitAttentionHead
 from pyidl.layers.base import Layer, Pullback
 from pyidl.layers.bidirectional import Bidirectional
 from pyidl.layers.composite import Composite
@@ -19,6 +20,7 @@ __all__ = [
     "Composite",
     "Dropout",
     "Embedding",
+    "ImplicitAttentionHead",
     "ImplicitModel",
     "ImplicitRNN",
     "ImplicitRNNCell",

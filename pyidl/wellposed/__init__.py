@@ -1,5 +1,6 @@
 """Conditions for well-posedness, one file each, on parameters alone."""
 
+from pyidl.wellposed.attention import AttentionBall
 from pyidl.wellposed.base import Constraint
 from pyidl.wellposed.blocktriangular import BlockTriangular
 from pyidl.wellposed.infnorm import InfNorm
@@ -12,6 +13,7 @@ from pyidl.wellposed.triangular import StrictlyTriangular
 from pyidl.wellposed.unconstrained import Unconstrained
 
 __all__ = [
+    "AttentionBall",
     "BlockTriangular",
     "Constraint",
     "InfNorm",
