@@ -14,6 +14,7 @@ from pyidl.layers.residual import Residual
 from pyidl.layers.rnn import ImplicitRNN
 from pyidl.layers.rnn_cell import ImplicitRNNCell
 from pyidl.layers.sequential import Sequential
+from pyidl.layers.transformer import ImplicitTransformerBlock
 
 __all__ = [
     "Bidirectional",
@@ -24,6 +25,7 @@ __all__ = [
     "ImplicitModel",
     "ImplicitRNN",
     "ImplicitRNNCell",
+    "ImplicitTransformerBlock",
     "Layer",
     "LayerNorm",
     "Linear",
