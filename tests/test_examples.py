@@ -173,3 +173,17 @@ def test_rolling_argmax(tmp_path):
     assert max(flat) - min(flat) < 0.002
     assert fading[-1] < 0.3
     assert (tmp_path / "rolling_argmax.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_char_lm(tmp_path):
+    """One epoch: both models are better than pairs of characters, and the one with feedback is certified."""
+    result = run("char_lm.py", tmp_path, 1, tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    names = ("pairs of characters", "feedback", "R = 0")
+    pairs, feedback, plain = (number(rf"{name}: validation perplexity ([0-9.]+)", result.stdout) for name in names)
+    assert max(feedback, plain) < 0.9 * pairs
+    assert "certified: the fixed point exists and is unique for every input" in result.stdout
+    assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
+    assert "The with statement is used to " in result.stdout
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
