@@ -6,7 +6,7 @@ A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output
 from pyidl import activations, losses, metrics, optim, solvers, testing, wellposed
 from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_device, to_numpy
-from pyidl.certify import LocalCertificate, certify_solution, rescale
+from pyidl.certify import AttentionCertificate, LocalCertificate, certify_attention, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, save
 from pyidl.layers import (
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionBall",
     "Bidirectional",
+    "AttentionCertificate",
     "BoundedSoftmax",
     "Checkpoint",
     "ConvergenceError",
@@ -63,6 +64,7 @@ __all__ = [
     "Sequential",
     "Softmax",
     "activations",
+    "certify_attention",
     "certify_solution",
     "fit",
     "load",
