@@ -33,16 +33,22 @@ from pyidl.typing import Array
 __all__ = ["Attended", "Attention", "BoundedSoftmax", "KernelAttention", "Mask", "Softmax", "phi", "phi_slope"]
 
 
+FAR = 1e9
+"""From here on phi is 1 to the last digit, and its square is still a number in float32."""
+
+
 def phi(s: Any) -> Any:
     """``s / sqrt(1 + s^2)``, in (-1, 1)."""
     xp = namespace(s)
-    return s / xp.hypot(s, xp.ones_like(s))
+    s = xp.clip(s, -FAR, FAR)
+    return s / xp.sqrt(1.0 + s * s)
 
 
 def phi_slope(s: Any) -> Any:
     """``phi'(s) = (1 + s^2)^(-3/2) = (1 - phi^2)^(3/2)``."""
     xp = namespace(s)
-    r = 1.0 / xp.hypot(s, xp.ones_like(s))
+    s = xp.clip(s, -FAR, FAR)
+    r = 1.0 / xp.sqrt(1.0 + s * s)
     return r * r * r
 
 
@@ -55,12 +61,16 @@ class Attention(ABC):
         """a(x), (..., h) -> (..., f)."""
 
     @abstractmethod
-    def push(self, x: Any, dx: Any) -> Any:
+    def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """The derivative of a at x, applied to dx."""
 
     @abstractmethod
-    def pull(self, x: Any, G: Any) -> Any:
+    def pull(self, x: Any, slope: Any, G: Any) -> Any:
         """The transposed derivative of a at x, applied to a cotangent G, (..., f)."""
+
+    def slope(self, x: Any) -> Any:
+        """What `push` and `pull` use of x, formed once."""
+        return x
 
     @abstractmethod
     def average(self, h: int, mask: Mask) -> Average:
@@ -89,7 +99,7 @@ class Attention(ABC):
     def at(self, K: Array, Q: Array, V: Array, mask: Mask = Mask()) -> Attended:  # noqa: B008 (frozen)
         """The map at a point, with its derivatives."""
         mean = self.average(Q.shape[-1], mask).at(self.features(Q), self.keys(K), self.values(V))
-        return Attended(self, K, Q, V, mean)
+        return Attended(self, K, Q, V, (self.slope(K), self.slope(Q), self.slopes(V)), mean)
 
 
 @dataclass(frozen=True)
@@ -135,13 +145,13 @@ class KernelAttention(Attention):
         square = xp.sum(x * x, axis=-1, keepdims=True)
         return xp.concat([math.sqrt(2 * g) * x, -g * square, xp.ones_like(square)], axis=-1)
 
-    def push(self, x: Any, dx: Any) -> Any:
+    def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """``(sqrt(2g) dx, -2g <x, dx>, 0)``."""
         xp, g = namespace(x), self.scale(x.shape[-1])
         inner = xp.sum(x * dx, axis=-1, keepdims=True)
         return xp.concat([math.sqrt(2 * g) * dx, -2 * g * inner, xp.zeros_like(inner)], axis=-1)
 
-    def pull(self, x: Any, G: Any) -> Any:
+    def pull(self, x: Any, slope: Any, G: Any) -> Any:
         """``sqrt(2g) G_(1..h) - 2g x G_(h+1)``."""
         h, g = x.shape[-1], self.scale(x.shape[-1])
         return math.sqrt(2 * g) * G[..., :h] - (2 * g) * x * G[..., h : h + 1]
@@ -196,11 +206,11 @@ class Softmax(_InnerProduct):
         """``sqrt(tau) x``."""
         return math.sqrt(self.scale(x.shape[-1])) * x
 
-    def push(self, x: Any, dx: Any) -> Any:
+    def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """``sqrt(tau) dx``."""
         return math.sqrt(self.scale(x.shape[-1])) * dx
 
-    def pull(self, x: Any, G: Any) -> Any:
+    def pull(self, x: Any, slope: Any, G: Any) -> Any:
         """``sqrt(tau) G``."""
         return math.sqrt(self.scale(x.shape[-1])) * G
 
@@ -242,13 +252,17 @@ class BoundedSoftmax(_InnerProduct):
         """``sqrt(tau) phi(x)``."""
         return math.sqrt(self.scale(x.shape[-1])) * phi(x)
 
-    def push(self, x: Any, dx: Any) -> Any:
+    def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """``sqrt(tau) phi'(x) dx``."""
-        return math.sqrt(self.scale(x.shape[-1])) * (phi_slope(x) * dx)
+        return math.sqrt(self.scale(x.shape[-1])) * (slope * dx)
 
-    def pull(self, x: Any, G: Any) -> Any:
+    def pull(self, x: Any, slope: Any, G: Any) -> Any:
         """``sqrt(tau) phi'(x) G``."""
-        return math.sqrt(self.scale(x.shape[-1])) * (phi_slope(x) * G)
+        return math.sqrt(self.scale(x.shape[-1])) * (slope * G)
+
+    def slope(self, x: Any) -> Any:
+        """``phi'(x)``."""
+        return phi_slope(x)
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,6 +279,7 @@ class Attended:
     K: Array
     Q: Array
     V: Array
+    slopes: tuple[Any, Any, Any]
     mean: Averaged
 
     @property
@@ -274,19 +289,19 @@ class Attended:
 
     def jvp(self, dK: Any, dQ: Any, dV: Any) -> Any:
         """The derivative along (dK, dQ, dV)."""
-        of = self.attention
-        return self.mean.jvp(of.push(self.Q, dQ), of.mirrored(of.push(self.K, dK)), of.slopes(self.V) * dV)
+        of, (k, q, v) = self.attention, self.slopes
+        return self.mean.jvp(of.push(self.Q, q, dQ), of.mirrored(of.push(self.K, k, dK)), v * dV)
 
     def vjp(self, G: Any) -> tuple[Any, Any, Any]:
         """``(gK, gQ, gV)``, with ``<G, jvp(dK, dQ, dV)> = <gK, dK> + <gQ, dQ> + <gV, dV>``."""
-        of = self.attention
+        of, (k, q, v) = self.attention, self.slopes
         ga, gb, gU = self.mean.vjp(G)
-        return of.pull(self.K, of.mirrored(gb)), of.pull(self.Q, ga), of.slopes(self.V) * gU
+        return of.pull(self.K, k, of.mirrored(gb)), of.pull(self.Q, q, ga), v * gU
 
     def take(self, rows: Any) -> Attended:
         """The same for some of the samples, numbered on the host or by a slice."""
-        K, Q, V = (some(a, rows) for a in (self.K, self.Q, self.V))
-        return Attended(self.attention, K, Q, V, self.mean.take(rows))
+        K, Q, V, k, q, v = (some(a, rows) for a in (self.K, self.Q, self.V, *self.slopes))
+        return Attended(self.attention, K, Q, V, (k, q, v), self.mean.take(rows))
 
 
 def _check(*values: tuple[str, float | None]) -> None:

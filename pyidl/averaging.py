@@ -120,6 +120,7 @@ class Average:
         """``out``, (m, H, T, h)."""
         xp, m = namespace(a, b, U), a.shape[0]
         size = max(1, CACHED * m // (a[..., 0].size * min(b.shape[2], self.tile or b.shape[2])))
+        U = with_ones(U)
         if xp is not np or size >= m:
             return self._sums(a, b, U, False)[0]
         pieces = [slice(i, min(i + size, m)) for i in range(0, m, size)]
@@ -127,6 +128,7 @@ class Average:
 
     def at(self, a: Any, b: Any, U: Any) -> Averaged:
         """The map at a point, with its derivatives."""
+        U = with_ones(U)
         return Averaged(self, a, b, U, *self._sums(a, b, U, True))
 
     def take(self, rows: Any) -> Average:
@@ -143,11 +145,11 @@ class Average:
                 yield self.mask.first(keys), keys
 
     def _sums(self, a: Any, b: Any, U: Any, keep: bool) -> tuple[Any, Any, Any, Any]:
-        """``(out, s, largest exponent of each row, E)``; E, if there is one tile and it is asked for, otherwise None."""
-        xp, h, T = namespace(a, b, U), U.shape[-1], a.shape[2]
+        """``(out, s, largest exponent of each row, E)`` for values with a column of ones; E, if it is asked for and has one tile."""
+        xp, h, T = namespace(a, b, U), U.shape[-1] - 1, a.shape[2]
         lowest = -0.25 * float(xp.finfo(a.dtype).max)
         shift = xp.full((*a.shape[:-1], 1), lowest, dtype=a.dtype) if self.largest > SAFE else None
-        total, U = xp.zeros((*a.shape[:-1], h + 1), dtype=a.dtype), with_ones(U)
+        total = xp.zeros((*a.shape[:-1], h + 1), dtype=a.dtype)
         E: Any = None
         for first, keys in self.tiles(a, b):
             rows = (..., slice(first, None), slice(None))
@@ -179,7 +181,8 @@ class Average:
 class Averaged:
     """An `Average` at a point: its value `out` and its two derivatives.
 
-    What they need is formed once, for as many of them as are asked; with several tiles, E is formed again for each of them.
+    What they need is formed once, for as many of them as are asked; with several tiles, E is formed again for each of them. U holds a
+    column of ones here.
     """
 
     average: Average
@@ -201,7 +204,7 @@ class Averaged:
 
     def jvp(self, da: Any, db: Any, dU: Any) -> Any:
         """``(W * dZ) U - rowsum(W * dZ) * Out + W dU``, ``dZ = dA B^T + A dB^T``."""
-        xp, h, U = namespace(self.a), self.U.shape[-1], with_ones(self.U)
+        xp, h, U = namespace(self.a), self.U.shape[-1] - 1, self.U
         left, right = xp.concat([da, self.a], axis=-1), xp.concat([self.b, db], axis=-1)
         total = xp.zeros((*self.a.shape[:-1], h + 1), dtype=self.a.dtype)
         for first, keys, E in self._tiles():
@@ -224,9 +227,9 @@ class Averaged:
         xp = namespace(self.a)
         G = self.s * G
         left = xp.concat([G, -xp.sum(G * self.out, axis=-1, keepdims=True)], axis=-1)
-        U, ga, gb, gU = with_ones(self.U), xp.zeros_like(self.a), xp.zeros_like(self.b), xp.zeros_like(self.U)
+        ga, gb, gU = xp.zeros_like(self.a), xp.zeros_like(self.b), xp.zeros_like(self.U[..., 1:])
         for first, keys, E in self._tiles():
-            M = left[..., first:, :] @ xp.matrix_transpose(U[..., keys, :])
+            M = left[..., first:, :] @ xp.matrix_transpose(self.U[..., keys, :])
             M *= E
             ga[..., first:, :] += M @ self.b[..., keys, :]
             gb[..., keys, :] = xp.matrix_transpose(M) @ self.a[..., first:, :]
