@@ -73,6 +73,12 @@ def test_products_are_those_of_the_full_matrix(m, r, c, dtype, density, transpos
         np.testing.assert_array_equal(off.dense(), F.off_diagonal(scale).dense())
 
 
+@pytest.mark.parametrize("m", [1, sparse.SAMPLES - 1, sparse.SAMPLES, sparse.SAMPLES + 1, 2 * sparse.SAMPLES + 1])
+def test_no_sample_is_left_out(m):
+    x = np.arange(1.0, m + 1)[:, None] * np.ones(3)
+    np.testing.assert_array_equal(Sparse.of(np.eye(3), 1.0).rows(x, np.zeros((m, 3))), x)
+
+
 def test_the_stored_matrix_is_what_is_multiplied():
     """So that the tests below compare two ways of computing, and not one with itself."""
     A = np.eye(4)
@@ -129,7 +135,7 @@ def test_tiles_of_a_pattern_are_compressed_one_by_one():
     full, compressed = sparse_model(density=0.4, pattern=pattern)
     tiles = compressed.maps["A"].tiles.values()
     assert {type(tile) for tile in tiles} <= {Full, Sparse}
-    assert any(type(tile) is Sparse for tile in tiles)
+    assert all(any(type(tile) is Sparse for tile in compressed.maps[key].tiles.values()) for key in "ABC")
     U, dY = np.random.default_rng(2).normal(size=(9, P)), np.ones((9, Q))
     (Y, pull), (Ys, pulls) = full(U), compressed(U)
     assert relative(Ys, Y) < 1e-13
