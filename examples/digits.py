@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import pyidl
-from pyidl import losses, metrics, optim, testing
+from pyidl import losses, metrics, optim, plotting, testing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,18 +42,10 @@ assert np.array_equal(pyidl.load(here / "digits.npz").predict(U_test), model.pre
 print("saved, reloaded: equal predictions")
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-left.semilogy(history["epoch"], history["loss"], label="training loss")
-left.semilogy(history["epoch"], 1 - history["val_accuracy"], label="test error")
-left.set(xlabel="epoch", title="training")
-for solve, name in ((forward, "forward"), (adjoint, "adjoint")):
-    middle.semilogy(np.nanmax(solve.trace / solve.tolerance, axis=1), label=name)
-rate, first = 0.9 ** np.arange(len(forward.trace)), np.max(forward.trace[0] / forward.tolerance)
-middle.semilogy(first * rate, "k:", label="certified rate, forward")
-middle.set(xlabel="steps after the first", title="residual over tolerance, worst test image")
-eigenvalues, circle = np.linalg.eigvals(model.params["A"]), np.exp(2j * np.pi * np.linspace(0, 1, 200))
-right.plot(eigenvalues.real, eigenvalues.imag, ".", label="eigenvalues of A")
-right.plot(0.9 * circle.real, 0.9 * circle.imag, "k:", label=r"$\|A\|_\infty \leq 0.9$")
-right.set(aspect="equal", ylim=(-1, 1.5), title="spectrum of A inside its bound")
-for axes in (left, middle, right):
-    axes.legend(loc="best")
+plotting.training(history, ax=left).plot(history["epoch"], 1 - history["val_accuracy"], label="test error")
+plotting.residuals({"forward": forward, "adjoint": adjoint}, model.certificate(), ax=middle)
+plotting.spectrum(model, ax=right)
+for axes, title in ((left, "training"), (middle, "residuals of both solves"), (right, "spectrum of A inside its bound")):
+    axes.set_title(title)
+left.legend()
 figure.savefig(here / "digits.png", dpi=120)

@@ -3,7 +3,7 @@
 A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output is ``y = C x + D u + d``.
 """
 
-from pyidl import activations, losses, metrics, optim, solvers, testing, wellposed
+from pyidl import activations, losses, metrics, optim, plotting, solvers, testing, wellposed
 from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_device, to_numpy
 from pyidl.certify import AttentionCertificate, LocalCertificate, certify_attention, certify_solution, rescale
@@ -71,6 +71,7 @@ __all__ = [
     "losses",
     "metrics",
     "optim",
+    "plotting",
     "rescale",
     "save",
     "solvers",
