@@ -45,7 +45,7 @@ class Activation:
     homogeneous : bool
         Whether ``phi(t z) = t phi(z)`` for all t >= 0.
     scalar_solve : callable, optional
-        ``(r, d) -> x`` with ``x = phi(d x + r)`` for d < 1 (for |d| < 1 where slopes are negative).
+        ``(r, d) -> x`` with ``x = phi(d x + r)`` for d < 1 (for ``|d| < 1`` where slopes are negative).
     divides : bool
         Whether that solution is ``phi(r / (1 - d))``; `scalar_solve` may then be left out.
     cuda : str

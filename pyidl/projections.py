@@ -1,6 +1,6 @@
 r"""Euclidean projections onto convex sets, exact and vectorised.
 
-**Weighted l1 ball.** The nearest row p to a with ``sum_j w_j |p_j| <= r`` is, with u_j = |a_j| / w_j,
+**Weighted l1 ball.** The nearest row p to a with ``sum_j w_j |p_j| <= r`` is, with ``u_j = |a_j| / w_j``,
 
     p_j = sign(a_j) w_j max(u_j - theta, 0),    theta = max(0, max_k (w_1^2 u_1 + ... + w_k^2 u_k - r) / (w_1^2 + ... + w_k^2)),
 

@@ -94,7 +94,7 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     *Rounding.* Everything is evaluated in float64 on the host, whatever the dtype of the model, and all sums are rounded up by a priori
     bounds: with ``gamma_k = k u / (1 - k u)``, a sum of k products, in any order, is off by at most gamma_k times the sum of absolute
     products (Higham, "Accuracy and stability of numerical algorithms", 2nd ed., section 3.1). What is assumed is that
-    phi is evaluated in float64 to within 16 eps (|y| + |phi(y)|), phi' to within 64 eps (1 + L), and that what the activation says
+    phi is evaluated in float64 to within ``16 eps (|y| + |phi(y)|)``, phi' to within ``64 eps (1 + L)``, and that what the activation says
     of its slopes, kinks and curvature is true (`pyidl.testing.check_activation`).
 
     *Cost.* One inverse of order n and two products for each sample, about 6 n^3 flops; samples with the same slopes, such as the

@@ -30,7 +30,7 @@ class History:
     """One record for each epoch.
 
     ``history["loss"]`` is an array over the epochs. The keys: epoch, loss, val_loss and the metrics (of the validation data
-    if there are any, with "val_" before the name, otherwise of the training data), steps (mean forward steps a sample and
+    if there are any, with ``"val_"`` before the name, otherwise of the training data), steps (mean forward steps a sample and
     solve), failed (samples whose solve failed and that were left out), seconds.
     """
 

@@ -1,0 +1,53 @@
+"""How the documentation is built: ``sphinx-build -W --keep-going docs docs/_build/html``. Every notebook runs in the build."""
+
+import re
+
+import pyidl
+
+project, author, copyright = "pyidl", "The pyidl developers", "The pyidl developers"
+version = release = pyidl.__version__
+
+extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+exclude_patterns = ["_build", "_templates", "jupyter_execute"]
+templates_path = ["_templates"]
+default_role = "code"  # a name between single backticks, as docstrings have them
+
+html_theme = "furo"
+html_title = f"pyidl {release}"
+
+# Pages: mathematics between dollar signs, links to headings.
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["config.cache"]
+
+# Notebooks run anew in every build; an error, or a word on stderr, fails it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_output_stderr = "warn"
+
+# The reference: one page for each public module, made of what its __all__ names.
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # shapes and meanings stand in the text
+numpydoc_show_class_members = False
+
+
+def equations_stand_as_they_are_written(app, what, name, obj, options, lines):
+    """Make literal blocks of the indented equations in docstrings, up to their first section."""
+    sections = (i for i, line in enumerate(lines) if re.fullmatch(r"-{3,}", line.strip()))
+    for i in range(next(sections, len(lines)) - 1, 0, -1):
+        if lines[i].startswith("    ") and not lines[i - 1].strip() and not previous(lines, i).startswith("    "):
+            lines[i:i] = ["::", ""]
+
+
+def previous(lines, i):
+    """The last line above i that is not empty."""
+    return next((line for line in reversed(lines[:i]) if line.strip()), "")
+
+
+def setup(app):
+    """Sphinx calls this; numpydoc comes after, at 500."""
+    app.connect("autodoc-process-docstring", equations_stand_as_they_are_written, priority=400)
