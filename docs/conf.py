@@ -14,6 +14,8 @@ default_role = "code"  # a name between single backticks, as docstrings have the
 
 html_theme = "furo"
 html_title = f"pyidl {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 # Pages: mathematics between dollar signs, links to headings.
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
