@@ -2,6 +2,8 @@
 
 import re
 
+import matplotlib.font_manager  # noqa: F401  (it builds a cache, and would say so in the first cell that draws)
+
 import pyidl
 
 project, author, copyright = "pyidl", "The pyidl developers", "The pyidl developers"
@@ -11,6 +13,7 @@ extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosumma
 exclude_patterns = ["_build", "_templates", "jupyter_execute"]
 templates_path = ["_templates"]
 default_role = "code"  # a name between single backticks, as docstrings have them
+highlight_language = "none"  # an equation is no Python
 
 html_theme = "furo"
 html_title = f"pyidl {release}"
@@ -31,7 +34,7 @@ nb_output_stderr = "warn"
 # The reference: one page for each public module, made of what its __all__ names.
 autosummary_generate = True
 autosummary_ignore_module_all = False
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # shapes and meanings stand in the text
 numpydoc_show_class_members = False

@@ -26,12 +26,12 @@ from pyidl.typing import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Records", "attention", "rates", "residuals", "sparsity", "spectrum", "training"]
+__all__ = ["attention", "rates", "residuals", "sparsity", "spectrum", "training"]
 
 BOUND: dict[str, Any] = {"color": "0.4", "linestyle": "--", "linewidth": 1.2}
 
 
-class Records(Protocol):
+class _Records(Protocol):
     """What `training` asks of a history: numbers by name, one for each epoch."""
 
     records: tuple[Mapping[str, float], ...]
@@ -41,7 +41,7 @@ class Records(Protocol):
         ...
 
 
-def training(history: Records, keys: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
+def training(history: _Records, keys: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Recorded numbers over the epochs, on a logarithmic scale where all of them are positive.
 
     Parameters
