@@ -3,7 +3,7 @@
 A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output is ``y = C x + D u + d``.
 """
 
-from pyidl import activations, losses, metrics, optim, plotting, solvers, testing, wellposed
+from pyidl import activations, losses, metrics, optim, plotting, sim, solvers, testing, wellposed
 from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_device, to_numpy
 from pyidl.certify import AttentionCertificate, LocalCertificate, certify_attention, certify_solution, rescale
@@ -74,6 +74,7 @@ __all__ = [
     "plotting",
     "rescale",
     "save",
+    "sim",
     "solvers",
     "testing",
     "to_device",

@@ -70,6 +70,8 @@ def bare(x):
 
 
 def wrap(x):
+    if isinstance(x, tuple):  # CuPy returns plain ones
+        return tuple(map(wrap, x))
     return ndarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
@@ -77,7 +79,7 @@ def wrapped(function):
     def call(*arguments, **options):
         out = options.get("out")
         result = function(*map(bare, arguments), **{key: bare(value) for key, value in options.items()})
-        return result if out is None and not isinstance(result, (np.ndarray, np.generic)) else (out if out is not None else wrap(result))
+        return wrap(result) if out is None else out
 
     return call
 

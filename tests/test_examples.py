@@ -187,3 +187,16 @@ def test_char_lm(tmp_path):
     assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
     assert "The with statement is used to " in result.stdout
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_sim(tmp_path):
+    """On the digits, where there is no Fashion-MNIST."""
+    shutil.copy(EXAMPLES / "fashion_mnist.py", tmp_path)
+    result = run("sim_fashion_mnist.py", tmp_path, tmp_path / "nothing", tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    network = number(r"network \S+ test accuracy (0\.\d+)", result.stdout)
+    chain = number(r"the network's order +accuracy (0\.\d+)", result.stdout)
+    assert chain > network - 0.03
+    assert "certified" in result.stdout
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -167,3 +167,16 @@ def test_a_cluster_of_two_processes_of_which_one_dies(dask, cluster, tmp_path):
     assert_same(sim.accumulate(sim.iter_states(network(), array.from_array(U, chunks=(20, 4)))), local, 1e-15)
     os.remove(flag)
     assert sim.map_rows(functools.partial(dies_once_powers, flag), range(6), cluster) == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_fit_on_a_cluster_is_the_fit_here(dask, cluster):
+    """States, sums, fixed points and rows: all of them are tasks."""
+    array = pytest.importorskip("dask.array")
+    U = samples(200)
+    here = sim.fit(network(), U, penalty=sim.L1(1e-3), solver=sim.ADMM(tol=1e-9), dtype="float64")
+    far = sim.fit(
+        network(), array.from_array(U, chunks=(60, 4)), penalty=sim.L1(1e-3), solver=sim.ADMM(tol=1e-9), dtype="float64", scheduler=cluster
+    )  # fmt: skip
+    assert "in 8 tasks" in far.report.states.method
+    for key, a in here.model.params.items():
+        np.testing.assert_allclose(far.model.params[key], a, rtol=1e-5, atol=1e-7)

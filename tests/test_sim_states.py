@@ -9,7 +9,7 @@ from helpers import assert_close, host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Sequential, activations, sim, to_numpy
+from pyidl import Dropout, ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Residual, Sequential, activations, sim, to_numpy
 from pyidl.activations import Blocks
 from pyidl.backend import from_host
 from pyidl.errors import InputError
@@ -100,7 +100,7 @@ def test_plain_arrays_must_fit(layers, activation, words):
 
 
 @given(
-    st.lists(st.sampled_from(["linear", "wide", "relu", "tanh", "leaky"]), min_size=1, max_size=7),
+    st.lists(st.sampled_from(["linear", "wide", "relu", "tanh", "leaky", "branch"]), min_size=1, max_size=7),
     st.booleans(),
     st.integers(0, 5),
 )
@@ -111,6 +111,9 @@ def test_a_network_is_an_implicit_model(names, bias, seed):
         if name in ("linear", "wide"):
             steps.append(random_model(Linear, width, 2 if name == "linear" else 5, seed=seed + i, dtype="float64", bias=bias))
             width = steps[-1].output_dim
+        elif name == "branch":
+            inside = random_model(Linear, width, width, seed=seed + i, dtype="float64", bias=bias)
+            steps.append(Residual(activations.tanh, inside, Dropout(0.5), Residual(inside.replace(), activations.relu)))
         else:
             steps.append({"relu": activations.relu, "tanh": activations.tanh, "leaky": activations.leaky_relu(0.3)}[name])
     steps = [*steps, activations.tanh, random_model(Linear, width, 2, seed=9, dtype="float64", bias=bias)]

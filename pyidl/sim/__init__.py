@@ -2,8 +2,43 @@
 
 from pyidl.sim.accumulate import accumulate, map_rows
 from pyidl.sim.exact import exact_model
+from pyidl.sim.fit import fit
 from pyidl.sim.moments import Moments
 from pyidl.sim.networks import Feedforward
+from pyidl.sim.path import Path, path
+from pyidl.sim.penalties import L1, ElasticNet, NoPenalty, Penalty, ReverseHuber, Ridge
+from pyidl.sim.problem import Problem
+from pyidl.sim.report import Report, SIMResult, Solved
+from pyidl.sim.solvers import ADMM, FISTA, CoordinateDescent, LeastSquares, LowRank, Rows, RowSolver
 from pyidl.sim.states import States, collect_states, iter_states
 
-__all__ = ["Feedforward", "Moments", "States", "accumulate", "collect_states", "exact_model", "iter_states", "map_rows"]
+__all__ = [
+    "ADMM",
+    "CoordinateDescent",
+    "ElasticNet",
+    "FISTA",
+    "Feedforward",
+    "L1",
+    "LeastSquares",
+    "LowRank",
+    "Moments",
+    "NoPenalty",
+    "Path",
+    "Penalty",
+    "Problem",
+    "Report",
+    "ReverseHuber",
+    "Ridge",
+    "RowSolver",
+    "Rows",
+    "SIMResult",
+    "Solved",
+    "States",
+    "accumulate",
+    "collect_states",
+    "exact_model",
+    "fit",
+    "iter_states",
+    "map_rows",
+    "path",
+]

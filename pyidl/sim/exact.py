@@ -1,15 +1,16 @@
 r"""A feed-forward network is an implicit model: the exact one, from which states can be learned more sparsely.
 
 Every quantity in the network is an affine form of the states so far and the input, ``sum_l M_l x_l + M_u u + c``. A layer W, b makes of it
-the form with ``W M_l, W M_u, W c + b``. An activation turns its form into a block of rows of A, B and b, and starts a new state. What is
-left at the end is C, D, d. With x = (x_L, ..., x_1), A is strictly block upper triangular, and substitution solves the equation in one
-pass.
+the form with ``W M_l, W M_u, W c + b``, a branch around layers the sum of two forms. An activation turns its form into a block of rows of
+A, B and b, and starts a new state. What is left at the end is C, D, d. With x = (x_L, ..., x_1), A is strictly block upper triangular, and
+substitution solves the equation in one pass.
 
 Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
 from pyidl.sim.hooks import is_torch, steps_of
-from pyidl.sim.networks import Affine, Chain, chain, read_chain
+from pyidl.sim.networks import Affine, Branch, Chain, Step, biased, chain, read_chain
 from pyidl.sim.states import joint_activation
 from pyidl.wellposed import BlockTriangular, InfNorm, StrictlyTriangular
 
@@ -61,17 +62,26 @@ def exact_model(network: Any) -> ImplicitModel:
     constant: np.ndarray = np.zeros(p)
     rows: list[tuple[dict[int, np.ndarray], np.ndarray]] = []
     phis: list[tuple[Activation, int]] = []
-    for step in steps.steps:
-        if isinstance(step, ImplicitModel):
-            raise InputError("the network contains an ImplicitModel, whose states feed back; it is an implicit model already")
-        if isinstance(step, Affine):
-            W = to_numpy(step.W).astype(np.float64)
-            form = {source: W @ M for source, M in form.items()}
-            constant = W @ constant + (0.0 if step.b is None else to_numpy(step.b))
-            continue
-        rows.append((form, constant))
-        phis.append((step, len(constant)))
-        form, constant = {len(phis) - 1: np.eye(len(constant))}, np.zeros(len(constant))
+
+    def through(parts: Iterable[Step], form: dict[int, np.ndarray], constant: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
+        for step in parts:
+            if isinstance(step, ImplicitModel):
+                raise InputError("the network contains an ImplicitModel, whose states feed back; it is an implicit model already")
+            if isinstance(step, Branch):
+                after, shift = through(step.steps, form, constant)
+                form = {key: np.sum([M[key] for M in (form, after) if key in M], axis=0) for key in form | after}
+                constant = constant + shift
+            elif isinstance(step, Affine):
+                W = to_numpy(step.W).astype(np.float64)
+                form = {source: W @ M for source, M in form.items()}
+                constant = W @ constant + (0.0 if step.b is None else to_numpy(step.b))
+            else:
+                rows.append((form, constant))
+                phis.append((step, len(constant)))
+                form, constant = {len(phis) - 1: np.eye(len(constant))}, np.zeros(len(constant))
+        return form, constant
+
+    form, constant = through(steps.steps, form, constant)
     n, q = sum(width for _, width in phis), len(constant)
     ends = n - np.cumsum([0, *(width for _, width in phis)])  # state i occupies ends[i + 1] : ends[i]
     A, B, C, D, b = np.zeros((n, n)), np.zeros((n, p)), np.zeros((q, n)), np.zeros((q, p)), np.zeros(n)
@@ -81,7 +91,7 @@ def exact_model(network: Any) -> ImplicitModel:
         b[here] = c
         _place(own, here, ends, (A, B), (masks["A"], masks["B"]))
     _place(form, slice(0, q), ends, (C, D), (masks["C"], masks["D"]))
-    bias = any(isinstance(step, Affine) and step.b is not None for step in steps.steps)
+    bias = biased(steps.steps)
     phis.reverse()
     together = any(phi.vector_blocks(width) for phi, width in phis)
     model = ImplicitModel(

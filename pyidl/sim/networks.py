@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from pyidl import activations, backend
 from pyidl.activations import Activation
 from pyidl.backend import is_array, namespace
 from pyidl.errors import InputError
-from pyidl.layers import ImplicitModel, Linear, Pointwise, Sequential
+from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Sequential
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Affine", "Chain", "Feedforward", "Network", "Record", "Step", "chain", "is_perceptron", "read_chain"]
+__all__ = ["Affine", "Branch", "Chain", "Feedforward", "Network", "Record", "Step", "biased", "chain", "is_perceptron", "read_chain"]
 
 
 class Record(NamedTuple):
@@ -102,7 +102,14 @@ class Feedforward:
         object.__setattr__(self, "activation", phis)
 
 
-Step = Affine | Activation | ImplicitModel
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """Steps around which the value is carried, and to whose result it is added."""
+
+    steps: tuple[Step, ...]
+
+
+Step: TypeAlias = "Affine | Activation | ImplicitModel | Branch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,31 +126,55 @@ class Chain:
         width = self.input_dim
         if value.ndim != 2 or width not in (None, value.shape[1]) or value.shape[0] == 0:
             raise InputError(f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a row, m >= 1")
-        admitted, records = value, []
-        for step in self.steps:
-            if isinstance(step, Activation):
-                records.append(Record(value, step(value), step))
-                value = records[-1].X
-            elif isinstance(step, ImplicitModel):
-                value, pull = step(value)
-                records.append(Record(pull.forward.pre, pull.forward.value, step.activation))
-            else:
-                value = value @ step.W.T
-                value = value if step.b is None else value + step.b
-        return admitted, records, value
+        records: list[Record] = []
+        return value, records, _through(self.steps, value, records)
 
     @property
     def input_dim(self) -> int | None:
         """The number of inputs; None where only activations tell it."""
-        first = next((step for step in self.steps if not isinstance(step, Activation)), None)
-        return first.input_dim if isinstance(first, ImplicitModel) else None if first is None else first.W.shape[1]
+        return _input_dim(self.steps)
+
+
+def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
+    """The value after all steps; states are recorded on the way."""
+    for step in steps:
+        if isinstance(step, Activation):
+            records.append(Record(value, step(value), step))
+            value = records[-1].X
+        elif isinstance(step, ImplicitModel):
+            value, pull = step(value)
+            records.append(Record(pull.forward.pre, pull.forward.value, step.activation))
+        elif isinstance(step, Branch):
+            value = value + _through(step.steps, value, records)
+        else:
+            value = value @ step.W.T
+            value = value if step.b is None else value + step.b
+    return value
+
+
+def _input_dim(steps: tuple[Step, ...]) -> int | None:
+    widths = (
+        _input_dim(step.steps) if isinstance(step, Branch) else step.input_dim if isinstance(step, ImplicitModel) else step.W.shape[1]
+        for step in steps
+        if not isinstance(step, Activation)
+    )
+    return next((width for width in widths if width), None)
+
+
+def biased(steps: tuple[Step, ...]) -> bool:
+    """Whether some affine map has a b."""
+    return any(biased(step.steps) if isinstance(step, Branch) else isinstance(step, Affine) and step.b is not None for step in steps)
+
+
+def _states_in(steps: tuple[Step, ...]) -> bool:
+    return any(_states_in(step.steps) if isinstance(step, Branch) else isinstance(step, (Activation, ImplicitModel)) for step in steps)
 
 
 def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
     """Drop the activation of the output: y is what goes into it, the logits of a classifier."""
     kept = tuple(steps)
     kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
-    if not any(isinstance(step, (Activation, ImplicitModel)) for step in kept):
+    if not _states_in(kept):
         raise InputError("the network has no hidden activation, and so no state; it is the affine map y = D u + d already")
     return Chain(kept, xp, dtype)
 
@@ -169,6 +200,10 @@ def read_chain(network: Any) -> Chain:
 
 
 def _of_layers(layer: Any) -> list[Step]:
+    if isinstance(layer, Residual):
+        return [Branch(tuple(step for part in layer.layers for step in _of_layers(part)))]
+    if isinstance(layer, Dropout):  # without a generator it does nothing
+        return []
     if isinstance(layer, Sequential):
         return [step for part in layer.layers for step in _of_layers(part)]
     if isinstance(layer, Pointwise):
@@ -177,7 +212,7 @@ def _of_layers(layer: Any) -> list[Step]:
         return [Affine(layer.params["W"], layer.params.get("b"))]
     if isinstance(layer, ImplicitModel):
         return [layer]
-    raise InputError(f"{type(layer).__name__} has no states of its own to collect; use Linear, ImplicitModel and activations")
+    raise InputError(f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, ImplicitModel and activations")
 
 
 PERCEPTRON: dict[str, Callable[[], Activation]] = {

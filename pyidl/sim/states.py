@@ -103,6 +103,12 @@ class States:
         """What a least-squares fit needs of them."""
         return Moments.of(self.inputs, self.targets)
 
+    def take(self, rows: np.ndarray) -> States:
+        """Some of the samples, numbered on the host."""
+        xp = namespace(self.Z)
+        U, Z, X, Y = (backend.take_rows(xp, a, rows) for a in (self.U, self.Z, self.X, self.Y))
+        return States(U, Z, X, Y, self.activation, self.widths)
+
     @classmethod
     def joined(cls, chunks: Iterable[States]) -> States:
         """The samples of all chunks, one below the other."""

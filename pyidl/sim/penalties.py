@@ -1,0 +1,308 @@
+r"""Penalties on the weights of a row, their proximal maps, and their conjugates.
+
+A penalty is ``p(w) = sum_j q(w_j)`` with q convex, even, and least at 0; it is added to the *mean* loss ``|z - M w|^2 / (2m)``.
+
+**With the ball** ``|a|_1 <= kappa``. The bound's multiplier nu >= 0 adds ``nu |a|_1``, so the proximal map is the one of
+``t q + nu |.|`` for the least nu that makes the point feasible. And ``prox(t q + nu |.|)(v) = prox(t q)(soft(v, nu))``, with
+``soft(v, nu) = sign(v) max(|v| - nu, 0)``:
+for ``u = soft(v, nu)`` and x the right-hand side, ``u - x`` is in ``t dq(x)`` and ``v - u`` in ``nu d|u|``, a subset of
+``nu d|x|`` because x has the sign of u or is zero; the sum is the optimality condition. For L1 and the elastic net this is the projection
+of ``prox(t q)(v)`` onto the ball: thresholds add. For the reverse Huber penalty it is not, and nu is found by bisection.
+
+**The conjugate with the ball** is, by the same multiplier,
+
+    sup { xi.w - p(w) : |a|_1 <= kappa } = min over nu >= 0 of  kappa nu + sum over a of q*(soft(xi_j, nu))  +  sum over b of q*(xi_j),
+
+and every nu gives an upper bound, which is all that a certificate needs.
+
+**Reverse Huber.** Let a nonzero weight cost `price`, and its square ``ridge / 2``. The conjugate of ``price [w != 0] + ridge w^2 / 2`` is
+``q*(xi) = max(xi^2 / (2 ridge) - price, 0)``, and the conjugate of that, the largest convex function below the price, is
+
+    q(w) = s |w|  for |w| <= c,    price + ridge w^2 / 2  beyond,    s = (2 price ridge)^(1/2),  c = (2 price / ridge)^(1/2).
+
+Source: Pilanci, Wainwright, El Ghaoui, "Sparse learning via Boolean relaxations", Math. Program. 151, 2015; Owen, "A robust hybrid of lasso
+and ridge regression", 2007 (its name).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pyidl.backend import from_host, namespace
+from pyidl.errors import InputError
+from pyidl.projections import l1_ball_rows
+from pyidl.typing import Array
+
+__all__ = ["ElasticNet", "L1", "NoPenalty", "Penalty", "ReverseHuber", "Ridge", "ball_project", "soft"]
+
+BISECTIONS = 60
+"""Halvings of an interval for nu: below its rounding."""
+
+
+def soft(V: Array, threshold: Any) -> Array:
+    """``sign(v) max(|v| - threshold, 0)``, entry by entry."""
+    xp = namespace(V)
+    return xp.sign(V) * xp.maximum(xp.abs(V) - threshold, 0.0)  # type: ignore[no-any-return]
+
+
+def ball_project(W: Array, ball: int, radius: np.ndarray | None) -> Array:
+    """The nearest W whose first `ball` columns have row sums ``sum_j |W_ij| <= radius_i``; W itself for `radius` None."""
+    if radius is None or ball == 0:
+        return W
+    if ball == W.shape[1]:
+        return l1_ball_rows(W, radius)
+    return namespace(W).concat([l1_ball_rows(W[:, :ball], radius), W[:, ball:]], axis=1)  # type: ignore[no-any-return]
+
+
+def _positive(name: str, number: float, *, zero: bool) -> None:
+    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        raise InputError(f"{name} is {number}; a penalty needs a finite {'non-negative' if zero else 'positive'} number, on the mean loss")
+
+
+class Penalty(ABC):
+    """A separable, even, convex penalty on the mean loss; subclasses are frozen dataclasses."""
+
+    def split(self) -> tuple[float, Penalty]:
+        """``(ridge, rest)`` with ``p(w) = ridge |w|^2 / 2 + rest(w)``: the first part may join the quadratic loss, as ``G + ridge I``."""
+        return 0.0, self
+
+    @property
+    @abstractmethod
+    def slope(self) -> float:
+        """``q'(0+)``: entries whose correlation with the residual is at most this stay zero."""
+
+    @abstractmethod
+    def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Slope and curvature of the quadratic piece around each ``|w|``: there ``q'(w) = sign(w) (slope + curvature |w|)``."""
+
+    @abstractmethod
+    def value(self, W: Array) -> Array:
+        """``p(w)`` for every row, shape (r,)."""
+
+    @abstractmethod
+    def prox(self, V: Array, t: Any) -> Array:
+        """``argmin_w t q(w) + (w - v)^2 / 2``, entry by entry; t a number, or one a row as a column."""
+
+    @abstractmethod
+    def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
+        """``argmin_w t p(w) + |w - v|^2 / 2`` subject to ``sum |w_j| <= radius_i`` over the first `ball` entries of row i.
+
+        Feasible in floating point. `radius` has shape (r,), on the host, positive; None for no bound.
+        """
+
+    @abstractmethod
+    def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
+        """``sup_w xi.w - p(w)`` under the same bound, or an upper bound of it, for every row; infinite where it is."""
+
+    def dual_scale(self, loss: np.ndarray, gain: np.ndarray, top: np.ndarray, free: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
+        """A factor s for which the dual point s r is good: 1 where every point is feasible."""
+        return np.ones_like(loss)
+
+
+@dataclass(frozen=True)
+class ElasticNet(Penalty):
+    """``lam |w|_1 + ridge |w|^2 / 2``.
+
+    Parameters
+    ----------
+    lam, ridge : float
+        Not negative; on the mean loss, so that their meaning does not change with the number of samples.
+
+    Examples
+    --------
+    >>> ElasticNet(1.0, 1.0).prox(np.array([[3.0, -0.5]]), 1.0)
+    array([[ 1., -0.]])
+    """
+
+    lam: float
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("lam", self.lam, zero=True)
+        _positive("ridge", self.ridge, zero=True)
+
+    def split(self) -> tuple[float, Penalty]:
+        """The square, and L1."""
+        return self.ridge, L1(self.lam)
+
+    @property
+    def slope(self) -> float:
+        """Lam."""
+        return self.lam
+
+    def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``lam + ridge |w|`` everywhere."""
+        return np.full_like(size, self.lam), np.full_like(size, self.ridge)
+
+    def value(self, W: Array) -> Array:
+        """``lam |w|_1 + ridge |w|^2 / 2``."""
+        xp = namespace(W)
+        return self.lam * xp.sum(xp.abs(W), axis=1) + (0.5 * self.ridge) * xp.sum(W * W, axis=1)  # type: ignore[no-any-return]
+
+    def prox(self, V: Array, t: Any) -> Array:
+        """``soft(v, t lam) / (1 + t ridge)``."""
+        return soft(V, t * self.lam) / (1.0 + t * self.ridge)  # type: ignore[no-any-return]
+
+    def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
+        """A projection after the proximal map: the thresholds t lam and nu add."""
+        return ball_project(self.prox(V, t), ball, radius)
+
+    def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
+        """``q* = max(|xi| - lam, 0)^2 / (2 ridge)``; without ridge 0 up to lam, and ``radius max(max |xi_a| - lam, 0)`` on the ball."""
+        xp = namespace(Xi)
+        excess = xp.maximum(xp.abs(Xi) - self.lam, 0.0)
+        if self.ridge:
+            return _conjugate(excess, ball, radius, self.ridge, 0.0)
+        held = 0 if radius is None else ball
+        beyond = _top(excess[:, held:])
+        total = xp.where(beyond > 0, xp.full_like(beyond, math.inf), beyond)
+        return total if radius is None else total + _top(excess[:, :held]) * from_host(xp, radius)  # type: ignore[no-any-return]
+
+    def dual_scale(self, loss: np.ndarray, gain: np.ndarray, top: np.ndarray, free: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
+        r"""The s that makes ``(1 - s)^2 loss / 2 - s gain + radius max(s top - lam, 0)`` least, feasible where ``s free <= lam``.
+
+        The function is convex, with the minimiser ``1 + gain / loss`` left of the kink ``lam / top`` and ``1 + (gain - radius top) / loss``
+        right of it: the middle one of the three numbers is the minimum.
+        """
+        tiny = np.finfo(np.float64).tiny
+        kink = self.lam / np.maximum(top, tiny)
+        with np.errstate(over="ignore"):
+            left = 1.0 + gain / np.maximum(loss, tiny)
+            right = left if radius is None else 1.0 + (gain - radius * top) / np.maximum(loss, tiny)
+            largest = np.where(free > 0, self.lam / np.maximum(free, tiny) * (1.0 - 4 * np.finfo(np.float64).eps), np.inf)
+        best = np.maximum(right, np.minimum(left, kink)) if radius is not None else left
+        return np.asarray(np.clip(best, 0.0, np.minimum(largest, 2.0)))
+
+
+@dataclass(frozen=True)
+class L1(ElasticNet):
+    """``lam |w|_1``."""
+
+    ridge: float = field(default=0.0, init=False)
+
+
+@dataclass(frozen=True)
+class Ridge(ElasticNet):
+    """``ridge |w|^2 / 2``."""
+
+    lam: float = field(default=0.0, init=False)
+
+
+@dataclass(frozen=True)
+class NoPenalty(ElasticNet):
+    """Least squares alone."""
+
+    lam: float = field(default=0.0, init=False)
+    ridge: float = field(default=0.0, init=False)
+
+
+@dataclass(frozen=True)
+class ReverseHuber(Penalty):
+    """The convex envelope of ``price`` for each nonzero weight, given ``ridge |w|^2 / 2``.
+
+    Parameters
+    ----------
+    price : float
+        What a nonzero weight costs of the mean loss; positive.
+    ridge : float
+        Positive: without it no convex function tells a small weight from none.
+
+    Examples
+    --------
+    >>> ReverseHuber(price=2.0, ridge=1.0).value(np.array([[1.0], [4.0]]))
+    array([ 2., 10.])
+    """
+
+    price: float
+    ridge: float
+
+    def __post_init__(self) -> None:
+        _positive("price", self.price, zero=False)
+        _positive("ridge", self.ridge, zero=False)
+
+    @property
+    def slope(self) -> float:
+        """``(2 price ridge)^(1/2)``."""
+        return math.sqrt(2.0 * self.price * self.ridge)
+
+    @property
+    def corner(self) -> float:
+        """``c = (2 price / ridge)^(1/2)``, where the line meets the parabola."""
+        return math.sqrt(2.0 * self.price / self.ridge)
+
+    def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """S up to c, ``ridge |w|`` beyond."""
+        return np.where(size <= self.corner, self.slope, 0.0), np.where(size <= self.corner, 0.0, self.ridge)
+
+    def value(self, W: Array) -> Array:
+        """``s |w|`` up to c, ``price + ridge w^2 / 2`` beyond."""
+        xp = namespace(W)
+        size = xp.abs(W)
+        return xp.sum(xp.where(size <= self.corner, self.slope * size, self.price + (0.5 * self.ridge) * W * W), axis=1)  # type: ignore[no-any-return]
+
+    def prox(self, V: Array, t: Any) -> Array:
+        """``soft(v, t s)`` where that is at most c, and ``v / (1 + t ridge)`` beyond: ``v - w`` is ``t s`` and ``t ridge w``."""
+        xp = namespace(V)
+        small = soft(V, t * self.slope)
+        return xp.where(xp.abs(small) <= self.corner, small, V / (1.0 + t * self.ridge))  # type: ignore[no-any-return]
+
+    def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
+        """``prox(soft(v, nu))`` on the ball's entries, nu by bisection: the sum of the sizes falls as nu grows."""
+        xp = namespace(V)
+        if radius is None or ball == 0:
+            return self.prox(V, t)
+        head, bound = V[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None]
+
+        def total(nu: Any) -> Any:
+            return xp.sum(xp.abs(self.prox(soft(head, nu), t)), axis=1, keepdims=True)
+
+        high = xp.max(xp.abs(head), axis=1, keepdims=True)
+        nu = _least(total, bound, high)
+        head = l1_ball_rows(self.prox(soft(head, nu), t), radius)
+        return head if ball == V.shape[1] else xp.concat([head, self.prox(V[:, ball:], t)], axis=1)
+
+    def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
+        """``q* = max(xi^2 / (2 ridge) - price, 0)``."""
+        return _conjugate(namespace(Xi).abs(Xi), ball, radius, self.ridge, self.price)
+
+
+def _top(A: Array) -> Array:
+    """The largest entry of every row; 0 where there are no columns."""
+    xp = namespace(A)
+    return xp.max(A, axis=1) if A.shape[1] else xp.zeros(A.shape[0], dtype=A.dtype)  # type: ignore[no-any-return]
+
+
+def _least(falling: Any, bound: Any, high: Any) -> Any:
+    """The least nu >= 0, up to rounding from above, with ``falling(nu) <= bound``, given that it holds at `high`; one for each row."""
+    xp = namespace(high)
+    low = xp.zeros_like(high)
+    done = falling(low) <= bound
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        enough = falling(middle) <= bound
+        low, high = xp.where(enough, low, middle), xp.where(enough, middle, high)
+    return xp.where(done, xp.zeros_like(high), high)
+
+
+def _conjugate(size: Array, ball: int, radius: np.ndarray | None, ridge: float, price: float) -> Array:
+    """``min_nu radius nu + sum q*(soft(size, nu))``, and ``sum q*(size)`` off the ball; ``q* = max(x^2 / (2 ridge) - price, 0)``."""
+    xp = namespace(size)
+
+    def star(x: Any) -> Array:
+        return xp.sum(xp.maximum(x * x / (2.0 * ridge) - price, 0.0), axis=1)  # type: ignore[no-any-return]
+
+    if radius is None or ball == 0:
+        return star(size)
+    head, bound, corner = size[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None], math.sqrt(2.0 * price * ridge)
+
+    def minus_slope(nu: Any) -> Any:
+        x = xp.maximum(head - nu, 0.0)
+        return xp.sum(xp.where(x > corner, x / ridge, xp.zeros_like(x)), axis=1, keepdims=True)
+
+    nu = _least(minus_slope, bound, xp.max(head, axis=1, keepdims=True))
+    return star(size[:, ball:]) + star(xp.maximum(head - nu, 0.0)) + (bound * nu)[:, 0]  # type: ignore[no-any-return]

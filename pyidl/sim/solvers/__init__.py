@@ -1,0 +1,10 @@
+"""Solvers of the row problems: one loop, one certificate, one file each."""
+
+from pyidl.sim.solvers.admm import ADMM
+from pyidl.sim.solvers.base import Rows, RowSolver
+from pyidl.sim.solvers.coordinate import CoordinateDescent
+from pyidl.sim.solvers.fista import FISTA
+from pyidl.sim.solvers.leastsquares import LeastSquares
+from pyidl.sim.solvers.lowrank import LowRank
+
+__all__ = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "LowRank", "RowSolver", "Rows"]

@@ -1,0 +1,60 @@
+"""Least squares alone, ``W = H G^+`` on the allowed entries: the fit without any bound, and whether it happens to keep the bound."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pyidl.backend import namespace, to_numpy
+from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.sim.penalties import ElasticNet
+from pyidl.sim.problem import Problem
+from pyidl.sim.solvers.base import Rows, RowSolver
+from pyidl.typing import Array
+
+__all__ = ["LeastSquares"]
+
+
+@dataclass(frozen=True)
+class LeastSquares(RowSolver):
+    """One pseudo-inverse; the bound is ignored, and broken bounds are told.
+
+    It is for comparison: a model made from rows beyond their bound is not known to be well-posed. Rows within the bound are optimal for the
+    bounded problem too.
+
+    Raises
+    ------
+    InputError
+        If the penalty has a part that is not quadratic.
+
+    Warns
+    -----
+    WellPosednessWarning
+        If some rows exceed their bound; their gap is infinite.
+    """
+
+    def __call__(self, problem: Problem, start: Array | None = None) -> Rows:
+        """Solve all rows; `start` plays no part."""
+        if not (isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0):
+            raise InputError(f"least squares knows no penalty {problem.penalty}; use Ridge or NoPenalty, or another solver")
+        rows = self._without_free(replace(problem, ball=0, radius=None), problem.zeros())
+        if problem.radius is None:
+            return rows
+        xp = namespace(rows.W)
+        sums = to_numpy(xp.sum(xp.abs(rows.W[:, : problem.ball]), axis=1))
+        broken = sums > problem.radius
+        if not broken.any():
+            return rows
+        words = f"least squares, {int(broken.sum())} of {len(sums)} rows beyond their bound: not known to be well-posed"
+        warnings.warn(
+            f"least squares gave {int(broken.sum())} of {len(sums)} rows with sums up to {sums.max():.4g}, where "
+            f"{problem.radius.min():.4g} is allowed: the model is not known to be well-posed; use ADMM, which keeps the bound",
+            WellPosednessWarning,
+            stacklevel=2,
+        )
+        return replace(rows, gap=np.where(broken, np.inf, rows.gap), converged=rows.converged & ~broken, method=words)
+
+    def _solve(self, problem: Problem, start: Array) -> Rows:
+        raise NotImplementedError("least squares has no free weights to spare")
