@@ -30,6 +30,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_output_stderr = "warn"
+nb_merge_streams = True
 
 # The reference: one page for each public module, made of what its __all__ names.
 autosummary_generate = True
