@@ -17,6 +17,7 @@ from importlib.metadata import version
 from itertools import pairwise
 
 import numpy as np
+from attention import attention
 from cases import Case, gaussian, nonnegative, stiff, turning
 from contenders import PEERS, PYIDL
 
@@ -342,6 +343,7 @@ CASES = {
     "rnn": recurrent,
     "latency": latency,
     "scaling": scaling,
+    "attention": lambda: attention(alternate),
 }
 
 if __name__ == "__main__":
