@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl.averaging import Average, Averaged, Mask, some
+from pyidl.averaging import Average, Averaged, Mask, row_sums, some
 from pyidl.backend import namespace
 from pyidl.errors import InputError
 from pyidl.typing import Array
@@ -142,13 +142,13 @@ class KernelAttention(Attention):
     def features(self, x: Any) -> Any:
         """``(sqrt(2g) x, -g |x|^2, 1)``."""
         xp, g = namespace(x), self.scale(x.shape[-1])
-        square = xp.sum(x * x, axis=-1, keepdims=True)
+        square = row_sums(x * x)
         return xp.concat([math.sqrt(2 * g) * x, -g * square, xp.ones_like(square)], axis=-1)
 
     def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """``(sqrt(2g) dx, -2g <x, dx>, 0)``."""
         xp, g = namespace(x), self.scale(x.shape[-1])
-        inner = xp.sum(x * dx, axis=-1, keepdims=True)
+        inner = row_sums(x * dx)
         return xp.concat([math.sqrt(2 * g) * dx, -2 * g * inner, xp.zeros_like(inner)], axis=-1)
 
     def pull(self, x: Any, slope: Any, G: Any) -> Any:

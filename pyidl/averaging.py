@@ -33,12 +33,14 @@ from pyidl.backend import astype, namespace, take_rows, writes_in_place
 from pyidl.errors import InputError
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Average", "Averaged", "Mask", "some"]
+__all__ = ["Average", "Averaged", "Mask", "row_sums", "some"]
 
 KEPT = 2**25
 """Largest number of weights that are held at a time; above it, keys are visited in tiles."""
 CACHED = 2**18
 """On NumPy, weights that are formed at a time, so that they are still in the cache when they are used."""
+CAUSAL = 64
+"""On NumPy, keys of a tile under a causal mask, from four of them on: the weights of queries before a tile, nearly half, are not formed."""
 SAFE = 40.0
 """Exponents of at most this size need no shift: their exponentials, and sums of them, are normal numbers in float32."""
 
@@ -78,6 +80,11 @@ class Mask:
         for other in parts[1:]:
             both = both & other
         return both
+
+    @property
+    def keyed(self) -> bool:
+        """Whether every query, from `first` on, sees a key in every tile: without a mask, or with a causal one alone, the first."""
+        return self.tokens is None and self.pairs is None
 
     def take(self, rows: Any) -> Mask:
         """That of some of the samples, numbered on the host or by a slice."""
@@ -119,7 +126,7 @@ class Average:
     def __call__(self, a: Any, b: Any, U: Any) -> Any:
         """``out``, (m, H, T, h)."""
         xp, m = namespace(a, b, U), a.shape[0]
-        size = max(1, CACHED * m // (a[..., 0].size * min(b.shape[2], self.tile or b.shape[2])))
+        size = max(1, CACHED * m // (a[..., 0].size * self._tile(a, b)))
         U = with_ones(U)
         if xp is not np or size >= m:
             return self._sums(a, b, U, False)[0]
@@ -137,25 +144,33 @@ class Average:
 
     def tiles(self, a: Any, b: Any) -> Iterator[tuple[int, slice]]:
         """The keys 0, ..., n - 1 in their order, and the first query that sees one of them."""
-        queries, n = a[..., 0].size, b.shape[2]
-        tile = self.tile or (n if queries * n <= KEPT else max(16, KEPT // queries))
+        n, tile = b.shape[2], self._tile(a, b)
         for i in range(0, n, tile):
             keys = slice(i, min(i + tile, n))
             if self.mask.first(keys) < a.shape[2]:
                 yield self.mask.first(keys), keys
 
+    def _tile(self, a: Any, b: Any) -> int:
+        """How many keys are visited at a time."""
+        queries, n = int(a[..., 0].size), int(b.shape[2])
+        if self.tile is not None:
+            return min(self.tile, n)
+        if self.mask.causal and n >= 4 * CAUSAL and namespace(a) is np:
+            n = CAUSAL
+        return n if queries * n <= KEPT else max(16, KEPT // queries)
+
     def _sums(self, a: Any, b: Any, U: Any, keep: bool) -> tuple[Any, Any, Any, Any]:
         """``(out, s, largest exponent of each row, E)`` for values with a column of ones; E, if it is asked for and has one tile."""
         xp, h, T = namespace(a, b, U), U.shape[-1] - 1, a.shape[2]
-        lowest = -0.25 * float(xp.finfo(a.dtype).max)
-        shift = xp.full((*a.shape[:-1], 1), lowest, dtype=a.dtype) if self.largest > SAFE else None
+        bottom = lowest(xp, a.dtype)
+        shift = xp.full((*a.shape[:-1], 1), bottom, dtype=a.dtype) if self.largest > SAFE else None
         total = xp.zeros((*a.shape[:-1], h + 1), dtype=a.dtype)
         E: Any = None
         for first, keys in self.tiles(a, b):
             rows = (..., slice(first, None), slice(None))
             Z, seen = a[rows] @ xp.matrix_transpose(b[..., keys, :]), self.mask.seen(xp, T, keys)
             if shift is not None:
-                Z = Z if seen is None else xp.where(seen, Z, lowest)
+                Z = Z if seen is None else xp.where(seen, Z, bottom)
                 grown = xp.maximum(shift[rows], xp.max(Z, axis=-1, keepdims=True))
                 total[rows] *= xp.exp(shift[rows] - grown)
                 shift[rows] = grown
@@ -172,7 +187,7 @@ class Average:
         if self.largest <= 0:
             Z = xp.minimum(Z, 0.0, out=Z) if writes_in_place(xp) else xp.minimum(Z, 0.0)
         E = xp.exp(Z, out=Z) if writes_in_place(xp) else xp.exp(Z)
-        if seen is not None:
+        if seen is not None and (shift is None or not self.mask.keyed):  # else exp has made a hidden key's weight 0 already
             E *= astype(xp, seen, E.dtype)
         return E
 
@@ -216,25 +231,27 @@ class Averaged:
     def vjp(self, G: Any) -> tuple[Any, Any, Any]:
         """``(gA, gB, gU)``: ``M = W * (G U^T - rowsum(G * Out))``, ``gA = M B``, ``gB = M^T A``, ``gU = W^T G``."""
         xp, m = namespace(self.a), self.a.shape[0]
-        size = max(1, CACHED * m // (self.a[..., 0].size * min(self.b.shape[2], self.average.tile or self.b.shape[2])))
+        size = max(1, CACHED * m // (self.a[..., 0].size * self.average._tile(self.a, self.b)))
+        ga, gb, gU = xp.zeros_like(self.a), xp.zeros_like(self.b), xp.zeros_like(self.U[..., 1:])
         if xp is not np or size >= m:
-            return self._vjp(G)
-        pieces = [slice(i, min(i + size, m)) for i in range(0, m, size)]
-        ga, gb, gU = (np.concatenate(part) for part in zip(*(self.take(s)._vjp(G[s]) for s in pieces), strict=True))
+            self._vjp(G, ga, gb, gU)
+        else:
+            for i in range(0, m, size):
+                s = slice(i, min(i + size, m))
+                self.take(s)._vjp(G[s], ga[s], gb[s], gU[s])
         return ga, gb, gU
 
-    def _vjp(self, G: Any) -> tuple[Any, Any, Any]:
+    def _vjp(self, G: Any, ga: Any, gb: Any, gU: Any) -> None:
+        """Add the cotangents to zeros."""
         xp = namespace(self.a)
         G = self.s * G
-        left = xp.concat([G, -xp.sum(G * self.out, axis=-1, keepdims=True)], axis=-1)
-        ga, gb, gU = xp.zeros_like(self.a), xp.zeros_like(self.b), xp.zeros_like(self.U[..., 1:])
+        left = xp.concat([G, -row_sums(G * self.out)], axis=-1)
         for first, keys, E in self._tiles():
             M = left[..., first:, :] @ xp.matrix_transpose(self.U[..., keys, :])
             M *= E
             ga[..., first:, :] += M @ self.b[..., keys, :]
             gb[..., keys, :] = xp.matrix_transpose(M) @ self.a[..., first:, :]
             gU[..., keys, :] = xp.matrix_transpose(E) @ G[..., first:, :]
-        return ga, gb, gU
 
     def take(self, rows: Any) -> Averaged:
         """The same for some of the samples, numbered on the host or by a slice."""
@@ -252,8 +269,19 @@ class Averaged:
             Z, seen = self.a[..., first:, :] @ xp.matrix_transpose(self.b[..., keys, :]), self.average.mask.seen(xp, T, keys)
             shift = None if self.shift is None else self.shift[..., first:, :]
             if shift is not None and seen is not None:
-                Z = xp.where(seen, Z, shift)
+                Z = xp.where(seen, Z, lowest(xp, Z.dtype))
             yield first, keys, self.average._exponentials(xp, Z, seen, shift)
+
+
+def row_sums(x: Any) -> Any:
+    """Sums over the last axis, (..., 1): a product, as NumPy's sums of short rows are several times slower."""
+    xp = namespace(x)
+    return x @ xp.ones((x.shape[-1], 1), dtype=x.dtype)
+
+
+def lowest(xp: Namespace, dtype: Any) -> float:
+    """The exponent of a hidden key: differences from it are numbers, and their exponentials are 0."""
+    return -0.25 * float(xp.finfo(dtype).max)
 
 
 def with_ones(U: Any) -> Any:

@@ -152,6 +152,24 @@ def test_tiles_change_roundings_alone(attention, mask, tile):
             assert np.abs(a - b).max() < 1e-12 * max(1.0, np.abs(b).max())
 
 
+@pytest.mark.parametrize("attention", MAPS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_causal_tiles_that_numpy_chooses(attention, padded):
+    """From 256 keys on, a causal mask is visited in tiles; values and derivatives are those of one tile."""
+    rng = np.random.default_rng(3)
+    K, Q, V, G = rng.normal(size=(4, 2, 2, 260, 3))
+    mask = Mask(True, np.arange(260)[None, :] < np.array([[70], [260]]) if padded else None)
+    whole = type(attention)(*(getattr(attention, name) for name in attention.__dataclass_fields__ if name != "tile"), tile=260)
+    at, one = attention.at(K, Q, V, mask), whole.at(K, Q, V, mask)
+    assert len(list(at.mean.average.tiles(at.mean.a, at.mean.b))) == 5
+    assert at.mean.E is None
+    assert one.mean.E is not None
+    assert relative(attention(K, Q, V, mask), one.out) < 1e-13
+    assert relative(at.jvp(K, G, Q), one.jvp(K, G, Q)) < 1e-12
+    for mine, theirs in zip(at.vjp(G), one.vjp(G)):
+        assert relative(mine, theirs) < 1e-12
+
+
 def test_tiles_and_pieces_are_chosen_by_memory(monkeypatch):
     K, Q, V = np.random.default_rng(0).normal(size=(3, 5, 2, 40, 3))
     G = np.random.default_rng(1).normal(size=Q.shape)

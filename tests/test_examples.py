@@ -200,3 +200,17 @@ def test_sim(tmp_path):
     assert chain > network - 0.03
     assert "certified" in result.stdout
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_pointers(tmp_path):
+    """A fixed point follows chains longer than those it learned from, and one-shot attention one hop."""
+    result = run("pointers.py", tmp_path, 300, tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    names = ("by hand", "fixed point", "fixed point, kernel", "R = 0", "R = 0, four heads")
+    right = {name: [float(a) for a in re.search(rf"^{name} +((?:[01]\.\d+ ?)+)$", result.stdout, re.M)[1].split()] for name in names}
+    assert min(right["by hand"]) == 1
+    assert min(right["fixed point"][:8]) > 0.95
+    assert min(right["R = 0"][:2]) > 0.9
+    assert max(right["R = 0"][2:]) < 0.7
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -82,8 +82,9 @@ def steps(alternate):
             low = {name: 1e3 * median for name, (median, _) in alternate(runs, 9).items()}
             a, b, p, c, d, q = low.values()
             print(
-                f"    {shape!s:17s} {type(attention).__name__:15s} forward {a:6.2f} / {b:6.2f} ms = {a / b:.2f}, adjoint {c:6.2f} / {d:6.2f} ms"
-                f" = {c / d:.2f}, both {(a + c) / (b + d):.2f}; with the products by R (and R^T) beside one-shot: {(a + c) / (b + d + p + q):.2f}"
+                f"    {shape!s:17s} {type(attention).__name__:15s} forward {a:6.2f} / {b:6.2f} ms = {a / b:.2f}   "
+                f"adjoint {c:6.2f} / {d:6.2f} ms = {c / d:.2f}   both {(a + c) / (b + d):.2f}   "
+                f"both, one-shot with its products by R and R^T {(a + c) / (b + d + p + q):.2f}"
             )
 
 
@@ -91,7 +92,7 @@ def tiling(alternate):
     """Time and peak memory of a step and an adjoint step, T = 2048, keys visited all at once or in tiles."""
     shape = (1, 4, 2048, 32)
     rows, runs, peaks = float(np.prod(shape)) * 4, {}, {}
-    for tile in (4096, 512, 128, 32):
+    for tile in (2048, 512, 128, 32):
         cell, Z, G = draw(shape, BoundedSoftmax(tile=tile))
 
         def run(cell=cell, Z=Z, G=G):
@@ -133,7 +134,8 @@ def decoding(alternate):
     slope, base = np.polyfit(counts, list(times.values()), 1, w=1 / np.array(list(times.values())))
     for n, t in times.items():
         anew = f"{1e3 * whole[n]:8.1f} ms" if n in whole else "          -"
-        print(f"    prefix {n:5d}  {1e3 * t:6.2f} ms / {anew}   line {1e3 * base:.2f} ms + {1e6 * slope:.2f} us a token: {t / (base + slope * n):.2f}")
+        print(f"    prefix {n:5d}  {1e3 * t:6.2f} ms / {anew}   time / line {t / (base + slope * n):.2f}")
+    print(f"    the line: {1e3 * base:.2f} ms + {1e6 * slope:.2f} us a token of the prefix")
 
 
 def torch_original(attention, A, B, U, G, fixed):
@@ -193,7 +195,7 @@ def original(alternate):
         runs["original, two steps"] = torch_original(attention, *small, None)
         runs["original, to 1e-6"] = torch_original(attention, *small, 1e-6)
         times = alternate(runs, 7)
-        print(f"\nattention: {type(attention).__name__}, {(m, H, T, h)}, e {e}: the original in torch {torch.__version__}, to a residual or not")
+        print(f"\nattention: {type(attention).__name__}, {(m, H, T, h)}, e {e}: beside the original in torch {torch.__version__}")
         for name, run in runs.items():
             found = run()
             errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, exact[:3])]

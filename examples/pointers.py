@@ -1,0 +1,127 @@
+"""A task that needs iteration, and a head whose fixed point solves it: ``python examples/pointers.py [steps [figure]]``.
+
+Tokens form trees. Each says its name and the name of its parent; a root is its own parent, and it alone says a value. The answer, at every
+token, is the value of its root: a chain of pointers is to be followed, of a length that nobody tells. With q_i the name of the parent of
+i, k_j the name of j, and a sharp attention, the head's equation is
+
+    o_i = v_parent(i),    v_j = (the value, if j is a root) + rho o_j,
+
+so at the fixed point a token h hops from its root holds rho^h times the value; rho < 1 is what makes it unique. Feedback through values
+alone, so it is certified for any sharpness. One-shot attention, R = 0, sees one hop; a stack of such heads, one hop or a few for each.
+Models learn from trees of at most HOPS hops, and are tried on deeper ones.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+import pyidl
+from pyidl import losses, optim
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+FIGURE = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_suffix(".png")
+TOKENS, ROOTS, VALUES, HOPS, WIDTH, BATCH = 24, 3, 4, 5, 24, 64
+EMBED = 2 * TOKENS + VALUES  # a name, a parent's name, a value
+
+
+def trees(m, long, most, rng):
+    """``(inputs, root's value, hops to the root)``; with probability `long` a token hangs below the last one, else anywhere."""
+    order, rows = np.argsort(rng.random((m, TOKENS)), axis=1), np.arange(m)
+    parent, hops = order.copy(), np.zeros((m, TOKENS), int)  # in the order of their joining
+    for t in range(ROOTS, TOKENS):
+        pick = np.argmax(rng.random((m, t)) * (hops[:, :t] < most), axis=1)
+        pick = np.where((rng.random(m) < long) & (hops[:, t - 1] < most), t - 1, pick)
+        parent[:, t], hops[:, t] = order[rows, pick], hops[rows, pick] + 1
+    parent, hops = (np.take_along_axis(a, np.argsort(order, axis=1), axis=1) for a in (parent, hops))  # by name
+    root = parent
+    for _ in range(5):  # 2^5 hops
+        root = np.take_along_axis(root, root, axis=1)
+    value = rng.integers(0, VALUES, (m, TOKENS))
+    own = np.eye(VALUES)[value] * (hops == 0)[..., None]
+    names = np.broadcast_to(np.eye(TOKENS), (m, TOKENS, TOKENS))
+    U = np.concatenate([names, np.eye(TOKENS)[parent], own], axis=-1).astype("f4")
+    return U, np.take_along_axis(value, root, axis=1), hops
+
+
+def head(attention, ball, rng):
+    return pyidl.ImplicitAttentionHead(
+        EMBED, WIDTH, attention=attention, causal=False, block_size=TOKENS, constraint=ball, rng=rng
+    )  # fmt: skip
+
+
+def single(attention, ball):
+    """A head, and a value read from its output; the normalisation undoes rho^h."""
+    rng = np.random.default_rng(0)
+    return pyidl.Sequential(head(attention, ball, rng), pyidl.LayerNorm(WIDTH), pyidl.Linear(WIDTH, VALUES, rng=rng))
+
+
+def stack(attention, ball, depth):
+    """Heads one after another, each in a residual branch."""
+    rng = np.random.default_rng(0)
+    branches = [pyidl.Residual(head(attention, ball, rng), pyidl.Linear(WIDTH, EMBED, rng=rng)) for _ in range(depth)]
+    return pyidl.Sequential(*branches, pyidl.LayerNorm(EMBED), pyidl.Linear(EMBED, VALUES, rng=rng))
+
+
+def by_hand(attention, ball):
+    """The weights of the docstring: names on the axes, rho = 0.9 on the coordinates of the values."""
+    S, R = np.zeros((1, EMBED, 3 * WIDTH), "f4"), np.zeros((1, WIDTH, 3 * WIDTH), "f4")
+    k, q, v = (slice(i * WIDTH, (i + 1) * WIDTH) for i in range(3))
+    S[0, :TOKENS, k] = S[0, TOKENS : 2 * TOKENS, q] = 4 * np.eye(TOKENS, WIDTH)
+    S[0, 2 * TOKENS :, v] = np.eye(VALUES, WIDTH)
+    R[0, :VALUES, v] = 0.9 * np.eye(VALUES, WIDTH)
+    model = head(attention, ball, 0)
+    model.params = {"R": R, "S": S}
+    return model
+
+
+def accuracies(model, data):
+    """The share of right answers, by hops."""
+    U, answer, hops = data
+    right = np.argmax(model.predict(U)[..., :VALUES], axis=-1) == answer
+    return np.array([right[hops == n].mean() for n in range(DEEPEST + 1)])
+
+
+def train(model, rate):
+    rng, optimizer = np.random.default_rng(1), optim.Adam(optim.Cosine(rate, steps=STEPS, warmup=50), clip_norm=1.0)
+    for _ in range(STEPS):
+        U, answer, _ = trees(BATCH, 0.5, HOPS, rng)
+        Y, pull = model(U)
+        _, dY = losses.cross_entropy(Y, answer)
+        model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
+    return max(int(solution.n_iter.max()) for solution in pull.solutions)
+
+
+DEEPEST = 16
+test = trees(1000, 0.85, TOKENS, np.random.default_rng(9))
+sharp, kernel = pyidl.BoundedSoftmax(tau=8.0), pyidl.KernelAttention(bandwidth=2.0)
+feedback, none = pyidl.AttentionBall(0.95, theta=0.95), pyidl.AttentionBall(1e-12)
+models = {
+    "by hand": (by_hand(sharp, feedback), None),
+    "fixed point": (single(sharp, feedback), 1e-2),
+    "fixed point, kernel": (single(kernel, feedback), 1e-2),
+    "R = 0": (single(sharp, none), 1e-2),
+    "R = 0, four heads": (stack(sharp, none, 4), 3e-3),
+}
+figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+print("accuracy by hops       " + " ".join(f"{n:4d}" for n in range(DEEPEST + 1)))
+for name, (model, rate) in models.items():
+    began = time.perf_counter()
+    solve = 0 if rate is None else train(model, rate)
+    seconds, right = time.perf_counter() - began, accuracies(model, test)
+    print(f"{name:22s} " + " ".join(f"{a:4.2f}" for a in right))
+    count = sum(p.size for p in model.params.values())
+    print(f"    {count} parameters, {seconds:.0f} s, at most {solve} steps a solve; contraction {model.certificate().contraction:.2g}")
+    assert model.certificate().proven
+    axis.plot(right, "o-", label=name)
+# grey: who knows the roots' values, but not which of them is meant, is right half the time
+axis.axvline(HOPS + 0.5, color="grey", linestyle=":")
+axis.axhline((1 + (ROOTS - 1) / VALUES) / ROOTS, color="grey", linestyle=":")
+axis.set(xlabel=f"hops to the root (at most {HOPS} in training)", ylabel="accuracy", ylim=(0, 1.05))
+axis.legend()
+figure.savefig(FIGURE, dpi=100)
