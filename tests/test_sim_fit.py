@@ -304,6 +304,19 @@ def test_an_implicit_model_is_learned_from_an_implicit_model():
     assert exact.report.states.unexplained.max() < 1e-6
 
 
+def test_a_homogeneous_network_is_rescaled_first():
+    """Its own weights then fit the bound and are the optimum; as the network has them, they do not, and are not."""
+    exact = sim.exact_model(NET)
+    scaled = pyidl.rescale(exact)
+    kappa = 1.0 - 1e-3
+    norm, scaled_norm = (float(np.max(np.sum(np.abs(host(model.params["A"])), axis=1))) for model in (exact, scaled))
+    assert scaled_norm <= kappa < norm
+    settings = {"constraint": InfNorm(kappa), "pattern": "block_triangular", "penalty": sim.Ridge(1e-12)}
+    before, after = FREE(NET, U, **settings), FREE(scaled, U, **(settings | {"pattern": scaled.pattern}))
+    assert_close(after.model.predict(NEW), NET.predict(NEW), rtol=1e-5, atol=1e-6)
+    assert np.max(np.abs(before.model.predict(NEW) - NET.predict(NEW))) > 0.05
+
+
 def test_a_perceptron_of_scikit_learn():
     neural = pytest.importorskip("sklearn.neural_network", reason="scikit-learn is not installed")
     labels = (U[:, 0] * U[:, 1] > 0).astype(int)

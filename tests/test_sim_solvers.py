@@ -79,6 +79,66 @@ def test_the_proximal_map_with_the_ball_against_a_general_optimiser(penalty):
         assert mine <= best + 1e-7
 
 
+def test_after_the_reverse_huber_map_a_projection_is_too_much():
+    """The order of the proximal map matters: threshold, then map. The other way round is feasible, and worse."""
+    penalty, radius = sim.ReverseHuber(0.3, 1.0), np.array([0.5])
+    V = np.random.default_rng(4).normal(size=(200, 4)) * 2
+
+    def objective(W):
+        return 0.7 * penalty.value(W) + 0.5 * np.sum((W - V) ** 2, axis=1)
+
+    radii = np.repeat(radius, len(V))
+    right, wrong = penalty.prox_ball(V, 0.7, 4, radii), sim.penalties.ball_project(penalty.prox(V, 0.7), 4, radii)
+    assert np.all(objective(right) <= objective(wrong) + 1e-12)
+    assert np.max(objective(wrong) - objective(right)) > 0.01
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("radius", [0.7, None])
+def test_weights_that_cost_nothing_are_eliminated(radius, copies):
+    """Also where they are not determined: inputs given twice leave G singular."""
+    rng, n = np.random.default_rng(5), 3
+    M = np.concatenate([rng.normal(size=(40, n)), *[rng.normal(size=(40, 4))] * copies], axis=1)
+    Z = M @ rng.normal(size=(M.shape[1], 5)) + rng.normal(size=(40, 5))
+    task = sim.Problem.of(sim.Moments.of(M, Z), sim.NoPenalty(), ball=n if radius else 0, radius=radius)
+    for solver in SOLVERS:
+        rows = solver(tol=1e-9)(task)
+        assert rows.converged.all()
+        best = np.full(5, np.inf)
+        for a in [rows.W[:, :n], *(task.project(rows.W + 1e-3 * rng.normal(size=rows.W.shape))[:, :n] for _ in range(20))]:
+            rest = Z - Z.mean(axis=0) - (M[:, :n] - M[:, :n].mean(axis=0)) @ a.T
+            V = M[:, n:] - M[:, n:].mean(axis=0)
+            best = np.minimum(best, np.mean((rest - V @ np.linalg.lstsq(V, rest, rcond=None)[0]) ** 2, axis=0) / 2)
+        np.testing.assert_allclose(rows.objective, best, rtol=1e-8)
+        fit = np.mean((Z - Z.mean(axis=0) - (M - M.mean(axis=0)) @ rows.W.T) ** 2, axis=0) / 2
+        np.testing.assert_allclose(rows.objective, fit, rtol=1e-8)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
+def test_an_interior_point_method_finds_the_same(penalty, masked):
+    cvxpy = pytest.importorskip("cvxpy", reason="cvxpy is not installed")
+    pytest.importorskip("clarabel", reason="Clarabel is not installed")
+    task = problem(penalty, masked=masked)
+    found = sim.ADMM(tol=1e-9, max_iter=100_000)(task)
+    rest = penalty.split()[1]
+    assert task.penalty == rest  # the square is in G
+    root = np.linalg.cholesky(task.G).T
+    for i in range(len(task.H)):
+        w = cvxpy.Variable(9)
+        loss = 0.5 * cvxpy.sum_squares(root @ w) - task.H[i] @ w + 0.5 * float(task.square[i])
+        if isinstance(rest, sim.ReverseHuber):
+            c, size = rest.corner, cvxpy.abs(w)
+            cost = rest.ridge * cvxpy.sum(0.5 * cvxpy.square(cvxpy.pos(size - c)) + c * size)
+        else:
+            cost = rest.lam * cvxpy.norm1(w)
+        limits = [cvxpy.norm1(w[:5]) <= 0.7]
+        if masked:
+            limits.append(w[np.flatnonzero(~np.asarray(task.mask[i]))] == 0)
+        best = cvxpy.Problem(cvxpy.Minimize(loss + cost), limits).solve(solver=cvxpy.CLARABEL)
+        assert best == pytest.approx(found.objective[i], rel=1e-6)
+
+
 def test_the_largest_useful_penalty():
     task = problem(sim.L1(1.0))
     above, below = (sim.ADMM(tol=1e-10)(problem(sim.L1(t * task.lam_max))).W for t in (1.001, 0.9))

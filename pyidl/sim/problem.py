@@ -56,8 +56,8 @@ class Measure:
     """``FLOOR |z|^2 / (2m)``."""
 
     def enough(self, tol: float) -> np.ndarray:
-        """Which rows have ``gap <= tol max(P, scale)``, or what rounding leaves of it."""
-        return np.asarray(self.gap <= np.maximum(tol * np.maximum(self.objective, self.scale), 2.0 * self.rounding))
+        """Which rows have ``gap <= tol max(P, scale)``, or only a few times what rounding alone makes of it."""
+        return np.asarray(self.gap <= np.maximum(tol * np.maximum(self.objective, self.scale), 8.0 * self.rounding))
 
 
 @dataclass(frozen=True, eq=False)

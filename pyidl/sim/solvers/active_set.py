@@ -55,20 +55,12 @@ def _row(G: np.ndarray, h: np.ndarray, w: np.ndarray, allowed: np.ndarray, ball:
         S = np.flatnonzero(w)
         s = np.sign(w[S])
         c, d = penalty.pieces(np.abs(w[S]))
-        K = G[np.ix_(S, S)]
-        K[np.arange(len(S)), np.arange(len(S))] += d + shift
-        bounded = s * held[S]
+        K = G[np.ix_(S, S)] + np.diag(d + shift)
+        task = (K, shift, h[S] - c * s, s * held[S], radius)
         try:
-            v, by_nu = np.linalg.solve(K, np.stack([h[S] - c * s, bounded], axis=1)).T
+            v, nu = _system(*task, np.zeros(len(S)), 0.0)
         except np.linalg.LinAlgError:
             return None
-        over, nu = float(bounded @ v) - radius, 0.0
-        if over > 0:
-            fall = float(bounded @ by_nu)
-            if not fall > 0:
-                return None
-            nu = over / fall
-            v = v - nu * by_nu
         if not np.all(np.isfinite(v)):
             return None
         g = h - v @ G[S]
@@ -78,7 +70,18 @@ def _row(G: np.ndarray, h: np.ndarray, w: np.ndarray, allowed: np.ndarray, ball:
         w = np.zeros(k)
         w[S] = np.where(turned, 0.0, v)
         if not turned.any() and not entering.any() and settled:
+            w[S] = _system(*task, *_system(*task, v, nu))[0]
             return w
         # The size matters for its piece alone: as small as can be.
         w[entering] = np.sign(g[entering]) * np.finfo(np.float64).tiny
     return w
+
+
+def _system(
+    K: np.ndarray, shift: float, target: np.ndarray, bounded: np.ndarray, radius: float, v: np.ndarray, nu: float
+) -> tuple[np.ndarray, float]:
+    """``(v, nu)`` of the linear system from an earlier pair: repeated, it undoes what the shift in K has changed."""
+    step, by_nu = np.linalg.solve(K, np.stack([target - nu * bounded - K @ v + shift * v, bounded], axis=1)).T
+    v, fall = v + step, float(bounded @ by_nu)
+    change = max((float(bounded @ v) - radius) / fall, -nu) if fall > 0 else 0.0
+    return v - change * by_nu, nu + change

@@ -138,7 +138,8 @@ class RowSolver(ABC):
             g = xp.take(group.correlation(W), index, axis=1)
             missing = spectrum.missing(g, xp.take(group.doubt(W), index, axis=1))
             numbers.append(rows)
-            parts.append(replace(found, W=W, gap=np.minimum(found.gap + missing, found.scale)))
+            converged = found.converged & (missing <= self.tol * found.scale)
+            parts.append(replace(found, W=W, gap=np.minimum(found.gap + missing, found.scale), converged=converged))
         order = np.argsort(np.concatenate(numbers))
 
         def joined(name: str) -> np.ndarray:
@@ -154,7 +155,8 @@ def _nothing(problem: Problem) -> Rows:
     """The answer for rows of no weights."""
     r = problem.H.shape[0]
     objective = 0.5 * to_numpy(problem.square)
-    return Rows(problem.H, np.zeros(r), objective, np.zeros(r, int), np.ones(r, bool), "least squares", problem.measure(problem.H).scale)
+    scale = np.maximum(objective, problem.measure(problem.H).scale)
+    return Rows(problem.H, np.zeros(r), objective, np.zeros(r, int), np.ones(r, bool), "least squares", scale)
 
 
 class Advance(Protocol):
