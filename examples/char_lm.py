@@ -115,6 +115,6 @@ for h, axis in enumerate(axes[:HEADS]):
     axis.set_yticks(range(CONTEXT), marks, fontsize=5)
 for name, history in histories.items():
     axes[-1].plot(history["epoch"], np.exp(history["val_loss"]), "o-", label=name)
-axes[-1].set(xlabel="epoch", ylabel="validation perplexity")
+axes[-1].set(xlabel="epoch", ylabel="validation perplexity", xticks=histories["R = 0"]["epoch"])
 axes[-1].legend()
 figure.savefig(FIGURE, dpi=100)

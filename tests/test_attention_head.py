@@ -239,6 +239,22 @@ def test_decoding_is_the_whole_forward(option, xp):
     assert repr(cache) == "Cache(3 sequences of 6 tokens)"
 
 
+def test_the_solve_alone():
+    """The states, with a trace, from any start; padding as in a call."""
+    U = np.random.default_rng(5).normal(size=(2, 6, 4))
+    head = ImplicitAttentionHead(4, 3, num_heads=2, block_size=6, dtype="float64", rng=0)
+    for lengths in (None, [6, 2]):
+        found = head.equilibrium(U, lengths, trace=True)
+        desired = head(U, lengths)[1].forward
+        assert np.array_equal(found.value, desired.value)
+        assert found.trace.shape == (found.n_iter.max(), 2)
+        again = head.equilibrium(U, lengths, x0=found.value)
+        assert again.n_iter.max() <= 2
+        assert np.abs(again.value - found.value).max() < 1e-11
+    with pytest.raises(InputError, match=r"x0 has shape \(2, 6, 6\); the states of these inputs have \(2, 2, 6, 3\)"):
+        head.equilibrium(U, x0=np.zeros((2, 6, 6)))
+
+
 def test_two_continuations_of_one_cache():
     head, U = build("kernel").with_tol(1e-14), tokens()
     cache = head.start(M)

@@ -38,13 +38,11 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.attention import Attended, BoundedSoftmax, KernelAttention, Softmax, phi, phi_slope
 from pyidl.attention_cell import AttentionCell, parts
 from pyidl.averaging import Mask
 from pyidl.backend import to_numpy
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_FORWARD
 from pyidl.errors import InputError
 from pyidl.layers.attention import ImplicitAttentionHead
 from pyidl.layers.timeline import Timeline
@@ -141,8 +139,7 @@ def certify_attention(head: ImplicitAttentionHead, U: Array, lengths: Any = None
     tokens = to_numpy(inputs).astype(np.float64)
     shape = (m, head.num_heads, T, head.head_dim)
     if X is None:
-        mask = Mask(head.causal, None if present is None else backend.from_host(head.xp, present))
-        X = (head.forward or DEFAULT_FORWARD)(head._cell(mask).bind(head._inject(inputs))).value
+        X = head.equilibrium(inputs, lengths, on_fail="ignore").value
     points = to_numpy(X).astype(np.float64)
     if points.shape != shape:
         raise InputError(f"X has shape {points.shape}; the states of these inputs have {shape}")

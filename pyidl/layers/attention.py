@@ -27,7 +27,7 @@ from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.decoding import Cache, advance, begin
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers import Solution, Solver
-from pyidl.solvers.solution import OnFail
+from pyidl.solvers.solution import OnFail, settle
 from pyidl.typing import Array, Grads, Params, Rng
 from pyidl.wellposed import Unconstrained
 from pyidl.wellposed.attention import AttentionBall, attention_certificate
@@ -242,10 +242,9 @@ class ImplicitAttentionHead(Layer):
         return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=line))
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, AttentionPullback]:
-        xp, present = namespace(U), None if call.line is None else call.line.mask
-        mask = Mask(self.causal, None if present is None else backend.from_host(xp, present))
+        xp = namespace(U)
         X, pull = equilibrium(
-            self._cell(mask),
+            self._cell(self._mask(call.line)),
             self._inject(U),
             forward=self.forward,
             adjoint=self.adjoint,
@@ -254,6 +253,34 @@ class ImplicitAttentionHead(Layer):
         )
         Y = xp.reshape(xp.permute_dims(X, (0, 2, 1, 3)), (*U.shape[:2], -1))
         return Y, AttentionPullback(Y, U, self.params, pull)
+
+    def equilibrium(
+        self, U: Any, lengths: Any = None, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False
+    ) -> Solution:  # fmt: skip
+        """Solve for the outputs X of the heads, (m, H, T, h), and say how it went.
+
+        Parameters
+        ----------
+        U, lengths, on_fail
+            As in a call of the head.
+        x0 : array, shape (m, H, T, h), optional
+            Where the iteration starts; it changes the answer by no more than the tolerance.
+        trace : bool
+            Whether to keep the residual of every step, in `Solution.trace`.
+        """
+        U = self._admit(U)
+        cell = self._cell(self._mask(None if lengths is None else Timeline.read(lengths, *U.shape[:2])))
+        problem = cell.bind(self._inject(U))
+        if x0 is not None:
+            x0 = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
+            if x0.shape != problem.like.shape:
+                raise InputError(f"x0 has shape {x0.shape}; the states of these inputs have {problem.like.shape}")
+        solution = (self.forward or DEFAULT_FORWARD)(problem, x0, trace=trace)
+        return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
+
+    def _mask(self, line: Timeline | None) -> Mask:
+        present = None if line is None else line.mask
+        return Mask(self.causal, None if present is None else backend.from_host(self.xp, present))
 
     def _cell(self, mask: Mask) -> AttentionCell:
         p = self.params
