@@ -8,7 +8,7 @@ from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_device, to_numpy
 from pyidl.certify import AttentionCertificate, LocalCertificate, certify_attention, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
-from pyidl.io import load, save
+from pyidl.io import load, load_notes, save
 from pyidl.layers import (
     Bidirectional,
     Dropout,
@@ -68,6 +68,7 @@ __all__ = [
     "certify_solution",
     "fit",
     "load",
+    "load_notes",
     "losses",
     "metrics",
     "optim",

@@ -13,9 +13,10 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -71,7 +72,7 @@ from pyidl.wellposed import (
     Unconstrained,
 )
 
-__all__ = ["load", "read_npz", "save", "write_npz"]
+__all__ = ["load", "load_notes", "read_npz", "replacing", "save", "write_npz"]
 
 FORMAT, VERSION = "pyidl", 1
 
@@ -93,7 +94,7 @@ SETTINGS: dict[str, type[Constraint | Solver | Attention | AttentionBall]] = {
 }
 
 
-def save(path: str | Path, model: Layer) -> None:
+def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = None) -> None:
     """Write a model to a file: its configuration, and its parameters as host arrays.
 
     The file appears whole or not at all: it is written under another name beside its place, and renamed. A model with an
@@ -105,11 +106,13 @@ def save(path: str | Path, model: Layer) -> None:
         Used as it is; ".npz" is a good ending.
     model : Layer
         On any device.
+    notes : mapping, optional
+        What else is to be known of it, such as the names of its classes: anything that JSON holds. `load_notes` returns it.
 
     Raises
     ------
     InputError
-        If `model` is not a layer, or has a part that files cannot hold.
+        If `model` is not a layer, has a part that files cannot hold, or `notes` is nothing for JSON.
 
     Examples
     --------
@@ -122,8 +125,14 @@ def save(path: str | Path, model: Layer) -> None:
     """
     if not isinstance(model, Layer):
         raise InputError(f"save writes a Layer, got {type(model).__name__}")
-    config = _encode(model)
-    write_npz(path, {f"params/{key}": to_numpy(a) for key, a in model.params.items()}, {"kind": "model", "config": config})
+    header = {"kind": "model", "config": _encode(model)}
+    if notes is not None:
+        try:
+            json.dumps(notes)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"notes cannot be written as JSON ({error}); use strings, numbers, lists and dictionaries") from None
+        header["notes"] = dict(notes)
+    write_npz(path, {f"params/{key}": to_numpy(a) for key, a in model.params.items()}, header)
 
 
 def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping[str, Activation] | None = None) -> Layer:
@@ -164,6 +173,20 @@ def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping
     except Exception as error:
         raise FileFormatError(f"{path} does not describe a model: {error}; it is damaged or was edited, save the model again") from error
     return model if device == "cpu" else model.to(device)
+
+
+def load_notes(path: str | Path) -> dict[str, Any]:
+    """Return the notes that were saved with a model; an empty dictionary if there are none.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        As `load`.
+    """
+    notes = read_npz(path)[0].get("notes", {})
+    if not isinstance(notes, dict):
+        raise FileFormatError(f"the notes in {path} are no dictionary; the file is damaged or was edited, save the model again")
+    return notes
 
 
 # ------------------------------------------------------------------------------------------------- models in JSON
@@ -277,13 +300,19 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mappin
     for key, a in members.items():
         if a.dtype.hasobject:
             raise InputError(f"array {key!r} holds objects, which a file without pickle cannot hold")
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for key, a in members.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(a), allow_pickle=False)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when it is complete; until then, and after an error, what was there before stays."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for key, a in members.items():
-                    with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(a), allow_pickle=False)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,0 +1,44 @@
+"""What a classifier says, from one logit a class: ``P = softmax(Y)``, and for two classes the log-odds ``Y_2 - Y_1``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+
+__all__ = ["Answers"]
+
+
+class Answers(ClassifierMixin):  # type: ignore[misc]
+    """The methods of a classifier that has `classes_` and gives logits."""
+
+    classes_: np.ndarray
+    _raw: Callable[[Any], np.ndarray]
+    """One logit a class, (m, classes); checks X."""
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits (m, classes); for two classes their difference (m,), which is the log-odds of the second."""
+        Y = self._raw(X)
+        return Y[:, 1] - Y[:, 0] if len(self.classes_) == 2 else Y
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """``softmax`` of the logits, (m, classes), in the order of `classes_`."""
+        Y = self._raw(X)
+        e = np.exp(Y - Y.max(axis=1, keepdims=True))
+        P: np.ndarray = e / e.sum(axis=1, keepdims=True)
+        return P
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """The logarithms of `predict_proba`, also where those are too small for a float."""
+        Y = self._raw(X)
+        Y = Y - Y.max(axis=1, keepdims=True)
+        L: np.ndarray = Y - np.log(np.exp(Y).sum(axis=1, keepdims=True))
+        return L
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label of every sample."""
+        best = self._raw(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[best]
+        return labels

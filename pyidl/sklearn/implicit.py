@@ -1,0 +1,334 @@
+r"""Implicit models as estimators of scikit-learn: ``x = phi(A x + B u + b)``, and from ``y = C x + D u + d``.
+
+    ImplicitClassifier    one logit y_k for each class, probabilities softmax(y); minimises the cross-entropy
+    ImplicitRegressor     the targets themselves; minimises their squared error, in units of their deviation
+
+plus ``alpha / 2`` times the squares of A (or L and R), B, C and D, by Adam, projected into the constraint after every step.
+Inputs and targets are standardised within, and the scalings folded into the fitted `model_`, which takes the inputs as they are
+(`pyidl.training.scaling` has the equation).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from pyidl import activations, losses
+from pyidl.activations import Activation
+from pyidl.errors import InputError
+from pyidl.layers import ImplicitModel
+from pyidl.optim import Adam, Schedule
+from pyidl.sklearn.answers import Answers
+from pyidl.training import EarlyStopping, fit
+from pyidl.training.scaling import Scaling, fold
+from pyidl.typing import Array, Params
+from pyidl.wellposed import Constraint, InfNorm
+
+__all__ = ["ImplicitClassifier", "ImplicitRegressor"]
+
+BATCH = 200
+"""For ``batch_size="auto"``, as in MLPClassifier."""
+TRAINING_TOL = {"float64": 1e-8, "float32": 1e-6}
+"""Of the solves while training, far below what a step of Adam changes; predictions are solved to the default of their dtype."""
+
+
+class _Implicit(BaseEstimator):  # type: ignore[misc]
+    """What both estimators share: the constructor, training, and standardised outputs."""
+
+    def __init__(
+        self,
+        hidden_dim: int = 100,
+        *,
+        activation: str | Activation = "relu",
+        constraint: Constraint | None = None,
+        rank: int | None = None,
+        alpha: float = 1e-4,
+        batch_size: int | str | None = "auto",
+        learning_rate: float | Schedule = 1e-2,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        standardize: bool = True,
+        warm_start: bool = False,
+        random_state: Any = None,
+        dtype: str = "float64",
+        verbose: int = 0,
+    ) -> None:
+        self.hidden_dim = hidden_dim
+        self.activation = activation
+        self.constraint = constraint
+        self.rank = rank
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.dtype = dtype
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------------------------------ what the two differ in
+
+    @abstractmethod
+    def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
+        """What the loss compares with: labels as positions in `classes_`, or one row of targets a sample."""
+
+    @abstractmethod
+    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
+        """That of the outputs."""
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def _train(self, X: Any, y: Any, sample_weight: Any, classes: Any, *, on: bool, epochs: int | None) -> Self:
+        """Train for `epochs`, or with None until the loss settles; `on`: from where the last call ended."""
+        if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha < np.inf):
+            raise InputError(f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0")
+        X, y = validate_data(self, X, y, reset=not on, dtype=np.float64, **self._checks)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        T = self._targets(y, classes, on)
+        if not on:
+            self._start(X, T, weights)
+        if epochs is None or not on:
+            self.n_iter_ = 0
+            self.loss_curve_: list[float] = []
+        labels = T.ndim == 1
+        train, held_out = [self._inputs(X), T if labels else self._outputs(T), weights], None
+        watched = EarlyStopping(self.n_iter_no_change, "loss", min_delta=self.tol, restore_best=False)
+        if epochs is None and self.early_stopping:
+            rows = train_test_split(
+                np.arange(len(X)),
+                test_size=self.validation_fraction,
+                stratify=T if labels else None,
+                random_state=int(self._rng.integers(2**31)),
+            )
+            train, held_out = ([None if a is None else a[k] for a in train] for k in rows)
+            watched = EarlyStopping(self.n_iter_no_change, "val_loss", min_delta=self.tol)
+        history = fit(
+            self._network,
+            tuple(train),
+            loss=losses.cross_entropy if labels else losses.mse,
+            optimizer=self._optimizer,
+            epochs=self.max_iter if epochs is None else epochs,
+            batch_size=BATCH if isinstance(self.batch_size, str) and self.batch_size == "auto" else self.batch_size,  # type: ignore[arg-type]
+            validation=None if held_out is None else tuple(held_out),
+            rng=self._rng,
+            penalty=self._ridge if self.alpha else None,
+            callbacks=(watched,) if epochs is None else (),
+            verbose=self.verbose,
+        )
+        self.history_ = history
+        self.n_iter_ += len(history)
+        self.loss_curve_ = [*self.loss_curve_, *map(float, history["loss"])]
+        if epochs is None and len(history) == self.max_iter:
+            warnings.warn(
+                f"{type(self).__name__} stopped after max_iter = {self.max_iter} epochs, while {watched.monitor} still fell by more than "
+                f"tol = {self.tol:g} within {self.n_iter_no_change} epochs; raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return self
+
+    def _start(self, X: np.ndarray, T: np.ndarray, weights: np.ndarray | None) -> None:
+        """Everything that a later `partial_fit`, or a warm start, goes on from."""
+        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self._inputs = Scaling.of(X, weights) if self.standardize else Scaling.identity(X.shape[1])
+        self._outputs = self._scaling(T, weights)
+        self._network = ImplicitModel(
+            X.shape[1],
+            len(self._outputs.mean),
+            self.hidden_dim,
+            activation=_activation(self.activation),
+            constraint=InfNorm(0.95) if self.constraint is None else self.constraint,
+            rank=self.rank,
+            dtype=self.dtype,
+            rng=self._rng,
+        ).with_tol(TRAINING_TOL[self.dtype])
+        self._optimizer = Adam(self.learning_rate)
+
+    def _ridge(self, params: Params) -> tuple[Any, Mapping[str, Array]]:
+        """``alpha / 2`` times the sum of squares of all matrices, and its gradient ``alpha theta``."""
+        matrices = {key: a for key, a in params.items() if key not in ("b", "d")}
+        value = 0.5 * self.alpha * sum(np.sum(a * a) for a in matrices.values())
+        return value, {key: self.alpha * a for key, a in matrices.items()}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """A fit that was refused halfway leaves an estimator that is not fitted."""
+        return hasattr(self, "history_")
+
+    def _goes_on(self) -> bool:
+        """Whether `fit` continues the last one."""
+        return bool(self.warm_start) and hasattr(self, "_network")
+
+    # ----------------------------------------------------------------------------------------------------- its answers
+
+    @property
+    def model_(self) -> ImplicitModel:
+        """The fitted model, for inputs as they are: outputs are logits, or targets. For certificates, files, and devices."""
+        check_is_fitted(self)
+        return fold(self._network.with_tol(None), self._inputs, self._outputs)
+
+    def _raw(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        return self._outputs.undo(np.asarray(self._network.with_tol(None).predict(self._inputs(X)), dtype=np.float64))
+
+
+class ImplicitClassifier(Answers, _Implicit):
+    """A classifier whose hidden state is the solution of ``x = phi(A x + B u + b)``; its logits are ``C x + D u + d``.
+
+    Parameters
+    ----------
+    hidden_dim : int
+        n, the number of hidden units.
+    activation : str or Activation
+        phi, by its name in `pyidl.activations`, or itself.
+    constraint : Constraint, optional
+        Where solutions are certain to exist; ``InfNorm(0.95)`` if None.
+    rank : int, optional
+        Of A = L R^T, for fewer parameters.
+    alpha : float
+        Weight of the squares of all matrices, ``alpha / 2 (|A|^2 + |B|^2 + |C|^2 + |D|^2)``, added to the mean loss.
+    batch_size : int, "auto" or None
+        Samples a step; "auto" is 200, or all of fewer. With one batch, a weight of 2 is the same as a sample that is there twice.
+    learning_rate : float or Schedule
+        Of Adam; a schedule of `pyidl.optim`, such as ``Cosine(1e-2, steps=1000)``, counts steps.
+    max_iter : int
+        Largest number of epochs; a `sklearn.exceptions.ConvergenceWarning` says when it was reached.
+    tol, n_iter_no_change : float, int
+        Training ends when `n_iter_no_change` epochs did not lower the loss by `tol`.
+    early_stopping : bool
+        Watch the loss of held-out samples instead, and return to the best epoch.
+    validation_fraction : float
+        The share of held-out samples.
+    standardize : bool
+        Whether columns of X are shifted and scaled within, by their mean and deviation at the first call.
+    warm_start : bool
+        Whether `fit` goes on from the last fit: its parameters, its scalings and the state of Adam.
+    random_state : int, RandomState or None
+        Draws the parameters, the order of samples, and those held out.
+    dtype : {"float64", "float32"}
+        In which the model computes. (pyidl's own default is float32.)
+    verbose : int
+        1 shows progress.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+        The labels.
+    model_ : ImplicitModel
+        The fitted model, for inputs that are not standardised.
+    n_iter_ : int
+        Epochs done.
+    loss_curve_ : list of float
+        The mean loss of every epoch.
+    history_ : History
+        Of the last call: steps of the solves, failed samples, seconds.
+    n_features_in_, feature_names_in_
+        As everywhere in scikit-learn.
+
+    Raises
+    ------
+    ConvergenceError
+        If more than a tenth of an epoch's samples, or any that are predicted, have no solution within tolerance; fewer are left out of
+        the step and reported by a `pyidl.ConvergenceWarning`. Under the default constraint every sample has a solution.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = ImplicitClassifier(20, max_iter=500, random_state=0).fit(X, y)
+    >>> classifier.score(X, y) > 0.9, classifier.model_.certificate().proven
+    (True, True)
+    """
+
+    _checks: ClassVar[dict[str, bool]] = {}
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on samples X (m, p), labels y (m,) and weights (m,)."""
+        return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """One epoch over these samples; the first call needs all labels, in `classes` or in y, and fixes the scalings."""
+        return self._train(X, y, sample_weight, classes, on=hasattr(self, "_network"), epochs=1)
+
+    def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
+        check_classification_targets(y)
+        known = np.unique(y if classes is None else classes)
+        if not on:
+            if len(known) < 2:
+                raise InputError(f"ImplicitClassifier tells classes apart, and y has one class only, {known[0]!r}; at least two are needed")
+            self.classes_ = known
+        strangers = np.setdiff1d(np.append(known, y), self.classes_)
+        if len(strangers):
+            raise InputError(f"y or classes has {strangers.tolist()}; the model was built for the classes {self.classes_.tolist()}")
+        return np.searchsorted(self.classes_, y)
+
+    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
+        return Scaling.identity(len(self.classes_))
+
+
+class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
+    """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``; it predicts ``C x + D u + d``.
+
+    It minimises the squared error, each target measured in units of its deviation at the first call. Parameters, attributes and errors as
+    for `ImplicitClassifier`, without `classes_`; targets may be one column or several.
+
+    Examples
+    --------
+    >>> X = np.linspace(-2, 2, 100)[:, None]
+    >>> y = 100 + 50 * np.sin(3 * X[:, 0])
+    >>> regressor = ImplicitRegressor(30, max_iter=1000, random_state=0).fit(X, y)
+    >>> regressor.score(X, y) > 0.95, regressor.model_.predict(X).shape
+    (True, (100, 1))
+    """
+
+    _checks: ClassVar[dict[str, bool]] = {"multi_output": True, "y_numeric": True}
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on samples X (m, p), targets y (m,) or (m, q), and weights (m,)."""
+        return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """One epoch over these samples; the first call fixes the scalings, so give it more than a few."""
+        return self._train(X, y, sample_weight, None, on=hasattr(self, "_network"), epochs=1)
+
+    def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
+        T = np.asarray(y, dtype=np.float64)
+        if not on:
+            self._column = T.ndim == 1
+        return T[:, None] if T.ndim == 1 else T
+
+    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
+        return Scaling.of(T, weights)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The targets, (m,) or (m, q) as in `fit`."""
+        Y = self._raw(X)
+        return Y[:, 0] if self._column else Y
+
+
+def _activation(given: Any) -> Activation:
+    """An activation by name; a copy of one that is built in, such as `sklearn.base.clone` makes, is that one."""
+    built_in = activations.named(given.name if isinstance(given, Activation) else str(given))
+    if isinstance(given, Activation):
+        return built_in if built_in == given else given
+    if built_in is None:
+        raise InputError(f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, softplus and others")
+    return built_in

@@ -1,0 +1,145 @@
+"""A classifier that learns an implicit model from the states of a trained network (SIM).
+
+teacher      a perceptron of scikit-learn, trained on X and y
+model_       ``x = phi(A x + B u + b)``, ``y = C x + D u + d`` with the least mean loss and penalty that reproduces the teacher's
+             pre-activations, states and logits on X (`pyidl.sim.fit`); no gradient passes through a fixed point
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.neural_network import MLPClassifier
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pyidl import sim
+from pyidl.errors import InputError
+from pyidl.layers import ImplicitModel
+from pyidl.pattern import Pattern
+from pyidl.sim.penalties import Penalty
+from pyidl.sklearn.answers import Answers
+from pyidl.training.scaling import Scaling, fold
+from pyidl.wellposed import Constraint, InfNorm
+
+__all__ = ["SIMClassifier"]
+
+
+class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
+    """A sparse, certified implicit model in place of a trained `MLPClassifier`.
+
+    Parameters
+    ----------
+    teacher : MLPClassifier, optional
+        Cloned and trained; ``MLPClassifier(random_state=random_state)`` if None. Its own `random_state` is set to that of the
+        classifier where it has none.
+    penalty : pyidl.sim Penalty, optional
+        On the weights, for the mean loss of standardised inputs; ``sim.L1(1e-3)`` if None.
+    relaxed : pyidl.sim Penalty, optional
+        Under which the weights that were chosen are fitted once more.
+    constraint : Constraint, optional
+        ``InfNorm(0.99)`` if None.
+    pattern : str, Pattern or array of bool, optional
+        Where A may be nonzero: "free", "no_self_loops", "block_triangular", or a mask (`pyidl.sim.fit`).
+    refit_rounds : int
+        How often the outputs are fitted to the model's own fixed points.
+    standardize : bool
+        Whether the columns of X are shifted and scaled within, for the teacher as for the model.
+    random_state : int, RandomState or None
+        Handed to the teacher.
+    dtype : {"float64", "float32"}
+        In which the model computes.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+        The labels.
+    teacher_ : MLPClassifier
+        The trained network; it takes standardised inputs.
+    model_ : ImplicitModel
+        The fitted model, for inputs as they are; its outputs are logits (one, of the second class, where there are two).
+    report_ : pyidl.sim Report
+        Gaps, nonzeros, certificate, seconds.
+    n_features_in_, feature_names_in_
+        As everywhere in scikit-learn.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.neural_network import MLPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = SIMClassifier(MLPClassifier((20, 10), max_iter=1000), random_state=0).fit(X, y)
+    >>> classifier.score(X, y) > 0.9, classifier.report_.certificate.proven
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        teacher: Any = None,
+        *,
+        penalty: Penalty | None = None,
+        relaxed: Penalty | None = None,
+        constraint: Constraint | None = None,
+        pattern: str | Pattern | np.ndarray | None = None,
+        refit_rounds: int = 1,
+        standardize: bool = True,
+        random_state: Any = None,
+        dtype: str = "float64",
+    ) -> None:
+        self.teacher = teacher
+        self.penalty = penalty
+        self.relaxed = relaxed
+        self.constraint = constraint
+        self.pattern = pattern
+        self.refit_rounds = refit_rounds
+        self.standardize = standardize
+        self.random_state = random_state
+        self.dtype = dtype
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train the teacher on samples X (m, p) and labels y (m,), and learn the model from its states."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        if not (self.teacher is None or isinstance(self.teacher, MLPClassifier)):
+            raise InputError(f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other networks")
+        self.classes_, T = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(f"SIMClassifier tells classes apart, and y has one class only, {self.classes_[0]!r}; at least two are needed")
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        teacher = MLPClassifier() if self.teacher is None else clone(self.teacher)
+        if teacher.random_state is None:
+            teacher.set_params(random_state=seed)
+        self._inputs = Scaling.of(X) if self.standardize else Scaling.identity(X.shape[1])
+        V = self._inputs(X)
+        self.teacher_ = teacher.fit(V, T)
+        result = sim.fit(
+            self.teacher_,
+            V,
+            constraint=InfNorm(0.99) if self.constraint is None else self.constraint,
+            penalty=sim.L1(1e-3) if self.penalty is None else self.penalty,
+            relaxed=self.relaxed,
+            pattern=self.pattern,  # type: ignore[arg-type]
+            refit_rounds=self.refit_rounds,
+            dtype=self.dtype,
+        )
+        self._network, self.report_ = result.model, result.report
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """A fit that was refused halfway leaves an estimator that is not fitted."""
+        return hasattr(self, "report_")
+
+    @property
+    def model_(self) -> ImplicitModel:
+        """The fitted model, for inputs as they are."""
+        check_is_fitted(self)
+        return fold(self._network, self._inputs, Scaling.identity(self._network.output_dim))
+
+    def _raw(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        Y = np.asarray(self._network.predict(self._inputs(X)), dtype=np.float64)
+        return np.concatenate([np.zeros_like(Y), Y], axis=1) if Y.shape[1] == 1 else Y

@@ -1,0 +1,294 @@
+"""The estimators: scikit-learn's own checks, with no failure expected, and what those do not ask."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+from helpers import host
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import pyidl
+from pyidl import activations, optim, sim
+from pyidl.errors import InputError
+from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
+from pyidl.training.scaling import Scaling, fold
+from pyidl.wellposed import SpectralNorm
+
+IRIS, DIABETES = load_iris(return_X_y=True), load_diabetes(return_X_y=True)
+QUICK = [
+    ImplicitClassifier(hidden_dim=5, max_iter=40),
+    ImplicitRegressor(hidden_dim=8, max_iter=120),
+    SIMClassifier(MLPClassifier((5,), learning_rate_init=0.03)),
+]
+
+
+@parametrize_with_checks(QUICK)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # 40 epochs are few
+def test_conforms(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([ImplicitClassifier(), ImplicitRegressor(), SIMClassifier()])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_conforms_as_it_is(estimator, check):
+    check(estimator)
+
+
+def classifier(**options):
+    return ImplicitClassifier(**({"hidden_dim": 10, "max_iter": 60, "n_iter_no_change": 100, "random_state": 0} | options))
+
+
+def fitted(estimator, *data, **options):
+    """Trained; all epochs are wanted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return estimator.fit(*data, **options)
+
+
+# ------------------------------------------------------------------------------------------------------- in scikit-learn's company
+
+
+def test_pipelines_searches_and_validation():
+    X, y = IRIS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        scores = cross_val_score(make_pipeline(StandardScaler(), classifier()), X, y, cv=3)
+        assert scores.mean() > 0.9
+        search = GridSearchCV(classifier(), {"hidden_dim": [4, 8], "activation": ["relu", activations.tanh]}, cv=2).fit(X, y)
+    assert search.best_score_ > 0.85
+    twin = clone(search.best_estimator_)
+    assert twin.get_params() == search.best_estimator_.get_params()
+    with pytest.raises(NotFittedError):
+        twin.predict(X)
+
+
+def test_pickles_and_files(tmp_path):
+    X, y = IRIS
+    model = fitted(classifier(constraint=SpectralNorm(0.8), rank=3), X, y)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
+    pyidl.save(tmp_path / "model.npz", model.model_)
+    Y = pyidl.load(tmp_path / "model.npz").predict(X)
+    assert np.array_equal(model.classes_[Y.argmax(axis=1)], model.predict(X))
+
+
+def test_names_of_columns_are_kept():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    X = pandas.DataFrame(IRIS[0], columns=["a", "b", "c", "d"])
+    model = fitted(classifier(), X, IRIS[1])
+    assert model.feature_names_in_.tolist() == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(X[["b", "a", "c", "d"]])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- answers
+
+
+def test_probabilities_and_labels():
+    X, y = IRIS
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    model = fitted(classifier(), X, names)
+    P = model.predict_proba(X)
+    assert model.classes_.tolist() == ["setosa", "versicolor", "virginica"]
+    assert np.allclose(P.sum(axis=1), 1, rtol=1e-14)
+    assert np.allclose(np.log(P), model.predict_log_proba(X))
+    assert model.score(X, names) > 0.9
+    two = fitted(classifier(), X[:100], names[:100])
+    odds = two.decision_function(X[:100])
+    assert odds.shape == (100,)
+    assert np.allclose(1 / (1 + np.exp(-odds)), two.predict_proba(X[:100])[:, 1])
+
+
+@pytest.mark.parametrize("make", [classifier, lambda: ImplicitRegressor(8, max_iter=30, random_state=0)])
+def test_the_model_takes_inputs_as_they_are(make):
+    X = 1000 + 50 * IRIS[0]
+    y = IRIS[1] if make is classifier else np.stack([1e4 * IRIS[0][:, 0], IRIS[0][:, 1]], axis=1)
+    estimator = fitted(make(), X, y)
+    Y = estimator.model_.predict(X)
+    if make is classifier:
+        assert np.allclose(np.exp(Y) / np.exp(Y).sum(axis=1, keepdims=True), estimator.predict_proba(X), atol=1e-9)
+    else:
+        assert np.allclose(Y, estimator.predict(X), rtol=1e-9)
+        assert estimator.score(X, y) > 0.5
+    assert estimator.model_.certificate().proven
+
+
+def test_a_single_target_is_a_column_or_a_vector():
+    X, y = DIABETES
+    flat = fitted(ImplicitRegressor(6, max_iter=20, random_state=0), X, y)
+    column = fitted(ImplicitRegressor(6, max_iter=20, random_state=0), X, y[:, None])
+    assert flat.predict(X).shape == (442,)
+    assert column.predict(X).shape == (442, 1)
+    assert np.array_equal(flat.predict(X), column.predict(X)[:, 0])
+
+
+# --------------------------------------------------------------------------------------------------------------------- training
+
+
+def test_the_same_seed_gives_the_same_model():
+    X, y = IRIS
+    first, second, other = (fitted(classifier(random_state=seed, max_iter=5), X, y).predict_proba(X) for seed in (3, 3, 4))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("make", [classifier, lambda: ImplicitRegressor(8, max_iter=60, n_iter_no_change=100, random_state=0)])
+def test_a_weight_of_two_is_a_sample_that_is_there_twice(make):
+    """With one batch; both sums have the same terms in another order."""
+    X, y = IRIS[0][::3], IRIS[1][::3] if make is classifier else IRIS[0][::3, 0]
+    weights = np.random.default_rng(0).integers(0, 3, len(X))
+    twice = np.repeat(np.arange(len(X)), weights)
+    weighted, repeated = fitted(make(), X, y, sample_weight=weights), fitted(make(), X[twice], y[twice])
+    answer = "predict_proba" if make is classifier else "predict"
+    assert np.allclose(getattr(weighted, answer)(X), getattr(repeated, answer)(X), rtol=1e-6, atol=1e-8)
+    plain = fitted(make(), X, y)
+    assert not np.allclose(getattr(weighted, answer)(X), getattr(plain, answer)(X), rtol=1e-3)
+
+
+def test_partial_fit_goes_on():
+    X, y = IRIS
+    model = classifier()
+    for _ in range(60):
+        for rows in (slice(0, 100), slice(50, 150)):
+            model.partial_fit(X[rows], y[rows], classes=[0, 1, 2])
+    assert model.score(X, y) > 0.9
+    assert model.n_iter_ == 120
+    assert len(model.loss_curve_) == 120
+    with pytest.raises(InputError, match=r"y or classes has \[5\]; the model was built for the classes \[0, 1, 2\]"):
+        model.partial_fit(X, np.full(150, 5))
+    with pytest.raises(ValueError, match="features"):
+        model.partial_fit(X[:, :2], y)
+
+
+def test_a_warm_start_goes_on_and_a_cold_one_does_not():
+    X, y = IRIS
+    warm = fitted(classifier(warm_start=True, max_iter=20), X, y)
+    before = warm.loss_curve_[-1]
+    fitted(warm, X, y)
+    assert warm.loss_curve_[0] < 1.2 * before
+    assert warm.n_iter_ == 20
+    cold = fitted(classifier(max_iter=20), X, y)
+    first = cold.loss_curve_[0]
+    assert fitted(cold, X, y).loss_curve_[0] == first
+    with pytest.raises(InputError, match="the model was built for the classes"):
+        fitted(warm, X, y + 1)
+
+
+def test_early_stopping_watches_samples_that_it_holds_out():
+    X, y = DIABETES
+    model = ImplicitRegressor(40, early_stopping=True, max_iter=300, random_state=0, learning_rate=0.03).fit(X, y)
+    assert model.n_iter_ < 300
+    held_out = model.history_["val_loss"]
+    assert held_out[-1] > held_out.min()
+
+
+def test_a_run_that_does_not_settle_says_so():
+    with pytest.warns(ConvergenceWarning, match="stopped after max_iter = 3 epochs"):
+        ImplicitRegressor(5, max_iter=3, random_state=0).fit(*DIABETES)
+    settled = ImplicitRegressor(5, tol=1.0, n_iter_no_change=2, random_state=0).fit(*DIABETES)
+    assert settled.n_iter_ < 10
+
+
+def test_options_reach_the_model():
+    X, y = IRIS
+    model = fitted(
+        classifier(rank=2, activation="tanh", dtype="float32", batch_size=None, learning_rate=optim.Cosine(1e-2, steps=60)), X, y
+    )
+    assert model.model_.rank == 2
+    assert model.model_.activation is activations.tanh
+    assert model.model_.dtype == "float32"
+    large = fitted(classifier(alpha=10.0), X, y)
+    small = fitted(classifier(alpha=0.0), X, y)
+    assert np.abs(host(large.model_.params["C"])).sum() < 0.5 * np.abs(host(small.model_.params["C"])).sum()
+    bare = fitted(classifier(standardize=False, max_iter=2), X, y)
+    assert np.array_equal(host(bare.model_.params["B"]), host(bare._network.params["B"]))
+
+
+BAD = {
+    "an activation": ({"activation": "rely"}, "there is no activation 'rely'"),
+    "alpha": ({"alpha": -1.0}, "alpha is -1.0"),
+    "hidden_dim": ({"hidden_dim": 0}, "hidden_dim"),
+    "a constraint": ({"constraint": 0.9}, "constraint"),
+    "a batch": ({"batch_size": 0}, "batch_size = 0"),
+    "epochs": ({"max_iter": 0}, "epochs = 0"),
+    "a dtype": ({"dtype": "float16"}, "float16"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_refused_when_fitted(case):
+    options, words = BAD[case]
+    estimator = ImplicitClassifier(**options)
+    with pytest.raises(InputError, match=words):
+        estimator.fit(*IRIS)
+    with pytest.raises(NotFittedError):
+        estimator.predict(IRIS[0])
+
+
+# --------------------------------------------------------------------------------------------------------------------------- SIM
+
+
+def test_an_implicit_model_in_place_of_its_teacher():
+    X, y = IRIS
+    teacher = MLPClassifier((20, 10), max_iter=1000, random_state=1)
+    model = SIMClassifier(teacher, penalty=sim.L1(1e-4)).fit(X, y)
+    agree = model.predict(X) == model.teacher_.predict(StandardScaler().fit_transform(X))
+    assert agree.mean() > 0.95
+    assert not hasattr(teacher, "coefs_")  # a clone was trained
+    assert model.report_.certificate.proven
+    assert model.report_.states.converged.all()
+    Y = model.model_.predict(X)
+    assert np.array_equal(Y.argmax(axis=1), model.predict(X))
+    sparse = SIMClassifier(teacher, penalty=sim.L1(3e-2), relaxed=sim.L1(1e-4), pattern="no_self_loops").fit(X, y)
+    assert sparse.report_.density < 0.7 * model.report_.density
+    assert not np.any(np.diag(host(sparse.model_.params["A"])))
+
+
+def test_two_classes_have_one_logit():
+    X, y = IRIS[0][:100], np.array(["no", "yes"])[IRIS[1][:100]]
+    model = SIMClassifier(MLPClassifier((8,), max_iter=600, tol=1e-3), random_state=0).fit(X, y)
+    assert model.model_.output_dim == 1
+    assert model.score(X, y) >= 0.98
+    assert np.allclose(model.decision_function(X), model.model_.predict(X)[:, 0])
+    again = SIMClassifier(MLPClassifier((8,), max_iter=600, tol=1e-3), random_state=0).fit(X, y)
+    assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def test_other_teachers_are_refused():
+    with pytest.raises(InputError, match=r"teacher is ImplicitClassifier\(\); use an MLPClassifier"):
+        SIMClassifier(ImplicitClassifier()).fit(*IRIS)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ scaling
+
+
+def test_scalings_are_exact_for_any_size():
+    for size in (1e-300, 1.0, 1e150):
+        U = size * np.array([[1.0, 7.0], [3.0, 7.0]])
+        scaling = Scaling.of(U)
+        assert np.allclose(scaling(U), [[-1, 0], [1, 0]])
+        assert np.allclose(scaling.undo(scaling(U)), U, rtol=1e-15)
+    assert Scaling.of(np.array([[1.0], [3.0]]), np.array([3.0, 1.0])).mean == [1.5]
+
+
+def test_folding_needs_biases():
+    model = pyidl.ImplicitModel(2, 1, 3, bias=False, rng=0)
+    with pytest.raises(InputError, match="without biases"):
+        fold(model, Scaling.identity(2), Scaling.identity(1))
+    with pytest.raises(InputError, match=r"\(3, 1\) columns, the model has \(2, 1\)"):
+        fold(pyidl.ImplicitModel(2, 1, 3, rng=0), Scaling.identity(3), Scaling.identity(1))
+    bare = pyidl.ImplicitModel(2, 1, 3, feedthrough=False, dtype="float64", rng=0)
+    U, scaling = np.array([[1.0, 2.0], [5.0, -3.0]]), Scaling(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    assert np.allclose(fold(bare, scaling, Scaling.identity(1)).predict(U), bare.predict(scaling(U)))
