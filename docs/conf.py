@@ -54,6 +54,12 @@ def previous(lines, i):
     return next((line for line in reversed(lines[:i]) if line.strip()), "")
 
 
+def without_metadata_routing(app, what, name, obj, skip, options):
+    """Leave out the methods that scikit-learn adds to every estimator."""
+    return True if name.endswith("_request") or name == "get_metadata_routing" else None
+
+
 def setup(app):
     """Sphinx calls this; numpydoc comes after, at 500."""
+    app.connect("autodoc-skip-member", without_metadata_routing)
     app.connect("autodoc-process-docstring", equations_stand_as_they_are_written, priority=400)
