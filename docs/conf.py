@@ -37,6 +37,7 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["torch", "onnx"]  # their doors are described without them
 autodoc_typehints = "none"  # shapes and meanings stand in the text
 numpydoc_show_class_members = False
 

@@ -19,7 +19,7 @@ def test_the_reference_has_every_public_name(name):
     if isinstance(home, types.ModuleType):
         assert home.__name__ in LISTED
     else:
-        assert any(name in importlib.import_module(module).__all__ for module in LISTED)
+        assert any(name in importlib.import_module(module).__all__ for module in LISTED if not module.startswith("pyidl.interop"))
 
 
 def test_notebooks_can_be_taken_along():

@@ -1,0 +1,151 @@
+"""Writing an ONNX graph: nodes with fresh names, constants, and the activations in ONNX's operators.
+
+A name stands for the array that a node gives: ``graph.op("Add", x, z)`` writes a node and returns the name of x + z. The body of a loop
+is a graph of its own, which sees the names of the graph around it. An activation without an operator of its own is composed of others.
+(In float64 onnxruntime lacks one operator of those that are used here: Erf.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from pyidl import activations
+from pyidl.activations import Activation, Blocks
+from pyidl.backend import to_numpy
+from pyidl.errors import InputError
+
+__all__ = ["Graph", "phi_node"]
+
+OPERATORS = {
+    "relu": "Relu",
+    "tanh": "Tanh",
+    "softsign": "Softsign",
+    "sigmoid": "Sigmoid",
+    "softplus": "Softplus",
+    "elu": "Elu",
+    "identity": "Identity",
+    "sin": "Sin",
+    "abs": "Abs",
+}
+"""Activations that are operators of ONNX."""
+
+
+@dataclass
+class Graph:
+    """A graph being written. The body of a loop is one, too; it shares the constants and the numbering of the whole."""
+
+    dtype: np.dtype[Any]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    count: list[int] = field(default_factory=lambda: [0])
+
+    def body(self) -> Graph:
+        """An empty graph for the body of a loop."""
+        return Graph(self.dtype, [], self.constants, self.count)
+
+    @property
+    def type(self) -> int:
+        """The number that ONNX has for the dtype."""
+        return int(helper.np_dtype_to_tensor_dtype(self.dtype))
+
+    def name(self, kind: str) -> str:
+        """A name that is not yet used."""
+        self.count[0] += 1
+        return f"{kind}_{self.count[0]}"
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """A constant of the graph, in its dtype unless another is given."""
+        name, array = self.name("c"), np.array(value, dtype=dtype or self.dtype, order="C")
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, kind: str, *inputs: str, out: str = "", axis: int | None = None, keepdims: bool | None = None) -> str:
+        """One node with one output; returns its name."""
+        out = out or self.name(kind)
+        node = helper.make_node(kind, list(inputs), [out])
+        for key, value in (("axis", axis), ("keepdims", keepdims)):
+            if value is not None:
+                node.attribute.append(helper.make_attribute(key, int(value)))
+        self.nodes.append(node)
+        return out
+
+    def reverse(self, x: str, lengths: str) -> str:
+        """x, (m, T, k), with the steps of every sample in the opposite order; those beyond its length stay."""
+        out = self.name("reversed")
+        self.nodes.append(helper.make_node("ReverseSequence", [x, lengths], [out], batch_axis=0, time_axis=1))
+        return out
+
+    def transposed(self, x: str, order: tuple[int, ...]) -> str:
+        """The axes of x in another order."""
+        out = self.name("transposed")
+        self.nodes.append(helper.make_node("Transpose", [x], [out], perm=list(order)))
+        return out
+
+    def inner(self, x: str, y: str) -> str:
+        """``x y^T``, heads apart."""
+        # Of a transposition and a product older runtimes make an operator that they lack in float64.
+        out = self.name("inner")
+        self.nodes.append(helper.make_node("Einsum", [x, y], [out], equation="mhid,mhjd->mhij"))
+        return out
+
+    def split(self, x: str, count: int) -> list[str]:
+        """Equal parts along the last axis."""
+        parts = [self.name("part") for _ in range(count)]
+        self.nodes.append(helper.make_node("Split", [x], parts, axis=-1, num_outputs=count))
+        return parts
+
+    def rows(self, x: str, W: Any) -> str:
+        """``x W^T``."""
+        return self.op("MatMul", x, self.constant(to_numpy(W).T))
+
+    def plus(self, x: str, b: Any) -> str:
+        """``x + b``; x where there is no b."""
+        return x if b is None else self.op("Add", x, self.constant(to_numpy(b)))
+
+    def largest(self, x: str, axes: tuple[int, ...]) -> str:
+        """``max |x|`` along some axes."""
+        return self.op("ReduceMax", self.op("Abs", x), self.constant(axes, np.int64), keepdims=False)
+
+    def normed(self, z: str, eps: float) -> str:
+        """``c / (eps + mean of c^2)^(1/2)``, c = z - mean of z, along the last axis."""
+        axis = self.constant([-1], np.int64)
+        c = self.op("Sub", z, self.op("ReduceMean", z, axis, keepdims=True))
+        variance = self.op("ReduceMean", self.op("Mul", c, c), axis, keepdims=True)
+        return self.op("Div", c, self.op("Sqrt", self.op("Add", variance, self.constant(eps))))
+
+
+def phi_node(graph: Graph, phi: Activation, z: str) -> str:
+    """``phi(z)`` along the last axis."""
+    if isinstance(phi, Blocks):
+        parts = [graph.name("part") for _ in phi.blocks]
+        widths = graph.constant([b.stop - b.start for b in phi.blocks], np.int64)
+        graph.nodes.append(helper.make_node("Split", [z, widths], parts, axis=-1))
+        return graph.op("Concat", *(phi_node(graph, b.activation, part) for b, part in zip(phi.blocks, parts, strict=True)), axis=-1)
+    if activations.named(phi.name) is not phi:
+        raise InputError(f"the activation {phi.name!r} is not built in, and ONNX cannot be told what it does; use one of pyidl.activations")
+    if phi.name in OPERATORS:
+        return graph.op(OPERATORS[phi.name], z)
+    kind, _, argument = phi.name.partition("(")
+    number = float(argument[:-1]) if argument else 0.0
+    match kind:
+        case "softmax":
+            return graph.op("Softmax", z, axis=-1)
+        case "hard_tanh":
+            return graph.op("Clip", z, graph.constant(-1.0), graph.constant(1.0))
+        case "silu":  # z / (1 + e^-z); of z sigmoid(z) older runtimes make an operator that they lack in float64
+            return graph.op("Div", z, graph.op("Add", graph.op("Exp", graph.op("Neg", z)), graph.constant(1.0)))
+        case "leaky_relu":
+            return graph.op("Max", z, graph.op("Mul", z, graph.constant(number)))
+        case "gelu":  # z (1 + erf(z / sqrt 2)) / 2
+            if graph.dtype == np.float64:
+                raise InputError("gelu needs Erf, which onnxruntime has in float32 alone; export layer.astype('float32')")
+            erf = graph.op("Erf", graph.op("Mul", z, graph.constant(0.5**0.5)))
+            return graph.op("Mul", graph.op("Mul", z, graph.constant(0.5)), graph.op("Add", erf, graph.constant(1.0)))
+        case "layer_norm":
+            return graph.normed(z, number)
+    raise InputError(f"there is no ONNX graph for the activation {phi.name!r}; use another of pyidl.activations")

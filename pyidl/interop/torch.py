@@ -1,0 +1,251 @@
+"""A layer of pyidl as a module of torch: ``dU, dtheta = pullback(dY)`` in the place of torch's tape.
+
+    torch:    Y = Module(layer)(U);  Y.backward(dY)           torch asks a node of its graph for ``J^T dY``
+    pyidl:    Y, pull = layer(U);    dU, grads = pull(dY)     which is what a pullback is
+
+So the node holds the pullback and nothing else: no operation of the solve is recorded, and the gradients are the exact ones of the
+implicit function theorem. A pullback is no graph that could be differentiated again; whoever differentiates twice is told so.
+
+Tensors and arrays share their memory, in both directions: on the CPU through the buffer itself, on a GPU through DLPack and CuPy. The
+parameters alone are copied, once a call: optimisers of torch edit them in place, and a pullback stays that of its forward call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyidl.errors import DeviceError, InputError
+from pyidl.interop.torchidl import from_torchidl, to_torchidl
+from pyidl.layers import Layer, Pullback
+from pyidl.solvers.solution import OnFail
+from pyidl.typing import Array
+
+__all__ = ["Module", "from_torchidl", "to_array", "to_tensor", "to_torchidl"]
+
+
+def to_array(tensor: torch.Tensor) -> Any:
+    """The memory of a tensor as an array: NumPy on the CPU, CuPy on a GPU; without a copy.
+
+    Raises
+    ------
+    DeviceError
+        If the tensor is on a GPU and CuPy is not installed, or on a device that neither library knows.
+
+    Examples
+    --------
+    >>> t = torch.zeros(2)
+    >>> to_array(t)[0] = 5.0
+    >>> t
+    tensor([5., 0.])
+    """
+    tensor = tensor.detach()
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    if tensor.device.type != "cuda":
+        raise DeviceError(f"a tensor is on {tensor.device}; pyidl computes on 'cpu' and on 'cuda': move it, tensor.to('cpu')")
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(
+            f"a tensor is on {tensor.device}, where pyidl needs CuPy, which is not installed; install the extra cuda12 or cuda13 of "
+            "implicit-pyidl, or move the module: module.to('cpu')"
+        ) from error
+    with cupy.cuda.Device(tensor.device.index):
+        return cupy.from_dlpack(tensor)
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """The memory of an array as a tensor; copied only where torch cannot have it: read-only, or with a negative stride.
+
+    Examples
+    --------
+    >>> to_tensor(np.arange(3.0)[::-1])
+    tensor([2., 1., 0.], dtype=torch.float64)
+    """
+    if isinstance(array, np.ndarray):
+        shareable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+        return torch.from_numpy(array if shareable else array.copy())
+    return torch.from_dlpack(array)
+
+
+class _Apply(torch.autograd.Function):
+    """The node of torch's graph: Y and the pullback, of what the layer is called with and of its parameters."""
+
+    @staticmethod
+    def forward(
+        module: Module, rng: np.random.Generator | None, given: tuple[bool, ...], *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, Pullback]:
+        """Call the layer; `given` says which arguments of its call are among the tensors, before the parameters."""
+        arrays = iter([to_array(t) for t in tensors])
+        arguments = [next(arrays) if here else None for here in given]
+        Y, pull = module._with(list(arrays))(*arguments, rng=rng, on_fail=module.on_fail)
+        return to_tensor(Y), pull
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, Pullback]) -> None:
+        """Keep the pullback, and the tensors: torch checks that none of them is edited before the backward pass."""
+        module, _, given, *tensors = inputs
+        ctx.pull, ctx.count, ctx.names = output[1], sum(given), module._names
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dY: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
+        """``(dU, grads) = pull(dY)``, in the order of the inputs; what nobody asked for is None, and dU is not formed then."""
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        if dY is None:
+            return (None,) * len(ctx.needs_input_grad)
+        return None, None, None, *_Pull.apply(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
+
+
+class _Pull(torch.autograd.Function):
+    """The pullback as a node of its own, for whoever asks for a graph of the gradients; that node has no derivative."""
+
+    @staticmethod
+    def forward(
+        pull: Pullback, count: int, names: tuple[str, ...], wanted: tuple[bool, ...], dY: torch.Tensor, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of the `count` inputs, then those of the parameters."""
+        dU, grads = pull(to_array(dY), inputs=any(wanted[:count]))
+        found = [*(dU if isinstance(dU, tuple) else (dU,) * count), *(grads[name] for name in names)]
+        return tuple(to_tensor(g) if want and g is not None else None for g, want in zip(found, wanted, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        """Refuse.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise InputError(
+            "a gradient of pyidl was differentiated, but a pullback has derivatives of first order only; leave out create_graph=True, "
+            "or detach the gradient before it enters a loss"
+        )
+
+
+class Module(torch.nn.Module):
+    """A layer of pyidl as a `torch.nn.Module`: exact gradients, torch's optimisers, torch's other modules before and behind it.
+
+    The parameters are torch's, under the names that they have in pyidl ("A", and "0.W" in a `Sequential`), also in `state_dict`. They start
+    with the layer's values; the layer itself is not touched. dtype and device are those of the parameters, so that `double()` and
+    `to("cuda")` do what they do elsewhere; inputs are cast to that dtype.
+
+    Parameters
+    ----------
+    layer : Layer
+        On the CPU or on a GPU.
+    on_fail : {"raise", "warn", "ignore"}
+        What happens to samples whose solve, forward or adjoint, does not converge; an attribute that may be changed.
+
+    Raises
+    ------
+    InputError
+        If `layer` is no layer; in a call, as the layer does, and if the parameters are neither float32 nor float64.
+
+    Notes
+    -----
+    An optimiser may leave the set in which the fixed point is certain: call `project_` after its step.
+
+    Examples
+    --------
+    >>> from pyidl import ImplicitModel
+    >>> module = Module(ImplicitModel(3, 2, 10, rng=0))
+    >>> adam = torch.optim.Adam(module.parameters())
+    >>> module(torch.ones(5, 3)).square().sum().backward()
+    >>> adam.step()
+    >>> module.project_()
+    >>> module.layer.certificate().proven, sorted(module.state_dict())
+    (True, ['A', 'B', 'C', 'D', 'b', 'd'])
+    """
+
+    def __init__(self, layer: Layer, *, on_fail: OnFail = "raise") -> None:
+        super().__init__()
+        if not isinstance(layer, Layer):
+            raise InputError(f"Module takes a Layer of pyidl, got {type(layer).__name__}")
+        self.on_fail = on_fail
+        self._layer = layer.replace()  # a copy: its parameters will follow those below
+        self._names = tuple(layer.params)
+        for name, array in layer.params.items():
+            *path, leaf = name.split(".")
+            owner: torch.nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, torch.nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(leaf, torch.nn.Parameter(to_tensor(array).clone()))
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """The parameters, in the order of the layer's; whatever stands under their names at the moment."""
+        return [functools.reduce(getattr, name.split("."), self) for name in self._names]
+
+    def _with(self, arrays: Sequence[Any]) -> Layer:
+        """The layer with these parameters."""
+        dtypes = sorted({str(a.dtype) for a in arrays})
+        if len(dtypes) > 1 or not set(dtypes) <= {"float32", "float64"}:
+            raise InputError(
+                f"the parameters are {' and '.join(dtypes)}; pyidl computes in one dtype, float32 or float64: module.float() or .double()"
+            )
+        if dtypes and self._layer.dtype != dtypes[0]:
+            self._layer = self._layer.astype(dtypes[0])
+        self._layer.params = dict(zip(self._names, arrays, strict=True))
+        return self._layer
+
+    @property
+    def layer(self) -> Layer:
+        """The layer with the present parameters: to save it, for its certificate, for `fit`. A copy; what is done to it stays there."""
+        return self._with([to_array(t) for t in self._tensors()]).replace()
+
+    def forward(self, U: torch.Tensor, *more: torch.Tensor | None, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return Y.
+
+        Parameters
+        ----------
+        U : Tensor, shape (m, ...)
+            One sample a row, as the layer takes it.
+        *more : Tensor or None
+            What the call of the layer takes besides, in its order: for an `ImplicitRNN`, lengths and h0.
+        generator : torch.Generator, optional
+            Random numbers for layers that draw, in `train()` mode, come from here, else from torch's default; none in `eval()` mode.
+
+        Raises
+        ------
+        ConvergenceError
+            If a solve fails and `on_fail` is "raise"; in the backward pass, GradientConvergenceError.
+        """
+        tensors, inputs = self._tensors(), (U, *more)
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator))) if self.training else None
+        given = [_cast(t, tensors) for t in inputs if t is not None]
+        Y, _ = _Apply.apply(self, rng, tuple(t is not None for t in inputs), *given, *tensors)
+        return Y
+
+    def project_(self) -> None:
+        """Put the parameters back into the set where the layer is well-posed: the nearest ones where that set is convex.
+
+        Those that lie there already keep their bits.
+        """
+        tensors = dict(zip(self._names, self._tensors(), strict=True))
+        arrays = {name: to_array(t) for name, t in tensors.items()}
+        with torch.no_grad():
+            for name, array in self._with(list(arrays.values())).project(arrays).items():
+                if array is not arrays[name]:
+                    tensors[name].copy_(to_tensor(array))
+
+    def extra_repr(self) -> str:
+        """The layer, for `print(module)`."""
+        return repr(self._layer)
+
+
+def _cast(t: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor:
+    """In the dtype of the parameters, by an operation that torch differentiates; integers and booleans, such as lengths, as they are."""
+    return t.to(parameters[0].dtype) if parameters and t.is_floating_point() else t
