@@ -95,9 +95,9 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
 
     Examples
     --------
-    >>> import tempfile, os
-    >>> path = os.path.join(tempfile.mkdtemp(), "a.csv")
-    >>> _ = open(path, "w").write("width,kind\n1.5,a\n2,b\n")
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.csv"
+    >>> _ = path.write_text("width,kind\n1.5,a\n2,b\n")
     >>> table = read_table(path)
     >>> table.numbers(["width"])[:, 0], table.text("kind")
     (array([1.5, 2. ]), array(['a', 'b'], dtype='<U1'))

@@ -57,7 +57,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         learning_rate: float | Schedule = 1e-2,
         max_iter: int = 200,
         tol: float = 1e-4,
-        n_iter_no_change: int = 10,
+        n_iter_no_change: int = 20,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         standardize: bool = True,
@@ -110,7 +110,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             self.loss_curve_: list[float] = []
         labels = T.ndim == 1
         train, held_out = [self._inputs(X), T if labels else self._outputs(T), weights], None
-        watched = EarlyStopping(self.n_iter_no_change, "loss", min_delta=self.tol, restore_best=False)
+        watched = EarlyStopping(self.n_iter_no_change, "loss", min_delta=self.tol)
         if epochs is None and self.early_stopping:
             rows = train_test_split(
                 np.arange(len(X)),
@@ -212,9 +212,9 @@ class ImplicitClassifier(Answers, _Implicit):
     max_iter : int
         Largest number of epochs; a `sklearn.exceptions.ConvergenceWarning` says when it was reached.
     tol, n_iter_no_change : float, int
-        Training ends when `n_iter_no_change` epochs did not lower the loss by `tol`.
+        Training ends when `n_iter_no_change` epochs did not lower the loss by `tol`, and returns to the epoch with the least.
     early_stopping : bool
-        Watch the loss of held-out samples instead, and return to the best epoch.
+        Watch the loss of held-out samples instead.
     validation_fraction : float
         The share of held-out samples.
     standardize : bool
@@ -295,7 +295,7 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
     >>> X = np.linspace(-2, 2, 100)[:, None]
     >>> y = 100 + 50 * np.sin(3 * X[:, 0])
     >>> regressor = ImplicitRegressor(30, max_iter=1000, random_state=0).fit(X, y)
-    >>> regressor.score(X, y) > 0.95, regressor.model_.predict(X).shape
+    >>> regressor.score(X, y) > 0.9, regressor.model_.predict(X).shape
     (True, (100, 1))
     """
 

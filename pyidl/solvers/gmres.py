@@ -90,34 +90,34 @@ class GMRES(Iterative):
 
 def _cycle(xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray) -> tuple[Any, np.ndarray]:
     """``(argmin |r - (I - J^T) c| over the Krylov space of r, products used by each sample)``."""
-    m = r.shape[0]
-    h = problem.start()[1]
+    m, n = r.shape[0], r.size // r.shape[0]
+    h, one = problem.start()[1], xp.ones((1,), dtype=r.dtype)
     beta = _norm(xp, r)
-    basis = [_divide(xp, r, beta)]
+    basis = xp.zeros((m, size + 1, n), dtype=r.dtype)
+    basis[:, 0, :] = xp.reshape(_divide(xp, r, beta), (m, n))
     H, used = np.zeros((m, size + 1, size)), np.full(m, size)
     right = np.zeros((m, size + 1))
     right[:, 0] = beta
     y = np.zeros((m, size))
     for j in range(size):
-        w = basis[j] - (problem.f(basis[j]) - h)
+        q = basis[:, j, :]
+        w, Q = q - xp.reshape(problem.f(xp.reshape(q, r.shape)) - h, (m, n)), basis[:, : j + 1, :]
+        c = xp.zeros((m, j + 1), dtype=r.dtype)
         for _ in range(2):  # Gram and Schmidt, twice: once is not orthogonal enough where the basis is long
-            for i, q in enumerate(basis):
-                c = _inner(xp, q, w)
-                H[:, i, j] += c
-                w = w - _column(xp, c, w) * q
-        length = _norm(xp, w)
-        H[:, j + 1, j] = length
-        basis.append(_divide(xp, w, length))
+            part = Q @ w[:, :, None]
+            w, c = w - (xp.matrix_transpose(Q) @ part)[:, :, 0], c + part[:, :, 0]
+        length = xp.sqrt(xp.sum(w * w, axis=1, keepdims=True))
+        basis[:, j + 1, :] = w / xp.where(length > 0, length, one)
+        H[:, : j + 2, j] = to_numpy(xp.concat([c, length], axis=1))  # the one wait of a step
         small = H[:, : j + 2, : j + 1]
         y[used > j, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[used > j, :, 0]
         left = np.linalg.norm(right[:, : j + 2] - (small @ y[:, : j + 1, None])[:, :, 0], axis=1)
-        used[(used > j + 1) & ((left <= 0.5 * limit) | (length <= 1e-14 * np.abs(small).max(axis=(1, 2))))] = j + 1
+        used[(used > j + 1) & ((left <= 0.5 * limit) | (H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))))] = j + 1
         if np.all(used <= j + 1):
             break
-    c = _column(xp, y[:, 0], r) * basis[0]
-    for j in range(1, len(basis) - 1):
-        c = c + _column(xp, y[:, j], r) * basis[j]
-    return c, used
+    along = astype(xp, from_host(xp, y[:, : j + 1]), r.dtype)
+    c = along[:, None, :] @ basis[:, : j + 1, :]
+    return xp.reshape(c, r.shape), used
 
 
 def _inner(xp: Any, a: Any, b: Any) -> np.ndarray:
