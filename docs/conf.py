@@ -1,5 +1,6 @@
 """How the documentation is built: ``sphinx-build -W --keep-going docs docs/_build/html``. Every notebook runs in the build."""
 
+import inspect
 import re
 
 import matplotlib.font_manager  # noqa: F401  (it builds a cache, and would say so in the first cell that draws)
@@ -60,7 +61,17 @@ def without_metadata_routing(app, what, name, obj, skip, options):
     return True if name.endswith("_request") or name == "get_metadata_routing" else None
 
 
+def signature_of_its_own(app, what, name, obj, options, signature, returns):
+    """Of a class whose base is not there: that of its own __init__."""
+    if what == "class" and signature == "(*args, **kwargs)" and "__init__" in vars(obj):
+        own = inspect.signature(obj.__init__)
+        plain = [p.replace(annotation=p.empty) for p in own.parameters.values()][1:]
+        return str(inspect.Signature(plain)), returns
+    return None
+
+
 def setup(app):
     """Sphinx calls this; numpydoc comes after, at 500."""
     app.connect("autodoc-skip-member", without_metadata_routing)
+    app.connect("autodoc-process-signature", signature_of_its_own)
     app.connect("autodoc-process-docstring", equations_stand_as_they_are_written, priority=400)

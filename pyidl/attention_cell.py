@@ -18,8 +18,9 @@ import numpy as np
 
 from pyidl.attention import Attended, Attention
 from pyidl.averaging import Mask, some
-from pyidl.backend import max_abs, namespace, take_rows, to_numpy
+from pyidl.backend import namespace, to_numpy
 from pyidl.cells import Cell
+from pyidl.rows import max_abs, take_rows
 from pyidl.solvers.problem import Buffers, LinearProblem, Problem
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array, Grads

@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, namespace, take_rows, writes_in_place
+from pyidl.backend import astype, namespace, writes_in_place
 from pyidl.errors import InputError
+from pyidl.rows import take_rows
 from pyidl.typing import Array, Namespace
 
 __all__ = ["Average", "Averaged", "Mask", "row_sums", "some"]

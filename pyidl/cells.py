@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import max_abs, namespace, take_rows, to_numpy
+from pyidl.backend import namespace, to_numpy
+from pyidl.rows import max_abs, take_rows
 from pyidl.solvers.problem import Affine, Iteration, LinearAffine, LinearProblem, Problem
 from pyidl.solvers.solution import Solution
 from pyidl.solvers.vector import VectorAdjoint, VectorAffine

@@ -164,7 +164,7 @@ cupy.ElementwiseKernel = ElementwiseKernel
 cupy.linalg = Namespace("cupy.linalg", np.linalg, "linalg.")
 cupy.cuda = types.SimpleNamespace(
     get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0),
     Device=lambda index: contextlib.nullcontext(),
 )
 special = types.ModuleType("cupyx.scipy.special")

@@ -16,7 +16,7 @@ PACKAGE = Path(pyidl.__file__).parent
 ROOT = PACKAGE.parent
 
 LEVELS = [
-    {"backend", "errors", "typing"},
+    {"backend", "errors", "rows", "typing"},
     {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "sparse", "structure"}
     | {"losses", "metrics", "optim", "schedules", "initializers", "table"}
     | {"attention", "averaging"},
@@ -37,6 +37,8 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # optimisers that use schedules.
 NEIGHBOURS = {
     ("backend", "errors"),
+    ("rows", "backend"),
+    ("rows", "typing"),
     ("backend", "typing"),
     ("activations", "activation"),
     ("activations", "resolvents"),

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl import backend
-from pyidl.backend import CHUNK, as_real, change_and_size, from_host, max_abs, namespace, to_device, to_numpy
+from pyidl.backend import as_real, from_host, namespace, to_device, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
+from pyidl.rows import CHUNK, change_and_size, max_abs, sum_rows
 
 
 def test_lookup(xp):
@@ -158,7 +159,7 @@ def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
     place, source = rng.integers(0, count, n), rng.integers(-9, 10, (n, 2)).astype(dtype)  # whole numbers: sums are exact
     there = np.zeros((count, 2), dtype)
     np.add.at(there, place, source)
-    assert_close(backend.sum_rows(xp, from_host(xp, source), from_host(xp, place), count), there, rtol=0, xp=xp)
+    assert_close(sum_rows(xp, from_host(xp, source), from_host(xp, place), count), there, rtol=0, xp=xp)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (700, 130), (70, 13, 90), (2, 80_000), (90_000,)])

@@ -3,6 +3,7 @@
 import configparser
 import ctypes
 import importlib.util
+import types
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,14 @@ def test_to_a_device_and_back(name, tmp_path):
             pull(cupy.asarray(dY))
 
 
+def test_another_gpu_than_the_current_one_is_refused(monkeypatch):
+    """New arrays would be made on the wrong one."""
+    model, U = ImplicitModel(4, 3, 6, dtype="float64", rng=0).to("cuda"), there(5, 4)
+    monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: 1)
+    with pytest.raises(DeviceMismatchError, match=r"U lives on cuda:0, and the current GPU is cuda:1; .* cupy\.cuda\.Device\(0\)"):
+        model(U)
+
+
 def test_tokens_live_where_the_layer_does():
     layer, tokens = Embedding(9, 4, rng=0), np.array([[1, 2, 3]])
     far = layer.to("cuda")
@@ -292,3 +301,28 @@ def test_mixed_devices_are_refused_everywhere():
     net = Sequential(Linear(4, 6, rng=0), activations.relu, Linear(6, 2, rng=1)).to("cuda")
     with pytest.raises(DeviceMismatchError):
         sim.collect_states(net, U)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_of_a_gpu_would_run(monkeypatch, capsys):
+    """All of its code, on the stand-in: what a day with a card should not be spent on."""
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "tests" / "benchmarks" / "gpu.py")
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    event = types.SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0, memGetInfo=lambda: (2**33, 2**34))
+    own = {"Event": lambda: event, "get_elapsed_time": lambda start, stop: 1.0, "runtime": runtime}
+    monkeypatch.setattr(cupy, "cuda", types.SimpleNamespace(**{**vars(cupy.cuda), **own}))
+    pool = types.SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 2**20)
+    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool, raising=False)
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: types.SimpleNamespace(stdout="| TF32 | 1 |\n"))
+    bench = gpu.Bench(types.SimpleNamespace(device="cuda", small=True, seconds=600))
+    for name, section in gpu.SECTIONS.items():
+        if name != "peers":  # which are no part of the tests
+            section(bench)
+    text = capsys.readouterr().out
+    assert text.count("\n### ") == len(gpu.SECTIONS) - 1
+    assert "| three runs give the same bits | True |" in text
+    assert "The pool after training steps: 1.0 MiB" in text

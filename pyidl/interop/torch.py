@@ -1,10 +1,11 @@
 """A layer of pyidl as a module of torch: ``dU, dtheta = pullback(dY)`` in the place of torch's tape.
 
-    torch:    Y = Module(layer)(U);  Y.backward(dY)           torch asks a node of its graph for ``J^T dY``
-    pyidl:    Y, pull = layer(U);    dU, grads = pull(dY)     which is what a pullback is
+    torch:    Y = Module(layer)(U);    Y.backward(dY)
+    pyidl:    Y, pull = layer(U);      dU, grads = pull(dY)
 
-So the node holds the pullback and nothing else: no operation of the solve is recorded, and the gradients are the exact ones of the
-implicit function theorem. A pullback is no graph that could be differentiated again; whoever differentiates twice is told so.
+Torch asks a node of its graph for ``J^T dY``, which is what a pullback is. So the node holds the pullback and nothing else: no operation
+of the solve is recorded, and the gradients are the exact ones of the implicit function theorem. A pullback is no graph that could be
+differentiated again; whoever differentiates twice is told so.
 
 Tensors and arrays share their memory, in both directions: on the CPU through the buffer itself, on a GPU through DLPack and CuPy. The
 parameters alone are copied, once a call: optimisers of torch edit them in place, and a pullback stays that of its forward call.

@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import astype, from_host, max_abs, namespace, put_rows, take_rows
+from pyidl.backend import astype, from_host, namespace
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import EquilibriumPullback, equilibrium
 from pyidl.errors import ConvergenceError
 from pyidl.layers.timeline import Timeline
+from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.structure import Full, Matrix, Tiled

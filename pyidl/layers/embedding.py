@@ -18,6 +18,7 @@ import numpy as np
 from pyidl import backend, initializers
 from pyidl.errors import InputError
 from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
+from pyidl.rows import sum_rows
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Rng
 
@@ -95,7 +96,7 @@ class Embedding(Layer):
         Y = xp.reshape(xp.take(W, places, axis=0), (*U.shape, self.embed_dim))
 
         def backward(dY: Any, inputs: bool) -> tuple[None, dict[str, Any]]:
-            return None, {"W": backend.sum_rows(xp, xp.reshape(dY, (-1, self.embed_dim)), places, self.num_tokens)}
+            return None, {"W": sum_rows(xp, xp.reshape(dY, (-1, self.embed_dim)), places, self.num_tokens)}
 
         return Y, Explicit(Y, backward)
 

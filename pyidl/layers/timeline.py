@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import is_array, namespace, put_rows, take_rows, to_numpy
+from pyidl.backend import is_array, namespace, to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import put_rows, take_rows
 
 __all__ = ["Timeline"]
 

@@ -27,10 +27,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, namespace, take_rows, to_numpy
+from pyidl.backend import astype, from_host, namespace, to_numpy
 from pyidl.errors import ConvergenceWarning, InputError
 from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
+from pyidl.rows import take_rows
 from pyidl.sim.accumulate import accumulate, map_rows
 from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import L1, Penalty

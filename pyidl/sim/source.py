@@ -11,9 +11,10 @@ import numpy as np
 
 from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace, take_rows
+from pyidl.backend import namespace
 from pyidl.errors import ConvergenceError, InputError
 from pyidl.layers import ImplicitModel
+from pyidl.rows import take_rows
 from pyidl.sim.moments import Moments
 from pyidl.sim.states import States, iter_states
 from pyidl.typing import Array

@@ -17,6 +17,7 @@ from pyidl.activations import Activation, Blocks
 from pyidl.backend import namespace
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel, Sequential
+from pyidl.rows import take_rows
 from pyidl.sim.hooks import Watched, is_torch
 from pyidl.sim.moments import Moments
 from pyidl.sim.networks import Feedforward, Network, Record, is_perceptron, read_chain
@@ -106,7 +107,7 @@ class States:
     def take(self, rows: np.ndarray) -> States:
         """Some of the samples, numbered on the host."""
         xp = namespace(self.Z)
-        U, Z, X, Y = (backend.take_rows(xp, a, rows) for a in (self.U, self.Z, self.X, self.Y))
+        U, Z, X, Y = (take_rows(xp, a, rows) for a in (self.U, self.Z, self.X, self.Y))
         return States(U, Z, X, Y, self.activation, self.widths)
 
     @classmethod

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, max_abs, put_rows, take_rows
+from pyidl.backend import astype
 from pyidl.errors import InputError
+from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.jacobi import split
 from pyidl.solvers.loop import Advance, iterate

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pyidl.backend import take_rows
+from pyidl.rows import take_rows
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.base import Iterative, Solver
 from pyidl.solvers.direct import Direct

@@ -11,8 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from pyidl.backend import max_abs, to_numpy
+from pyidl.backend import to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import max_abs
 from pyidl.solvers.base import Solver, check_limits
 from pyidl.solvers.loop import resolve_tol, tol_floor
 from pyidl.solvers.problem import LinearProblem, Problem

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from pyidl.backend import take_rows
+from pyidl.rows import take_rows
 from pyidl.solvers.base import Solver
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution

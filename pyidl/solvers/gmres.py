@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, put_rows, take_rows, to_numpy
+from pyidl.backend import astype, from_host, to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import resolve_tol
 from pyidl.solvers.problem import LinearProblem, Problem

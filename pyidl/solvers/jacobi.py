@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend
-from pyidl.backend import take_rows, to_numpy
+from pyidl.backend import to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import CHUNK, change_and_size, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import iterate
 from pyidl.solvers.problem import Affine, AffineMap, Iteration, LinearAffine, Problem
@@ -84,12 +84,12 @@ class Split(Iteration):
     def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
         """The original residual, ``|phi(d x + r / scale) - x|``; on NumPy in pieces that stay in the cache."""
         m = x.shape[0]
-        count = max(1, backend.CHUNK // x.shape[1]) if self.xp is np else m
+        count = max(1, CHUNK // x.shape[1]) if self.xp is np else m
         pieces = []
         for i in range(0, m, count):
             s = slice(i, min(i + count, m))
             image_of_x = self.original.image_of(s, self.back(y_image[s, ...], x[s, ...]))
-            pieces.append(backend.change_and_size(self.xp, image_of_x, x[s, ...]))
+            pieces.append(change_and_size(self.xp, image_of_x, x[s, ...]))
         residual, size = pieces[0] if len(pieces) == 1 else (np.concatenate([piece[j] for piece in pieces]) for j in range(2))
         return residual, self.original.tolerance(size, tol)
 

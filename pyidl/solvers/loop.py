@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyidl.backend import from_host, put_rows
+from pyidl.backend import from_host
 from pyidl.errors import InputError
+from pyidl.rows import put_rows
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array, Namespace

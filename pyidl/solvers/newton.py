@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, max_abs, put_rows, take_rows, to_numpy
+from pyidl.backend import astype, from_host, to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.direct import CHUNK, solve_each
 from pyidl.solvers.loop import Advance, iterate

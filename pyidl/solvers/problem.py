@@ -21,8 +21,9 @@ import numpy as np
 
 from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace, take_rows
+from pyidl.backend import namespace
 from pyidl.pattern import Groups
+from pyidl.rows import CHUNK, change_and_size, take_rows
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Namespace
@@ -75,7 +76,7 @@ class Problem(ABC):
 
     def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
         """``max|f(x) - x|`` of every sample, where ``y_image = y(x)`` and ``image = f(x)``, and what it must reach; on the host."""
-        residual, size = backend.change_and_size(self.xp, image, x)
+        residual, size = change_and_size(self.xp, image, x)
         return residual, self.tolerance(size, tol)
 
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
@@ -139,10 +140,10 @@ class Iteration(Problem):
                 y += self.offset
                 self.image(y, image)
             return y, image
-        if y.size <= backend.CHUNK:
+        if y.size <= CHUNK:
             y += self.offset
             return y, self.image(y, image)
-        rows = max(1, backend.CHUNK // y.shape[1])
+        rows = max(1, CHUNK // y.shape[1])
         for i in range(0, y.shape[0], rows):
             piece = slice(i, i + rows)
             y[piece] += self.offset[piece]

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import CHUNK, change_and_size, max_abs, take_rows, to_numpy
+from pyidl.backend import to_numpy
+from pyidl.rows import CHUNK, change_and_size, max_abs, take_rows
 from pyidl.solvers.problem import AffineMap, Problem
 from pyidl.solvers.solution import Solution
 from pyidl.structure import LowRank

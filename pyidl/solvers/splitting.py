@@ -33,8 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import all_finite, astype, change_and_size, take_rows, to_numpy
+from pyidl.backend import all_finite, astype, to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import change_and_size, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import PATIENCE, iterate
 from pyidl.solvers.problem import Affine, AffineMap, Iteration, Problem

@@ -18,8 +18,9 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from pyidl.backend import max_abs, to_numpy
+from pyidl.backend import to_numpy
 from pyidl.errors import InputError
+from pyidl.rows import max_abs
 from pyidl.solvers.base import Solver
 from pyidl.solvers.loop import resolve_tol
 from pyidl.solvers.picard import Picard

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import take_rows
+from pyidl.rows import take_rows
 from pyidl.solvers.problem import Iteration, LinearProblem
 from pyidl.structure import Matrix
 from pyidl.typing import Array

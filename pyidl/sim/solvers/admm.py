@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import namespace, take_rows
+from pyidl.backend import namespace
+from pyidl.rows import take_rows
 from pyidl.sim.problem import Problem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array

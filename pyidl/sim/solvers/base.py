@@ -14,8 +14,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace, put_rows, take_rows, to_numpy
+from pyidl.backend import from_host, namespace, to_numpy
 from pyidl.errors import ConvergenceWarning, InputError
+from pyidl.rows import put_rows, take_rows
 from pyidl.sim.problem import Measure, Problem, free_groups
 from pyidl.sim.solvers import active_set
 from pyidl.typing import Array
