@@ -202,6 +202,7 @@ OPTIONS = {
     "kappa": (("--kappa", 1.5), "kappa"),
     "rate": (("--learning-rate", -1), "-1"),
     "activation": (("--activation", "rely"), "there is no activation 'rely'"),
+    "ridge": (("--alpha", -1), "--alpha is -1"),
     "share": (("--test-share", 1.5), "--test-share is 1.5"),
     "a column to ignore": (("--ignore", "z"), "has no column 'z'"),
     "a folder": (("--output", "nowhere/m.npz"), "there is no folder nowhere"),
@@ -247,7 +248,7 @@ def test_certify(tmp_path, capsys):
     code, out, _ = run(capsys, "certify", path)
     assert code == 0
     assert "certified: the fixed point exists" in out
-    assert "  also: " in out
+    assert "StrictlyTriangular: not certified" in out
     model.params = {**model.params, "A": 5 * np.eye(3)}
     pyidl.save(path, model)
     code, out, _ = run(capsys, "certify", path)

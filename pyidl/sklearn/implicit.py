@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -30,8 +29,8 @@ from pyidl.layers import ImplicitModel
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.answers import Answers
 from pyidl.training import EarlyStopping, fit
+from pyidl.training.ridge import ridge
 from pyidl.training.scaling import Scaling, fold
-from pyidl.typing import Array, Params
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
@@ -52,7 +51,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         activation: str | Activation = "relu",
         constraint: Constraint | None = None,
         rank: int | None = None,
-        alpha: float = 1e-4,
+        alpha: float = 1e-2,
         batch_size: int | str | None = "auto",
         learning_rate: float | Schedule = 1e-2,
         max_iter: int = 200,
@@ -129,7 +128,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             batch_size=BATCH if isinstance(self.batch_size, str) and self.batch_size == "auto" else self.batch_size,  # type: ignore[arg-type]
             validation=None if held_out is None else tuple(held_out),
             rng=self._rng,
-            penalty=self._ridge if self.alpha else None,
+            penalty=ridge(self.alpha) if self.alpha else None,
             callbacks=(watched,) if epochs is None else (),
             verbose=self.verbose,
         )
@@ -161,12 +160,6 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             rng=self._rng,
         ).with_tol(TRAINING_TOL[self.dtype])
         self._optimizer = Adam(self.learning_rate)
-
-    def _ridge(self, params: Params) -> tuple[Any, Mapping[str, Array]]:
-        """``alpha / 2`` times the sum of squares of all matrices, and its gradient ``alpha theta``."""
-        matrices = {key: a for key, a in params.items() if key not in ("b", "d")}
-        value = 0.5 * self.alpha * sum(np.sum(a * a) for a in matrices.values())
-        return value, {key: self.alpha * a for key, a in matrices.items()}
 
     def __sklearn_is_fitted__(self) -> bool:
         """A fit that was refused halfway leaves an estimator that is not fitted."""
@@ -204,7 +197,8 @@ class ImplicitClassifier(Answers, _Implicit):
     rank : int, optional
         Of A = L R^T, for fewer parameters.
     alpha : float
-        Weight of the squares of all matrices, ``alpha / 2 (|A|^2 + |B|^2 + |C|^2 + |D|^2)``, added to the mean loss.
+        Weight of the squares of all matrices, ``alpha / 2 (|A|^2 + |B|^2 + |C|^2 + |D|^2)``, added to the mean loss. (That of
+        `MLPClassifier` is divided by the number of samples.)
     batch_size : int, "auto" or None
         Samples a step; "auto" is 200, or all of fewer. With one batch, a weight of 2 is the same as a sample that is there twice.
     learning_rate : float or Schedule

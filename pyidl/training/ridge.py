@@ -1,0 +1,35 @@
+"""``alpha / 2`` times the sum of squares of all matrices, with the gradient ``alpha theta``: a penalty for `fit`. Biases cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyidl.backend import namespace
+from pyidl.typing import Array, Params
+
+__all__ = ["ridge"]
+
+
+def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
+    """Return the penalty, for ``fit(penalty=...)``.
+
+    Parameters
+    ----------
+    alpha : float
+        Its weight.
+
+    Examples
+    --------
+    >>> value, grads = ridge(2.0)({"A": np.ones((2, 2)), "b": np.ones(2)})
+    >>> float(value), grads
+    (4.0, {'A': array([[2., 2.],
+           [2., 2.]])})
+    """
+
+    def penalty(params: Params) -> tuple[Any, Mapping[str, Array]]:
+        matrices = {key: a for key, a in params.items() if a.ndim > 1}
+        value = sum(namespace(a).sum(a * a) for a in matrices.values())
+        return 0.5 * alpha * value, {key: alpha * a for key, a in matrices.items()}
+
+    return penalty
