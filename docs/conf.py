@@ -6,6 +6,7 @@ import re
 import matplotlib.font_manager  # noqa: F401  (it builds a cache, and would say so in the first cell that draws)
 
 import pyidl
+import pyidl.sklearn  # before torch is mocked: SciPy asks a torch that is there for its classes
 
 project, author, copyright = "pyidl", "The pyidl developers", "The pyidl developers"
 version = release = pyidl.__version__
