@@ -11,7 +11,7 @@ import pyidl
 
 MODULES = ["pyidl", *(m.name for m in pkgutil.walk_packages(pyidl.__path__, "pyidl."))]
 OPTIONAL = {"pyidl.interop.torch": "torch", "pyidl.interop.torchidl": "torch", "pyidl.sklearn": "sklearn"}
-OPTIONAL |= {f"pyidl.interop.{name}": "onnx" for name in ("onnx", "onnx_attention", "onnx_graph")}
+OPTIONAL |= {f"pyidl.interop.{name}": "onnx" for name in ("onnx", "onnx_graph", "onnx_layers")}
 
 
 @pytest.mark.parametrize("name", MODULES)

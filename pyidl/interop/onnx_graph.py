@@ -19,7 +19,7 @@ from pyidl.activations import Activation, Blocks
 from pyidl.backend import to_numpy
 from pyidl.errors import InputError
 
-__all__ = ["Graph", "phi_node"]
+__all__ = ["Graph", "normalised", "phi_node"]
 
 OPERATORS = {
     "relu": "Relu",
@@ -64,15 +64,33 @@ class Graph:
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def op(self, kind: str, *inputs: str, out: str = "", axis: int | None = None, keepdims: bool | None = None) -> str:
+    def integers(self, *values: int) -> str:
+        """A vector of integers: axes, or a shape."""
+        return self.constant(values, np.int64)
+
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        out: str = "",
+        axis: int | None = None,
+        keepdims: bool | None = None,
+        perm: tuple[int, ...] | None = None,
+    ) -> str:
         """One node with one output; returns its name."""
         out = out or self.name(kind)
         node = helper.make_node(kind, list(inputs), [out])
-        for key, value in (("axis", axis), ("keepdims", keepdims)):
+        for key, value in (("axis", axis), ("keepdims", None if keepdims is None else int(keepdims)), ("perm", perm)):
             if value is not None:
-                node.attribute.append(helper.make_attribute(key, int(value)))
+                node.attribute.append(helper.make_attribute(key, value))
         self.nodes.append(node)
         return out
+
+    def split(self, x: str, widths: list[int]) -> list[str]:
+        """The parts of x along its last axis."""
+        parts = [self.name("part") for _ in widths]
+        self.nodes.append(helper.make_node("Split", [x, self.integers(*widths)], parts, axis=-1))
+        return parts
 
     def reverse(self, x: str, lengths: str) -> str:
         """x, (m, T, k), with the steps of every sample in the opposite order; those beyond its length stay."""
@@ -80,24 +98,16 @@ class Graph:
         self.nodes.append(helper.make_node("ReverseSequence", [x, lengths], [out], batch_axis=0, time_axis=1))
         return out
 
-    def transposed(self, x: str, order: tuple[int, ...]) -> str:
-        """The axes of x in another order."""
-        out = self.name("transposed")
-        self.nodes.append(helper.make_node("Transpose", [x], [out], perm=list(order)))
-        return out
+    def products(self, a: str, b: str) -> str:
+        """``<a_i, b_j>`` for all rows, (m, H, T, k).
 
-    def inner(self, x: str, y: str) -> str:
-        """``x y^T``, heads apart."""
-        # Of a transposition and a product older runtimes make an operator that they lack in float64.
-        out = self.name("inner")
-        self.nodes.append(helper.make_node("Einsum", [x, y], [out], equation="mhid,mhjd->mhij"))
+        onnxruntime fuses a `MatMul` with the `Transpose` before it; in float64 it then has no code for it, up to version 1.24 at least.
+        """
+        if self.dtype == np.float32:
+            return self.op("MatMul", a, self.op("Transpose", b, perm=(0, 1, 3, 2)))
+        out = self.name("products")
+        self.nodes.append(helper.make_node("Einsum", [a, b], [out], equation="mhik,mhjk->mhij"))
         return out
-
-    def split(self, x: str, count: int) -> list[str]:
-        """Equal parts along the last axis."""
-        parts = [self.name("part") for _ in range(count)]
-        self.nodes.append(helper.make_node("Split", [x], parts, axis=-1, num_outputs=count))
-        return parts
 
     def rows(self, x: str, W: Any) -> str:
         """``x W^T``."""
@@ -107,24 +117,15 @@ class Graph:
         """``x + b``; x where there is no b."""
         return x if b is None else self.op("Add", x, self.constant(to_numpy(b)))
 
-    def largest(self, x: str, axes: tuple[int, ...]) -> str:
+    def largest(self, x: str, axes: list[int]) -> str:
         """``max |x|`` along some axes."""
-        return self.op("ReduceMax", self.op("Abs", x), self.constant(axes, np.int64), keepdims=False)
-
-    def normed(self, z: str, eps: float) -> str:
-        """``c / (eps + mean of c^2)^(1/2)``, c = z - mean of z, along the last axis."""
-        axis = self.constant([-1], np.int64)
-        c = self.op("Sub", z, self.op("ReduceMean", z, axis, keepdims=True))
-        variance = self.op("ReduceMean", self.op("Mul", c, c), axis, keepdims=True)
-        return self.op("Div", c, self.op("Sqrt", self.op("Add", variance, self.constant(eps))))
+        return self.op("ReduceMax", self.op("Abs", x), self.integers(*axes), keepdims=False)
 
 
 def phi_node(graph: Graph, phi: Activation, z: str) -> str:
     """``phi(z)`` along the last axis."""
     if isinstance(phi, Blocks):
-        parts = [graph.name("part") for _ in phi.blocks]
-        widths = graph.constant([b.stop - b.start for b in phi.blocks], np.int64)
-        graph.nodes.append(helper.make_node("Split", [z, widths], parts, axis=-1))
+        parts = graph.split(z, [b.stop - b.start for b in phi.blocks])
         return graph.op("Concat", *(phi_node(graph, b.activation, part) for b, part in zip(phi.blocks, parts, strict=True)), axis=-1)
     if activations.named(phi.name) is not phi:
         raise InputError(f"the activation {phi.name!r} is not built in, and ONNX cannot be told what it does; use one of pyidl.activations")
@@ -137,7 +138,7 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
             return graph.op("Softmax", z, axis=-1)
         case "hard_tanh":
             return graph.op("Clip", z, graph.constant(-1.0), graph.constant(1.0))
-        case "silu":  # z / (1 + e^-z); of z sigmoid(z) older runtimes make an operator that they lack in float64
+        case "silu":  # z / (1 + exp(-z)); z times Sigmoid is fused by onnxruntime, and in float64 lost by older ones
             return graph.op("Div", z, graph.op("Add", graph.op("Exp", graph.op("Neg", z)), graph.constant(1.0)))
         case "leaky_relu":
             return graph.op("Max", z, graph.op("Mul", z, graph.constant(number)))
@@ -147,5 +148,13 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
             erf = graph.op("Erf", graph.op("Mul", z, graph.constant(0.5**0.5)))
             return graph.op("Mul", graph.op("Mul", z, graph.constant(0.5)), graph.op("Add", erf, graph.constant(1.0)))
         case "layer_norm":
-            return graph.normed(z, number)
+            return normalised(graph, z, number)
     raise InputError(f"there is no ONNX graph for the activation {phi.name!r}; use another of pyidl.activations")
+
+
+def normalised(graph: Graph, z: str, eps: float) -> str:
+    """``c / (eps + mean of c^2)^(1/2)``, ``c = z - mean of z``, along the last axis."""
+    axis = graph.integers(-1)
+    c = graph.op("Sub", z, graph.op("ReduceMean", z, axis, keepdims=True))
+    variance = graph.op("ReduceMean", graph.op("Mul", c, c), axis, keepdims=True)
+    return graph.op("Div", c, graph.op("Sqrt", graph.op("Add", variance, graph.constant(eps))))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyidl.backend import DTYPES
 from pyidl.errors import DeviceError, InputError
 from pyidl.interop.torchidl import from_torchidl, to_torchidl
 from pyidl.layers import Layer, Pullback
@@ -84,21 +85,27 @@ class _Apply(torch.autograd.Function):
         """Call the layer; `given` says which arguments of its call are among the tensors, before the parameters."""
         arrays = iter([to_array(t) for t in tensors])
         arguments = [next(arrays) if here else None for here in given]
-        Y, pull = module._with(list(arrays))(*arguments, rng=rng, on_fail=module.on_fail)
-        return to_tensor(Y), pull
+        result, pull = module._with(list(arrays))(*arguments, rng=rng, on_fail=module.on_fail)
+        Y = to_tensor(result)
+        if any(Y.data_ptr() == t.data_ptr() for t in tensors):  # a layer may hand on what it is given; then Y has a memory of its own
+            Y = Y.clone()
+        return Y, pull
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, Pullback]) -> None:
-        """Keep the pullback, and the tensors: torch checks that none of them is edited before the backward pass."""
+        """Keep the pullback, and the tensors: torch checks that none of them is edited before the backward pass.
+
+        Y is among them: what a pullback keeps may lie in the same memory.
+        """
         module, _, given, *tensors = inputs
         ctx.pull, ctx.count, ctx.names = output[1], sum(given), module._names
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(output[0], *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dY: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
         """``(dU, grads) = pull(dY)``, in the order of the inputs; what nobody asked for is None, and dU is not formed then."""
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        (_, *tensors), wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
         if dY is None:
             return (None,) * len(ctx.needs_input_grad)
         return None, None, None, *_Pull.apply(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
@@ -158,6 +165,8 @@ class Module(torch.nn.Module):
     -----
     An optimiser may leave the set in which the fixed point is certain: call `project_` after its step.
 
+    The output must not be edited in place before the backward pass, as that of `torch.tanh`; torch says so.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel
@@ -188,17 +197,18 @@ class Module(torch.nn.Module):
 
     def _tensors(self) -> list[torch.Tensor]:
         """The parameters, in the order of the layer's; whatever stands under their names at the moment."""
-        return [functools.reduce(getattr, name.split("."), self) for name in self._names]
-
-    def _with(self, arrays: Sequence[Any]) -> Layer:
-        """The layer with these parameters."""
-        dtypes = sorted({str(a.dtype) for a in arrays})
-        if len(dtypes) > 1 or not set(dtypes) <= {"float32", "float64"}:
+        tensors = [functools.reduce(getattr, name.split("."), self) for name in self._names]
+        dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
+        if len(dtypes) > 1 or not set(dtypes) <= set(DTYPES):
             raise InputError(
                 f"the parameters are {' and '.join(dtypes)}; pyidl computes in one dtype, float32 or float64: module.float() or .double()"
             )
-        if dtypes and self._layer.dtype != dtypes[0]:
-            self._layer = self._layer.astype(dtypes[0])
+        return tensors
+
+    def _with(self, arrays: Sequence[Any]) -> Layer:
+        """The layer with these parameters."""
+        if arrays and self._layer.dtype != str(arrays[0].dtype):
+            self._layer = self._layer.astype(str(arrays[0].dtype))
         self._layer.params = dict(zip(self._names, arrays, strict=True))
         return self._layer
 
@@ -221,10 +231,15 @@ class Module(torch.nn.Module):
 
         Raises
         ------
+        InputError
+            If an input is no tensor, and where the layer says so.
         ConvergenceError
             If a solve fails and `on_fail` is "raise"; in the backward pass, GradientConvergenceError.
         """
         tensors, inputs = self._tensors(), (U, *more)
+        if not all(t is None or isinstance(t, torch.Tensor) for t in inputs):
+            kinds = ", ".join(type(t).__name__ for t in inputs)
+            raise InputError(f"a Module takes tensors, got {kinds}; use torch.from_numpy, or call its layer: module.layer(U)")
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator))) if self.training else None
         given = [_cast(t, tensors) for t in inputs if t is not None]
         Y, _ = _Apply.apply(self, rng, tuple(t is not None for t in inputs), *given, *tensors)
