@@ -187,8 +187,8 @@ def test_it_learns_to_look_back_and_stays_certified():
     def watch(run):
         certified.append(run.model.certificate().contraction)
 
-    settings = {"loss": losses.cross_entropy, "optimizer": optim.Adam(2e-2, clip_norm=1.0), "batch_size": 15, "rng": 0, "verbose": 0}
-    history = fit(model, (tokens, targets, seen.astype(float)), epochs=60, callbacks=[watch], **settings)
+    settings = {"loss": losses.cross_entropy, "optimizer": optim.Adam(2e-2, clip_norm=1.0), "batch_size": 15, "rng": 3, "verbose": 0}
+    history = fit(model, (tokens, targets, seen.astype(float)), epochs=40, callbacks=[watch], **settings)
     assert history["loss"][-1] < 0.2 < 1.5 < history["loss"][0]
     fresh = repeating(100, 1)
     assert metrics.accuracy(model.predict(fresh[0])[:, 2:], fresh[1][:, 2:]) > 0.8  # by chance 1/7

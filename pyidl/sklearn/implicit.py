@@ -247,7 +247,7 @@ class ImplicitClassifier(Answers, _Implicit):
     --------
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
-    >>> classifier = ImplicitClassifier(20, max_iter=500, random_state=0).fit(X, y)
+    >>> classifier = ImplicitClassifier(20, tol=1e-2, random_state=0).fit(X, y)
     >>> classifier.score(X, y) > 0.9, classifier.model_.certificate().proven
     (True, True)
     """
@@ -288,7 +288,7 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
     --------
     >>> X = np.linspace(-2, 2, 100)[:, None]
     >>> y = 100 + 50 * np.sin(3 * X[:, 0])
-    >>> regressor = ImplicitRegressor(30, max_iter=1000, random_state=0).fit(X, y)
+    >>> regressor = ImplicitRegressor(30, alpha=1e-4, tol=1e-3, max_iter=800, random_state=0).fit(X, y)
     >>> regressor.score(X, y) > 0.9, regressor.model_.predict(X).shape
     (True, (100, 1))
     """
