@@ -1,19 +1,23 @@
 """A stand-in for CuPy on machines without a GPU: NumPy underneath, but as strict as CuPy is.
 
-It refuses NumPy operands and implicit conversion, returns arrays without dimensions where NumPy returns scalars, has only
-the names that CuPy has, and counts how often the host waits for a value. So the code path that is taken on a GPU runs in
-every test run. It says nothing about speed or rounding on a real device.
+It refuses NumPy operands, implicit conversion, and arrays of a device that is not the current one, returns arrays without
+dimensions where NumPy returns scalars, and has only the names that CuPy has, with the parameters that they have there. It counts how
+often the host waits for a value (`waits`), sends one (`uploads`), and starts work (`launches`: at least the kernels that CuPy would
+launch, where a function of several kernels counts as one). So the code path that is taken on a GPU runs in every test run. It says
+nothing about speed or rounding on a real device.
 """
 
-import contextlib
 import types
 from pathlib import Path
 
 import numpy as np
 import scipy.special
 
-NAMES = set((Path(__file__).parent / "cupy_names.txt").read_text().split())
+PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
+"""What CuPy has, and the parameters of its functions where they can be read (test_architecture.py compares them with CuPy's)."""
 SCALARS = (bool, int, float, type(None), str, slice, type(Ellipsis), np.dtype, type)
+VIEWS = {"reshape", "permute_dims", "broadcast_to", "matrix_transpose", "diagonal", "flip", "expand_dims", "squeeze", "empty", "empty_like"}
+WAITING = {"nonzero", "flatnonzero", "argwhere", "unique", "isin", "array_equal", "allclose", "linalg.lstsq", "linalg.matrix_rank"}
 
 
 class ndarray:
@@ -21,10 +25,10 @@ class ndarray:
 
     __array_priority__ = 100
     __array_ufunc__ = None  # NumPy's operators give way, and then fail, as with CuPy
-    device = types.SimpleNamespace(id=0)
 
     def __init__(self, a):
         self._a = np.asarray(a)
+        self.device = types.SimpleNamespace(id=Device.current)
 
     def __array__(self, *arguments, **options):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
@@ -35,9 +39,14 @@ class ndarray:
         return wrap(getattr(self._a, name))
 
     def __getitem__(self, key):
+        keys = [k for k in (key if isinstance(key, tuple) else (key,)) if isinstance(k, ndarray)]
+        cupy.waits += any(k.dtype == bool for k in keys)  # how many there are, the host must know
+        cupy.launches += bool(keys)
         return wrap(self._a[bare(key)])
 
     def __setitem__(self, key, value):
+        cupy.waits += isinstance(key, ndarray) and key.dtype == bool and isinstance(value, ndarray)
+        cupy.launches += 1
         self._a[bare(key)] = bare(value)
 
     def __len__(self):
@@ -61,6 +70,10 @@ class ndarray:
 def bare(x):
     """The NumPy array inside; host arrays are refused."""
     if isinstance(x, ndarray):
+        if x.device.id != Device.current:
+            raise ValueError(
+                f"Array device must be same as the current device: array device = {x.device.id} while current = {Device.current}"
+            )
         return x._a
     if isinstance(x, (list, tuple)):
         return type(x)(bare(item) for item in x)
@@ -75,8 +88,14 @@ def wrap(x):
     return ndarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
-def wrapped(function):
+def wrapped(function, name):
+    parameters = PARAMETERS.get(name) or None
+
     def call(*arguments, **options):
+        if parameters is not None and not (len(arguments) <= len(parameters) and set(options) <= set(parameters[len(arguments) :])):
+            raise TypeError(f"cupy.{name} has the parameters {parameters}; got {len(arguments)} and {sorted(options)}")
+        cupy.waits += name in WAITING
+        cupy.launches += name not in VIEWS
         out = options.get("out")
         result = function(*map(bare, arguments), **{key: bare(value) for key, value in options.items()})
         return wrap(result) if out is None else out
@@ -86,6 +105,7 @@ def wrapped(function):
 
 def operator(name):
     def call(self, other):
+        cupy.launches += 1
         result = getattr(self._a, name)(bare(other))
         if name.startswith("__i") and name != "__invert__":
             return self
@@ -109,10 +129,10 @@ class Namespace(types.ModuleType):
         self.__dict__.update(source=source, prefix=prefix)
 
     def __getattr__(self, name):
-        if f"{self.prefix}{name}" not in NAMES or name.startswith("__"):
+        if f"{self.prefix}{name}" not in PARAMETERS or name.startswith("__"):
             raise AttributeError(f"module 'cupy' has no attribute {self.prefix}{name!r}")
         found = getattr(self.source, name)
-        return wrapped(found) if callable(found) and not isinstance(found, type) else found
+        return wrapped(found, f"{self.prefix}{name}") if callable(found) and not isinstance(found, type) else found
 
 
 class ElementwiseKernel:
@@ -126,14 +146,15 @@ class ElementwiseKernel:
         ElementwiseKernel.compiled += 1
 
     def __call__(self, *arrays):
+        cupy.launches += 1
         arrays = [bare(a) for a in arrays]
         values = dict(zip(self.inputs, arrays[: len(self.inputs)]))
         targets = dict(zip(self.outputs, arrays[len(self.inputs) :]))
         names = {"T": arrays[0].dtype.type, "fabs": np.abs, "erf": scipy.special.erf, "where": np.where}
-        names |= {name: getattr(np, name) for name in ("tanh", "exp", "log1p", "expm1", "sin")}
+        names |= {name: getattr(np, name) for name in ("tanh", "exp", "log1p", "expm1", "sin", "fmax")}
         for statement in self.operation.split(";"):
             target, expression = statement.split("=", 1)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 values[target.strip()] = eval(self.python(expression), names, values)
             targets[target.strip()][...] = values[target.strip()]
 
@@ -147,6 +168,8 @@ class ElementwiseKernel:
 
 def asarray(a, dtype=None, *, copy=None):
     """From the host or from the device; the one function that takes host arrays."""
+    cupy.uploads += not isinstance(a, ndarray)
+    cupy.launches += isinstance(a, ndarray) and bool(copy or (dtype is not None and a.dtype != dtype))
     return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype=dtype, copy=True if isinstance(a, np.ndarray) or copy else None))
 
 
@@ -155,8 +178,24 @@ def asnumpy(a):
     return a._a.copy()
 
 
+class Device:
+    """One of two; new arrays live on the current one."""
+
+    current = 0
+
+    def __init__(self, index=None):
+        self.id = Device.current if index is None else index
+
+    def __enter__(self):
+        self.before, Device.current = Device.current, self.id
+        return self
+
+    def __exit__(self, *error):
+        Device.current = self.before
+
+
 cupy = Namespace("cupy", np)
-cupy.waits = 0
+cupy.waits = cupy.uploads = cupy.launches = 0
 cupy.ndarray, cupy.asarray, cupy.asnumpy = ndarray, asarray, asnumpy
 cupy.finfo, cupy.isdtype = np.finfo, np.isdtype
 cupy.is_available = lambda: True
@@ -164,11 +203,11 @@ cupy.ElementwiseKernel = ElementwiseKernel
 cupy.linalg = Namespace("cupy.linalg", np.linalg, "linalg.")
 cupy.cuda = types.SimpleNamespace(
     get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0),
-    Device=lambda index: contextlib.nullcontext(),
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 2, getDevice=lambda: Device.current),
+    Device=Device,
 )
 special = types.ModuleType("cupyx.scipy.special")
-special.erf, special.expit = wrapped(scipy.special.erf), wrapped(scipy.special.expit)
+special.erf, special.expit = wrapped(scipy.special.erf, "special.erf"), wrapped(scipy.special.expit, "special.expit")
 scipy_module = types.ModuleType("cupyx.scipy")
 scipy_module.special = special
 cupyx = types.ModuleType("cupyx")

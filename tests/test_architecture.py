@@ -1,7 +1,9 @@
 """The house: imports go strictly downwards, array names exist everywhere, and `import pyidl` is light."""
 
 import ast
+import functools
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -158,8 +160,8 @@ def test_a_cycle_is_found_however_it_is_written(za, zb):
     assert cycle({**graph, "pyidl.room.zb": set()}) is None
 
 
-def used_names(source):
-    """``xp.name`` and ``xp.linalg.name``, also of ``namespace(z).name``."""
+def array_name(node):
+    """``name`` of ``xp.name`` or ``namespace(z).name``, ``linalg.name`` of ``xp.linalg.name``; None for anything else."""
 
     def is_xp(node):
         if isinstance(node, ast.Name):
@@ -168,26 +170,44 @@ def used_names(source):
             return node.attr == "xp"
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "namespace"
 
+    if not isinstance(node, ast.Attribute):
+        return None
+    if is_xp(node.value):
+        return node.attr
+    return f"linalg.{node.attr}" if array_name(node.value) == "linalg" else None
+
+
+def used_names(source):
+    """Names of array functions in a source."""
+    return {name for node in ast.walk(ast.parse(source)) if (name := array_name(node))}
+
+
+def strange_calls(source):
+    """Calls of array functions with parameters that CuPy's have not."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute):
-            if is_xp(node.value):
-                yield node.attr
-            elif isinstance(node.value, ast.Attribute) and node.value.attr == "linalg" and is_xp(node.value.value):
-                yield f"linalg.{node.attr}"
+        if isinstance(node, ast.Call) and (parameters := PARAMETERS.get(array_name(node.func))):
+            given = {keyword.arg for keyword in node.keywords}
+            if len(node.args) > len(parameters) or not given <= {None, *parameters}:
+                yield f"{ast.unparse(node)}, line {node.lineno}"
 
 
 def test_used_names_are_found():
-    assert set(used_names("xp.abs(x); namespace(z).exp(z); self.xp.linalg.solve(a, b)")) == {"abs", "exp", "linalg", "linalg.solve"}
+    assert used_names("xp.abs(x); namespace(z).exp(z); self.xp.linalg.solve(a, b)") == {"abs", "exp", "linalg", "linalg.solve"}
+    for strange in ("xp.take(a, i, axis=0, mode='clip')", "xp.exp(z, where=a)", "self.xp.linalg.inv(a, b)", "xp.max(a, initial=0)"):
+        assert list(strange_calls(strange))
+    assert not list(strange_calls("xp.take(a, i, axis=0, out=b); xp.exp(z, out=z); xp.linalg.inv(a)"))
 
 
-KNOWN = set((Path(__file__).parent / "cupy_names.txt").read_text().split())
+PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
+KNOWN = set(PARAMETERS)
 # `backend` guards these by the name of the library, or they are attributes of every module.
 GUARDED = {"ElementwiseKernel", "asnumpy", "cuda", "ndarray", "astype", "cumulative_sum", "__name__", "linalg"}
 
 
 @pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")
 def test_array_names_exist_in_cupy_and_in_the_oldest_numpy(module, path):
-    names = set(used_names(path.read_text()))
+    names = used_names(path.read_text())
+    assert list(strange_calls(path.read_text())) == [], "CuPy has no such parameter"
     guarded = GUARDED if module == "pyidl.backend" else {"__name__", "linalg"}
     assert names - guarded - KNOWN == set(), "not in CuPy"
     assert (names - guarded) & AFTER_NUMPY_2_0 == set(), "not in NumPy 2.0; pyidl.backend fills that gap"
@@ -195,10 +215,15 @@ def test_array_names_exist_in_cupy_and_in_the_oldest_numpy(module, path):
 
 
 def test_the_list_of_cupy_names_is_true():
+    """CuPy can be imported without a GPU."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     used = {name for _, path in sources() for name in used_names(path.read_text())} & KNOWN
-    missing = {n for n in used if not hasattr(cupy.linalg if n.startswith("linalg.") else cupy, n.removeprefix("linalg."))}
-    assert missing == set()
+    for name in used:
+        found = functools.reduce(getattr, name.split("."), cupy)
+        if isinstance(found, cupy.ufunc):
+            assert PARAMETERS[name] == [*(f"x{i + 1}" for i in range(found.nin)), "out", "dtype", "casting"], name
+        elif inspect.isfunction(found):
+            assert PARAMETERS[name] == list(inspect.signature(found).parameters), name
 
 
 def test_importing_pyidl_is_light():

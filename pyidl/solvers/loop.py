@@ -314,4 +314,6 @@ def _measure(problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any
 
 def _gather(xp: Namespace, a: Any, index: Any, out: Any) -> Any:
     """``a[index]``, into `out` if given."""
-    return xp.take(a, index, axis=0) if out is None else xp.take(a, index, axis=0, out=out, mode="clip")
+    if out is None:
+        return xp.take(a, index, axis=0)
+    return np.take(a, index, axis=0, out=out, mode="clip") if xp is np else xp.take(a, index, axis=0, out=out)  # NumPy buffers without it
