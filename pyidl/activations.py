@@ -252,7 +252,7 @@ softplus = _BuiltIn(
     _softplus,
     _sigmoid,
     slope_range=(0.0, 1.0),
-    cuda="log1p(exp(-fabs(y))) + T(0.5) * (y + fabs(y))",
+    cuda="log1p(exp(-fabs(y))) + fmax(y, T(0))",
     takes_out=True,
     curvature=0.25,
 )
