@@ -1,12 +1,8 @@
-"""Trained here, run anywhere: layers as ONNX graphs, beside pyidl itself: ``python examples/onnx_export.py [folder]``.
+"""Implicit layers as ONNX files, run by onnxruntime: ``python examples/onnx_export.py``; the extra `onnx`.
 
-Three layers are written and run by onnxruntime on new inputs: the largest difference, and the time of a call. Needs the extra `onnx`.
+A classifier, a recurrent network and a transformer block. Either each solve is a loop that ends at a tolerance, and the file says for
+every sample whether it did; or it is a fixed number of steps, as many as the certificate asks for.
 """
-
-import sys
-import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -14,45 +10,37 @@ import onnxruntime
 import pyidl
 from pyidl.interop.onnx import export
 
-FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
 rng = np.random.default_rng(0)
-
-
-def stiff(model):
-    """Larger feedback than a new model has, so that there is something to solve."""
-    model.params = model.project({key: 3 * a if key in "ALR" else a for key, a in model.params.items()})
-    return model
-
-
-layers = {
-    "ImplicitModel": (stiff(pyidl.ImplicitModel(64, 10, 100, rng=0)), (1, 64), (1000, 64)),
-    "ImplicitRNN": (stiff(pyidl.ImplicitRNN(8, 4, 32, 32, rng=0)), (1, 50, 8), (100, 50, 8)),
-    "ImplicitAttentionHead": (stiff(pyidl.ImplicitAttentionHead(64, 16, num_heads=4, block_size=128, rng=0)), (1, 128, 64), (16, 128, 64)),
+models = {
+    "classifier": (
+        pyidl.Sequential(pyidl.Linear(64, 30, rng=0), pyidl.activations.tanh, pyidl.ImplicitModel(30, 10, 60, rng=1)),
+        rng.normal(size=(100, 64)),
+    ),
+    "recurrent": (pyidl.ImplicitRNN(3, 2, hidden_dim=16, implicit_hidden_dim=24, rng=2), rng.normal(size=(20, 50, 3))),
+    "language model": (
+        pyidl.Sequential(
+            pyidl.Embedding(27, 32, rng=3),
+            pyidl.PositionEmbedding(40, 32, rng=4),
+            pyidl.ImplicitTransformerBlock(32, 4, block_size=40, rng=5),
+            pyidl.LayerNorm(32),
+            pyidl.Linear(32, 27, rng=6),
+        ),
+        rng.integers(27, size=(4, 40)),
+    ),
 }
+for name, (model, U) in models.items():
+    file = f"{name.replace(' ', '_')}.onnx"
+    export(model, file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    U = U if U.dtype == np.int64 else U.astype("float32")
+    Y, converged = session.run(None, {"U": U})
+    print(f"{file}: {converged.sum()} of {len(U)} samples converged; largest difference {np.abs(Y - model.predict(U)).max():.1e}")
 
-
-def milliseconds(call):
-    """The median of some calls."""
-    call()
-    times = []
-    for _ in range(15):
-        began = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - began))
-    return np.median(times)
-
-
-for name, (layer, *shapes) in layers.items():
-    path = FOLDER / f"{name}.onnx"
-    export(layer, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for shape in shapes:
-        U = rng.normal(size=shape).astype(np.float32)
-        Y, converged = session.run(["Y", "converged"], {"U": U})
-        apart = np.abs(Y - layer.predict(U)).max()
-        ours, theirs = milliseconds(lambda U=U, f=layer: f.predict(U)), milliseconds(lambda U=U, f=session: f.run(["Y"], {"U": U}))
-        print(
-            f"{name:22s} {shape!s:15s} largest difference {apart:.0e}, {converged.sum()} of {len(converged)} converged; "
-            f"pyidl {ours:.2f} ms, onnxruntime {theirs:.2f} ms"
-        )
-print(f"written to {FOLDER}")
+# A fixed number of steps: those after which the certificate puts the residual of every input below 1e-5. Entries of the first step are at
+# most 1 in size, as those of tanh are, and norms grow with the entries.
+model = pyidl.ImplicitModel(30, 10, 60, activation=pyidl.activations.tanh, constraint=pyidl.wellposed.InfNorm(0.5), rng=1)
+certificate = model.certificate()
+steps = certificate.steps(1e-5, first=float(certificate.norm(np.ones((1, 60)))[0]))
+export(model, "fixed.onnx", steps=steps)
+session, U = onnxruntime.InferenceSession("fixed.onnx", providers=["CPUExecutionProvider"]), rng.normal(size=(100, 30)).astype("float32")
+print(f"fixed.onnx: {steps} steps; largest difference {np.abs(session.run(None, {'U': U})[0] - model.predict(U)).max():.1e}")

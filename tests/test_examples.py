@@ -216,22 +216,6 @@ def test_pointers(tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_torch_layer(tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed")
-    result = run("torch_layer.py", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert number(r"test accuracy (\S+)", result.stdout) > 0.95
-    assert "torch.autograd.gradcheck: True" in result.stdout
-
-
-def test_onnx_export(tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    result = run("onnx_export.py", tmp_path, tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert max(float(x) for x in re.findall(r"largest difference (\S+),", result.stdout)) < 1e-5
-    assert len(list(tmp_path.glob("*.onnx"))) == 3
-
-
 @pytest.mark.slow
 def test_sklearn_comparison(tmp_path):
     """Once through the folds: on the digits all classifiers are good, and none is far from the best."""

@@ -1,5 +1,6 @@
 """Layers as ONNX graphs, run by onnxruntime: outputs beside pyidl's, stopping, what is refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from helpers import random_model
 from hypothesis import given
 from hypothesis import strategies as st
+from test_examples import run as run_example
 
 from pyidl import (
     Bidirectional,
@@ -285,12 +287,27 @@ def test_enough_steps_are_as_good_as_a_loop(name):
         assert_near(outputs[0], layer.predict(U) if lengths is None else layer.predict(U, lengths))
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_number_of_steps_at_each_time(warm):
+    layer, U = network(3, 2, 4, 6, warm_start=warm, activation=tanh)("float64"), normal((5, 4, 3))
+    p, H, X = layer.params, np.zeros((5, 4)), np.zeros((5, 6))
+    for t in range(4):
+        V = np.concatenate([U[:, t], H], axis=1)
+        X = X if warm else np.zeros_like(X)
+        for _ in range(2):
+            X = np.tanh(X @ p["A"].T + V @ p["B"].T + p["b"])
+        H = X @ p["C"].T + V @ p["D"].T + p["d"]
+    (Y,) = run(session(export(layer, steps=2)), U)
+    np.testing.assert_allclose(Y, H @ p["E"].T + p["e"], rtol=0, atol=1e-12)
+    assert np.abs(Y - layer.predict(U)).max() > 1e-4
+
+
 def test_the_step_bound_of_a_certificate_suffices():
     layer, U = bare(kappa=0.5), normal((6, 3))
+    certificate, p = layer.certificate(), layer.params
     (first,) = run(session(export(layer, steps=1)), U)
-    steps = layer.certificate().steps(1e-9, first=float(np.abs(first).max()))
-    (X,) = run(session(export(layer, steps=steps)), U)
-    assert excess(layer, X, U, 1e-9).max() <= 0
+    (X,) = run(session(export(layer, steps=certificate.steps(1e-9, first=certificate.norm(first).max()))), U)
+    assert certificate.norm(np.tanh(X @ p["A"].T + U @ p["B"].T) - X).max() <= 1e-9
 
 
 def test_what_has_not_converged_is_said():
@@ -300,10 +317,29 @@ def test_what_has_not_converged_is_said():
     assert np.isfinite(X).all()
     U[0] = 0.0  # its solution is 0, at once
     assert run(session(export(layer, max_iter=3)), U)[1].tolist() == [True] + [False] * 5
-    rnn, V = SEQUENCES["recurrent"]("float64"), normal((2, 5, 3))
-    assert not run(session(export(rnn, max_iter=2)), V)[1].any()
-    two = Sequential(bare(), Linear(8, 3, dtype="float64", rng=0), ImplicitModel(3, 2, 4, dtype="float64", rng=0))
-    assert not run(session(export(two, max_iter=3)), U)[1][1:].any(), "the worst of several layers"
+
+
+def without_feedback(layer):
+    """A = 0: one step is the solution, whatever it starts from."""
+    layer.params = {**layer.params, "A": np.zeros_like(layer.params["A"])}
+    return layer
+
+
+def test_the_worst_of_all_solves_counts():
+    easy, U = without_feedback(ImplicitModel(3, 3, 8, dtype="float64", rng=0)), normal((6, 3))
+    assert run(session(export(easy, max_iter=2)), U)[1].all()
+    hard, back = bare(), Linear(8, 3, dtype="float64", rng=0)
+    for two in (Sequential(easy, hard), Sequential(hard, back, easy.replace())):
+        assert not run(session(export(two, max_iter=3)), U)[1].any()
+    V = normal((6, 5, 3))
+    ahead, hard = without_feedback(network(3, 2, 4, 6)("float64")), network(3, 2, 4, 6)("float64")
+    for two in (Bidirectional(ahead, hard), Bidirectional(hard.replace(), ahead.replace())):
+        assert not run(session(export(two, max_iter=2)), V)[1].any()
+    V[:, -1] = 0.0  # with a memory that forgets, the last step is solved at once, and the first ones are not
+    hard = network(3, 2, 4, 6, bias=False, warm_start=False)("float64")
+    hard.params = {**hard.params, "B": np.concatenate([hard.params["B"][:, :3], np.zeros((6, 4))], axis=1)}
+    assert run(session(export(hard, max_iter=2)), V[:, -1:])[1].all()
+    assert not run(session(export(hard, max_iter=2)), V)[1].any()
 
 
 def test_steps_after_the_end_do_not_count():
@@ -338,8 +374,10 @@ def test_divergence_is_said():
     export(layer, steps=3)  # who counts steps knows what for
 
 
-def test_certified_for_another_iteration_is_not_enough():
-    layer = ImplicitModel(3, 2, 6, constraint=MatrixMeasure(), rng=0)
+@pytest.mark.parametrize("phi", [relu, tanh])
+def test_certified_for_another_iteration_is_not_enough(phi):
+    """For tanh there is a damped one, too."""
+    layer = ImplicitModel(3, 2, 6, constraint=MatrixMeasure(), activation=phi, rng=0)
     layer.params = {**layer.params, "A": -5 * np.eye(6)}
     assert layer.certificate().proven
     with pytest.warns(WellPosednessWarning, match="plain iteration"):
@@ -382,3 +420,10 @@ def test_refusals():
     }.items():
         with pytest.raises(InputError, match=words):
             call()
+
+
+def test_example(tmp_path):
+    result = run_example("onnx_export.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"(\d+) of (\d+) samples converged", result.stdout) == [("100", "100"), ("20", "20"), ("4", "4")]
+    assert max(float(x) for x in re.findall(r"largest difference (\S+)", result.stdout)) < 1e-4

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import random_model
+from test_examples import number, run
 
 import pyidl
 from pyidl import (
@@ -513,3 +514,12 @@ def test_random_numbers_come_from_torch():
     draw = [module(U, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*draw)
     assert torch.equal(module.eval()(U), U)
+
+
+def test_example(tmp_path):
+    result = run("torch_layer.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "gradcheck: True" in result.stdout
+    assert number(r"epoch 15: loss \S+, test accuracy (\S+)", result.stdout) > 0.95
+    assert "certified: the fixed point exists and is unique for every input" in result.stdout
+    assert number(r"without torch: (\S+)", result.stdout) == 0

@@ -72,6 +72,13 @@ def test_options_of_torchidl_matter():
     assert isinstance(from_torchidl(state, kappa=2.0).constraint, Unconstrained)
 
 
+def test_the_product_of_factors_is_scaled_again():
+    """Only for kappa > 1 is it larger than its factors."""
+    state = {"L": np.array([[3.0], [0.0]]), "R": np.array([[1.0], [2.0]]), "B": np.ones((2, 1)), "C": np.ones((1, 2))}
+    params = from_torchidl(state, kappa=1.5).params  # s(L) = 1.5 e_1, s(R^T) = (0.5, 1): a row sum of 2.25
+    np.testing.assert_allclose(params["L"] @ params["R"].T, [[0.5, 1.0], [0.0, 0.0]], rtol=1e-14)
+
+
 def test_a_recurrent_state_is_read():
     state = random_state(p=2 + 3, q=3, bias=True)
     E, e = np.random.default_rng(2).normal(size=(1, 3)), np.array([0.25])

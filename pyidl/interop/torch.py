@@ -108,7 +108,8 @@ class _Apply(torch.autograd.Function):
         (_, *tensors), wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
         if dY is None:
             return (None,) * len(ctx.needs_input_grad)
-        return None, None, None, *_Pull.apply(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
+        pull = _Pull.apply if torch.is_grad_enabled() else _Pull.forward  # a node only where someone asks for a graph of the gradients
+        return None, None, None, *pull(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
 
 
 class _Pull(torch.autograd.Function):
