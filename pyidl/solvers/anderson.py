@@ -149,6 +149,7 @@ class _Past:
         self.F, self.G = self._into(xp.subtract, y_image, y, out=self.F), self._into(xp.multiply, y_image, 1.0, out=self.G)
         self.size, self.plain = self._sizes(self.F), xp.ones(y.shape[0], dtype=y.dtype)
         self.gram = xp.zeros((y.shape[0], memory, memory), dtype=xp.float64)
+        self.units = xp.eye(memory, dtype=xp.float64)
 
     def _into(self, function: Any, a: Any, b: Any, out: Any) -> Any:
         return function(a, b, out=out) if self.in_place else function(a, b)
@@ -186,7 +187,7 @@ class _Past:
         zero = xp.zeros_like(self.size)
         row = xp.stack([_dots(xp, a, self.dF[i]) for a in dF] + [zero] * (k - known), axis=1)
         b = xp.stack([_dots(xp, a, self.F) for a in dF] + [zero] * (k - known), axis=1)
-        unit = xp.asarray([1.0 if j == i else 0.0 for j in range(k)], dtype=xp.float64)
+        unit = self.units[i, :]
         keep = (1.0 - unit)[:, None] * (1.0 - unit)[None, :]
         cross = row[:, :, None] * unit[None, None, :] + row[:, None, :] * unit[None, :, None]
         self.gram = self.gram * keep + cross * (1.0 - 0.5 * unit[:, None] * unit[None, :])

@@ -24,6 +24,11 @@ class _Average(Advance):
     d: float
     in_place: bool
 
+    @property
+    def plain(self) -> bool:
+        """The image of y(x) is of no use."""
+        return False
+
     def __call__(self, y: Any, y_image: Any) -> Any:
         if not self.in_place:
             return self.d * y + (1.0 - self.d) * y_image
