@@ -1,0 +1,293 @@
+"""How often the host waits for a GPU, counted on the stand-in: once a measurement, and never in a step.
+
+A wait costs more than a step of a small problem, and ends the overlap of the host's work with the device's. So every solver, layer and
+training step has an explicit bound here.
+"""
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import stand_in
+from helpers import moved, random_model
+from problems import FAMILIES, adjoint, affine
+from stand_in import cupy
+from test_splitting import monotone
+
+import pyidl
+from pyidl import activations, losses, optim, sim, solvers
+from pyidl.layers import ImplicitAttentionHead, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Residual, Sequential
+from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard, Substitution
+from pyidl.solvers.jacobi import split
+from pyidl.solvers.problem import Affine
+from pyidl.structure import LowRank
+from pyidl.wellposed import Unconstrained
+
+M, N = 12, 30
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    for name, module in stand_in.MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    cupy.waits = cupy.uploads = cupy.launches = 0
+
+
+def there(a):
+    return cupy.asarray(np.asarray(a))
+
+
+def checks(steps):
+    """The most measurements among so many steps: every one at first, later one after an eighth of the steps done."""
+    count, k = 1, 1
+    while k < steps:
+        count, k = count + 1, k + max(1, k // 8)
+    return count
+
+
+def often(steps):
+    """The same where rates say little of the future, as Anderson's."""
+    count, k = 1, 1
+    while k < steps:
+        count, k = count + 1, k + 1 + 2 * (k // 32)
+    return count
+
+
+def problems(name):
+    """A forward problem on the stand-in, and its adjoint, with cotangents from 1e-3 to 1e3."""
+    rng = np.random.default_rng(0)
+    if name == "low rank":
+        L, R = rng.normal(size=(2, 40, 5))
+        L *= 0.9 / np.abs(L @ R.T).sum(axis=1).max()
+        p = Affine(LowRank(there(L), there(R)), there(rng.normal(size=(M, 40))), activations.relu)
+        x = Picard()(p)
+        cupy.waits = 0
+        return p, p, x
+    A = monotone(N, 0.5, 5.0, rng) if name == "monotone" else FAMILIES[name](N, 0.95, rng)
+    p = affine(A, rng.normal(size=(M, N)), xp=cupy)
+    x = (PeacemanRachford() if name == "monotone" else Picard())(p)
+    return p, adjoint(p, x, rng.normal(size=(M, N)) * 10.0 ** rng.uniform(-3, 3, (M, 1))), x
+
+
+# ------------------------------------------------------------------------------------------------------------ counting
+
+
+def test_the_counters_count():
+    a = there(np.arange(6.0))
+    assert (cupy.waits, cupy.uploads, cupy.launches) == (0, 1, 0)
+    b = a + 1.0
+    cupy.exp(b, out=b)
+    cupy.reshape(b, (2, 3))
+    assert (cupy.waits, cupy.uploads, cupy.launches) == (0, 1, 2)
+    for wait in (float, bool, int):
+        wait(b[0])
+    cupy.asnumpy(b)
+    cupy.nonzero(b)
+    assert cupy.waits == 5
+    b[b > 0]
+    b[cupy.reshape(b, (6,)) > 0] = b
+    assert cupy.waits == 7
+    b[b > 0] = 1.0
+    assert cupy.waits == 7
+
+
+def test_a_mask_in_a_loop_would_be_seen():
+    """Broken twin: a problem that freezes rows by a boolean mask."""
+
+    class Masking(Affine):
+        def image(self, y, out=None):
+            y[y < 0] = there(np.zeros(int(np.count_nonzero(cupy.asnumpy(y) < 0))))
+            return super().image(y, out)
+
+        def expression(self):
+            return ("",)
+
+    p, _, _ = problems("gaussian")
+    twin = Masking(p.matrix, p.offset, p.activation)
+    cupy.waits = 0
+    x = Picard()(twin)
+    assert cupy.waits > checks(x.n_iter.max())
+
+
+# ------------------------------------------------------------------------------------------------------------- solvers
+
+
+SOLVERS = {
+    "Picard": (Picard(), checks),
+    "damped": (Picard(damping=0.3), checks),
+    "Jacobi": (Jacobi(), checks),
+    "Anderson": (Anderson(), often),
+    "Anderson of Jacobi": (Anderson(splitting=True), often),
+    "ForwardBackward": (ForwardBackward(alpha=0.9), checks),
+    "PeacemanRachford": (PeacemanRachford(), checks),
+    "Auto": (Auto(), checks),
+    "Newton": (Newton(), lambda steps: 3 * steps),  # a measurement, the size of the step, and the active sets
+    "GMRES": (GMRES(), lambda steps: steps + 2 + steps // 20),  # a product, and what begins and ends a cycle
+    "Direct": (Direct(), lambda steps: 2),
+    "Phantom": (solvers.Phantom(), lambda steps: 1),
+    "Neumann": (solvers.Neumann(), lambda steps: 1),
+    "JacobianFree": (solvers.JacobianFree(), lambda steps: 1),
+}
+LINEAR = ["GMRES", "Direct", "Phantom", "Neumann", "JacobianFree"]
+SETUP = 3  # what can be split: the diagonal or the slopes; whether an inverse is finite
+
+
+@pytest.mark.parametrize("family", ["gaussian", "nonnegative", "stiff"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_waits_once_a_measurement(name, family):
+    solver, bound = SOLVERS[name]
+    forward, backward, _ = problems(family)
+    for problem in (forward, backward):
+        if name in (LINEAR if problem is forward else ["Newton"]):
+            continue
+        cupy.waits = 0
+        solution = solver(problem)
+        assert solution.converged.all()
+        assert cupy.waits <= SETUP + bound(int(solution.n_iter.max()))
+
+
+@pytest.mark.parametrize("family", ["low rank", "monotone"])
+def test_what_auto_chooses_waits_no_more(family):
+    problem, _, _ = problems(family)
+    cupy.waits = 0
+    solution = Auto()(problem)
+    assert solution.converged.all()
+    tries = 1 + solution.method.count("then")  # each waits by itself; a low-rank solve looks at a bound, then at a residual
+    assert cupy.waits <= (SETUP + checks(int(solution.n_iter.max()))) * (2 if family == "low rank" else tries)
+
+
+@pytest.mark.parametrize("structure", ["feed-forward", "one cycle"])
+def test_substitution_waits_for_its_cycles_only(structure):
+    rng, A = np.random.default_rng(0), np.tril(0.3 * np.random.default_rng(0).normal(size=(12, 12)), -1)
+    if structure == "one cycle":
+        A[0, 1] = 0.5
+    model = ImplicitModel(3, 2, 12, dtype="float64", constraint=Unconstrained(), rng=0)
+    model.params = {**model.params, "A": A}
+    problem = moved(model, cupy)._cell().bind(there(rng.normal(size=(M, 3))))
+    cupy.waits = 0
+    solution = Substitution()(problem)
+    assert solution.converged.all()
+    assert cupy.waits <= 1 + (checks(int(solution.n_iter.max())) if structure == "one cycle" else 0)
+
+
+@pytest.mark.parametrize("family", ["nonnegative", "stiff"])
+def test_a_step_is_two_launches_and_nothing_is_sent(family):
+    """Picard, forward and adjoint, and its splitting: a product and a kernel; what a step allocates is nothing."""
+    forward, backward, _ = problems(family)
+    for problem in (forward, backward, split(forward), split(backward)):
+        out = problem.buffers()
+        x = problem.step(problem.start(None, out[0])[1], out[1])[1]
+        cupy.waits = cupy.uploads = cupy.launches = 0
+        y, image = problem.step(x, out[0])
+        assert (cupy.launches, cupy.uploads, cupy.waits) == (2, 0, 0)
+        assert y is out[0][0]
+        assert image is out[0][1]
+
+
+@pytest.mark.parametrize("name", ["Picard", "PeacemanRachford"])
+def test_a_long_solve_launches_little_more(name):
+    """Measurements and rows that leave included."""
+    problem, _, _ = problems("nonnegative")
+    cupy.launches = 0
+    solution = SOLVERS[name][0](problem)
+    steps = int(solution.n_iter.max())
+    assert steps > 200
+    assert cupy.launches <= 2 * steps + 25 * checks(steps)
+
+
+def test_no_step_of_anderson_sends_an_array():
+    problem, _, _ = problems("nonnegative")
+    one = problem.take(np.arange(1))
+    cupy.waits = cupy.uploads = 0
+    solution = Anderson()(one)
+    assert cupy.uploads <= 2 * cupy.waits < 2 * solution.n_iter.max()
+
+
+# -------------------------------------------------------------------------------------------- layers, training, fitting
+
+
+def test_a_recurrent_network_waits_for_its_solves_only():
+    """One solve a time step, each with its own checks."""
+    model = moved(random_model(ImplicitRNN, 3, 2, 6, 20, forward=Picard(), adjoint=Picard()), cupy)
+    U, T = there(np.random.default_rng(0).normal(size=(4, 7, 3))), 7
+    cupy.waits = 0
+    Y, pull = model(U)
+    steps = pull.forward.n_iter.max()
+    assert cupy.waits <= 1 + T * checks(int(steps))
+    dY = cupy.ones_like(Y)
+    adjoint, cupy.waits = pull.solve(dY), 0
+    pull(dY)
+    assert cupy.waits <= 1 + T * (1 + checks(int(adjoint.n_iter.max())))
+
+
+def test_an_attention_head_waits_for_its_solve_only():
+    head = moved(ImplicitAttentionHead(6, 3, num_heads=2, block_size=5, rng=0), cupy)
+    U = there(np.random.default_rng(0).normal(size=(3, 5, 6)))
+    cupy.waits = 0
+    Y, pull = head(U)
+    forward = int(pull.solutions[0].n_iter.max())
+    assert cupy.waits <= 1 + often(forward)
+    cupy.waits = 0
+    pull(cupy.ones_like(Y))
+    assert cupy.waits <= 2 + often(500)
+
+
+def test_explicit_layers_wait_at_the_door_only():
+    model = moved(Sequential(Linear(4, 6, rng=0), Residual(Linear(6, 6, rng=1)), LayerNorm(6), Linear(6, 3, rng=2)), cupy)
+    U = there(np.random.default_rng(0).normal(size=(8, 4)))
+    cupy.waits = 0
+    Y, pull = model(U)
+    assert cupy.waits == 1  # is U finite?
+    cupy.waits = 0
+    pull(cupy.ones_like(Y))
+    assert cupy.waits == 1  # is dY?
+
+
+@pytest.mark.parametrize("loss", [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy, losses.cross_entropy])
+def test_losses_do_not_wait(loss):
+    rng = np.random.default_rng(0)
+    Y, target = there(rng.normal(size=(5, 3))), rng.random((5, 3))
+    target = there(target / target.sum(axis=1, keepdims=True))
+    cupy.waits = 0
+    loss(Y, target, weights=there(rng.random(5)))
+    assert cupy.waits == 0
+
+
+def test_a_training_step_waits_for_its_solves_and_three_doors():
+    """U, dY, and the new parameters are looked at; value, gradients, optimiser and projection are not waited for."""
+    rng = np.random.default_rng(0)
+    model = moved(ImplicitModel(5, 3, 20, rng=0), cupy)
+    data = there(rng.normal(size=(64, 5))), there(rng.integers(0, 3, 64))
+    solved = []
+    counted = [type(solver) for solver in (model.forward, model.adjoint) if solver is not None]
+    assert counted == [] or counted == [Auto, Auto]
+
+    def waits(epochs):
+        twin, before = model.replace(), cupy.waits
+        history = pyidl.fit(
+            twin, data, loss=losses.cross_entropy, optimizer=optim.Adam(1e-3, clip_norm=1.0), epochs=epochs, batch_size=32, rng=0, verbose=0
+        )
+        solved.append(history["steps"].max())
+        return cupy.waits - before
+
+    first, second = waits(1), waits(2)
+    per_step = (second - first) / 2  # two steps an epoch; what an epoch itself waits for is counted too
+    keys = len(model.params)
+    assert per_step <= 2 * checks(int(np.ceil(solved[-1])) + 10) + 2 + keys + 4
+
+
+@pytest.mark.parametrize("solver", [sim.ADMM(), sim.FISTA()])
+@pytest.mark.parametrize("penalty", [sim.L1(0.02), sim.ReverseHuber(0.002, 0.1)], ids=lambda p: type(p).__name__)
+def test_solvers_of_sim_wait_once_a_measurement(solver, penalty):
+    rng = np.random.default_rng(0)
+    R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
+    task = sim.Problem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=5, radius=0.7)
+    measured, old = [], sim.Problem.measure
+    cupy.waits = 0
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(sim.Problem, "measure", lambda self, W: measured.append(1) or old(self, W))
+        rows = type(solver)(tol=1e-6)(task)
+    assert rows.n_iter.max() >= 10
+    assert cupy.waits <= 4 + 14 * len(measured)
