@@ -26,6 +26,7 @@ __all__ = [
     "expit",
     "from_host",
     "is_array",
+    "looks_are_free",
     "namespace",
     "real_dtype",
     "synchronize",
@@ -145,6 +146,11 @@ def to_device(a: Any, device: str) -> Array:
         raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")
     with cupy.cuda.Device(int(index or 0)):
         return cast(Array, cupy.asarray(a))
+
+
+def looks_are_free(xp: Namespace) -> bool:
+    """Whether looking at a value costs nothing but the look; on a GPU the host waits for the device first."""
+    return bool(xp.__name__ != "cupy")
 
 
 def synchronize(xp: Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyidl import backend
-from pyidl.backend import namespace
+from pyidl.backend import looks_are_free, namespace
 from pyidl.errors import InputError
 from pyidl.typing import Array, Namespace
 
@@ -108,7 +108,7 @@ def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple
     0.3466
     """
     xp, target = _real_target(Y, target)
-    if _on_cpu(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
+    if looks_are_free(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
         raise InputError("the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2")
     loss = xp.maximum(Y, 0.0) - target * Y + xp.log1p(xp.exp(-xp.abs(Y)))
     return _mean(xp, loss, backend.expit(xp, Y) - target, weights)
@@ -160,11 +160,6 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
 # -------------------------------------------------------------------------------------------------------- the door
 
 
-def _on_cpu(xp: Namespace) -> bool:
-    """Whether looking at a value costs nothing but the look."""
-    return bool(xp.__name__ != "cupy")
-
-
 def _check_output(Y: Array) -> Namespace:
     xp = namespace(Y)
     if Y.dtype not in (xp.float32, xp.float64):
@@ -176,7 +171,7 @@ def _check_output(Y: Array) -> Namespace:
 
 def _real(xp: Namespace, Y: Array, x: Any, name: str) -> Any:
     """Target or weights, in the library and dtype of Y."""
-    if not _on_cpu(xp) and backend.is_array(x) and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool")):
+    if not looks_are_free(xp) and backend.is_array(x) and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool")):
         return backend.astype(xp, x, Y.dtype)
     return backend.as_real(x, name=name, xp=xp, dtype=backend.real_dtype(Y))
 
@@ -198,7 +193,7 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
     t = _real(xp, Y, target, "target")
     if t.shape == Y.shape:
         mass = xp.sum(t, axis=-1, keepdims=True)
-        if _on_cpu(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(mass - 1.0) < 1e-3)):
+        if looks_are_free(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(mass - 1.0) < 1e-3)):
             raise InputError("the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum")
         return t, mass
     if t.shape != Y.shape[:-1]:
@@ -209,7 +204,7 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
     q = Y.shape[-1]
     # Compared in the dtype of Y: in uint8 the classes 0 and 256 would be one. In float32, labels are exact up to 2^24.
     one_hot = t[..., None] == xp.arange(q, dtype=Y.dtype)
-    if not _on_cpu(xp):
+    if not looks_are_free(xp):
         return xp.where(((t >= 0) & (t < q))[..., None], backend.astype(xp, one_hot, Y.dtype), math.nan), 1.0
     if int(xp.min(t)) < 0 or int(xp.max(t)) >= q:
         raise InputError(f"the labels lie between {int(xp.min(t))} and {int(xp.max(t))}; with {q} classes they are 0, ..., {q - 1}")
@@ -227,7 +222,7 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
         other = f", or of the positions {positions}" if len(positions) > 1 else ""
         raise InputError(f"weights has shape {w.shape}; one for each of the {loss.shape[0]} samples{other} is needed")
     largest = xp.max(w)
-    if _on_cpu(xp) and not (bool(xp.min(w) >= 0) and bool(largest > 0)):
+    if looks_are_free(xp) and not (bool(xp.min(w) >= 0) and bool(largest > 0)):
         raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
     w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // w.size))
