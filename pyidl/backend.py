@@ -121,14 +121,16 @@ def from_host(xp: Namespace, a: np.ndarray) -> Array:
 
 
 def to_device(a: Any, device: str) -> Array:
-    """Move an array: ``"cpu"`` gives NumPy, ``"cuda"`` or ``"cuda:1"`` gives CuPy.
+    """Move an array: ``"cpu"`` gives NumPy; ``"cuda"`` gives CuPy, on its current GPU, and so does that GPU's name, such as ``"cuda:1"``.
+
+    One GPU at a time: CuPy makes new arrays on its current GPU, so models and data have to live there.
 
     Raises
     ------
     InputError
         If the name of the device is none of these.
     DeviceError
-        If CuPy is not installed or finds no such GPU.
+        If CuPy is not installed, finds no such GPU, or another one is current.
     """
     if device == "cpu":
         return to_numpy(a)
@@ -144,8 +146,14 @@ def to_device(a: Any, device: str) -> Array:
     count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")
-    with cupy.cuda.Device(int(index or 0)):
-        return cast(Array, cupy.asarray(a))
+    current = cupy.cuda.Device().id
+    if int(index or current) != current:
+        raise DeviceError(
+            f"device {device!r} was asked for, but the current GPU is cuda:{current}, and new arrays are made there; choose the other one "
+            f"first, by cupy.cuda.Device({index}).use() or by the environment variable CUDA_VISIBLE_DEVICES={index}"
+        )
+    elsewhere = isinstance(a, cupy.ndarray) and a.device.id != current
+    return cast(Array, cupy.asarray(a, copy=True) if elsewhere else cupy.asarray(a))
 
 
 def looks_are_free(xp: Namespace) -> bool:
@@ -173,7 +181,7 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
     InputError
         If `x` is not real, not rectangular, or not finite in `dtype`.
     DeviceMismatchError
-        If `x` is an array of another library than `xp`, or on a GPU that is not the current one.
+        If `x` is an array of another library than `xp`, or of a GPU that is not the current one.
     """
     if type(x) is np.ndarray and xp is np and x.dtype == dtype and all_finite(np, x):
         return cast(Array, x)
@@ -193,7 +201,12 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
         )
     else:
         array = x
-        _refuse_other_gpu(xp, array, name)
+        if xp.__name__ == "cupy" and array.device.id != xp.cuda.Device().id:
+            there, current = array.device.id, xp.cuda.Device().id
+            raise DeviceMismatchError(
+                f"{name} lives on cuda:{there}, but the current GPU is cuda:{current}, and new arrays are made there; "
+                f"call cupy.cuda.Device({there}).use() first, or move {name}: to_device({name}, 'cuda')"
+            )
         _refuse_unreal(xp, array, name)
     with np.errstate(over="ignore", invalid="ignore"):
         array = astype(xp, array, dtype)
@@ -206,14 +219,6 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
             "clean or rescale the data first"
         )
     return cast(Array, array)
-
-
-def _refuse_other_gpu(xp: Namespace, array: Any, name: str) -> None:
-    """New arrays are made on the current GPU, so that is where the others must be."""
-    if xp.__name__ == "cupy" and (own := array.device.id) != (current := xp.cuda.runtime.getDevice()):
-        raise DeviceMismatchError(
-            f"{name} lives on cuda:{own}, and the current GPU is cuda:{current}; work inside of `with cupy.cuda.Device({own}):`"
-        )
 
 
 def real_dtype(a: Array) -> str:

@@ -143,7 +143,7 @@ def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping
     path : str or Path
         The file.
     device : str
-        Where the parameters go: "cpu", "cuda", "cuda:1".
+        Where the parameters go: "cpu" or "cuda".
     activation : Activation or mapping of str to Activation, optional
         The activation that is not built in, or all of them by name.
 

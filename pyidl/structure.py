@@ -330,7 +330,7 @@ def read_model(
     if "A" in params:
         A, support = params["A"], masks["A"]
         if support is None and _zeros(A) >= A.shape[0] - 1:
-            support = to_numpy(A) != 0
+            support = to_numpy(namespace(A).abs(A) > 0)  # what travels from a GPU in every training step are bytes
         if support is not None:
             old = (before or {}).get("A")
             groups = old.row_groups if isinstance(old, Tiled) and np.array_equal(old.support, support) else levels(support)

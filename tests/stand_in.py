@@ -168,8 +168,10 @@ class ElementwiseKernel:
 
 def asarray(a, dtype=None, *, copy=None):
     """From the host or from the device; the one function that takes host arrays."""
+    if isinstance(a, ndarray) and not copy and (dtype is None or np.dtype(dtype) == a.dtype):
+        return a
     cupy.uploads += not isinstance(a, ndarray)
-    cupy.launches += isinstance(a, ndarray) and bool(copy or (dtype is not None and a.dtype != dtype))
+    cupy.launches += isinstance(a, ndarray)
     return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype=dtype, copy=True if isinstance(a, np.ndarray) or copy else None))
 
 

@@ -168,7 +168,10 @@ class Layer(ABC):
 
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""
-        admitted = backend.as_real(U, name="U", xp=self.xp, dtype=self.dtype)
+        xp = self.xp
+        admitted = backend.as_real(U, name="U", xp=xp, dtype=self.dtype)
+        if xp is not np:
+            namespace(admitted, *self.params.values())  # refuses a model on another GPU
         self._check(admitted)
         return admitted
 
@@ -267,7 +270,7 @@ class Layer(ABC):
         return namespace(*self.params.values()) if self.params else np
 
     def to(self, device: str) -> Self:
-        """Return the same layer with its parameters on ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..."""
+        """Return the same layer with its parameters on ``"cpu"`` or ``"cuda"``, as `pyidl.to_device` moves them."""
         return self._with(self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()})
 
     def astype(self, dtype: str) -> Self:

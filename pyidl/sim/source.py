@@ -70,7 +70,8 @@ class Source:
         if samples is not None:
             if head is not U:
                 raise InputError("samples are drawn from one array, and U comes in chunks; draw from each of them, or leave out samples")
-            U = U[_drawn(rng, samples, U.shape[0])]
+            drawn = _drawn(rng, samples, U.shape[0])
+            U = take_rows(namespace(U), U, drawn) if backend.is_array(U) else U[drawn]
         head = head[:1, ...]
         if hasattr(head, "__dask_graph__"):
             head = head.compute()

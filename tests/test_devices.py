@@ -1,0 +1,190 @@
+"""Models and data on two devices, on the stand-in: what lives in two places is refused with the cure, every layer moves there and back."""
+
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import stand_in
+from helpers import host
+from stand_in import cupy
+
+import pyidl
+from pyidl import activations, load, losses, optim, save, sim
+from pyidl.errors import DeviceError, DeviceMismatchError
+from pyidl.layers import (
+    Bidirectional,
+    Dropout,
+    Embedding,
+    ImplicitAttentionHead,
+    ImplicitModel,
+    ImplicitRNN,
+    ImplicitTransformerBlock,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    PositionEmbedding,
+    Residual,
+    Sequential,
+)
+
+E, T, M = 6, 5, 4
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    for name, module in stand_in.MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(stand_in.Device, "current", 0)
+
+
+def there(a):
+    return cupy.asarray(np.asarray(a))
+
+
+def block():
+    return ImplicitTransformerBlock(E, num_heads=2, head_dim=3, block_size=T, rng=0)
+
+
+LAYERS = {
+    "implicit": lambda: ImplicitModel(E, 3, 12, rng=0),
+    "low rank": lambda: ImplicitModel(E, 3, 24, rank=2, rng=0),
+    "several activations": lambda: ImplicitModel(
+        E, 3, 12, activation=activations.Blocks((activations.relu, 8), (activations.softmax, 4)), rng=0
+    ),
+    "linear": lambda: Linear(E, 3, rng=0),
+    "layer norm": lambda: LayerNorm(E),
+    "dropout": lambda: Dropout(0.5),
+    "pointwise": lambda: Pointwise(activations.tanh),
+    "sequential": lambda: Sequential(Linear(E, 8, rng=0), activations.tanh, ImplicitModel(8, 3, 12, rng=1)),
+    "residual": lambda: Residual(Linear(E, E, rng=0)),
+    "recurrent": lambda: ImplicitRNN(E, 3, 4, 12, rng=0),
+    "in both directions": lambda: Bidirectional(ImplicitRNN(E, 3, 4, 12, rng=0), ImplicitRNN(E, 3, 4, 12, rng=1)),
+    "embedding": lambda: Sequential(Embedding(9, E, rng=0), PositionEmbedding(T, E, rng=1), Linear(E, 9, rng=2)),
+    "attention": lambda: ImplicitAttentionHead(E, 3, num_heads=2, block_size=T, rng=0),
+    "transformer": block,
+}
+
+
+def inputs(name):
+    rng = np.random.default_rng(0)
+    if name == "embedding":
+        return rng.integers(0, 9, (M, T))
+    sequences = name in ("recurrent", "in both directions", "attention", "transformer")
+    return rng.normal(size=(M, T, E) if sequences else (M, E)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_moves_there_and_back(name, tmp_path):
+    """Outputs and gradients are those of the CPU; what comes back, by a file too, is equal to the last bit."""
+    layer, U = LAYERS[name](), inputs(name)
+    far = layer.to("cuda")
+    assert all(type(a) is cupy.ndarray for a in far.params.values())
+    Y, pull = layer(U, rng=0)
+    Z, push = far(there(U), rng=0)
+    np.testing.assert_allclose(host(Z), Y, rtol=1e-4, atol=1e-5)
+    dY = np.random.default_rng(1).normal(size=Y.shape).astype(np.float32)
+    (dU, grads), (dV, slopes) = pull(dY), push(there(dY))
+    assert (dU is None) == (dV is None)
+    assert set(grads) == set(slopes)
+    for here, away in ([] if dU is None else [(dU, dV)]) + [(grads[key], slopes[key]) for key in grads]:
+        np.testing.assert_allclose(host(away), here, rtol=2e-3, atol=2e-4 * max(1.0, np.abs(here).max()))
+    save(tmp_path / "model", far)
+    for back in (far.to("cpu"), load(tmp_path / "model"), load(tmp_path / "model", device="cuda").to("cpu")):
+        assert all(type(a) is np.ndarray and np.array_equal(a, layer.params[key]) for key, a in back.params.items())
+
+
+def test_a_file_from_a_gpu_loads_where_there_is_none(tmp_path, monkeypatch):
+    save(tmp_path / "model", LAYERS["sequential"]().to("cuda"))
+    for name in stand_in.MODULES:
+        monkeypatch.setitem(sys.modules, name, None)  # an import fails
+    assert type(load(tmp_path / "model").params["0.W"]) is np.ndarray
+    with pytest.raises(DeviceError, match="extra cuda12 or cuda13"):
+        load(tmp_path / "model", device="cuda")
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("dropout", "pointwise")])
+def test_inputs_and_cotangents_from_elsewhere_are_refused(name):
+    layer, U = LAYERS[name](), inputs(name)
+    far = layer.to("cuda")
+    with pytest.raises(DeviceMismatchError, match=r"U lives on cpu .* model on cupy; move one of them: .*to_device\(U, 'cuda'\)"):
+        far(U)
+    with pytest.raises(DeviceMismatchError, match=r"U lives on cuda:0 .* model on numpy; move one of them: .*to_device\(U, 'cpu'\)"):
+        layer(there(U))
+    Y, pull = far(there(U))
+    with pytest.raises(DeviceMismatchError, match=r"dY lives on cpu .*to_device\(dY, 'cuda'\)"):
+        pull(np.zeros(Y.shape, np.float32))
+
+
+def test_states_from_elsewhere_are_refused():
+    model, rnn = LAYERS["implicit"]().to("cuda"), LAYERS["recurrent"]().to("cuda")
+    U, S = there(inputs("implicit")), there(inputs("recurrent"))
+    with pytest.raises(DeviceMismatchError, match=r"x0 lives on cpu .*to_device\(x0, 'cuda'\)"):
+        model(U, x0=np.zeros((M, 12), np.float32))
+    with pytest.raises(DeviceMismatchError, match=r"h0 lives on cpu .*to_device\(h0, 'cuda'\)"):
+        rnn(S, h0=np.zeros((M, 4), np.float32))
+    with pytest.raises(DeviceMismatchError, match="bring them together with to_device"):
+        model.params = {**model.params, "b": np.zeros(12)}
+
+
+@pytest.mark.parametrize("loss", [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy, losses.cross_entropy])
+def test_targets_and_weights_from_elsewhere_are_refused(loss):
+    Y, target = there(np.ones((M, 3))), np.full((M, 3), 1 / 3)
+    with pytest.raises(DeviceMismatchError, match="to_device"):
+        loss(Y, target)
+    with pytest.raises(DeviceMismatchError, match="to_device"):
+        loss(Y, there(target), weights=np.ones(M))
+
+
+@pytest.mark.parametrize("optimizer", [optim.SGD(0.1), optim.Adam(), optim.AdamW()])
+def test_gradients_from_elsewhere_are_refused(optimizer):
+    with pytest.raises(DeviceMismatchError, match="to_device"):
+        optimizer.step({"w": there(np.ones(3))}, {"w": np.ones(3)})
+
+
+def test_fit_refuses_data_from_elsewhere_before_any_work():
+    model, U, target = LAYERS["implicit"]().to("cuda"), inputs("implicit"), np.zeros((M, 3), np.float32)
+    for data in ((U, there(target)), (there(U), target), (there(U), there(target), np.ones(M))):
+        with pytest.raises(DeviceMismatchError, match=r"to_device\(array, device\) or model\.to"):
+            pyidl.fit(model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0)
+
+
+def test_sim_runs_there_and_refuses_what_is_elsewhere():
+    rng = np.random.default_rng(0)
+    U = rng.normal(size=(60, E)).astype(np.float32)
+    net = Sequential(Linear(E, 5, rng=0), activations.relu, Linear(5, 3, rng=1))
+    near = sim.fit(net, U, penalty=sim.L1(1e-3), samples=40, rng=0)
+    far = sim.fit(net.to("cuda"), there(U), penalty=sim.L1(1e-3), samples=40, rng=0)
+    assert far.model.xp is cupy
+    np.testing.assert_allclose(host(far.model.params["A"]), near.model.params["A"], atol=1e-4)
+    with pytest.raises(DeviceMismatchError, match="to_device"):
+        sim.fit(net.to("cuda"), U, penalty=sim.L1(1e-3))
+    with pytest.raises(DeviceMismatchError, match="to_device"):
+        sim.Moments.of(there(U), U)
+
+
+# ------------------------------------------------------------------------------------------------------- several GPUs
+
+
+def test_one_gpu_at_a_time():
+    """CuPy makes new arrays on its current GPU, so models and data live there; the others are refused with the cure."""
+    model, U = LAYERS["implicit"](), inputs("implicit")
+    with pytest.raises(DeviceError, match=r"current GPU is cuda:0.*cupy\.cuda\.Device\(1\)\.use\(\).*CUDA_VISIBLE_DEVICES=1"):
+        model.to("cuda:1")
+    with pytest.raises(DeviceError, match="finds 2 GPUs"):
+        model.to("cuda:2")
+    with cupy.cuda.Device(1):
+        other, V = model.to("cuda:1"), there(U)
+        assert repr(other).endswith("on cuda:1")
+        np.testing.assert_allclose(host(other.predict(V)), model.predict(U), rtol=1e-5)
+    with pytest.raises(DeviceMismatchError, match=r"U lives on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)"):
+        other(V)
+    with pytest.raises(DeviceMismatchError, match=r"cuda:0 .* and cuda:1"):
+        other(there(U))
+    assert pyidl.to_device(V, "cuda").device.id == 0
+    assert model.to("cuda").to("cuda:0").params["A"].device.id == 0
+
+
+def test_a_model_travels_in_a_pickle_of_its_own_device():
+    far = LAYERS["implicit"]().to("cuda")
+    assert np.array_equal(host(pickle.loads(pickle.dumps(far)).params["A"]), host(far.params["A"]))
