@@ -1,361 +1,511 @@
-"""pyidl on a GPU: ``python tests/benchmarks/gpu.py [--report FILE] [--seconds 480] [section ...]``; a table in Markdown for every section.
+"""pyidl on a GPU, measured: one command, a Markdown file that grows section by section.
 
-Times are medians of several runs after a warm-up, between two events of CUDA. ``--device cpu --small`` tries the script where there is
-no GPU, with sizes that mean nothing. A section that has no time left says so. What is measured, and what came of it: `docs/gpu.md`.
+    python tests/benchmarks/gpu.py --out gpu.md                     everything, in at most eight minutes
+    python tests/benchmarks/gpu.py products launches --out gpu.md   some sections
+    python tests/benchmarks/gpu.py --dry --out gpu.md               on NumPy and tiny sizes: does every section run?
+
+Times are medians after a warm-up, by CUDA events. A section that fails says so in the file, and the next one begins. Peers (torch with
+torchidl, jaxopt) are measured where they are installed; torch's profiler also counts the kernels.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import subprocess
 import sys
 import time
-import warnings
+import traceback
+import tracemalloc
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 import pyidl
-from pyidl import ImplicitModel, InfNorm, losses, optim, sim
-from pyidl.backend import synchronize, to_device, to_numpy
-from pyidl.solvers import Anderson, Auto, Jacobi, Picard
+from pyidl import activations, losses, optim, sim, solvers
+from pyidl.backend import to_numpy
+from pyidl.layers import Embedding, ImplicitModel, ImplicitRNN, Linear, Sequential
+from pyidl.solvers.loop import iterate
+from pyidl.solvers.problem import Affine, LinearAffine
+from pyidl.structure import Full
 
-sys.path.insert(0, str(Path(__file__).parent))
+KIND = {"float32": np.float32, "float64": np.float64}
 
 
+@dataclass
 class Bench:
-    """The device, the clock, and the report."""
+    """Where is measured, for how long, and where it is written."""
 
-    def __init__(self, options):
-        self.device, self.small, self.end = options.device, options.small, time.perf_counter() + options.seconds
-        self.gpu = options.device.startswith("cuda")
-        self.lines = []
-        if self.gpu:
-            import cupy
+    xp: object
+    out: Path
+    limit: float
+    dry: bool
+    began: float = field(default_factory=time.perf_counter)
 
-            self.xp = cupy
-        else:
-            self.xp = np
-
-    def say(self, line=""):
-        print(line, flush=True)
-        self.lines.append(line)
-
-    def table(self, title, *columns):
-        self.say(f"\n### {title}\n")
-        self.say("| " + " | ".join(columns) + " |")
-        self.say("|" + "---|" * len(columns))
-
-    def row(self, *cells):
-        self.say("| " + " | ".join(cell if isinstance(cell, str) else f"{cell:.3g}" for cell in cells) + " |")
+    @property
+    def card(self):
+        return self.xp.__name__ == "cupy" and hasattr(self.xp.cuda, "Event")
 
     def left(self):
-        """Whether there is time for more."""
-        return time.perf_counter() < self.end
+        return self.limit - (time.perf_counter() - self.began)
 
-    def seconds(self, call, repeats=5, inner=1, device=True):
-        """The median time of a call, after one to warm up; with `inner`, of one of so many in a row."""
-        call()
-        times = []
-        for _ in range(1 if self.small else repeats):
-            if self.gpu and device:
-                start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
-                start.record()
-                for _ in range(inner):
-                    call()
-                stop.record()
-                stop.synchronize()
-                times.append(self.xp.cuda.get_elapsed_time(start, stop) / 1e3 / inner)
-            else:
-                began = time.perf_counter()
-                for _ in range(inner):
-                    call()
-                times.append((time.perf_counter() - began) / inner)
+    def sizes(self, *real, dry=(8, 16)):
+        """Sizes of a sweep; it ends where the time does."""
+        for size in dry if self.dry else real:
+            if self.left() < 5 and not self.dry:
+                self.say("\nThe time was up here.")
+                return
+            yield size
+
+    def say(self, text):
+        print(text, flush=True)
+        with self.out.open("a") as file:
+            file.write(f"{text}\n")
+
+    def table(self, *heads):
+        self.say("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        return lambda *cells: self.say("| " + " | ".join(c if isinstance(c, str) else f"{c:.4g}" for c in cells) + " |")
+
+    def there(self, a, dtype="float32"):
+        return self.xp.asarray(np.asarray(a, dtype=KIND[dtype]))
+
+    def seconds(self, run, budget=0.3, least=3, warm=2):
+        """The median time of a call, after two that do not count: in the first, kernels are compiled."""
+        for _ in range(warm):
+            run()
+        self.wait()
+        times, began = [], time.perf_counter()
+        while len(times) < least or (time.perf_counter() - began < budget and len(times) < 200):
+            times.append(self.once(run))
+            if self.dry:
+                break
         return float(np.median(times))
 
-    def there(self, a):
-        return to_device(np.ascontiguousarray(a), self.device)
+    def once(self, run):
+        if not self.card:
+            began = time.perf_counter()
+            run()
+            return time.perf_counter() - began
+        first, second = self.xp.cuda.Event(), self.xp.cuda.Event()
+        first.record()
+        run()
+        second.record()
+        second.synchronize()
+        return self.xp.cuda.get_elapsed_time(first, second) / 1e3
 
-    def pool(self, free=False):
-        """Bytes that CuPy's pool holds."""
-        if not self.gpu:
-            return 0
-        pool = self.xp.get_default_memory_pool()
-        if free:
+    def wait(self):
+        if self.card:
+            self.xp.cuda.Device().synchronize()
+
+    def pool(self):
+        """Bytes that CuPy's pool holds; 0 elsewhere."""
+        return self.xp.get_default_memory_pool().total_bytes() if self.card else 0
+
+    def peak(self, run):
+        """The most bytes that a call needs beyond what is there."""
+        if self.card:
+            pool = self.xp.get_default_memory_pool()
+            run()
             pool.free_all_blocks()
-        return pool.total_bytes()
+            before = pool.total_bytes()
+            run()
+            return pool.total_bytes() - before
+        tracemalloc.start()
+        run()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
 
 
-def gaussian(n, p, q, dtype, row_sum=0.9, diagonal=0.0):
-    """A model whose rows of A have the same absolute sum, a part of it on the diagonal."""
+def model(n, *, dtype="float32", p=64, q=16, kappa=0.9, **options):
+    return ImplicitModel(p, q, n, dtype=dtype, constraint=pyidl.InfNorm(kappa), rng=0, **options)
+
+
+def problem(bench, n, m, dtype="float32", kappa=0.9, nonnegative=False):
+    """``X = relu(X A^T + Z)`` with row sums kappa; nonnegative, its residual falls by kappa a step and no faster."""
+    A = numbers(n, n, dtype)
+    A = np.abs(A) if nonnegative else A
+    A *= (kappa / np.abs(A).sum(axis=1, keepdims=True)).astype(dtype)
+    return Affine(Full(bench.there(A, dtype)), bench.there(numbers(m, n, dtype), dtype), activations.relu)
+
+
+def numbers(m, n, dtype):
+    """Normal numbers that repeat after 1048573: large arrays would take longer to draw than to multiply."""
+    return np.resize(np.random.default_rng(0).normal(size=min(m * n, 1_048_573)).astype(dtype), (m, n))
+
+
+def adjoint(bench, p):
+    """The adjoint of a problem, at slopes of which half are 1."""
+    dtype = str(p.like.dtype)
+    G = numbers(*p.like.shape, dtype)
+    S = (np.roll(G, 1) > 0).astype(dtype)
+    return LinearAffine(p.matrix.T, bench.there(G, dtype), bench.there(S, dtype), np.abs(S * G).max(axis=1))
+
+
+def stepping(bench, p):
+    """A call that takes one step of Picard's iteration, and one that makes the same bare product."""
+    out, y = p.buffers()[0], bench.xp.empty(p.like.shape, dtype=p.like.dtype)
+    x = p.start()[1]
+    At = p.matrix.A.T
+    return lambda: p.step(x, out), lambda: bench.xp.matmul(x, At, out=y)
+
+
+# ----------------------------------------------------------------------------------------------------------- sections
+
+
+def products(bench):
+    """The rate of a step, forward and adjoint, beside a bare product of the same shape. Goal: 85 % for n >= 2048, m >= 4096."""
+    tf32 = os.environ.get("CUPY_TF32") == "1"
+    row = bench.table("dtype", "n", "m", "product, TFLOP/s", "step, share", "adjoint step, share")
+    for dtype in ("float32",) if tf32 else ("float32", "float64"):
+        for n in bench.sizes(512, 2048, 8192):
+            for m in bench.sizes(256, 4096, 16384):
+                p = problem(bench, n, m, dtype)
+                (step, bare), (back, bare_back) = stepping(bench, p), stepping(bench, adjoint(bench, p))
+                product = bench.seconds(bare, 0.1)
+                share = product / bench.seconds(step, 0.1), bench.seconds(bare_back, 0.1) / bench.seconds(back, 0.1)
+                row(dtype + (" (TF32)" if tf32 else ""), str(n), str(m), 2e-12 * n * n * m / product, *share)
+    if bench.card and not tf32:
+        bench.say("\nThe same with CUPY_TF32=1:")
+        command = [sys.executable, __file__, "products", "--bare", "--out", str(bench.out), "--limit", str(min(60.0, bench.left()))]
+        subprocess.run(command, env={**os.environ, "CUPY_TF32": "1"}, check=False)
+
+
+def checks(bench):
+    """What looking at the residual costs: time per step, measured every step, every 4, every 16, and as a solve plans it itself."""
+    row = bench.table("n", "m", "never, us a step", "every step", "every 4", "every 16", "as planned", "steps", "measurements")
+    for n in bench.sizes(128, 1024, 4096):
+        for m in bench.sizes(64, 4096):
+            p = problem(bench, n, m, kappa=0.98, nonnegative=True)
+            count = 16 if bench.dry else 64
+
+            def loop(every, p=p, count=count):
+                here, there = p.buffers()
+                x = p.start(None, here)[1]
+                for k in range(1, count + 1):
+                    y, image = p.step(x, there)
+                    if every and k % every == 0:
+                        p.measure(x, y, image, 1e-6)
+                    x, here, there = image, there, here
+
+            times = [1e6 * bench.seconds(lambda every=every: loop(every)) / count for every in (0, 1, 4, 16)]
+            looks = []
+            watched = Watched(p.matrix, p.offset, p.activation, looks)
+            steps = int(solvers.Picard()(watched).n_iter.max())
+            row(str(n), str(m), *times, 1e6 * bench.seconds(lambda p=p: solvers.Picard()(p)) / steps, str(steps), str(len(looks)))
+
+
+@dataclass(frozen=True)
+class Watched(Affine):
+    """A problem that counts its measurements."""
+
+    looks: list = None
+
+    def measure(self, *arguments):
+        self.looks.append(1)
+        return super().measure(*arguments)
+
+    def take(self, rows):
+        part = super().take(rows)
+        return Watched(part.matrix, part.offset, part.activation, self.looks)
+
+
+def launches(bench):
+    """Kernels a step, counted by torch's profiler (which sees CuPy's too); goal: 2. And time per step, for small n that of launching."""
+    steps = 10 if bench.dry else 100
+    if bench.card and importlib.util.find_spec("torch"):
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        row = bench.table("solve", "kernels a step")
+        p = problem(bench, 256, 256)
+        for name, task in (("forward", p), ("adjoint", adjoint(bench, p))):
+            step = stepping(bench, task)[0]
+            step()
+            bench.wait()
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                for _ in range(steps):
+                    step()
+                bench.wait()
+            row(name, sum(event.device_type == DeviceType.CUDA and "Mem" not in event.name for event in seen.events()) / steps)
+    else:
+        bench.say("\nNot counted: torch, whose profiler counts kernels, is not installed, or there is no card.")
+    row = bench.table("n", "m", "step, us", "bare product, us", "Anderson step, us", "in plain steps", "assumed by Auto")
+    for n in bench.sizes(32, 128, 512, 2048, 8192):
+        for m in bench.sizes(1, 64, 1024):
+            p = problem(bench, n, m)
+            step, bare = stepping(bench, p)
+            plain = bench.seconds(step, 0.1)
+            mixed = bench.seconds(lambda p=p: fixed(p, steps)) / steps
+            row(str(n), str(m), 1e6 * plain, 1e6 * bench.seconds(bare, 0.1), 1e6 * mixed, mixed / plain, 1.0 + 100.0 / n + 40000.0 / n**2)
+
+
+def fixed(p, steps):
+    """So many accelerated steps."""
+    from pyidl.solvers.anderson import Mixing
+
+    mixing = Mixing(p, 3)
+    y, x = p.start()
+    for _ in range(steps):
+        y_image = p.pre(x)
+        following = mixing(y, y_image)
+        y = y_image if following is None else following
+        x = p.image(y)
+
+
+def crossover(bench):
+    """From which n and m a GPU pays: predict, and a training step with Adam, beside NumPy on this machine's CPU."""
     rng = np.random.default_rng(0)
-    model = ImplicitModel(p, q, n, dtype=dtype, constraint=InfNorm(0.99), rng=0)
-    A = rng.normal(size=(n, n))
-    A *= (row_sum - diagonal) / np.abs(A).sum(axis=1, keepdims=True)
-    model.params = {**model.params, "A": A + diagonal * np.eye(n)}
-    return model
-
-
-def inputs(m, p, dtype, seed=1):
-    return np.random.default_rng(seed).normal(size=(m, p)).astype(dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------------------- sections
-
-
-def products(b):
-    """The solve against bare products of the same shape."""
-    tf32 = "TF32" if os.environ.get("CUPY_TF32") == "1" else "float32"
-    sizes = [(64, 32)] if b.small else [(512, 4096), (1024, 4096), (2048, 4096), (2048, 16384), (4096, 4096), (4096, 16384), (8192, 4096)]
-    b.table(
-        "Products: (steps of the slowest sample x bare product) / time of the solve",
-        "dtype",
-        "n",
-        "m",
-        "steps",
-        "product, ms",
-        "solve, ms",
-        "rate",
-    )
-    for dtype in ("float32",) if tf32 == "TF32" else ("float32", "float64"):
-        for n, m in sizes:
-            if not b.left():
-                return b.row("out of time", *[""] * 6)
-            model = gaussian(n, 32, 8, dtype).replace(forward=Picard()).to(b.device)
-            U, A = b.there(inputs(m, 32, dtype)), model.params["A"]
-            X, out = b.there(inputs(m, n, dtype)), b.there(inputs(m, n, dtype))
-            product = b.seconds(lambda X=X, A=A, out=out: b.xp.matmul(X, A.T, out=out), inner=10)
-            steps = int(model.equilibrium(U).n_iter.max())
-            solve = b.seconds(lambda model=model, U=U: model.equilibrium(U))
-            b.row(tf32 if dtype == "float32" else dtype, str(n), str(m), str(steps), 1e3 * product, 1e3 * solve, steps * product / solve)
-    if b.gpu and tf32 != "TF32":
-        command = [sys.executable, __file__, "products", "--seconds", str(max(10, b.end - time.perf_counter()))]
-        done = subprocess.run(command, env={**os.environ, "CUPY_TF32": "1"}, capture_output=True, text=True, check=False)
-        for line in [row for row in done.stdout.splitlines() if row.startswith("| TF32")]:
-            b.say(line)
-
-
-def checks(b):
-    """What a measurement costs: a step with one after every k steps, against steps alone."""
-    sizes = [(64, 32)] if b.small else [(128, 64), (128, 4096), (1024, 1024), (2048, 4096)]
-    b.table(
-        "Measurements: time of a step / time of a step without",
-        "n",
-        "m",
-        "step, us",
-        "every step",
-        "every 4",
-        "every 16",
-        "`Picard` (adaptive)",
-    )
-    for n, m in sizes:
-        model = gaussian(n, 32, 8, "float32").replace(forward=Picard()).to(b.device)
-        problem = model._cell().bind(b.there(inputs(m, 32, "float32")))
-
-        def run(every, problem=problem, steps=64):
-            here, there = problem.buffers() if problem.in_place else (None, None)
-            _, x = problem.start(None, here)
-            for k in range(1, steps + 1):
-                y_image, image = problem.step(x, there)
-                if every and k % every == 0:
-                    problem.measure(x, y_image, image, 1e-30)
-                x, here, there = image, there, here
-
-        bare = b.seconds(lambda: run(0)) / 64
-        shares = [b.seconds(lambda k=k: run(k)) / 64 / bare for k in (1, 4, 16)]
-        steps = int(Picard()(problem).n_iter.max())
-        adaptive = b.seconds(lambda problem=problem: Picard()(problem)) / steps / bare
-        b.row(str(n), str(m), 1e6 * bare, *shares, adaptive)
-
-
-def launches(b):
-    """Where a step is bound by launches: against one bare product and one bare kernel, which is what it should be."""
-    b.table("Small states: microseconds of a step", "n", "m", "step", "product + one elementwise kernel", "ratio")
-    for n, m in [(16, 8)] if b.small else [(16, 64), (64, 64), (128, 64), (256, 64)]:
-        model = gaussian(n, 8, 4, "float32").to(b.device)
-        problem = model._cell().bind(b.there(inputs(m, 8, "float32")))
-        X, A = b.there(inputs(m, n, "float32")), model.params["A"]
-        out = b.xp.empty_like(X)
-
-        def two(X=X, A=A, out=out):
-            b.xp.matmul(X, A.T, out=out)
-            b.xp.maximum(out, 0, out=out)
-
-        buffers = problem.buffers()[0] if problem.in_place else None
-        step = b.seconds(lambda problem=problem, X=X, buffers=buffers: problem.step(X, buffers), inner=50)
-        bare = b.seconds(two, inner=50)
-        b.row(str(n), str(m), 1e6 * step, 1e6 * bare, step / bare)
-
-
-def crossover(b):
-    """A prediction and a training step there, against the same on the CPU of this machine."""
-    b.table(
-        f"Beside NumPy on {os.cpu_count()} cores: time on the CPU / time there",
-        "n",
-        "m",
-        "one prediction",
-        "one training step",
-        "training step there, ms",
-    )
-    for n in [32] if b.small else [64, 128, 256, 512, 1024, 2048]:
-        for m in [16] if b.small else [1, 64, 1024, 16384]:
-            if not b.left():
-                return b.row("out of time", "", "", "", "")
-            if n * m > 2**24:
+    row = bench.table("n", "m", "predict, ms", "on the CPU", "ratio", "training step, ms", "on the CPU", "ratio")
+    for n in bench.sizes(64, 256, 1024, 4096):
+        for m in bench.sizes(1, 64, 1024, 8192):
+            if 2.0 * n * n * m > 2e10:  # seconds on a CPU
                 continue
-            near = gaussian(n, 64, 10, "float32")
-            U, t = inputs(m, 64, "float32"), np.random.default_rng(2).integers(0, 10, m)
-            predict, train = [], []
-            for model, V, s in ((near, U, t), (near.to(b.device), b.there(U), b.there(t))):
-                far = model is not near
-                predict.append(b.seconds(lambda model=model, V=V: model.predict(V), repeats=3, device=far))
-                optimizer = optim.Adam(1e-3)
-                train.append(b.seconds(lambda *_, model=model, V=V, s=s, o=optimizer: trained(model, V, s, o), repeats=3, device=far))
-            b.row(str(n), str(m), predict[0] / predict[1], train[0] / train[1], 1e3 * train[1])
+            near, U, target = model(n), rng.normal(size=(m, 64)).astype(np.float32), rng.integers(0, 16, m)
+            far = moved(bench, near)
+            V, labels = bench.there(U), bench.xp.asarray(target)
+            times = [bench.seconds(lambda far=far, V=V: far.predict(V)), host_seconds(bench, lambda near=near, U=U: near.predict(U))]
+            times += [bench.seconds(training(far, V, labels)), host_seconds(bench, training(near, U, target))]
+            row(str(n), str(m), 1e3 * times[0], 1e3 * times[1], times[1] / times[0], 1e3 * times[2], 1e3 * times[3], times[3] / times[2])
 
 
-def trained(model, U, t, optimizer):
-    """One step."""
-    Y, pull = model(U)
-    _, dY = losses.cross_entropy(Y, t)
-    model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
+def moved(bench, layer):
+    """A layer with its parameters where is measured."""
+    return layer.to("cuda") if bench.xp.__name__ == "cupy" else layer.replace()
 
 
-def peers(b):
-    """A training step and a stiff solve against torchidl on the same card."""
-    try:
-        import torch
-        from torchidl import ImplicitModel as Theirs
-    except ImportError as error:
-        return b.say(f"\n### Beside torchidl\n\nnot measured: {error}")
-    place = "cuda" if b.gpu else "cpu"
-    if b.gpu and not torch.cuda.is_available():
-        return b.say("\n### Beside torchidl\n\nnot measured: this torch has no CUDA")
-    warnings.simplefilter("ignore")
-    b.table("Beside torchidl on the same device, tolerance 3e-6", "case", "pyidl, ms", "torchidl, ms", "ratio")
-    cases = {
-        "training step, n 100, m 64": (100, 64, 0.0),
-        "training step, n 1000, m 4096": (1000, 4096, 0.0),
-        "stiff, n 112, m 1000": (112, 1000, 0.95),
-    }
-    for name, (n, m, diagonal) in list(cases.items())[:1] if b.small else cases.items():
-        near = gaussian(n, 784, 10, "float32", 0.985, diagonal).with_tol(3e-6)
-        model, U, t = near.to(b.device), inputs(m, 784, "float32"), np.random.default_rng(2).integers(0, 10, m)
-        net = Theirs(784, 10, n, kappa=0.99, tol=3e-6, mitr=5000, grad_mitr=5000).to(place)
-        with torch.no_grad():
-            for key in "ABCD":
-                getattr(net, key).copy_(torch.tensor(to_numpy(model.params[key])))
-        adam, optimizer = torch.optim.Adam(net.parameters()), optim.Adam(1e-3)
-        V, s, W, r = b.there(U), b.there(t), torch.tensor(U, device=place), torch.tensor(t, device=place)
+def training(layer, U, target):
+    """A call that trains a copy of the layer by one step."""
+    twin, adam = layer.replace(), optim.Adam(1e-3)
 
-        def theirs(net=net, adam=adam, W=W, r=r):
-            adam.zero_grad()
-            torch.nn.functional.cross_entropy(net(W), r).backward()
-            adam.step()
-            if b.gpu:
-                torch.cuda.synchronize()
+    def run():
+        Y, pull = twin(U)
+        _, dY = losses.cross_entropy(Y, target)
+        twin.params = twin.project(adam.step(twin.params, pull(dY, inputs=False)[1]))
 
-        def ours(model=model, V=V, s=s, optimizer=optimizer):
-            trained(model, V, s, optimizer)
-            synchronize(b.xp)
-
-        mine, other = b.seconds(ours, device=False), b.seconds(theirs, device=False)
-        b.row(name, 1e3 * mine, 1e3 * other, other / mine)
+    return run
 
 
-def states(b):
-    """SIM: the sums, the factor, the steps."""
-    n, p, m = (16, 20, 200) if b.small else (500, 784, 60_000)
+def host_seconds(bench, run):
+    return Bench(np, bench.out, bench.limit, bench.dry).seconds(run, budget=0.2, least=2, warm=1)
+
+
+def peers(bench):
+    """A training step's solves against torchidl, and a stiff solve against torchidl and jaxopt, on the same card. Goals: 3 and 20 times."""
     rng = np.random.default_rng(0)
-    X, U, Z = (b.there(rng.normal(size=(m, k))) for k in (n, p, n))
-    b.table(f"SIM: {n} states, {p} inputs, {m} samples, float64", "part", "ms")
-    M = b.xp.concat([X, U], axis=1) if hasattr(b.xp, "concat") else b.xp.concatenate([X, U], axis=1)
-    b.row("sums over the samples", 1e3 * b.seconds(lambda: sim.Moments.of(M, Z), repeats=3))
-    moments = sim.Moments.of(M, Z)
-    problem = sim.Problem.of(moments, sim.L1(1e-3), ball=n, radius=0.99)
-    b.row("eigenvalues of the shared matrix", 1e3 * b.seconds(lambda: b.xp.linalg.eigh(problem.G), repeats=3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = sim.ADMM(tol=1e-4, max_iter=200)(problem)
-        whole = b.seconds(lambda: sim.ADMM(tol=1e-4, max_iter=200)(problem), repeats=1)
-    b.row(f"ADMM, {int(rows.n_iter.max())} steps, gap {float((rows.gap / rows.scale).max()):.0e}", 1e3 * whole)
+    row = bench.table("case", "n", "m", "pyidl, ms", "torchidl, ms", "jaxopt, ms")
+    for case, n, m, kappa in (("easy", 512, 512, 0.9), ("stiff", 512, 256, 0.99)) if not bench.dry else (("stiff", 16, 8, 0.9),):
+        A = np.abs(rng.normal(size=(n, n))) if case == "stiff" else rng.normal(size=(n, n))
+        A *= kappa / np.abs(A).sum(axis=1, keepdims=True)
+        arrays = [a.astype(np.float32) for a in (A, rng.normal(size=(n, n)) / n**0.5, rng.normal(size=(m, n)), rng.normal(size=(m, n)))]
+        ours = bench.seconds(by_pyidl(bench, *arrays))
+        row(case, str(n), str(m), 1e3 * ours, *(peer(bench, run, arrays) for run in (by_torchidl, by_jaxopt)))
 
 
-def memory(b):
-    """What the pool holds after a solve and its pullback, in states; and that it stays so."""
-    n, m, steps = (32, 64, 20) if b.small else (1024, 16384, 10_000)
-    b.table("Memory of the pool, in states of m x n", "solver", "n", "m", "forward", "and pullback")
-    for solver in (Auto(), Picard(), Jacobi(), Anderson()):
-        model = gaussian(n, 32, 8, "float32").replace(forward=solver).to(b.device)
-        U, state = b.there(inputs(m, 32, "float32")), 4.0 * m * n
-        b.pool(free=True)
-        before = b.pool()
-        Y, pull = model(U)
-        synchronize(b.xp)
-        forward = b.pool() - before
-        pull(b.xp.ones_like(Y))
-        synchronize(b.xp)
-        b.row(type(solver).__name__, str(n), str(m), forward / state, (b.pool() - before) / state)
-    if b.gpu:
-        free, whole = (bytes_ / 2**30 for bytes_ in b.xp.cuda.runtime.memGetInfo())
-        fits = f"at 12 states, m x n = {free * 2**30 / 48:.2g} fit in float32"
-        b.say(f"\nThe card has {whole:.0f} GiB, {free:.0f} GiB of them free: {fits}.")
-    model, optimizer = gaussian(64, 16, 10, "float32").to(b.device), optim.Adam(1e-3)
-    U, t, sizes = b.there(inputs(64, 16, "float32")), b.there(np.random.default_rng(2).integers(0, 10, 64)), []
-    for k in range(steps):
-        trained(model, U, t, optimizer)
-        if k in (steps // 10, steps - 1) or not b.left():
-            sizes.append((k + 1, b.pool()))
-        if not b.left():
-            break
-    b.say("\nThe pool after training steps: " + ", ".join(f"{size / 2**20:.1f} MiB after {k}" for k, size in sizes) + ".")
+def peer(bench, build, arrays):
+    """Milliseconds, or why there are none."""
+    if not bench.card:
+        return "no card"
+    try:
+        return 1e3 * bench.seconds(build(*arrays), least=3)
+    except Exception as error:
+        return f"not measured ({type(error).__name__}: {str(error)[:60]})"
 
 
-def rounding(b):
-    """The same bits from run to run; float32 beside float64."""
-    n, m = (16, 8) if b.small else (512, 1024)
-    model = gaussian(n, 32, 8, "float32", 0.95).to(b.device)
-    U = b.there(inputs(m, 32, "float32"))
-    runs = []
-    for _ in range(3):
-        Y, pull = model(U)
-        dU, grads = pull(b.xp.ones_like(Y))
-        runs.append([to_numpy(a) for a in (Y, dU, *grads.values())])
-    same = all(np.array_equal(a, c) for run in runs[1:] for a, c in zip(runs[0], run, strict=True))
-    exact = model.astype("float64")
-    Y, pull = exact(b.there(inputs(m, 32, "float64")))
-    dU, grads = pull(b.xp.ones_like(Y))
-    exact_run = [to_numpy(a) for a in (Y, dU, *grads.values())]
-    b.table("Rounding", "what", "found")
-    b.row("three runs give the same bits", str(same))
-    for name, a, c in zip(("Y", "dU", *grads), runs[0], exact_run, strict=True):
-        b.row(f"{name}, float32 beside float64, largest relative difference", float(np.abs(a - c).max() / np.abs(c).max()))
+def by_pyidl(bench, A, B, U, G):
+    A, B, U, G = map(bench.there, (A, B, U, G))
+
+    def run():
+        p = Affine(Full(A), U @ B.T, activations.relu)
+        x = solvers.Auto(tol=1e-5)(p)
+        S = activations.relu.dphi(x.pre)
+        reference = to_numpy(bench.xp.max(bench.xp.abs(S * G), axis=1)).astype(float)
+        v = solvers.Auto(tol=1e-5)(LinearAffine(Full(A).T, G, S, reference)).value
+        return v.T @ x.value, v.T @ U, v @ B
+
+    return run
 
 
-SECTIONS = {f.__name__: f for f in (products, checks, launches, crossover, peers, states, memory, rounding)}
+def by_torchidl(A, B, U, G):
+    import torch
+    from torchidl.implicit_function import ImplicitFunction
+
+    A, B, U = (torch.tensor(a, device="cuda", requires_grad=True) for a in (A, B, U.T.copy()))
+    G = torch.tensor(G.T.copy(), device="cuda")
+
+    def run():
+        ImplicitFunction.set_parameters(mitr=2000, grad_mitr=2000, tol=1e-5, grad_tol=1e-5, kappa=0.99)
+        ImplicitFunction.apply(A, B, torch.zeros_like(G), U).backward(G)
+        torch.cuda.synchronize()
+
+    return run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
-    parser.add_argument("--report", type=Path)
-    parser.add_argument("--seconds", type=float, default=480)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true")
-    options = parser.parse_args()
-    b = Bench(options)
-    b.say(f"pyidl {pyidl.__version__}, Python {platform.python_version()}, NumPy {np.__version__}, {platform.platform()}")
-    if b.gpu:
-        card = b.xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
-        b.say(f"CuPy {b.xp.__version__}, CUDA {b.xp.cuda.runtime.runtimeGetVersion()}, {card}")
-    for name in options.sections or SECTIONS:
+def by_jaxopt(A, B, U, G):
+    import jax
+    import jax.numpy as jnp
+    from jaxopt import FixedPointIteration
+
+    if jax.default_backend() != "gpu":
+        raise RuntimeError("jax has no GPU")
+    A, B, U, G = map(jnp.asarray, (A, B, U, G))
+    solver = FixedPointIteration(lambda x, A, B, U: jnp.maximum(x @ A.T + U @ B.T, 0), tol=1e-5 * G.size**0.5, maxiter=2000)
+    gradient = jax.jit(jax.grad(lambda A, B, U: jnp.sum(solver.run(jnp.zeros_like(G), A, B, U).params * G), (0, 1, 2)))
+    return lambda: jax.block_until_ready(gradient(A, B, U))
+
+
+def sims(bench):
+    """State-driven training: Gram matrix, factorisation, and a step of ADMM and FISTA with its proximal map, for k weights of k rows."""
+    row = bench.table("k", "Gram of 4 k samples, ms", "factors, ms", "ADMM step, ms", "FISTA step, ms", "proximal map, ms")
+    for k in bench.sizes(512, 2048, 4096):
+        R = bench.there(np.random.default_rng(0).normal(size=(4 * k, k)), "float64")
+        task = sim.Problem.of(sim.Moments.of(R, R), sim.L1(1e-2), ball=k, radius=0.9)
+        steps = [s._Steps(task, task.zeros()) for s in (sys.modules["pyidl.sim.solvers.admm"], sys.modules["pyidl.sim.solvers.fista"])]
+        runs = [lambda R=R: sim.Moments.of(R, R), lambda task=task: bench.xp.linalg.eigh(task.G)]
+        runs += [lambda s=s: s.step(1) for s in steps] + [lambda task=task: task.prox(task.H, 0.1)]
+        row(str(k), *(1e3 * bench.seconds(run, 0.2, least=2) for run in runs))
+
+
+def memory(bench):
+    """Memory of a solve in arrays of the size of the state, and the largest batch that fits."""
+    row = bench.table("call", "state-sized arrays")
+    n, m = (16, 32) if bench.dry else (2048, 16384)
+    p, q = problem(bench, n, m), None
+    q = adjoint(bench, p)
+    state = p.like.size * p.like.dtype.itemsize
+    for name, run in {
+        "forward solve, Picard": lambda: solvers.Picard()(p),
+        "forward solve, Auto": lambda: solvers.Auto()(p),
+        "forward solve, Anderson": lambda: solvers.Anderson()(p),
+        "adjoint solve, Picard": lambda: solvers.Picard()(q),
+    }.items():
+        row(name, bench.peak(run) / state)
+    if not bench.card:
+        return
+    row = bench.table("n", "largest m that fits (powers of 2)", "states, GiB")
+    for n in bench.sizes(2048, 8192):
+        fits, m = 0, 2**14
+        while bench.left() > 20 and fits_in(bench, n, m):
+            fits, m = m, 2 * m
+        row(str(n), str(fits), 4 * n * fits / 2**30)
+
+
+def fits_in(bench, n, m):
+    """Whether three steps for a batch of zeros fit."""
+    xp, pool = bench.xp, bench.xp.get_default_memory_pool()
+    try:
+        p = Affine(Full(xp.zeros((n, n), dtype=xp.float32)), xp.ones((m, n), dtype=xp.float32), activations.relu)
+        iterate(p, None, None, tol=None, max_iter=3, method="Picard")
+    except xp.cuda.memory.OutOfMemoryError:
+        return False
+    finally:
+        p = None
+        pool.free_all_blocks()
+    return True
+
+
+def leaks(bench):
+    """The pool over 10,000 steps of solves and training: flat, or it leaks."""
+    layer, steps, sizes = moved(bench, model(64)), 0, []
+    U, target = bench.there(np.random.default_rng(0).normal(size=(64, 64))), bench.xp.asarray(np.arange(64) % 16)
+    train = training(layer, U, target)
+    wanted = 100 if bench.dry else 10_000
+    while steps < wanted and (bench.dry or bench.left() > 5):
+        train()
+        steps += int(layer(U)[1].forward.n_iter.max()) * 3
+        sizes.append(bench.pool())
+    row = bench.table("steps", "pool after a tenth, MiB", "at the end, MiB")
+    row(str(steps), sizes[len(sizes) // 10] / 2**20, sizes[-1] / 2**20)
+
+
+def determinism(bench):
+    """Twice the same: are all parameters equal to the last bit?"""
+    rng = np.random.default_rng(0)
+    rnn, sequences = ImplicitRNN(8, 16, 8, 32, return_sequences=False, rng=0), rng.normal(size=(32, 6, 8)).astype(np.float32)
+    tokens = rng.integers(0, 50, (16, 12))
+    cases = {
+        "implicit model": (model(64), rng.normal(size=(64, 64)).astype(np.float32), rng.integers(0, 16, 64)),
+        "recurrent": (rnn, sequences, rng.integers(0, 16, 32)),
+        "embedding": (Sequential(Embedding(50, 16, rng=0), Linear(16, 50, rng=1)), tokens, tokens[:, ::-1].copy()),
+    }
+    row = bench.table("ten training steps", "equal to the last bit")
+    for name, (layer, U, target) in cases.items():
+        V, labels, ends = bench.xp.asarray(U), bench.xp.asarray(target), []
+        for _ in range(2):
+            twin = moved(bench, layer)
+            adam = optim.Adam(1e-2)
+            for _ in range(10):
+                Y, pull = twin(V)
+                twin.params = twin.project(adam.step(twin.params, pull(losses.cross_entropy(Y, labels)[1])[1]))
+            ends.append({key: to_numpy(a) for key, a in twin.params.items()})
+        row(name, "yes" if all(np.array_equal(ends[0][key], ends[1][key]) for key in ends[0]) else "NO")
+
+
+def accuracy(bench):
+    """float32 beside float64, and the card beside the CPU: differences of states and gradients, in parts of the largest entry."""
+    rng = np.random.default_rng(0)
+    row = bench.table("n", "kappa", "states, float32 to float64", "gradient of A", "states, card to CPU (float64)", "gradient of A")
+    for n in bench.sizes(128, 1024):
+        for kappa in (0.5, 0.9, 0.99):
+            U, dY = rng.normal(size=(64, 64)), rng.normal(size=(64, 16))
+            near = model(n, dtype="float64", kappa=kappa)
+            ends = []
+            for layer, xp in ((near, np), (moved(bench, near), bench.xp), (moved(bench, near.astype("float32")), bench.xp)):
+                _, pull = layer(xp.asarray(U))
+                ends.append((to_numpy(pull.forward.value).astype(float), to_numpy(pull(xp.asarray(dY))[1]["A"]).astype(float)))
+            row(str(n), str(kappa), *(apart(ends[2][i], ends[1][i]) for i in range(2)), *(apart(ends[1][i], ends[0][i]) for i in range(2)))
+
+
+def apart(a, b):
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300))
+
+
+SECTIONS = [launches, accuracy, determinism, leaks, checks, products, crossover, memory, sims, peers]
+
+
+def where(bench):
+    """The machine, in words."""
+    if not bench.card:
+        return f"{bench.xp.__name__} on {platform.machine()}: a dry run, no figure of which means anything"
+    cuda, device = bench.xp.cuda, bench.xp.cuda.Device()
+    name = cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    versions = f"CUDA {cuda.runtime.runtimeGetVersion()}, driver {cuda.runtime.driverGetVersion()}, CuPy {bench.xp.__version__}"
+    return f"{name}, {device.mem_info[1] / 2**30:.0f} GiB, {versions}, NumPy {np.__version__}, Python {platform.python_version()}"
+
+
+def main(arguments, xp=None):
+    """Run the sections; return the number of those that failed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sections", nargs="*", help=", ".join(section.__name__ for section in SECTIONS))
+    parser.add_argument("--out", type=Path, default=Path("gpu.md"))
+    parser.add_argument("--limit", type=float, default=480.0, help="seconds")
+    parser.add_argument("--dry", action="store_true", help="NumPy and tiny sizes")
+    parser.add_argument("--bare", action="store_true", help="append, without a head")
+    options = parser.parse_args(arguments)
+    if xp is None:
+        xp = np if options.dry else importlib.import_module("cupy")
+    unknown = set(options.sections) - {section.__name__ for section in SECTIONS}
+    if unknown:
+        parser.error(f"there is no section {', '.join(sorted(unknown))}")
+    bench, failed = Bench(xp, options.out, options.limit, options.dry), 0
+    if not options.bare:
+        options.out.write_text("")
+        bench.say(f"Measured by `tests/benchmarks/gpu.py` on {where(bench)}.")
+    for section in SECTIONS:
+        if options.sections and section.__name__ not in options.sections:
+            continue
+        if not options.bare:
+            bench.say(f"\n## {section.__name__}\n\n{section.__doc__}")
+        began = time.perf_counter()
         try:
-            SECTIONS[name](b) if b.left() else b.say(f"\n### {name}\n\nout of time")
-        except Exception as error:  # the others are measured all the same
-            b.say(f"\n{name} failed: {type(error).__name__}: {error}")
-    if options.report:
-        options.report.write_text("\n".join(b.lines) + "\n")
+            section(bench)
+        except Exception:
+            failed += 1
+            bench.say(f"\nFAILED:\n\n```text\n{traceback.format_exc()}```")
+        print(f"({time.perf_counter() - began:.1f} s)", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
