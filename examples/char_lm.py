@@ -50,9 +50,10 @@ def write(model, prompt, length, rng):
         if len(said) - begun > CONTEXT:
             cache, begun, read = model.start(1), len(said) - CONTEXT // 2, len(said) - CONTEXT // 2
         for c in said[read:]:
-            logits, cache = model.step(np.array([c]), cache)
+            logits, cache = model.step([int(c)], cache)
         read = len(said)
-        p = np.exp(logits[0] - logits[0].max()) ** (1 / 0.7)  # a temperature of 0.7
+        logits = pyidl.to_numpy(logits[0])
+        p = np.exp(logits - logits.max()) ** (1 / 0.7)  # a temperature of 0.7
         said.append(int(rng.choice(len(p), p=p / p.sum())))
     return said
 
@@ -103,13 +104,13 @@ said = write(model, [number[c] for c in PROMPT], 300, np.random.default_rng(0))
 print(f"{300 / (time.perf_counter() - began):.0f} characters a second:\n{'-' * 80}\n{''.join(letters[c] for c in said)}\n{'-' * 80}")
 
 norm, head = model.layers[2].layers[0].layers[:2]
-tokens = np.array([[number[c] for c in (PROMPT + PROMPT)[:CONTEXT]]])
+tokens = [[number[c] for c in (PROMPT + PROMPT)[:CONTEXT]]]
 embedded = model.layers[1].predict(model.layers[0].predict(tokens))
 _, pull = head(norm.predict(embedded))
 figure, axes = plt.subplots(1, HEADS + 1, figsize=(4 * HEADS + 5, 4.2), layout="constrained")
 marks = [letters[c].replace("\n", "¶") for c in tokens[0]]
 for h, axis in enumerate(axes[:HEADS]):
-    axis.imshow(pull.weights()[0, h], cmap="magma", vmin=0, vmax=0.5)
+    axis.imshow(pyidl.to_numpy(pull.weights()[0, h]), cmap="magma", vmin=0, vmax=0.5)
     axis.set(title=f"head {h + 1} at its fixed point", xlabel="is seen", ylabel="looks")
     axis.set_xticks(range(CONTEXT), marks, fontsize=5)
     axis.set_yticks(range(CONTEXT), marks, fontsize=5)

@@ -38,7 +38,8 @@ picard = model.replace(forward=pyidl.solvers.Picard(), adjoint=pyidl.solvers.Pic
 forward, adjoint = picard.equilibrium(U_test, trace=True), picard(U_test)[1].solve(dY, trace=True)
 here = Path(__file__).parent
 pyidl.save(here / "digits.npz", model)
-assert np.array_equal(pyidl.load(here / "digits.npz").predict(U_test), model.predict(U_test))
+again = pyidl.load(here / "digits.npz", device=pyidl.backend.device_of(Y))
+assert np.array_equal(pyidl.to_numpy(again.predict(U_test)), pyidl.to_numpy(model.predict(U_test)))
 print("saved, reloaded: equal predictions")
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")

@@ -49,7 +49,7 @@ for name, model in models.items():
     )
     free = sum(p.size if (mask := model.support(key)) is None else int(mask.sum()) for key, p in model.params.items())
     print(f"{name}: {free} parameters, trained in {time.perf_counter() - began:.0f} s, last training loss {history['loss'][-1]:.3f}")
-    accuracies[name] = [metrics.accuracy(model.predict(s * test[0]), test[1]) for s in RANGES]
+    accuracies[name] = [metrics.accuracy(model.predict(s * test[0]), test[1]) for s in RANGES.tolist()]
 
 print(f"\n{'numbers in (-s, s), s =':26s}" + "".join(f"{s:9.0f}" for s in RANGES))
 for name, values in accuracies.items():

@@ -109,7 +109,7 @@ for title, model in under.items():
 
 figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
 for axis, title in zip(axes, ("any feedback, row sums 0.99", "the network's order, sparser"), strict=False):
-    A = models[title].model.params["A"]
+    A = pyidl.to_numpy(models[title].model.params["A"])
     axis.imshow(A, cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
     axis.set(title=f"A: {title} ({np.mean(A != 0):.0%} nonzero)", xlabel="from unit", ylabel="to unit")
     for edge in np.cumsum(states.widths)[:-1] - 0.5:

@@ -26,6 +26,11 @@ def xp(request, monkeypatch):
         return np
     if request.param == "array_api_strict":
         return array_api_strict
+    return require_gpu()
+
+
+def require_gpu():
+    """CuPy, where it finds a GPU; otherwise the test is skipped, and says why."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     if not cupy.is_available():
         pytest.skip("CuPy finds no GPU")

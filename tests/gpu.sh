@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in the order of its worth: the tests that run on CuPy, the measurements, the examples. From the root of a checkout:
+# Everything that needs a GPU, in the order of its worth: the tests that run on CuPy, examples among them, and the measurements. From the root of a checkout:
 #
 #   tests/gpu.sh [cuda12|cuda13] [folder for the results]
 #
@@ -23,8 +23,4 @@ timeout 420 "$PYTHON" -m pytest -q -m "gpu and not slow" -p no:cacheprovider 2>&
 echo "== measurements =="
 timeout 540 "$PYTHON" tests/benchmarks/gpu.py --out "$out/gpu.md" --limit "${LIMIT:-480}" || failed=$((failed + 1))
 
-echo "== an example, with one line more =="
-sed 's/^model = \(.*\)$/model = \1.to("cuda")/; s/^history = /U_train, U_test, t_train, t_test = (pyidl.to_device(a, "cuda") for a in (U_train, U_test, t_train, t_test))\nhistory = /' \
-    examples/digits.py > "$out/digits_gpu.py"
-timeout 120 "$PYTHON" "$out/digits_gpu.py" 2>&1 | tee "$out/digits.txt" || failed=$((failed + 1))
 exit "$failed"

@@ -1,0 +1,69 @@
+"""Examples run on a GPU, unchanged but for one line that moves the model and its data; where there is none, on the stand-in, cut short."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import require_gpu
+from test_examples import write_idx
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FAR = 'pyidl.to_device(a, "cuda")'
+PRETEND = """
+import sys
+sys.path.insert(0, {tests!r})
+import stand_in
+sys.modules.update(stand_in.MODULES)
+"""
+RUN = """
+exec(compile({source!r}, {path!r}, "exec"), {{"__name__": "__main__", "__file__": {path!r}}})
+"""
+
+LINES = {
+    "digits.py": (
+        r"^model = .*$",
+        f'model, U_train, U_test, t_train, t_test = model.to("cuda"), *({FAR} for a in (U_train, U_test, t_train, t_test))',
+    ),
+    "fashion_mnist.py": (
+        r"^    model = .*$",
+        f'    model, U_train, U_test, t_train, t_test = model.to("cuda"), *({FAR} for a in (U_train, U_test, t_train, t_test))',
+    ),
+    "rolling_argmax.py": (
+        r"^accuracies = .*$",
+        f'models, train, test = {{n: m.to("cuda") for n, m in models.items()}}, *(tuple({FAR} for a in data) for data in (train, test))',
+    ),
+}
+"""The line after which the new one stands, and the new one."""
+
+SHORTER = {
+    "digits.py": ("epochs=30", "epochs=2"),
+    "fashion_mnist.py": ("EPOCHS = 10", "EPOCHS = 1"),
+    "rolling_argmax.py": ("10_000, 3_000, 20, 500", "1_000, 300, 1, 500"),
+}
+
+
+@pytest.mark.parametrize("library", ["stand_in", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", LINES)
+def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, tmp_path):
+    source = (EXAMPLES / name).read_text()
+    if library == "cupy":
+        require_gpu()
+    else:
+        long, short = SHORTER[name]
+        assert long in source
+        source = source.replace(long, short)
+    after, line = LINES[name]
+    source, count = re.subn(after, lambda found: f"{found[0]}\n{line}", source, count=1, flags=re.M)
+    assert count == 1
+    code = (PRETEND if library == "stand_in" else "") + RUN
+    code = code.format(tests=str(Path(__file__).parent), source=source, path=str(tmp_path / name))
+    rng = np.random.default_rng(0)
+    for kind, m in (("train", 200), ("t10k", 50)):  # what fashion_mnist.py reads
+        write_idx(tmp_path / f"{kind}-images-idx3-ubyte", rng.integers(0, 256, (m, 28, 28)))
+        write_idx(tmp_path / f"{kind}-labels-idx1-ubyte", rng.integers(0, 10, m))
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.glob("*.png")) or "equal predictions" in result.stdout
