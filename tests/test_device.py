@@ -3,7 +3,6 @@
 import configparser
 import ctypes
 import importlib.util
-import types
 from pathlib import Path
 
 import numpy as np
@@ -186,28 +185,3 @@ def test_mixed_devices_are_refused_everywhere():
     net = Sequential(Linear(4, 6, rng=0), activations.relu, Linear(6, 2, rng=1)).to("cuda")
     with pytest.raises(DeviceMismatchError):
         sim.collect_states(net, U)
-
-
-# ---------------------------------------------------------------------------------------------------------------------- the benchmark
-
-
-def test_the_benchmark_of_a_gpu_would_run(monkeypatch, capsys):
-    """All of its code, on the stand-in: what a day with a card should not be spent on."""
-    spec = importlib.util.spec_from_file_location("gpu", ROOT / "tests" / "benchmarks" / "gpu.py")
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
-    event = types.SimpleNamespace(record=lambda: None, synchronize=lambda: None)
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0, memGetInfo=lambda: (2**33, 2**34))
-    own = {"Event": lambda: event, "get_elapsed_time": lambda start, stop: 1.0, "runtime": runtime}
-    monkeypatch.setattr(cupy, "cuda", types.SimpleNamespace(**{**vars(cupy.cuda), **own}))
-    pool = types.SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 2**20)
-    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool, raising=False)
-    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: types.SimpleNamespace(stdout="| TF32 | 1 |\n"))
-    bench = gpu.Bench(types.SimpleNamespace(device="cuda", small=True, seconds=600))
-    for name, section in gpu.SECTIONS.items():
-        if name != "peers":  # which are no part of the tests
-            section(bench)
-    text = capsys.readouterr().out
-    assert text.count("\n### ") == len(gpu.SECTIONS) - 1
-    assert "| three runs give the same bits | True |" in text
-    assert "The pool after training steps: 1.0 MiB" in text
