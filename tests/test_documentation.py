@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pyidl
+from pyidl import sim
 
 DOCS = Path(__file__).parent.parent / "docs"
 LISTED = re.findall(r"^   (pyidl[.\w]*)$", (DOCS / "api.md").read_text(), re.M)
@@ -20,6 +21,14 @@ def test_the_reference_has_every_public_name(name):
         assert home.__name__ in LISTED
     else:
         assert any(name in importlib.import_module(module).__all__ for module in LISTED if not module.startswith("pyidl.interop"))
+
+
+def test_the_solvers_of_sim_can_be_made_as_the_page_writes_them():
+    (row,) = re.findall(r"^\| solvers \| (.*) \|$", (DOCS / "sim.md").read_text(), re.M)
+    found = [eval(code, vars(sim)) for code in re.findall(r"`(.*?)`", row)]
+    assert len(found) == 5
+    made = [solver if isinstance(solver, sim.RowSolver) else solver() for solver in found]
+    assert all(isinstance(solver, sim.RowSolver) for solver in made)
 
 
 def test_notebooks_can_be_taken_along():
