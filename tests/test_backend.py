@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyidl import backend
 from pyidl.backend import as_real, from_host, namespace, to_device, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
-from pyidl.rows import CHUNK, change_and_size, max_abs, sum_rows
+from pyidl.rows import CHUNK, FEW, change_and_size, max_abs, sum_rows
 
 
 def test_lookup(xp):
@@ -160,6 +160,14 @@ def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
     there = np.zeros((count, 2), dtype)
     np.add.at(there, place, source)
     assert_close(sum_rows(xp, from_host(xp, source), from_host(xp, place), count), there, rtol=0, xp=xp)
+
+
+def test_a_row_that_is_not_finite_spoils_its_own_sum_only(xp):
+    """What a sum over sorted rows, and a sparse product, promise; a product with zeros does not."""
+    place, source = np.array([4, 0, 4, 3, 0, 1]), np.array([[1.0], [np.inf], [2.0], [3.0], [4.0], [5.0]])
+    sums = host(sum_rows(xp, from_host(xp, source), from_host(xp, place), FEW + 1))[:, 0]
+    assert sums[:5].tolist() == [np.inf, 5.0, 0.0, 3.0, 3.0]
+    assert not sums[5:].any()
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (700, 130), (70, 13, 90), (2, 80_000), (90_000,)])

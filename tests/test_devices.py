@@ -1,7 +1,10 @@
 """Models and data on two devices, on the stand-in: what lives in two places is refused with the cure, every layer moves there and back."""
 
 import pickle
+import re
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from helpers import host
 from stand_in import cupy
 
 import pyidl
-from pyidl import activations, load, losses, optim, save, sim
+from pyidl import activations, backend, load, losses, optim, save, sim
 from pyidl.errors import DeviceError, DeviceMismatchError
 from pyidl.layers import (
     Bidirectional,
@@ -188,3 +191,16 @@ def test_one_gpu_at_a_time():
 def test_a_model_travels_in_a_pickle_of_its_own_device():
     far = LAYERS["implicit"]().to("cuda")
     assert np.array_equal(host(pickle.loads(pickle.dumps(far)).params["A"]), host(far.params["A"]))
+
+
+def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch):
+    """The code by which docs/cpu_or_gpu.md measures runs as it stands, and no kernel is compiled while its clock runs."""
+    page = (Path(__file__).parent.parent / "docs" / "cpu_or_gpu.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block]
+    compiled = []
+    monkeypatch.setattr(time, "perf_counter", lambda: float(compiled.append(stand_in.ElementwiseKernel.compiled) or len(compiled)))
+    backend._kernel.cache_clear()
+    rng, model = np.random.default_rng(0), ImplicitModel(4, 3, 10, dtype="float64", rng=0).to("cuda")
+    exec(code, {"model": model, "U": there(rng.normal(size=(6, 4))), "dY": there(rng.normal(size=(6, 3)))})
+    began, ended = compiled
+    assert 0 < began == ended
