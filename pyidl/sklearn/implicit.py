@@ -267,7 +267,9 @@ class ImplicitClassifier(Answers, _Implicit):
         known = np.unique(y if classes is None else classes)
         if not on:
             if len(known) < 2:
-                raise InputError(f"ImplicitClassifier tells classes apart, and y has one class only, {known[0]!r}; at least two are needed")
+                raise InputError(
+                    f"ImplicitClassifier tells classes apart, and y has one class only, {known.tolist()[0]!r}; at least two are needed"
+                )
             self.classes_ = known
         strangers = np.setdiff1d(np.append(known, y), self.classes_)
         if len(strangers):

@@ -107,7 +107,9 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other networks")
         self.classes_, T = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"SIMClassifier tells classes apart, and y has one class only, {self.classes_[0]!r}; at least two are needed")
+            raise InputError(
+                f"SIMClassifier tells classes apart, and y has one class only, {self.classes_.tolist()[0]!r}; at least two are needed"
+            )
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         teacher = MLPClassifier() if self.teacher is None else clone(self.teacher)
         if teacher.random_state is None:
