@@ -7,7 +7,6 @@ door through which outside data comes in, and the few places where NumPy 2.0, Cu
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any, cast
 
@@ -291,22 +290,3 @@ def erf(xp: Namespace, a: Any, out: Any = None) -> Any:
     if special is not None:
         return special.erf(a, out=out)
     return from_host(xp, _special(np).erf(to_numpy(a)))
-
-
-# ------------------------------------------------------------------------------------------------- fused passes
-
-
-@functools.cache
-def _kernel(xp: Any, inputs: str, image: str) -> Any:
-    return xp.ElementwiseKernel(f"T w, T z{inputs}", "T y, T x", f"y = w + z; x = {image}", "pyidl_step")
-
-
-def fused_step(xp: Namespace, y: Any, offset: Any, x: Any, image: str, *factors: Any) -> bool:
-    """On CuPy: ``y += offset; x = image(y)`` in one kernel, where `image` is a CUDA expression. False where there is none.
-
-    The expression may use ``s``, the one of the `factors`.
-    """
-    if xp.__name__ != "cupy" or not image:
-        return False
-    _kernel(xp, ", T s" if factors else "", image)(y, offset, *factors, y, x)
-    return True

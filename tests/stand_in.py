@@ -166,6 +166,61 @@ class ElementwiseKernel:
         return f"where({condition.strip()}, {first.strip()}, {self.python(second)})"
 
 
+class RawKernel:
+    """What a kernel of pyidl.kernels computes, sample by sample in NumPy; test_kernels.py compares its text with that."""
+
+    def __init__(self, code, name):
+        self.compute = PLAIN[name]
+        self.dtype = {"float": np.float32, "double": np.float64}[code.split()[1]]
+        ElementwiseKernel.compiled += 1
+
+    def __call__(self, grid, block, arguments):
+        cupy.launches += 1
+        (threads,) = block
+        assert threads in [2**i for i in range(5, 11)]
+        assert all(isinstance(a, (ndarray, np.generic)) for a in arguments), "CuPy sends Python's numbers in sizes of its own"
+        arrays = [bare(a) if isinstance(a, ndarray) else a for a in arguments]
+        assert all(a.flags.c_contiguous for a in arrays if isinstance(a, np.ndarray))
+        assert arrays[1].dtype == self.dtype
+        self.compute(*grid, *arrays)
+
+
+def measure(m, a, b, out, n):
+    """``max|a - b|`` and ``max|b|``."""
+    assert a.dtype == b.dtype
+    assert out.shape == (2, m)
+    a, b = a.reshape(m, n), b.reshape(m, n)
+    out[0], out[1] = np.max(np.abs(a - b), axis=1), np.max(np.abs(b), axis=1)
+
+
+def mix(m, rows, y, image, F, G, dF, dG, gram, size, plain, n, slot, known, ridge):
+    """Anderson's step."""
+    k = len(dF)
+    assert {a.dtype for a in (y, image, F, G, dF, dG, size, plain)} == {y.dtype}
+    y, image, F, G = (a.reshape(-1, n) for a in (y, image, F, G))
+    dF, dG = dF.reshape(k, m, n), dG.reshape(k, m, n)
+    for s, r in enumerate(rows):
+        f = image[r] - y[r]
+        good = plain[s] > 0 or np.max(np.abs(f)) < size[s]
+        dF[slot, s], dG[slot, s] = (f - F[s], image[r] - G[s]) if good else (0.0, 0.0)
+        if good:
+            F[s], G[s], size[s] = f, image[r], np.max(np.abs(f))
+        D = dF[:known, s].astype(float)
+        gram[s, slot, :known] = gram[s, :known, slot] = D @ D[slot]
+        right = np.append(D @ F[s], np.zeros(k - known))
+        length = np.sqrt(np.diagonal(gram[s]))
+        usable = (length > 0) & np.isfinite(length)
+        scale = np.where(usable, 1.0 / np.where(usable, length, 1.0), 0.0)
+        H = np.where(np.isfinite(gram[s]), gram[s], 0.0) * np.outer(scale, scale) + ridge * np.eye(k) + np.diag(1.0 - usable)
+        gamma = good * scale * np.linalg.solve(H, np.where(usable, right, 0.0) * scale)
+        gamma = gamma.astype(y.dtype)
+        plain[s] = not gamma.any()
+        image[r] = G[s] - gamma[:known] @ dG[:known, s]
+
+
+PLAIN = {"measure": measure, "mix": mix}
+
+
 def asarray(a, dtype=None, *, copy=None):
     """From the host or from the device; the one function that takes host arrays."""
     if isinstance(a, ndarray) and not copy and (dtype is None or np.dtype(dtype) == a.dtype):
@@ -173,6 +228,14 @@ def asarray(a, dtype=None, *, copy=None):
     cupy.uploads += not isinstance(a, ndarray)
     cupy.launches += isinstance(a, ndarray)
     return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype=dtype, copy=True if isinstance(a, np.ndarray) or copy else None))
+
+
+def ascontiguousarray(a, dtype=None):
+    """The array itself where it is so, as CuPy's."""
+    if bare(a).flags.c_contiguous and a.dtype == (dtype or a.dtype):
+        return a
+    cupy.launches += 1
+    return ndarray(np.ascontiguousarray(bare(a), dtype=dtype))
 
 
 def asnumpy(a):
@@ -198,10 +261,10 @@ class Device:
 
 cupy = Namespace("cupy", np)
 cupy.waits = cupy.uploads = cupy.launches = 0
-cupy.ndarray, cupy.asarray, cupy.asnumpy = ndarray, asarray, asnumpy
+cupy.ndarray, cupy.asarray, cupy.ascontiguousarray, cupy.asnumpy = ndarray, asarray, ascontiguousarray, asnumpy
 cupy.finfo, cupy.isdtype = np.finfo, np.isdtype
 cupy.is_available = lambda: True
-cupy.ElementwiseKernel = ElementwiseKernel
+cupy.ElementwiseKernel, cupy.RawKernel = ElementwiseKernel, RawKernel
 cupy.linalg = Namespace("cupy.linalg", np.linalg, "linalg.")
 cupy.cuda = types.SimpleNamespace(
     get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),

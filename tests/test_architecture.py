@@ -18,7 +18,7 @@ PACKAGE = Path(pyidl.__file__).parent
 ROOT = PACKAGE.parent
 
 LEVELS = [
-    {"backend", "errors", "rows", "typing"},
+    {"backend", "errors", "kernels", "rows", "typing"},
     {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "sparse", "structure"}
     | {"losses", "metrics", "optim", "schedules", "initializers", "table"}
     | {"attention", "averaging"},
@@ -40,6 +40,8 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NEIGHBOURS = {
     ("backend", "errors"),
     ("rows", "backend"),
+    ("rows", "kernels"),
+    ("kernels", "typing"),
     ("rows", "typing"),
     ("backend", "typing"),
     ("activations", "activation"),
@@ -200,15 +202,15 @@ def test_used_names_are_found():
 
 PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
 KNOWN = set(PARAMETERS)
-# `backend` guards these by the name of the library, or they are attributes of every module.
-GUARDED = {"ElementwiseKernel", "asnumpy", "cuda", "ndarray", "astype", "cumulative_sum", "__name__", "linalg"}
+# What these modules guard by the name of the library.
+GUARDED = {"pyidl.backend": {"asnumpy", "cuda", "ndarray", "astype", "cumulative_sum"}, "pyidl.kernels": {"ElementwiseKernel", "RawKernel"}}
 
 
 @pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")
 def test_array_names_exist_in_cupy_and_in_the_oldest_numpy(module, path):
     names = used_names(path.read_text())
     assert list(strange_calls(path.read_text())) == [], "CuPy has no such parameter"
-    guarded = GUARDED if module == "pyidl.backend" else {"__name__", "linalg"}
+    guarded = GUARDED.get(module, set()) | {"__name__", "linalg"}
     assert names - guarded - KNOWN == set(), "not in CuPy"
     assert (names - guarded) & AFTER_NUMPY_2_0 == set(), "not in NumPy 2.0; pyidl.backend fills that gap"
     assert all(hasattr(np.linalg if name.startswith("linalg.") else np, name.removeprefix("linalg.")) for name in names - guarded)

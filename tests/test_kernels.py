@@ -1,18 +1,21 @@
 """The fused kernels of a GPU, without one: their text is compiled by NVRTC, which needs no device, and run as C++ on the host.
 
-A kernel is one expression (`Activation.cuda`, `Problem.expression`); its plain twin is the activation. Both have to agree everywhere, at
-infinities, NaN and the ends of the range too.
+A kernel of the first kind is one expression (`Activation.cuda`, `Problem.expression`); its plain twin is the activation. Both have to agree
+everywhere, at infinities, NaN and the ends of the range too. Those of the second kind have a block of threads for each sample; on the host
+the threads are real ones, which wait for each other where the kernel says so.
 """
 
 import ctypes
+import re
 import shutil
 import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import stand_in
 
-from pyidl import activations, backend
+from pyidl import activations, kernels
 from pyidl.activations import Activation
 from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import reflected
@@ -25,7 +28,7 @@ T = {"float32": "float", "float64": "double"}
 def operation(inputs, image):
     """What CuPy would be told to compile: (inputs, outputs, operation)."""
     told = []
-    backend._kernel.__wrapped__(SimpleNamespace(ElementwiseKernel=lambda *texts: told.append(texts)), inputs, image)
+    kernels._step.__wrapped__(SimpleNamespace(ElementwiseKernel=lambda *texts: told.append(texts)), inputs, image)
     return told[0][:3]
 
 
@@ -51,9 +54,9 @@ def test_every_built_in_activation_has_a_kernel():
     assert all(a.cuda for a in ACTIVATIONS)
 
 
-@pytest.mark.parametrize("dtype", T)
-def test_kernels_compile_for_a_gpu(dtype):
-    """NVRTC makes PTX of every kernel. CuPy brings it with its extra ctk."""
+@pytest.fixture(scope="module")
+def compiled():
+    """From a text to PTX, by NVRTC. CuPy brings it with its extra ctk."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
         nvrtc.getVersion()
@@ -61,35 +64,54 @@ def test_kernels_compile_for_a_gpu(dtype):
         pytest.skip(f"NVRTC is not installed: {error}")
 
     def compiled(text):
+        """What CuPy does with a text."""
         program = nvrtc.createProgram(text, "kernel.cu", (), ())
         nvrtc.compileProgram(program, ("-arch=compute_80",))
         return nvrtc.getPTX(program)
 
+    compiled.error = nvrtc.NVRTCError
+    return compiled
+
+
+@pytest.mark.parametrize("dtype", T)
+def test_kernels_compile_for_a_gpu(dtype, compiled):
     loop = "long i = blockDim.x * (long)blockIdx.x + threadIdx.x; if (i < n)"
     for name in IMAGES:
         ptx = compiled(source(name, dtype, "__global__ void step", loop))
         assert b".entry step" in ptx, name
         double = b".f64" in ptx
         assert double == (dtype == "float64") or name == "sin", name  # CUDA reduces large arguments of sin in float64
-    with pytest.raises(nvrtc.NVRTCError):
+    with pytest.raises(compiled.error):
         compiled(source("tanh", dtype, "__global__ void step", loop).replace("tanh", "tangent"))
+
+
+@pytest.mark.parametrize("memory", [1, 3, 8])
+@pytest.mark.parametrize("dtype", T)
+def test_block_kernels_compile_for_a_gpu(dtype, memory, compiled):
+    for name in ("measure", "mix"):
+        assert f".entry {name}".encode() in compiled(kernels.source(name, dtype, memory))
+
+
+def library(folder, text):
+    """C++, loaded."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + text)
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
+    subprocess.run([compiler, *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
+    return ctypes.CDLL(str(folder / "k.so"))
 
 
 @pytest.fixture(scope="module")
 def on_the_host(tmp_path_factory):
-    """``(name, dtype) -> function of arrays``: all kernels as C++."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("there is no C++ compiler")
-    folder = tmp_path_factory.mktemp("kernels")
+    """``(name, dtype) -> function of arrays``: all kernels of the first kind as C++."""
     entries = {key: f"k{i}" for i, key in enumerate((name, dtype) for name in IMAGES for dtype in T)}
     functions = [source(*key, f"void {entry}", "for (long i = 0; i < n; ++i)") for key, entry in entries.items()]
-    (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + "\n".join(functions))
-    subprocess.run([compiler, "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cc"], check=True)
-    library = ctypes.CDLL(str(folder / "k.so"))
+    built = library(tmp_path_factory.mktemp("kernels"), "\n".join(functions))
 
     def call(name, dtype, *arrays):
-        getattr(library, entries[name, dtype])(*(a.ctypes.data_as(ctypes.c_void_p) for a in arrays), ctypes.c_long(arrays[0].size))
+        getattr(built, entries[name, dtype])(*(a.ctypes.data_as(ctypes.c_void_p) for a in arrays), ctypes.c_long(arrays[0].size))
 
     return call
 
@@ -140,4 +162,96 @@ def test_other_kernels_are_their_twins(dtype, on_the_host):
 
 def test_an_activation_without_an_expression_has_no_kernel():
     bend = Activation("bend", lambda z: z - z**3 / 3, lambda z: 1 - z**2, lipschitz=1.0)
-    assert not backend.fused_step(SimpleNamespace(__name__="cupy"), None, None, None, bend.cuda)
+    assert not kernels.step(SimpleNamespace(__name__="cupy"), None, None, None, bend.cuda)
+
+
+# ------------------------------------------------------------------------------------------------- a block for each sample
+
+
+THREADS = """
+#include <barrier>
+#include <thread>
+#include <vector>
+#define __global__
+#define __device__
+#define __shared__ static
+struct Index { unsigned x; };
+static thread_local Index blockIdx, threadIdx;
+static Index blockDim, gridDim;
+static std::barrier<>* meeting;
+static void __syncthreads() { meeting->arrive_and_wait(); }
+template <class Kernel, class... Arguments> void launch(unsigned blocks, unsigned threads, Kernel kernel, Arguments... arguments)
+{
+    gridDim.x = blocks; blockDim.x = threads;
+    for (unsigned b = 0; b < blocks; ++b) {
+        std::barrier<> meet(threads);
+        meeting = &meet;
+        std::vector<std::thread> team;
+        for (unsigned t = 0; t < threads; ++t)
+            team.emplace_back([=] { blockIdx.x = b; threadIdx.x = t; kernel(arguments...); });
+        for (auto& thread : team) thread.join();
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """``(name, dtype, memory, blocks, threads, arguments)``: runs a kernel of the second kind as C++."""
+    keys, parts = [("measure", dtype, 1) for dtype in T] + [("mix", dtype, k) for dtype in T for k in (1, 3)], [THREADS]
+    for i, (name, dtype, memory) in enumerate(keys):
+        text = kernels.source(name, dtype, memory).replace('extern "C" ', "")
+        signature = re.search(rf"void {name}\((.*?)\)", text, re.S).group(1)
+        names = ", ".join(p.split()[-1] for p in signature.split(","))
+        entry = f'extern "C" void run{i}(unsigned blocks, unsigned threads, {signature}) {{ launch(blocks, threads, {name}, {names}); }}'
+        parts.append(f"namespace n{i} {{\n{text}\n{entry}\n}}\n#undef K\n")
+    built = library(tmp_path_factory.mktemp("blocks"), "\n".join(parts))
+
+    def run(name, dtype, memory, count, threads, *arguments):
+        kinds = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "float64": ctypes.c_double}
+        sent = [a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else kinds[a.dtype.name](a) for a in arguments]
+        getattr(built, f"run{keys.index((name, dtype, memory))}")(ctypes.c_uint(count), ctypes.c_uint(threads), *sent)
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", T)
+@pytest.mark.parametrize(("n", "threads"), [(1, 2), (7, 4), (100, 8), (100, 1)])
+def test_a_measurement_is_its_twin(n, threads, dtype, blocks):
+    a, b = np.random.default_rng(0).normal(size=(2, 5, n)).astype(dtype)
+    a[1, n // 2], b[2, 0], a[3, -1] = np.nan, np.nan, -np.inf
+    ours, twin = np.zeros((2, 2, 5))
+    blocks("measure", dtype, 1, 5, threads, a, b, ours, np.int64(n))
+    with np.errstate(invalid="ignore"):
+        stand_in.measure(5, a, b, twin, n)
+    np.testing.assert_array_equal(ours, twin)
+    assert np.isnan(ours).sum() == 3
+
+
+@pytest.mark.parametrize("dtype", T)
+@pytest.mark.parametrize(("n", "memory", "threads"), [(1, 1, 2), (37, 3, 8), (40, 3, 1), (20, 1, 4)])
+def test_a_step_of_anderson_is_its_twin(n, memory, threads, dtype, blocks):
+    """Ten steps of seven samples of nine: one that repeats itself, one with a NaN at last, all others with points that are dropped."""
+    rng, rows = np.random.default_rng(0), np.array([8, 0, 3, 1, 5, 6, 2])
+    m = len(rows)
+    state = [np.zeros((2 * memory + 2, m, n), dtype), np.zeros((m, memory, memory)), np.full(m, np.inf, dtype), np.ones(m, dtype)]
+    dropped, eps = 0, float(np.finfo(dtype).eps)
+    for count in range(10):
+        y, image = rng.normal(size=(2, 9, n)).astype(dtype)
+        if count == 9:
+            image[5, n // 2] = np.nan
+        y[6], image[6] = 1.0, 2.0
+        untouched, ends = image.copy(), []
+        for run in (lambda *a: blocks("mix", dtype, memory, m, threads, *a), lambda *a: stand_in.mix(m, *a)):
+            kept, gram, size, plain = (a.copy() for a in state)
+            dF, dG, F, G = kept[:memory], kept[memory : 2 * memory], kept[2 * memory], kept[2 * memory + 1]
+            following = image.copy()
+            scalars = np.int64(n), np.int32(count % memory), np.int32(min(count + 1, memory)), np.float64(30 * eps)
+            run(rows, y, following, F, G, dF, dG, gram, size, plain, *scalars)
+            ends.append((kept, gram, size, plain, following))
+        for ours, twin in zip(*ends):
+            np.testing.assert_allclose(ours, twin, rtol=2e3 * eps, atol=2e3 * eps)
+        np.testing.assert_array_equal(ends[0][-1][[4, 7]], untouched[[4, 7]])
+        state, before = list(ends[0][:-1]), state
+        dropped += np.count_nonzero(state[2] == before[2])
+    assert dropped > 5

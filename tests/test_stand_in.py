@@ -8,7 +8,7 @@ import stand_in
 from helpers import moved, random_model
 from stand_in import cupy
 
-from pyidl import ImplicitModel, activations, backend, load, save
+from pyidl import ImplicitModel, activations, kernels, load, save
 from pyidl.errors import DeviceMismatchError
 from pyidl.solvers import Picard
 from pyidl.solvers.jacobi import split
@@ -85,7 +85,7 @@ def test_cuda_expressions_are_the_activations(activation, dtype):
     """y += z and phi(y) in one kernel, for every built-in activation, and what a NaN becomes."""
     z = np.concatenate([np.linspace(-9, 9, 301), [-80.0, 80.0, np.nan]]).astype(dtype)[None, :]
     y, x = cupy.asarray(z - 1), cupy.asarray(np.zeros_like(z))
-    assert backend.fused_step(cupy, y, cupy.asarray(np.ones_like(z)), x, activation.cuda)
+    assert kernels.step(cupy, y, cupy.asarray(np.ones_like(z)), x, activation.cuda)
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(cupy.asnumpy(y), z, atol=90 * eps)
     with np.errstate(invalid="ignore"):

@@ -108,6 +108,35 @@ def test_on_every_library(name, family, xp):
         assert relative(v.value, adjoint_solution(q)) < 1e-10
 
 
+@pytest.mark.parametrize("slow", [np.arange(6), np.array([4, 1])], ids=["all", "some"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_anderson_takes_the_same_steps_on_every_library(in_place, slow, xp):
+    """On CuPy in a kernel; also for problems that own what they return, which is not written into then."""
+    ends = []
+    for library in (np, xp):
+        p = make("nonnegative", xp=library)
+        mixing = Mixing(p if in_place else _Owned(p.matrix, p.offset, p.activation), 3, 1.0)
+        mixing.observe(slow, np.full(len(slow), 1e3))
+        y, x = p.start()
+        for _ in range(10):
+            y_image = p.pre(x)
+            before = host(y_image).copy()
+            following = mixing(y, y_image)
+            assert in_place or np.array_equal(host(y_image), before)
+            y = y_image if following is None else following
+            x = p.image(y)
+        ends.append(host(y))
+    plain = fixed_point(p)
+    assert relative(ends[1], ends[0]) < 1e-9
+    assert np.all(np.abs(activations.relu(ends[1]) - plain).max(axis=1)[slow] < 1e-5), "ten plain steps leave 1e-1"
+
+
+class _Owned(Affine):
+    @property
+    def in_place(self):
+        return False
+
+
 @pytest.mark.parametrize("name", [*FORWARD, "direct", "gmres"])
 def test_low_rank_is_the_same_equation(name, xp):
     rng = np.random.default_rng(0)

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype
+from pyidl import kernels
+from pyidl.backend import astype, from_host
 from pyidl.errors import InputError
 from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers.base import Iterative
@@ -35,6 +36,8 @@ from pyidl.typing import Array, Namespace
 __all__ = ["Anderson", "Mixing"]
 
 
+RIDGE = 30.0
+"""In roundings, for differences of length 1."""
 CHEAP = 50.0
 """Up to this many steps saved, an acceleration that was not needed costs little."""
 
@@ -65,7 +68,7 @@ class Mixing(Advance):
         self.suspect = np.full(m, pays_from < CHEAP)
         self.waiting = pays_from == 0.0  # whether any is slow
         self.steps = 0
-        self.pasts: list[tuple[np.ndarray, _Past]] = []
+        self.pasts: list[_Past | _FusedPast] = []
         self.count = 0
 
     @property
@@ -95,27 +98,21 @@ class Mixing(Advance):
         self.engaged, self.slow, self.suspect = self.engaged[rows], self.slow[rows], self.suspect[rows]
         pasts = self.pasts
         self.pasts = []
-        for members, past in pasts:
-            kept = np.flatnonzero(place[members] >= 0)
+        for past in pasts:
+            kept = np.flatnonzero(place[past.rows] >= 0)
             if len(kept):
-                past.take(kept)
-                self.pasts.append((place[members[kept]], past))
+                past.take(kept, place[past.rows[kept]], len(rows))
+                self.pasts.append(past)
 
     def __call__(self, y: Any, y_image: Any) -> Any:
         """The plain step while nobody is engaged, then the accelerated one."""
-        following: Any = None
         self.steps += 1
-        m, pasts = y.shape[0], list(self.pasts)
+        pasts = list(self.pasts)
         if self.waiting:
             self._engage(y, y_image)  # these take the plain step once more
-        for members, past in pasts:
-            if len(members) == m:
-                following = past.step(y, y_image)
-            else:
-                step = past.step(take_rows(self.xp, y, members), take_rows(self.xp, y_image, members))
-                if following is None:  # arrays that are not the solve's own are not written into
-                    following = y_image if self.in_place else self.xp.asarray(y_image, copy=True)
-                following = put_rows(self.xp, following, members, step, np.arange(len(members)))
+        following: Any = None
+        for past in pasts:
+            following = past.step(y, y_image if following is None else following)
         return following
 
     def _engage(self, y: Any, y_image: Any) -> None:
@@ -123,8 +120,8 @@ class Mixing(Advance):
         new = np.flatnonzero(self.slow)
         if self.steps // (self.steps & -self.steps) not in (1, 3) or len(new) == 0:
             return
-        first, second = (y, y_image) if len(new) == len(self.slow) else (take_rows(self.xp, a, new) for a in (y, y_image))
-        self.pasts.append((new, _Past(self.xp, first, second, self.memory, self.in_place)))
+        kind = _FusedPast if self.xp.__name__ == "cupy" else _Past
+        self.pasts.append(kind(self.xp, y, y_image, new, self.memory, self.in_place))
         self.engaged |= self.slow
         self.slow[:] = self.waiting = False
         self.count += len(new)
@@ -138,10 +135,11 @@ class _Past:
     gram     ``dF_i . dF_j``, (m, k, k)
     """
 
-    def __init__(self, xp: Namespace, y: Any, y_image: Any, memory: int, in_place: bool) -> None:
-        self.xp, self.in_place, self.step_count = xp, in_place, 0
+    def __init__(self, xp: Namespace, y: Any, y_image: Any, rows: np.ndarray, memory: int, in_place: bool) -> None:
+        self.xp, self.rows, self.all, self.in_place, self.step_count = xp, rows, len(rows) == y.shape[0], in_place, 0
+        y, y_image = self._own(y), self._own(y_image)
         # One block of memory for all, as in Problem.buffers. Differences that do not exist yet are never looked at.
-        block = xp.empty((2 * memory + 4, *y.shape), dtype=y.dtype) if in_place else None
+        block = xp.empty((2 * memory + 4, *y.shape), dtype=y.dtype) if self.in_place else None
         room: list[Any] = [None] * (2 * memory + 4) if block is None else [block[i, ...] for i in range(2 * memory + 4)]
         self.dF: list[Any] = room[:memory]
         self.dG: list[Any] = room[memory : 2 * memory]
@@ -151,23 +149,37 @@ class _Past:
         self.gram = xp.zeros((y.shape[0], memory, memory), dtype=xp.float64)
         self.units = xp.eye(memory, dtype=xp.float64)
 
+    def _own(self, a: Any) -> Any:
+        """The rows of these samples."""
+        return a if self.all else take_rows(self.xp, a, self.rows)
+
     def _into(self, function: Any, a: Any, b: Any, out: Any) -> Any:
         return function(a, b, out=out) if self.in_place else function(a, b)
 
     def _sizes(self, F: Any) -> Any:
         """``max|F|``: in this norm a plain step of a certified model comes closer."""
-        if self.xp is not np or not self.in_place:
+        if not self.in_place:
             return max_abs(self.xp, F)
         flat = np.abs(F, out=self.work).reshape(-1)
         return np.maximum.reduceat(flat, np.arange(0, flat.size, flat.size // len(F)))
 
-    def take(self, rows: np.ndarray) -> None:
+    def take(self, kept: np.ndarray, rows: np.ndarray, count: int) -> None:
+        """Keep some of the samples; these are their new numbers among `count`."""
+        self.rows, self.all = rows, len(rows) == count
         for name in ("F", "G", "size", "plain", "gram", "new", "work"):
             if getattr(self, name) is not None:
-                setattr(self, name, take_rows(self.xp, getattr(self, name), rows))
-        self.dF, self.dG = ([a if a is None else take_rows(self.xp, a, rows) for a in arrays] for arrays in (self.dF, self.dG))
+                setattr(self, name, take_rows(self.xp, getattr(self, name), kept))
+        self.dF, self.dG = ([a if a is None else take_rows(self.xp, a, kept) for a in arrays] for arrays in (self.dF, self.dG))
 
     def step(self, y: Any, y_image: Any) -> Any:
+        """The next y of these samples, among the images of the others; y or y_image are written into if that is allowed."""
+        following = self._step(self._own(y), self._own(y_image))
+        if self.all:
+            return following
+        target = y_image if self.in_place else self.xp.asarray(y_image, copy=True)
+        return put_rows(self.xp, target, self.rows, following, np.arange(len(self.rows)))
+
+    def _step(self, y: Any, y_image: Any) -> Any:
         """Remember this point, drop it where it is no good, and return the next; y is written into if that is allowed."""
         xp, k = self.xp, len(self.dF)
         i, known = self.step_count % k, min(self.step_count + 1, k)
@@ -177,10 +189,7 @@ class _Past:
         self.dG[i] = self._into(xp.subtract, y_image, self.G, out=self.dG[i])
         size = self._sizes(F)
         good = xp.logical_or(self.plain > 0, size < self.size)  # False for NaN
-        self._drop(good, F, y_image)
-        if not (xp is np and good.all()):
-            for past in (self.dF, self.dG):
-                past[i] = self._into(xp.multiply, past[i], _wide(astype(xp, good, y.dtype), y), out=past[i])
+        self._drop(good, i, F, y_image)
         self.size = xp.where(good, size, self.size)
         # The Gram matrix, of which row and column i are new, and the right-hand side dF . F.
         dF = self.dF[:known]
@@ -200,18 +209,51 @@ class _Past:
             following = self._into(xp.subtract, following, change, out=y)
         return following
 
-    def _drop(self, good: Any, F: Any, y_image: Any) -> None:
-        """F and G become those of the point at hand; where it is no good they stay."""
+    def _drop(self, good: Any, i: int, F: Any, y_image: Any) -> None:
+        """F and G become those of the point at hand; where it is no good they stay, and the differences are 0."""
         xp = self.xp
-        if xp is np and self.in_place:  # few, if any
-            bad = np.flatnonzero(~good)
+        if self.in_place:
+            bad = np.flatnonzero(~good)  # few, if any
             kept = self.F[bad], self.G[bad]
             self.F, self.new = F, self.F
             np.copyto(self.G, y_image)
             self.F[bad], self.G[bad] = kept
+            self.dF[i][bad] = self.dG[i][bad] = 0.0
             return
         wide = _wide(good, y_image)
         self.F, self.G = xp.where(wide, F, self.F), xp.where(wide, y_image, self.G)
+        self.dF[i], self.dG[i] = xp.where(wide, self.dF[i], 0.0), xp.where(wide, self.dG[i], 0.0)
+
+
+class _FusedPast:
+    """The same on CuPy, where a step is one kernel (`kernels.mix`); dF, dG, F and G are one array, (2 k + 2, m, n)."""
+
+    def __init__(self, xp: Namespace, y: Any, y_image: Any, rows: np.ndarray, memory: int, in_place: bool) -> None:
+        self.xp, self.rows, self.memory, self.in_place, self.step_count = xp, rows, memory, in_place, 0
+        self.places = from_host(xp, rows)
+        self.kept = xp.zeros((2 * memory + 2, len(rows), *y.shape[1:]), dtype=y.dtype)
+        F, G = self.kept[2 * memory, ...], self.kept[2 * memory + 1, ...]
+        xp.take(y_image, self.places, axis=0, out=G)
+        xp.subtract(G, xp.take(y, self.places, axis=0), out=F)
+        self.size, self.plain = max_abs(xp, F), xp.ones(len(rows), dtype=y.dtype)
+        self.gram = xp.zeros((len(rows), memory, memory), dtype=xp.float64)
+
+    def take(self, kept: np.ndarray, rows: np.ndarray, count: int) -> None:
+        """Keep some of the samples; these are their new numbers."""
+        self.rows, self.places = rows, from_host(self.xp, rows)
+        index = from_host(self.xp, kept)
+        self.kept = self.xp.take(self.kept, index, axis=1)
+        self.size, self.plain, self.gram = (self.xp.take(a, index, axis=0) for a in (self.size, self.plain, self.gram))
+
+    def step(self, y: Any, y_image: Any) -> Any:
+        """The next y of these samples, among the images of the others, in y_image if that is allowed."""
+        y_image = y_image if self.in_place else self.xp.asarray(y_image, copy=True)
+        k, slot = self.memory, self.step_count % self.memory
+        self.step_count += 1
+        dF, dG, F, G = self.kept[:k, ...], self.kept[k : 2 * k, ...], self.kept[2 * k, ...], self.kept[2 * k + 1, ...]
+        ridge, known = RIDGE * float(self.xp.finfo(y.dtype).eps), min(self.step_count, k)
+        kernels.mix(self.xp, self.places, y, y_image, F, G, dF, dG, self.gram, self.size, self.plain, slot, known, ridge)
+        return y_image
 
 
 def _wide(column: Any, like: Any) -> Any:
@@ -227,14 +269,14 @@ def _dots(xp: Namespace, a: Any, b: Any) -> Any:
 
 
 def _solve(xp: Namespace, H: Any, b: Any, eps: float) -> Any:
-    """``H gamma = b``, with each difference scaled to length 1 and a ridge of 30 eps; 0 for differences that are 0."""
+    """``H gamma = b``, with each difference scaled to length 1 and a ridge; 0 for differences that are 0."""
     k = H.shape[1]
     eye = xp.eye(k, dtype=H.dtype)
     length = xp.sqrt(xp.sum(H * eye, axis=2))
     usable = xp.logical_and(length > 0, xp.isfinite(length))
     inverse = xp.where(usable, 1.0 / xp.where(usable, length, 1.0), 0.0)
     H = xp.where(xp.isfinite(H), H, 0.0) * inverse[:, :, None] * inverse[:, None, :]
-    H = H + eye * (30.0 * eps + astype(xp, xp.logical_not(usable), H.dtype)[:, None, :])
+    H = H + eye * (RIDGE * eps + astype(xp, xp.logical_not(usable), H.dtype)[:, None, :])
     b = xp.where(usable, b, 0.0) * inverse
     return xp.linalg.solve(H, b[:, :, None])[:, :, 0] * inverse
 
@@ -243,7 +285,8 @@ def _solve(xp: Namespace, H: Any, b: Any, eps: float) -> Any:
 class Anderson(Iterative):
     """Anderson acceleration of Picard or of the Jacobi splitting; pays where their rate is slow and few modes make it so.
 
-    It keeps 2 k + 4 states and moves some ten more of them a step, so for small n, where a product is cheap, plain steps may be faster.
+    It keeps 2 k + 4 states (2 k + 2 on a GPU) and moves some ten more of them a step, so for small n, where a product is cheap, plain
+    steps may be faster.
 
     Parameters
     ----------

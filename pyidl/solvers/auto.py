@@ -44,14 +44,18 @@ DENSE = 1024
 """Largest n for which a failed sample, or one that Picard would fail on, is worth a factorisation."""
 
 
-def pays_from(n: int) -> float:
-    """Steps to go from which acceleration pays, for states of n numbers.
+def cost(n: int, fused: bool) -> float:
+    """What an accelerated step costs, in plain steps, for states of n numbers.
 
-    An accelerated step costs about c = 1 + 100 / n + 40000 / n^2 plain ones (measured: 1.5 at n = 512, 4 to 7 at n = 112), and s
-    plain steps become about 5 + s / 10 of them (on the cases of the benchmark): it pays where s > c (5 + s / 10).
+    Measured on CPUs: 1.5 at n = 512, 4 to 7 at n = 112. Where it is fused, on a GPU, two launches become four.
     """
-    c = 1.0 + 100.0 / n + 40000.0 / n**2
-    return 5.0 * c / max(0.1, 1.0 - c / 10.0)
+    return 2.0 if fused else 1.0 + 100.0 / n + 40000.0 / n**2
+
+
+def pays_from(n: int, fused: bool = False) -> float:
+    """Steps to go from which acceleration pays: s plain steps become about 5 + s / 10 others (on the cases of the benchmark)."""
+    c = cost(n, fused)
+    return 5.0 * c / max(0.1, 1.0 - c / 10.0)  # s > c (5 + s / 10)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Auto(Iterative):
             solution = Substitution(self)(problem, x0, trace=trace)
             return replace(solution, method=f"Auto({solution.method})")
         target, name = _choose(problem)
-        mixing = Mixing(target, MEMORY, pays_from(problem.like.size // problem.like.shape[0]))
+        mixing = Mixing(target, MEMORY, pays_from(problem.like.size // problem.like.shape[0], problem.xp.__name__ == "cupy"))
         solution = iterate(target, x0, mixing, tol=self.tol, max_iter=self.max_iter, method=f"Auto({name})", trace=trace)
         solution = target.restore(solution)
         if mixing.count:

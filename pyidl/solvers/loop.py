@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyidl.backend import from_host
+from pyidl.backend import from_host, looks_are_free
 from pyidl.errors import InputError
 from pyidl.rows import put_rows
 from pyidl.solvers.problem import Problem
@@ -25,9 +25,9 @@ __all__ = ["PATIENCE", "Advance", "iterate", "resolve_tol", "tol_floor"]
 
 RUNNING, CONVERGED = -1, int(Status.CONVERGED)
 PATIENCE = 50
-OPENING = {1: 3, 2: 7}
-"""By stride, the step before which all samples are measured together, and nothing is planned for one of them: in steps 1, 3, 5
-or, from f(0) and for large n, 2. (The first step often brings more than the later ones, and its rate misleads.)"""
+OPENING = {1: 3, 2: 7, 3: 7}
+"""By stride, the step before which all samples are measured together, and nothing is planned for one of them: in steps 1, 3, 5; on a GPU
+in 1, 4; or, for large n and from f(0), in 2. (The first step often brings more than the later ones, and its rate misleads.)"""
 
 
 class Advance:
@@ -168,7 +168,7 @@ class _Book:
         far = np.minimum(0.8 * to_go, 1 + k // 2)
         self.due[self.at(rows)] = k + grid * np.maximum(1, far // grid)
         if often is not None and often.any():  # after an odd number of steps: those of a safeguard, good and bad, may alternate
-            self.due[rows[often]] = k + 1 + 2 * (k // 32)
+            self.due[rows[often]] = k + self.stride - 1 + self.stride % 2 + 2 * (k // 32)
 
     def _blame(
         self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, growth: float, to_go: np.ndarray, allowed: int
@@ -183,6 +183,16 @@ class _Book:
         status[residual > growth * (self.first[rows] + tolerance)] = Status.DIVERGED
         status[~np.isfinite(residual)] = Status.NONFINITE
         self.status[rows] = status
+
+
+def _stride(xp: Namespace, n: int) -> int:
+    """The least number of steps between two measurements of a sample of n numbers: more than 1 where a step costs less than a measurement.
+
+    On a GPU a step is two launches, while a measurement makes the host wait and then do its books.
+    """
+    if looks_are_free(xp):
+        return 2 if n < 256 else 1
+    return 3 if n < 2048 else 1
 
 
 def iterate(
@@ -203,7 +213,7 @@ def iterate(
     xp, m, whole = problem.xp, problem.like.shape[0], problem
     tol = resolve_tol(tol, problem.like, xp)
     growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
-    stride = 2 if problem.like.size < 256 * m else 1  # for small n a step costs less than a measurement
+    stride = _stride(xp, problem.like.size // max(m, 1))
     opening_ends = OPENING[stride] if advance is None or advance.steady else 0
     book: _Book | None = None
     opening: list[_Measured] = []

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pyidl import backend
+from pyidl import backend, kernels
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.pattern import Groups
@@ -136,7 +136,7 @@ class Iteration(Problem):
         (y, image), xp = out, self.xp
         self.matrix.rows(x, y)
         if xp is not np:
-            if not backend.fused_step(xp, y, self.offset, image, *self.expression()):
+            if not kernels.step(xp, y, self.offset, image, *self.expression()):
                 y += self.offset
                 self.image(y, image)
             return y, image

@@ -26,6 +26,7 @@ import pyidl
 from pyidl import activations, losses, optim, sim, solvers
 from pyidl.backend import to_numpy
 from pyidl.layers import Embedding, ImplicitModel, ImplicitRNN, Linear, Sequential
+from pyidl.solvers.auto import cost
 from pyidl.solvers.loop import iterate
 from pyidl.solvers.problem import Affine, LinearAffine
 from pyidl.structure import Full
@@ -238,7 +239,7 @@ def launches(bench):
             step, bare = stepping(bench, p)
             plain = bench.seconds(step, 0.1)
             mixed = bench.seconds(lambda p=p: fixed(p, steps)) / steps
-            row(str(n), str(m), 1e6 * plain, 1e6 * bench.seconds(bare, 0.1), 1e6 * mixed, mixed / plain, 1.0 + 100.0 / n + 40000.0 / n**2)
+            row(str(n), str(m), 1e6 * plain, 1e6 * bench.seconds(bare, 0.1), 1e6 * mixed, mixed / plain, cost(n, bench.card))
 
 
 def fixed(p, steps):
@@ -246,12 +247,14 @@ def fixed(p, steps):
     from pyidl.solvers.anderson import Mixing
 
     mixing = Mixing(p, 3)
-    y, x = p.start()
+    here, there = p.buffers()
+    y, x = p.start(None, here)
     for _ in range(steps):
-        y_image = p.pre(x)
+        y_image = p.pre(x, there[0])
         following = mixing(y, y_image)
-        y = y_image if following is None else following
-        x = p.image(y)
+        if following is not y:
+            y, here, there = y_image, (y_image, here[1]), (here[0], there[1])
+        x = p.image(y, here[1])
 
 
 def crossover(bench):
