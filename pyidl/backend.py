@@ -8,6 +8,7 @@ door through which outside data comes in, and the few places where NumPy 2.0, Cu
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from pyidl.errors import DeviceError, DeviceMismatchError, InputError
 from pyidl.typing import Array, Namespace
 
 __all__ = [
+    "all_as_real",
     "all_finite",
     "as_real",
     "astype",
@@ -169,7 +171,7 @@ def synchronize(xp: Namespace) -> None:
 # --------------------------------------------------------------------------------------------------------- the door
 
 
-def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
+def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
     """Admit outside data: a finite real array of `xp` with the given dtype, copied only if it must be cast.
 
     Real and integer arrays are cast; nested lists and data frames are read by NumPy first. Complex, object, string and
@@ -184,6 +186,26 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
     """
     if type(x) is np.ndarray and xp is np and x.dtype == dtype and all_finite(np, x):
         return cast(Array, x)
+    return all_as_real({name: x}, xp=xp, dtype=dtype)[name]
+
+
+def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[str, Array]:
+    """The same for several arrays, by their names; on a GPU the host waits once for all of them."""
+    arrays = {name: _cast(x, name, xp, dtype) for name, x in given.items()}
+    if not all_finite(xp, *arrays.values()):
+        for name, array in arrays.items():
+            bad = ~np.isfinite(to_numpy(array))
+            if bad.any():
+                where = tuple(int(i) for i in np.argwhere(bad)[0])
+                raise InputError(
+                    f"{name} has {int(bad.sum())} entries that are NaN, infinite, or too large for {dtype} (the first at {where}); "
+                    "clean or rescale the data first"
+                )
+    return arrays
+
+
+def _cast(x: object, name: str, xp: Namespace, dtype: str) -> Array:
+    """A real array of `xp` in this dtype, not yet known to be finite."""
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)")
     if not is_array(x):
@@ -208,16 +230,7 @@ def as_real(x: object, *, name: str, xp: Namespace, dtype: str) -> Array:
             )
         _refuse_unreal(xp, array, name)
     with np.errstate(over="ignore", invalid="ignore"):
-        array = astype(xp, array, dtype)
-    if not all_finite(xp, array):
-        host = to_numpy(array)
-        bad = ~np.isfinite(host)
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(
-            f"{name} has {int(bad.sum())} entries that are NaN, infinite, or too large for {dtype} (the first at {where}); "
-            "clean or rescale the data first"
-        )
-    return cast(Array, array)
+        return cast(Array, astype(xp, array, dtype))
 
 
 def real_dtype(a: Array) -> str:
@@ -234,16 +247,16 @@ def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
         raise InputError(f"{name} has dtype {array.dtype}; real numbers are needed, cast it first")
 
 
-def all_finite(xp: Namespace, a: Any) -> bool:
+def all_finite(xp: Namespace, *arrays: Any) -> bool:
     """True when no entry is NaN or infinite (one synchronisation on a GPU).
 
     On NumPy a finite sum says so in one pass without an array of booleans; a sum that is not finite says nothing, it may overflow.
     """
     if xp is np:
         with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(np.add.reduce(a, axis=None)):
-                return True
-    return bool(xp.all(xp.isfinite(a)))
+            return all(np.isfinite(np.add.reduce(a, axis=None)) or np.all(np.isfinite(a)) for a in arrays)
+    finite = [xp.all(xp.isfinite(a)) for a in arrays]
+    return bool(finite[0] if len(finite) == 1 else xp.all(xp.stack(finite)))
 
 
 # ----------------------------------------------------------------------------------------------- where libraries differ

@@ -1,6 +1,7 @@
-"""Fused kernels for CuPy: all that a solve does between two products with A, in one launch each.
+"""Fused kernels for CuPy: all that a solve does between two products with A, and a training step besides, in one launch each.
 
     step      y = w + z,  x = image(y)                                          entry by entry
+    adam      a step of Adam for one parameter                                  entry by entry
     measure   max |a - b|,  max |b|                                             one block of threads a sample
     mix       Anderson's step (its derivation is in `pyidl.solvers.anderson`)   one block of threads a sample
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from pyidl.typing import Namespace
 
-__all__ = ["measure", "mix", "step"]
+__all__ = ["adam", "measure", "mix", "step"]
 
 BLOCKS = """
 __device__ double larger(double a, double b) { return b > a || b != b ? b : a; }  // NaN is the largest
@@ -148,6 +149,23 @@ def step(xp: Namespace, y: Any, offset: Any, x: Any, image: str, *factors: Any) 
         return False
     _step(xp, ", T s" if factors else "", image)(y, offset, *factors, y, x)
     return True
+
+
+@functools.cache
+def _adam(xp: Any) -> Any:
+    return xp.ElementwiseKernel(
+        "T p, T g, T m, T v, float64 b1, float64 c1, float64 b2, float64 c2, float64 root, float64 eps, float64 rate",
+        "T next, T mean, T square",
+        "mean = T(b1) * m + T(c1) * g; square = T(b2) * v + T(c2) * g * g; next = p - T(rate) * mean / (T(root) * sqrt(square) + T(eps))",
+        "pyidl_adam",
+    )
+
+
+def adam(xp: Namespace, p: Any, g: Any, m: Any, v: Any, b1: float, b2: float, root: float, eps: float, rate: float) -> tuple[Any, Any, Any]:
+    """On CuPy: the new parameter, and the new means of g and g^2."""
+    new = tuple(xp.empty_like(p) for _ in range(3))
+    _adam(xp)(p, g, m, v, b1, 1.0 - b1, b2, 1.0 - b2, root, eps, rate, *new)
+    return new[0], new[1], new[2]
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pyidl import kernels
 from pyidl.backend import astype, is_array, namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
@@ -257,17 +258,22 @@ class Adam(Optimizer):
         return "m", "v", "k"
 
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
-        b1, b2 = self.betas
-        m, v, k = (1.0 - b1) * g, (1.0 - b2) * (g * g), 1
+        (b1, b2), xp = self.betas, namespace(g)
+        k = 1 if own[2] is None else 1 + int(own[2])
+        growth, rate = 1.0 / math.sqrt(1.0 - b2**k), lr / (1.0 - b1**k)
+        if xp.__name__ == "cupy":
+            m, v = (xp.zeros_like(g) if a is None else a for a in own[:2])
+            p, m, v = kernels.adam(xp, p, g, m, v, b1, b2, growth, self.eps, rate)
+            return p, (m, v, np.asarray(k))
+        m, v = (1.0 - b1) * g, (1.0 - b2) * (g * g)
         if own[2] is not None:
             m += b1 * own[0]
             v += b2 * own[1]
-            k += int(own[2])
-        root = namespace(g).sqrt(v)
-        root *= 1.0 / math.sqrt(1.0 - b2**k)
+        root = xp.sqrt(v)
+        root *= growth
         root += self.eps
         move = m / root
-        move *= lr / (1.0 - b1**k)
+        move *= rate
         return p - move, (m, v, np.asarray(k))
 
 

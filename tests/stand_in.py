@@ -151,7 +151,7 @@ class ElementwiseKernel:
         values = dict(zip(self.inputs, arrays[: len(self.inputs)]))
         targets = dict(zip(self.outputs, arrays[len(self.inputs) :]))
         names = {"T": arrays[0].dtype.type, "fabs": np.abs, "erf": scipy.special.erf, "where": np.where}
-        names |= {name: getattr(np, name) for name in ("tanh", "exp", "log1p", "expm1", "sin", "fmax")}
+        names |= {name: getattr(np, name) for name in ("tanh", "exp", "log1p", "expm1", "sin", "sqrt", "fmax")}
         for statement in self.operation.split(";"):
             target, expression = statement.split("=", 1)
             with np.errstate(over="ignore", invalid="ignore"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import stand_in
 
-from pyidl import activations, kernels
+from pyidl import activations, kernels, optim
 from pyidl.activations import Activation
 from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import reflected
@@ -25,11 +25,9 @@ ACTIVATIONS = [*map(activations.named, activations._BUILT_IN), activations.leaky
 T = {"float32": "float", "float64": "double"}
 
 
-def operation(inputs, image):
+def told(kernel, *arguments):
     """What CuPy would be told to compile: (inputs, outputs, operation)."""
-    told = []
-    kernels._step.__wrapped__(SimpleNamespace(ElementwiseKernel=lambda *texts: told.append(texts)), inputs, image)
-    return told[0][:3]
+    return kernel.__wrapped__(SimpleNamespace(ElementwiseKernel=lambda *texts: texts[:3]), *arguments)
 
 
 def reflection():
@@ -38,14 +36,16 @@ def reflection():
 
 
 IMAGES = {a.name: ("", a.cuda) for a in ACTIVATIONS if a.cuda} | {"slopes": (", T s", "y * s"), "reflected": ("", reflection())}
+OPERATIONS = {name: told(kernels._step, *texts) for name, texts in IMAGES.items()} | {"adam": told(kernels._adam)}
 
 
 def source(name, dtype, entry, loop):
-    """A function that applies a kernel's operation to every entry, as CuPy's template does."""
-    inputs, outputs, text = operation(*IMAGES[name])
-    ins, outs = ([p.split()[1] for p in parameters.split(",")] for parameters in (inputs, outputs))
-    parameters = [f"const {T[dtype]}* {v}_" for v in ins] + [f"{T[dtype]}* {v}_" for v in outs]
-    variables = [f"const T {v} = {v}_[i];" for v in ins] + [f"T& {v} = {v}_[i];" for v in outs]
+    """A function that applies a kernel's operation to every entry, as CuPy's template does; numbers are arrays of one entry."""
+    inputs, outputs, text = OPERATIONS[name]
+    ins, outs = ([p.split() for p in parameters.split(",")] for parameters in (inputs, outputs))
+    parameters = [f"const {T.get(kind, T[dtype])}* {v}_" for kind, v in ins] + [f"{T[dtype]}* {v}_" for _, v in outs]
+    variables = [f"const T {v} = {v}_[i];" if kind == "T" else f"const {T[kind]} {v} = *{v}_;" for kind, v in ins]
+    variables += [f"T& {v} = {v}_[i];" for _, v in outs]
     body = f"typedef {T[dtype]} T; {loop} {{ {' '.join(variables)} {text}; }}"
     return f'extern "C" {entry}({", ".join(parameters)}, long n) {{ {body} }}'
 
@@ -76,11 +76,12 @@ def compiled():
 @pytest.mark.parametrize("dtype", T)
 def test_kernels_compile_for_a_gpu(dtype, compiled):
     loop = "long i = blockDim.x * (long)blockIdx.x + threadIdx.x; if (i < n)"
-    for name in IMAGES:
+    for name in OPERATIONS:
         ptx = compiled(source(name, dtype, "__global__ void step", loop))
         assert b".entry step" in ptx, name
         double = b".f64" in ptx
-        assert double == (dtype == "float64") or name == "sin", name  # CUDA reduces large arguments of sin in float64
+        # CUDA reduces large arguments of sin in float64, and Adam is told its numbers in it.
+        assert double == (dtype == "float64") or name in ("sin", "adam"), name
     with pytest.raises(compiled.error):
         compiled(source("tanh", dtype, "__global__ void step", loop).replace("tanh", "tangent"))
 
@@ -106,7 +107,7 @@ def library(folder, text):
 @pytest.fixture(scope="module")
 def on_the_host(tmp_path_factory):
     """``(name, dtype) -> function of arrays``: all kernels of the first kind as C++."""
-    entries = {key: f"k{i}" for i, key in enumerate((name, dtype) for name in IMAGES for dtype in T)}
+    entries = {key: f"k{i}" for i, key in enumerate((name, dtype) for name in OPERATIONS for dtype in T)}
     functions = [source(*key, f"void {entry}", "for (long i = 0; i < n; ++i)") for key, entry in entries.items()]
     built = library(tmp_path_factory.mktemp("kernels"), "\n".join(functions))
 
@@ -158,6 +159,23 @@ def test_other_kernels_are_their_twins(dtype, on_the_host):
     on_the_host("reflected", dtype, y, z, y, x)
     np.testing.assert_array_equal(y, w + z)
     np.testing.assert_array_equal(x, 2 * np.maximum(y, 0) - y)
+
+
+@pytest.mark.parametrize("dtype", T)
+def test_adam_is_its_twin(dtype, on_the_host, monkeypatch):
+    """Five steps, the first from nothing, with gradients of every size."""
+    rng, twin, eps = np.random.default_rng(0), optim.AdamW(0.1, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1), float(np.finfo(dtype).eps)
+    p = rng.normal(size=40).astype(dtype)
+    params, m, v = {"w": p}, np.zeros_like(p), np.zeros_like(p)
+
+    monkeypatch.setattr(kernels, "_adam", lambda xp: lambda *arrays: on_the_host("adam", dtype, *map(np.asarray, arrays)))
+    for k in range(1, 6):
+        g = (rng.normal(size=40) * 10.0 ** rng.uniform(-6, 6, 40)).astype(dtype)
+        params = twin.step(params, {"w": g})
+        p = (1.0 - 0.1 * 0.1) * p
+        p, m, v = kernels.adam(np, p, g, m, v, 0.8, 0.95, 1.0 / (1.0 - 0.95**k) ** 0.5, 1e-6, 0.1 / (1.0 - 0.8**k))
+        for ours, theirs in ((p, params["w"]), (m, twin.state["m.w"]), (v, twin.state["v.w"])):
+            np.testing.assert_allclose(ours, theirs, rtol=50 * eps, atol=0 if ours is v else 5 * eps * np.abs(theirs).max())
 
 
 def test_an_activation_without_an_expression_has_no_kernel():

@@ -286,7 +286,7 @@ def test_losses_do_not_wait(loss):
 
 
 def test_a_training_step_waits_for_its_solves_and_three_doors():
-    """U, dY, and the new parameters are looked at; value, gradients, optimiser and projection are not waited for."""
+    """U, dY, and the new parameters, all at once, are looked at; value, gradients, optimiser and projection are not waited for."""
     rng = np.random.default_rng(0)
     model = moved(ImplicitModel(5, 3, 20, rng=0), cupy)
     data = there(rng.normal(size=(64, 5))), there(rng.integers(0, 3, 64))
@@ -304,8 +304,17 @@ def test_a_training_step_waits_for_its_solves_and_three_doors():
 
     first, second = waits(1), waits(2)
     per_step = (second - first) / 2  # two steps an epoch; what an epoch itself waits for is counted too
-    keys = len(model.params)
-    assert per_step <= 2 * checks(int(np.ceil(solved[-1])) + 10) + 2 + keys + 4
+    assert per_step <= 2 * checks(int(np.ceil(solved[-1])) + 10) + 2 + 1 + 4
+
+
+@pytest.mark.parametrize("optimizer", [optim.Adam(), optim.AdamW()])
+def test_a_step_of_adam_is_one_launch_a_parameter(optimizer):
+    rng = np.random.default_rng(0)
+    params = {name: there(rng.normal(size=(5, n))) for name, n in (("A", 5), ("B", 3))}
+    for _ in range(2):
+        cupy.waits = cupy.uploads = cupy.launches = 0
+        params = optimizer.step(params, params)
+    assert (cupy.launches, cupy.uploads, cupy.waits) == (2 if type(optimizer) is optim.Adam else 4, 0, 0)
 
 
 @pytest.mark.parametrize("solver", [sim.ADMM(), sim.FISTA()])

@@ -237,10 +237,9 @@ class Layer(ABC):
         owners = [a for a in arrays.values() if backend.is_array(a)]
         xp = namespace(*owners) if owners else np
         checked = {}
-        for key, shape in shapes.items():
-            array = backend.as_real(arrays[key], name=key, xp=xp, dtype=self.dtype)
-            if array.shape != shape:
-                raise InputError(f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shape}")
+        for key, array in backend.all_as_real(arrays, xp=xp, dtype=self.dtype).items():
+            if array.shape != shapes[key]:
+                raise InputError(f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shapes[key]}")
             array = xp.asarray(array, copy=True)
             if isinstance(array, np.ndarray):
                 array.flags.writeable = False

@@ -221,8 +221,9 @@ def launches(bench):
 
         row = bench.table("solve", "kernels a step")
         p = problem(bench, 256, 256)
-        for name, task in (("forward", p), ("adjoint", adjoint(bench, p))):
-            step = stepping(bench, task)[0]
+        U, target = bench.there(np.random.default_rng(0).normal(size=(64, 64))), bench.xp.asarray(np.arange(64) % 16)
+        tasks = {"forward": stepping(bench, p)[0], "adjoint": stepping(bench, adjoint(bench, p))[0]}
+        for name, step in {**tasks, "training step": training(moved(bench, model(100)), U, target)}.items():
             step()
             bench.wait()
             with profile(activities=[ProfilerActivity.CUDA]) as seen:
