@@ -72,7 +72,7 @@ def main():
     print(f"worst gradient error against central differences (float64): {error:.1e}")
     print(f"test accuracy: {metrics.accuracy(model.predict(U_test, lengths_test), labels_test):.3f}")
     cell, said = model.cell, []
-    for y, _ in cell.stream(U_test[:1, k] for k in range(lengths_test[0])):
+    for y, _ in cell.stream(U_test[:1, k] for k in range(int(lengths_test[0]))):
         said.append(int(y.argmax()) + 1)
     print(f"the first test utterance is by speaker {labels_test[0] + 1}; heard step by step: {said}")
 
