@@ -93,6 +93,16 @@ def test_block_kernels_compile_for_a_gpu(dtype, memory, compiled):
         assert f".entry {name}".encode() in compiled(kernels.source(name, dtype, memory))
 
 
+def test_cupy_accepts_the_declarations():
+    """It reads the parameters when a kernel is built, and needs no GPU for that."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    assert kernels._adam.__wrapped__(cupy).nargs == 14
+    for name, texts in IMAGES.items():
+        assert kernels._step.__wrapped__(cupy, *texts).nin == 2 + (name == "slopes")
+    with pytest.raises(Exception, match="foo"):
+        cupy.ElementwiseKernel("foo z", "T x", "x = z", "wrong")
+
+
 def library(folder, text):
     """C++, loaded."""
     compiler = shutil.which("g++") or shutil.which("c++")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyidl.backend import from_host, looks_are_free
+from pyidl.backend import from_host, looks_are_free, writes_in_place
 from pyidl.errors import InputError
 from pyidl.rows import put_rows
 from pyidl.solvers.problem import Problem
@@ -308,8 +308,10 @@ def iterate(
 
 def _kept(xp: Namespace, y: Any, room: Any) -> Any:
     """A copy of y that outlives the work space, in `room` if there is one."""
-    everyone = np.arange(y.shape[0])
-    return xp.asarray(y, copy=True) if room is None else put_rows(xp, room, everyone, y, everyone)
+    if room is None or not writes_in_place(xp):
+        return xp.asarray(y, copy=True)
+    room[...] = y
+    return room
 
 
 def _measure(problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
