@@ -184,6 +184,11 @@ class SGD(Optimizer):
     clip_norm : float, optional
         Gradients are scaled down together so that their common Euclidean norm is at most this.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> SGD(0.5).step({"w": np.array([1.0])}, {"w": np.array([1.0])})["w"]
@@ -233,6 +238,11 @@ class Adam(Optimizer):
         Bounds the step where gradients vanish.
     clip_norm : float, optional
         As for `SGD`.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
 
     Examples
     --------
@@ -287,6 +297,11 @@ class AdamW(Adam):
         As for `Adam`.
     weight_decay : float
         All parameters decay that have a gradient, biases too.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
 
     Examples
     --------

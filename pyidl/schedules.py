@@ -23,6 +23,16 @@ Schedule = Callable[[int], float]
 class Constant:
     """``lr(k) = value``.
 
+    Parameters
+    ----------
+    value : float
+        Positive.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> Constant(0.1)(1000)
@@ -41,8 +51,24 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `final` at step `steps`, and `final` for ever.
+    """``lr(k) = peak (k + 1) / warmup`` in the first `warmup` steps, then half a cosine from `peak` down to `final`.
 
+    Parameters
+    ----------
+    peak, final : float
+        The largest and the last rate, ``0 <= final <= peak``.
+    steps : int
+        From this step on the rate is `final`; usually the number of all steps.
+    warmup : int
+        Below `steps`.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
+    Notes
+    -----
     Source: Loshchilov, Hutter, "SGDR", ICLR 2017.
 
     Examples
@@ -75,6 +101,20 @@ class Cosine:
 class Exponential:
     """``lr(k) = initial * rate^(k // every)``.
 
+    Parameters
+    ----------
+    initial : float
+        Positive.
+    rate : float
+        In (0, 1].
+    every : int
+        Steps from one change to the next.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> Exponential(1.0, rate=0.5, every=10)(25)
@@ -99,6 +139,18 @@ class Exponential:
 @dataclass(frozen=True)
 class Piecewise:
     """``values[i]`` from step ``boundaries[i - 1]`` up to step ``boundaries[i]``.
+
+    Parameters
+    ----------
+    boundaries : tuple of int
+        Increasing numbers of steps.
+    values : tuple of float
+        Positive; one more than boundaries.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
 
     Examples
     --------

@@ -32,6 +32,11 @@ class Dropout(Parameterless):
     rate : float
         In [0, 1): the probability of a zero.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import Dropout

@@ -40,6 +40,11 @@ class Embedding(Layer):
     rng : Generator, int or None
         Draws W, with variance 1 / embed_dim: rows have a length of about 1, and what residual branches add to them is heard.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import Embedding
@@ -113,6 +118,11 @@ class PositionEmbedding(Layer):
         In which everything is computed.
     rng : Generator, int or None
         Draws P, with variance 1 / embed_dim, as an `Embedding` its W.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
 
     Examples
     --------

@@ -31,6 +31,11 @@ class Linear(Layer):
     rng : Generator, int or None
         Draws W with variance ``2 / input_dim``, for the ReLU that usually follows.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import Linear

@@ -35,6 +35,11 @@ class LayerNorm(Layer):
     dtype : {"float32", "float64"}
         In which everything is computed.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import LayerNorm

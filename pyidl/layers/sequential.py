@@ -43,6 +43,11 @@ class Sequential(Composite):
     *layers : Layer or Activation
         At least one; all with parameters in one dtype and on one device. A `Sequential` may contain another.
 
+    Raises
+    ------
+    InputError
+        If there is no layer, one stands twice, or widths, dtypes or devices do not fit.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel, Linear, Sequential, activations

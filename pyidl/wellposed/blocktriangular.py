@@ -49,6 +49,11 @@ class BlockTriangular(Constraint):
     inner : Constraint
         For each diagonal block with the activation of its components.
 
+    Raises
+    ------
+    InputError
+        If a size is not positive, or `inner` is no constraint.
+
     Examples
     --------
     >>> from pyidl import activations

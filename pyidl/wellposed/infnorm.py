@@ -91,6 +91,11 @@ class InfNorm(Constraint):
     weights : sequence of float, optional
         eta, n positive numbers; 1 if left out. Equal within a block on which the activation acts as a whole.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import activations

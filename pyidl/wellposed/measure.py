@@ -74,6 +74,11 @@ class MatrixMeasure(Constraint):
     weights : sequence of float, optional
         eta, n positive numbers; 1 if left out. Those that make the measure smallest are found by `optimal_weights`.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import activations

@@ -67,6 +67,11 @@ class Monotone(Constraint):
     margin : float
         Between 0 and 1. From 1 on, A = 0 would not be inside, and a projection would push every A away from it.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import activations

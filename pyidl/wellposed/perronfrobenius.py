@@ -123,6 +123,11 @@ class PerronFrobenius(Constraint):
     kappa : float
         Radius, between 0 and 1.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import activations

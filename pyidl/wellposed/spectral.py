@@ -47,6 +47,11 @@ class SpectralNorm(Constraint):
     kappa : float
         Between 0 and 1.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
     Examples
     --------
     >>> from pyidl import activations
