@@ -60,6 +60,6 @@ for name, values in accuracies.items():
     axes.semilogx(RANGES, values, "o-", label=name)
 axes.axhline(1 / STEPS, color="k", ls=":", lw=1, label="chance")
 axes.axvspan(0.8, 1, color="0.9", label="training range")
-axes.set(xlabel="test numbers lie in (-s, s), s =", ylabel="accuracy", ylim=(0, 1.02), title="which of ten numbers is the largest?")
+axes.set(xlabel="s; the test numbers lie in (-s, s)", ylabel="accuracy", ylim=(0, 1.02), title="which of ten numbers is the largest?")
 axes.legend(loc="center right")
 figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)
