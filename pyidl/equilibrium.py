@@ -9,9 +9,10 @@ The loss changes by ``<g, dx> = <v, df>``, where v solves the *adjoint equation*
 
     (I - J^T) v = g    <=>    v = J^T v + g.
 
-That is again a fixed-point equation, linear. Where J contracts in some norm, J^T contracts by the same factor in the dual norm;
-and both have the same eigenvalues. So the backward pass needs a solver for the same reason as the forward pass: the state
-feeds back into itself, and so does its gradient. The path that the forward solver took is irrelevant and is not stored. Once v is known, gradients are those of one ordinary layer f at fixed x: ``<v, df>``.
+That is again a fixed-point equation, linear. Where J contracts in some norm, J^T contracts by the same factor in the dual norm,
+and both have the same eigenvalues. So the backward pass needs a solver for the same reason as the forward pass: the state feeds
+back into itself, and so does its gradient. The path that the forward solver took is irrelevant and is not stored. Once v is
+known, gradients are those of one ordinary layer f at fixed x: ``<v, df>``.
 """
 
 from __future__ import annotations

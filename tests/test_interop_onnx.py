@@ -427,3 +427,14 @@ def test_example(tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.findall(r"(\d+) of (\d+) samples converged", result.stdout) == [("100", "100"), ("20", "20"), ("4", "4")]
     assert max(float(x) for x in re.findall(r"largest difference (\S+)", result.stdout)) < 1e-4
+
+
+def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text()
+    (code,) = (fence for fence in re.findall(r"```python\n(.*?)```", page, re.S) if "onnx" in fence)
+    monkeypatch.chdir(tmp_path)
+    names = {"model": ImplicitModel(5, 3, 8, rng=0), "rnn": ImplicitRNN(4, 2, 5, 8, rng=0), "onnxruntime": ort}
+    names["U"] = np.random.default_rng(0).normal(size=(7, 5)).astype("float32")
+    exec(code, names)
+    assert names["converged"].all()
+    np.testing.assert_allclose(names["Y"], names["model"].predict(names["U"]), rtol=0, atol=1e-4)
