@@ -124,7 +124,10 @@ class Recurrence:
         return float(self.errors(np.ones(_steps(T)))[-1])
 
     def memory(self, k: int) -> float:
-        """``max row sum of M^k``: what is left after k steps of a change of H by 1, or, at most, of a cotangent of size 1."""
+        """The largest row sum of M^k: after k steps, at most this is left of a change of H by 1, or of a cotangent of size 1.
+
+        (Changes are measured by their largest entry, cotangents by the sum of their absolute entries, which is the dual norm.)
+        """
         if not self.proven:
             return np.inf
         with np.errstate(over="ignore"):

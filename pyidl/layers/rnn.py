@@ -149,8 +149,8 @@ class ImplicitRNN(Layer):
     truncate : int, optional
         Cut the gradient of every sample each k steps, counted from its end: a step learns nothing of what it does to outputs beyond
         the cut that follows it. The gradient is *biased*: dependences over more than k steps are not learnt, those over fewer only
-        where no cut lies between. With a single output the last k steps are differentiated, the others are not visited. How much
-        is lost is at most `Recurrence.memory` of k.
+        where no cut lies between. With a single output the last k steps are differentiated, the others are not visited; the
+        cotangent that is cut off is at most `Recurrence.memory` of k times that of the last H.
 
     Raises
     ------
