@@ -104,18 +104,19 @@ said = write(model, [number[c] for c in PROMPT], 300, np.random.default_rng(0))
 print(f"{300 / (time.perf_counter() - began):.0f} characters a second:\n{'-' * 80}\n{''.join(letters[c] for c in said)}\n{'-' * 80}")
 
 norm, head = model.layers[2].layers[0].layers[:2]
-tokens = [[number[c] for c in (PROMPT + PROMPT)[:CONTEXT]]]
+tokens = [[number[c] for c in PROMPT]]
 embedded = model.layers[1].predict(model.layers[0].predict(tokens))
 _, pull = head(norm.predict(embedded))
-figure, axes = plt.subplots(1, HEADS + 1, figsize=(4 * HEADS + 5, 4.2), layout="constrained")
-marks = [letters[c].replace("\n", "¶") for c in tokens[0]]
-for h, axis in enumerate(axes[:HEADS]):
+figure, axes = plt.subplots(2, 2, figsize=(9, 8.5), layout="constrained")
+*maps, curve = axes.flat
+for h, axis in enumerate(maps):
     axis.imshow(pyidl.to_numpy(pull.weights()[0, h]), cmap="magma", vmin=0, vmax=0.5)
     axis.set(title=f"head {h + 1} at its fixed point", xlabel="is seen", ylabel="looks")
-    axis.set_xticks(range(CONTEXT), marks, fontsize=5)
-    axis.set_yticks(range(CONTEXT), marks, fontsize=5)
+    axis.set_xticks(range(len(PROMPT)), PROMPT)
+    axis.set_yticks(range(len(PROMPT)), PROMPT)
+    axis.tick_params(length=0, labelsize=8)
 for name, history in histories.items():
-    axes[-1].plot(history["epoch"], np.exp(history["val_loss"]), "o-", label=name)
-axes[-1].set(xlabel="epoch", ylabel="validation perplexity", xticks=histories["R = 0"]["epoch"])
-axes[-1].legend()
+    curve.plot(history["epoch"], np.exp(history["val_loss"]), "o-", label=name)
+curve.set(xlabel="epoch", ylabel="validation perplexity", xticks=histories["R = 0"]["epoch"])
+curve.legend()
 figure.savefig(FIGURE, dpi=100)

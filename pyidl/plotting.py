@@ -260,7 +260,7 @@ def _axes(ax: Axes | None) -> Axes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PyidlError("plotting needs matplotlib, which is not installed: pip install implicit-pyidl[plot]") from error
+        raise PyidlError("plotting needs matplotlib, which is not installed: pip install matplotlib") from error
     made: Axes = Figure(layout="constrained").subplots()
     return made
 
