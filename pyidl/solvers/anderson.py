@@ -233,7 +233,7 @@ class _FusedPast:
         self.places = from_host(xp, rows)
         self.kept = xp.zeros((2 * memory + 2, len(rows), *y.shape[1:]), dtype=y.dtype)
         F, G = self.kept[2 * memory, ...], self.kept[2 * memory + 1, ...]
-        xp.take(y_image, self.places, axis=0, out=G)
+        G[...] = xp.take(y_image, self.places, axis=0)
         xp.subtract(G, xp.take(y, self.places, axis=0), out=F)
         self.size, self.plain = max_abs(xp, F), xp.ones(len(rows), dtype=y.dtype)
         self.gram = xp.zeros((len(rows), memory, memory), dtype=xp.float64)
