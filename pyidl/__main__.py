@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,8 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pyidl: interrupted", file=sys.stderr)
         return 130
-    except (PyidlError, OSError) as error:
-        refused = isinstance(error, (InputError, FileFormatError, DeviceError, OSError))
+    except UnicodeEncodeError as error:
+        name = error.object[error.start]
+        print(f"pyidl: {error.encoding} has no {name!r}; set PYTHONUTF8=1, or write to a file with --output", file=sys.stderr)
+        return 2
+    except (PyidlError, OSError, MemoryError) as error:
+        refused = isinstance(error, (InputError, FileFormatError, DeviceError, OSError, MemoryError))
         print(f"pyidl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if refused else 1
 
@@ -129,6 +133,20 @@ def _table(options: Any) -> Table:
     return read_table(options.data, delimiter)
 
 
+def _destination(output: Path, *inputs: Path) -> Path:
+    """Where the result goes; refused before any work if it cannot go there, or would replace what it is made from."""
+    folder, special = output.parent, output.exists() and not output.is_file()  # a pipe or a device is written to itself
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; give --output the name of a file")
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; make it, or give another --output")
+    if not os.access(output if special else folder, os.W_OK):
+        raise InputError(f"{output} cannot be written: permission denied; give another --output")
+    if output.exists() and any(output.samefile(file) for file in inputs):
+        raise InputError(f"--output would replace {output}, which is read; give another --output")
+    return output
+
+
 # ------------------------------------------------------------------------------------------------------------------------- info
 
 
@@ -174,25 +192,30 @@ def _devices() -> list[str]:
 
 def _train(options: Any) -> int:
     table = _table(options)
+    table.places([options.target, *options.ignore])
     columns = [name for name in table.names if name not in (options.target, *options.ignore)]
-    numeric = table.is_numeric(options.target)  # it says so if the column is missing
-    table.numbers([name for name in options.ignore if name not in table.names])
     if not columns:
         raise InputError(f"{table.path} has no column besides {options.target!r} to predict it from")
-    task = options.task or ("regression" if numeric else "classification")
-    U = table.numbers(columns)
+    task = options.task or ("regression" if table.is_numeric(options.target) else "classification")
+    U = table.numbers(columns, "correct it, leave out the row, or leave out the column with --ignore")
     classes: list[str] | None = None
     if task == "regression":
-        target: np.ndarray = table.numbers([options.target])
+        target = table.numbers([options.target], "correct it, leave out the row, or use --task classification")
+        values = np.unique(target)
     else:
-        names, target = np.unique(table.text(options.target), return_inverse=True)
-        classes = names.tolist()
-        if len(names) < 2:
-            raise InputError(f"{table.path}, column {options.target!r} holds one class only, {classes}; at least two are needed")
-        if len(names) > len(U) // 2:
+        values, target = np.unique(table.text(options.target), return_inverse=True)
+        classes = values.tolist()
+        if len(values) > max(len(U) // 2, 1):
             raise InputError(
-                f"{table.path}, column {options.target!r} holds {len(names)} classes in {len(U)} rows; with numbers use --task regression"
+                f"{table.path}, column {options.target!r} holds {len(values)} classes in {len(U)} rows; with numbers use --task regression"
             )
+    if len(values) < 2:
+        raise InputError(f"{table.path}, column {options.target!r} holds only {values.tolist()[0]!r}; at least two values are needed")
+    if options.output is None and not options.data.is_file():
+        raise InputError(f"{options.data} is no file beside which the model could be written; give --output")
+    output = _destination(options.output or options.data.with_suffix(".npz"), options.data)
+    if options.seed < 0:
+        raise InputError(f"--seed is {options.seed}; it is at least 0")
     if not 0 <= options.test_share < 1:
         raise InputError(f"--test-share is {options.test_share}; it lies between 0 and 1")
     rng = np.random.default_rng(options.seed)
@@ -220,9 +243,6 @@ def _train(options: Any) -> int:
         raise InputError(f"--alpha is {options.alpha}; the weight of the squares is a finite number, at least 0")
     steps = options.epochs * -(-len(train) // options.batch_size)
     optimizer = optim.Adam(optim.Cosine(options.learning_rate, steps=steps))
-    output = options.output or options.data.with_suffix(".npz")
-    if not output.parent.is_dir():
-        raise InputError(f"there is no folder {output.parent} for the model; make it, or give another --output")
     if not options.quiet:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
         print(f"{task}: {options.target} from {len(columns)} columns, {len(train)} rows; {len(held_out)} held out", file=sys.stderr)
@@ -243,22 +263,34 @@ def _train(options: Any) -> int:
     for kind, rows in (("training", train), ("held-out", held_out)):
         if len(rows):
             score, value = _score(model.predict(U[rows]), target[rows], classes)
-            print(f"{score} on {len(rows)} {kind} rows: {value:.4f}")
+            print(f"{score} on {len(rows)} {kind} rows: {value}")
     print(model.certificate())
     print(f"written: {output}")
     return 0
 
 
-def _score(Y: np.ndarray, target: np.ndarray, classes: list[str] | None) -> tuple[str, float]:
+def _score(Y: np.ndarray, target: np.ndarray, classes: list[str] | None) -> tuple[str, str]:
     """The share of right classes, or R2."""
-    return ("accuracy", float(metrics.accuracy(Y, target))) if classes is not None else ("R2", float(metrics.r2(Y, target)))
+    if classes is not None:
+        return "accuracy", f"{metrics.accuracy(Y, target):.4f}"
+    return "R2", f"{metrics.r2(Y, target):.4f}" if np.any(target != target[0]) else "not defined, their targets are equal"
 
 
 def _predict(options: Any) -> int:
     model, notes = pyidl.load(options.model), pyidl.load_notes(options.model)
-    if "columns" not in notes:
-        raise InputError(f"{options.model} does not say which columns it takes: it was not made by 'train'; use pyidl.load in Python")
-    columns, target, classes = notes["columns"], notes["target"], notes["classes"]
+    columns, target, classes = (notes.get(key) for key in ("columns", "target", "classes"))
+    if not (
+        isinstance(model, ImplicitModel)
+        and isinstance(columns, list)
+        and isinstance(classes, list | None)
+        and (len(columns), len(classes or [target])) == (model.input_dim, model.output_dim)
+    ):
+        raise InputError(
+            f"{options.model} does not say which columns it takes and what it predicts: it was not made by 'train', or was edited; "
+            "train it again, or use pyidl.load in Python"
+        )
+    if options.output is not None:
+        _destination(options.output, options.data, options.model)
     if options.probabilities and classes is None:
         raise InputError(f"{options.model} predicts a number; --probabilities are for classes")
     Y = model.predict(_table(options).numbers(columns))
@@ -273,7 +305,7 @@ def _predict(options: Any) -> int:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     if options.output is None:
-        sys.stdout.write(text.getvalue())
+        print(text.getvalue(), end="")
     else:
         with replacing(options.output) as file:
             file.write(text.getvalue().encode())

@@ -17,6 +17,8 @@ from pyidl.errors import InputError
 
 __all__ = ["Table", "read_table"]
 
+CURE = "correct it, or leave out the row"
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -41,21 +43,28 @@ class Table:
 
     def text(self, name: str) -> np.ndarray:
         """One column as it stands, no field empty."""
-        (j,) = self._places([name])
+        (j,) = self.places([name])
         for row, line in zip(self.rows, self.lines, strict=True):
             if not row[j].strip():
-                raise self._fault(line, name, "is empty; fill it in, or leave out the row")
+                raise self._fault(line, name, "is empty", CURE)
         return np.array([row[j].strip() for row in self.rows])
 
-    def numbers(self, names: Sequence[str]) -> np.ndarray:
+    def numbers(self, names: Sequence[str], cure: str = CURE) -> np.ndarray:
         """Some columns as numbers, (rows, columns), float64.
+
+        Parameters
+        ----------
+        names : sequence of str
+            The columns.
+        cure : str
+            What the user can do about a field that is no number, for the message.
 
         Raises
         ------
         InputError
             If a column is missing, or a field is empty, no number, or not finite.
         """
-        places = self._places(names)
+        places = self.places(names)
         found = np.empty((len(self.rows), len(names)))
         for i, row in enumerate(self.rows):
             for k, j in enumerate(places):
@@ -63,24 +72,27 @@ class Table:
                     found[i, k] = float(row[j])
                 except ValueError:
                     what = f"holds {row[j]!r}, which is no number" if row[j].strip() else "is empty"
-                    raise self._fault(self.lines[i], names[k], f"{what}; fill it in, or leave out the row or the column") from None
+                    raise self._fault(self.lines[i], names[k], what, cure) from None
                 if not np.isfinite(found[i, k]):
-                    raise self._fault(self.lines[i], names[k], f"holds {row[j]!r}, which is not finite in double precision")
+                    raise self._fault(self.lines[i], names[k], f"holds {row[j]!r}, which is not finite in double precision", cure)
         return found
 
     def is_numeric(self, name: str) -> bool:
         """Whether every field of a column is a number."""
-        (j,) = self._places([name])
+        (j,) = self.places([name])
         return all(_is_number(row[j]) for row in self.rows)
 
-    def _places(self, names: Iterable[str]) -> list[int]:
+    def places(self, names: Iterable[str]) -> list[int]:
+        """The positions of some columns; InputError names those that are missing."""
         missing = [name for name in names if name not in self.names]
         if missing:
-            raise InputError(f"{self.path} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(self.names)}")
+            raise InputError(
+                f"{self.path} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(self.names)}{_unsplit(self.names)}"
+            )
         return [self.names.index(name) for name in names]
 
-    def _fault(self, line: int, name: str, words: str) -> InputError:
-        return InputError(f"{self.path}, line {line}, column {name!r} {words}")
+    def _fault(self, line: int, name: str, words: str, cure: str) -> InputError:
+        return InputError(f"{self.path}, line {line}, column {name!r} {words}; {cure}")
 
 
 def read_table(path: str | Path, delimiter: str = ",") -> Table:
@@ -105,7 +117,7 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     rows, lines = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             for row in reader:
                 if row:  # not a blank line
                     rows.append(tuple(row))
@@ -117,17 +129,25 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     if not rows:
         raise InputError(f"{path} is empty; it needs a line with the names of its columns, and lines of data")
     names = tuple(name.strip() for name in rows[0])
-    twice = sorted({name for name in names if names.count(name) > 1})
     if all(map(_is_number, names)):
         raise InputError(f"{path}, line {lines[0]} holds numbers only; the first line must name the columns")
-    if twice or "" in names:
-        raise InputError(f"{path}, line {lines[0]}: " + (f"the name {twice[0]!r} stands twice" if twice else "a column has no name"))
+    for k, name in enumerate(names):
+        if not name:
+            raise InputError(f"{path}, line {lines[0]}: column {k + 1} has no name; give it one, or delete the column")
+        if name in names[:k]:
+            raise InputError(f"{path}, line {lines[0]}: columns {names.index(name) + 1} and {k + 1} are both named {name!r}; rename one")
     if len(rows) == 1:
         raise InputError(f"{path} has a header and no data")
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(names):
-            raise InputError(f"{path}, line {line} has {len(fields)} fields, the header has {len(names)}")
+            raise InputError(f"{path}, line {line} has {len(fields)} fields, the header has {len(names)}{_unsplit(names)}")
     return Table(str(path), names, tuple(rows[1:]), tuple(lines[1:]))
+
+
+def _unsplit(names: Sequence[str]) -> str:
+    """A question, where the header is one field with another delimiter in it."""
+    marks = [mark for mark in ";\t|," if mark in names[0]] if len(names) == 1 else []
+    return f"; is {marks[0]!r} the delimiter?" if marks else ""
 
 
 def _is_number(field: str) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,23 +132,30 @@ WRONG = {
     "only blank lines": ("\n\n\n", "is empty"),
     "no data": ("a,b,kind\n", "has a header and no data"),
     "no header": ("1,2,3\n4,5,6\n", "line 1 holds numbers only"),
-    "a name twice": ("a,a,kind\n1,2,x\n", "the name 'a' stands twice"),
-    "no name": ("a,,kind\n1,2,x\n", "a column has no name"),
+    "a name twice": ("a,b,a,kind\n1,2,3,x\n", "columns 1 and 3 are both named 'a'; rename one"),
+    "no name": ("a,,kind\n1,2,x\n", "column 2 has no name; give it one, or delete the column"),
     "ragged": (GOOD + "1,2\n", "line 22 has 2 fields, the header has 3"),
     "too long": (GOOD + "1,2,x,4\n", "line 22 has 4 fields, the header has 3"),
     "a missing value": (GOOD + "1,,x\n", "line 22, column 'b' is empty"),
     "a missing target": (GOOD + "1,2,\n", "line 22, column 'kind' is empty"),
-    "a word": (GOOD + "\n1,many,x\n", "line 23, column 'b' holds 'many', which is no number"),
+    "a word": (GOOD + "\n1,many,x\n", "line 23, column 'b' holds 'many', which is no number; correct it, leave out the row, or"),
+    "a column of words": (
+        "a,b,kind\n" + "red,1,x\nblue,2,y\n" * 9,
+        "column 'a' holds 'red', which is no number; correct it, leave out the row, or leave out the column with --ignore",
+    ),
     "not a number": (GOOD + "nan,2,x\n", "line 22, column 'a' holds 'nan', which is not finite"),
     "infinite": (GOOD + "1,-inf,x\n", "line 22, column 'b' holds '-inf'"),
     "too large": (GOOD + "1e400,2,x\n", "line 22, column 'a' holds '1e400', which is not finite in double precision"),
     "an open quote": (GOOD + '1,2,"x\n', "line 22: unexpected end of data"),
-    "one class": ("a,kind\n" + "1,x\n" * 10, "one class only, ['x']"),
+    "one class": ("a,kind\n" + "1,x\n" * 10, "column 'kind' holds only 'x'; at least two values are needed"),
+    "one number": ("a,kind\n" + "1,7.5\n2,7.5\n" * 9, "column 'kind' holds only 7.5; at least two values are needed"),
     "as many classes as rows": ("a,kind\n" + "".join(f"{i},x{i}\n" for i in range(10)), "10 classes in 10 rows"),
     "no such column": (GOOD.replace("kind", "sort"), "has no column 'kind'; its columns are a, b, sort"),
     "nothing but the target": ("kind\nx\ny\n", "no column besides 'kind'"),
-    "too few rows": ("a,kind\n1,2\n", "leaves 1 rows to train on"),
-    "semicolons": ("a;b;kind\n1;2;x\n", "has no column 'kind'"),
+    "one row": ("a,kind\n1,2\n", "column 'kind' holds only 2.0; at least two values are needed"),
+    "semicolons": ("a;b;kind\n1;2;x\n", "has no column 'kind'; its columns are a;b;kind; is ';' the delimiter?"),
+    "semicolons and decimal commas": ("a;kind\n1,5;x\n", "line 2 has 2 fields, the header has 1; is ';' the delimiter?"),
+    "numbers too close together": ("a,kind\n" + "1e-320,x\n2e-320,y\n" * 9, "too large for float64"),
 }
 
 
@@ -193,6 +201,9 @@ def test_tabs_and_semicolons(tmp_path, capsys):
         path = tmp_path / "d.csv"
         path.write_text(GOOD.replace(",", mark))
         assert run(capsys, "train", path, "--target", "kind", "--delimiter", name, *FAST)[0] == 0
+    path.write_text("a, b, kind\n" + '1, "2", "x, y"\n3, "4", "z"\n' * 9)  # a space before a quote
+    assert read_table(path).text("kind").tolist()[:2] == ["x, y", "z"]
+    assert read_table(path).numbers(["b"])[1, 0] == 4.0
     assert "it is one character" in run(capsys, "train", path, "--target", "kind", "--delimiter", "ab", *FAST)[2]
 
 
@@ -204,21 +215,30 @@ OPTIONS = {
     "activation": (("--activation", "rely"), "there is no activation 'rely'"),
     "ridge": (("--alpha", -1), "--alpha is -1"),
     "share": (("--test-share", 1.5), "--test-share is 1.5"),
+    "too large a share": (("--test-share", 0.95), "leaves 1 rows to train on"),
     "a column to ignore": (("--ignore", "z"), "has no column 'z'"),
     "a folder": (("--output", "nowhere/m.npz"), "there is no folder nowhere"),
-    "a task": (("--task", "regression"), "column 'kind' holds 'x', which is no number"),
+    "a folder in the model's place": (("--output", "."), ". is a folder"),
+    "no name": (("--output", ""), ". is a folder"),
+    "the data's place": (("--output", "good.csv"), "--output would replace good.csv"),
+    "a seed": (("--seed", -1), "--seed is -1"),
+    "more units than memory": (("--hidden-dim", 10**7), "Unable to allocate"),
+    "a task": (("--task", "regression"), "column 'kind' holds 'x', which is no number; correct it, leave out the row, or use --task"),
 }
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_wrong_options(case, tmp_path, capsys):
+def test_wrong_options(case, tmp_path, capsys, monkeypatch):
     more, words = OPTIONS[case]
-    path = tmp_path / "good.csv"
-    path.write_text(GOOD)
-    code, _, err = run(capsys, "train", path, "--target", "kind", *FAST, *more)
+    monkeypatch.chdir(tmp_path)
+    Path("good.csv").write_text(GOOD)
+    monkeypatch.setattr(pyidl, "fit", None)  # refused before the training
+    code, _, err = run(capsys, "train", "good.csv", "--target", "kind", *FAST, *more)
     assert code == 2
     assert err.count("\n") == 1
     assert words in err
+    assert [path.name for path in tmp_path.iterdir()] == ["good.csv"]
+    assert Path("good.csv").read_text() == GOOD
 
 
 def test_files_that_are_not_there_or_something_else(tmp_path, capsys):
@@ -236,7 +256,43 @@ def test_files_that_are_not_there_or_something_else(tmp_path, capsys):
     assert (code, out) == (2, "")
     assert "has no column 'b'" in err
     data.write_text(GOOD)
-    assert run(capsys, "predict", model, data, "-o", tmp_path / "none" / "x.csv")[0] == 2
+    for output in (tmp_path / "none" / "x.csv", tmp_path, data, model):
+        before = data.read_bytes(), model.read_bytes()
+        assert run(capsys, "predict", model, data, "-o", output)[0] == 2
+        assert (data.read_bytes(), model.read_bytes()) == before
+
+
+def test_a_folder_that_is_closed_is_noticed_before_the_training(tmp_path, capsys, monkeypatch):
+    data = tmp_path / "d.csv"
+    data.write_text(GOOD)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(pyidl, "fit", None)
+    code, _, err = run(capsys, "train", data, "--target", "kind")
+    assert code == 2
+    assert "permission denied" in err
+
+
+def test_one_held_out_row_has_no_r2(tmp_path, capsys):
+    data = tmp_path / "five.csv"
+    data.write_text("a,b\n0,0.5\n1,1.5\n2,4\n3,9\n4,16\n")
+    code, out, _ = run(capsys, "train", data, "--target", "b", *FAST)
+    assert code == 0
+    assert "R2 on 1 held-out rows: not defined, their targets are equal" in out
+    assert f"written: {tmp_path / 'five.npz'}" in out
+
+
+def test_notes_that_do_not_fit_the_model_are_refused(tmp_path, capsys):
+    data, model, edited = tmp_path / "d.csv", tmp_path / "d.npz", tmp_path / "edited.npz"
+    data.write_text(GOOD)
+    run(capsys, "train", data, "--target", "kind", *FAST)
+    notes = pyidl.load_notes(model)
+    for change in ({"columns": ["a"]}, {"columns": 5}, {"columns": None}, {"classes": ["x"]}, {"classes": 2}, {"classes": None}):
+        pyidl.save(edited, pyidl.load(model), notes=notes | change)
+        code, out, err = run(capsys, "predict", edited, data)
+        assert (code, out) == (2, "")
+        assert "was not made by 'train', or was edited" in err
+    pyidl.save(edited, pyidl.ImplicitRNN(2, 2, 3, 4, rng=0), notes=notes)
+    assert "was not made by 'train', or was edited" in run(capsys, "predict", edited, data)[2]
 
 
 # --------------------------------------------------------------------------------------------------------------- the other commands
@@ -311,6 +367,28 @@ def test_as_a_process(tmp_path):
     wrong = started("train", "none.csv", "--target", "x")
     assert wrong.returncode == 2
     assert wrong.stderr == "pyidl: [Errno 2] No such file or directory: 'none.csv'\n"
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="there is no /dev/stdin")
+def test_pipes(tmp_path):
+    data, train = GOOD.replace("x", "猫"), ("train", "/dev/stdin", "--target", "kind", "--epochs", "1", "--quiet")
+
+    def started(*arguments, **environment):
+        command = [sys.executable, "-W", "error", "-m", "pyidl", *arguments]
+        done = subprocess.run(command, input=data.encode(), capture_output=True, cwd=tmp_path, env={**os.environ, **environment})
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    assert started(*train) == (2, "", "pyidl: /dev/stdin is no file beside which the model could be written; give --output\n")
+    assert started(*train, "--output", "m.npz")[0] == 0
+    predict = "predict", "m.npz", "/dev/stdin", "--probabilities"
+    code, out, _ = started(*predict, PYTHONUTF8="1")
+    assert (code, out.splitlines()[0]) == (0, "kind,probability of y,probability of 猫")
+    assert started(*predict, "-o", "/dev/stdout") == (0, out, "")
+    code, shown, err = started(*predict, PYTHONIOENCODING="latin-1")
+    assert (code, shown, err.count("\n")) == (2, "", 1)
+    assert "set PYTHONUTF8=1" in err
+    closed = subprocess.run(f"exec '{sys.executable}' -m pyidl info >&-", shell=True, capture_output=True, cwd=tmp_path)
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 def test_notes_are_kept_with_a_model(tmp_path):

@@ -102,11 +102,12 @@ def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitMod
         raise InputError(f"the scalings have {widths} columns, the model has {(model.input_dim, model.output_dim)} inputs and outputs")
     old: dict[str, Any] = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items()}
     column = outputs.scale[:, None]
-    new = {**old, "B": old["B"] / inputs.scale, "C": column * old["C"], "d": outputs.undo(old["d"])}
-    new["b"] = old["b"] - new["B"] @ inputs.mean
-    if model.feedthrough:
-        new["D"] = column * old["D"] / inputs.scale
-        new["d"] = new["d"] - new["D"] @ inputs.mean
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the model, by name
+        new = {**old, "B": old["B"] / inputs.scale, "C": column * old["C"], "d": outputs.undo(old["d"])}
+        new["b"] = old["b"] - new["B"] @ inputs.mean
+        if model.feedthrough:
+            new["D"] = column * old["D"] / inputs.scale
+            new["d"] = new["d"] - new["D"] @ inputs.mean
     folded = model.replace()
     folded.params = new
     return folded
