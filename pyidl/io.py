@@ -308,7 +308,15 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mappin
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete; until then, and after an error, what was there before stays."""
+    """A file that appears under its name when it is complete; until then, and after an error, what was there before stays.
+
+    A link stays too, and leads to the new file. A device or a pipe cannot be replaced, and is written to.
+    """
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -5,6 +5,7 @@ import io as stdio
 import json
 import os
 import pickle
+import threading
 import zipfile
 
 import array_api_strict
@@ -168,6 +169,31 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         pyidl.save(path, new)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "m", tmp_path / "link"
+    link.symlink_to(target)
+    pyidl.save(link, MODELS["implicit"]())
+    assert link.is_symlink()
+    assert os.listdir(tmp_path / "there") == ["m"]
+    assert np.array_equal(pyidl.load(target).predict(U), MODELS["implicit"]().predict(U))
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    pyidl.save(pipe, MODELS["implicit"]())
+    reader.join(10)
+    assert pipe.is_fifo()
+    (tmp_path / "m").write_bytes(got[0])
+    assert np.array_equal(pyidl.load(tmp_path / "m").predict(U), MODELS["implicit"]().predict(U))
+    for folder in (tmp_path, ""):
+        with pytest.raises(IsADirectoryError):
+            pyidl.save(folder, MODELS["implicit"]())
 
 
 # -------------------------------------------------------------------------------------------------------- bad files
