@@ -193,6 +193,45 @@ def test_a_warm_start_goes_on_and_a_cold_one_does_not():
         fitted(warm, X, y + 1)
 
 
+def test_what_a_later_call_may_change():
+    X, y = IRIS
+    model = fitted(classifier(warm_start=True, max_iter=2), X, y)
+    before = host(model.model_.params["A"])
+    fitted(model.set_params(learning_rate=1e-12), X, y)
+    assert np.allclose(host(model.model_.params["A"]), before, rtol=0, atol=1e-9)
+    assert model._optimizer.count == 4
+    for name, value in {"hidden_dim": 7, "activation": "tanh", "dtype": "float32", "standardize": False}.items():
+        built = getattr(model, name)
+        for call in (model.fit, model.partial_fit):
+            model.set_params(**{name: value})
+            with pytest.raises(InputError, match=f"{name} is {value!r}, but the network was built with {built!r}"):
+                call(X, y)
+        model.set_params(**{name: built})
+    two = ImplicitRegressor(4, random_state=0).partial_fit(X, X[:, :2])
+    with pytest.raises(InputError, match="y has 1 targets a sample; the model was built for 2"):  # and not one target for both
+        two.partial_fit(X, y)
+
+
+def test_a_step_that_fails_is_not_half_taken(monkeypatch):
+    X, y = IRIS
+    model = classifier(batch_size=50).partial_fit(X, y)
+    before, twin = dict(vars(model)), pickle.loads(pickle.dumps(model))
+    step, taken = optim.Adam.step, []
+
+    def third(self, *arguments):
+        taken.append(1)
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(optim.Adam, "step", third)
+    with pytest.raises(KeyboardInterrupt):
+        model.partial_fit(X, y)
+    monkeypatch.undo()
+    assert vars(model) == before
+    assert np.array_equal(model.partial_fit(X, y).predict_proba(X), twin.partial_fit(X, y).predict_proba(X))
+
+
 def test_early_stopping_watches_samples_that_it_holds_out():
     X, y = DIABETES
     model = ImplicitRegressor(40, early_stopping=True, max_iter=300, random_state=0, learning_rate=0.03).fit(X, y)
@@ -228,8 +267,11 @@ BAD = {
     "alpha": ({"alpha": -1.0}, "alpha is -1.0"),
     "hidden_dim": ({"hidden_dim": 0}, "hidden_dim"),
     "a constraint": ({"constraint": 0.9}, "constraint"),
-    "a batch": ({"batch_size": 0}, "batch_size = 0"),
-    "epochs": ({"max_iter": 0}, "epochs = 0"),
+    "a batch": ({"batch_size": 0}, "batch_size is 0"),
+    "a batch in words": ({"batch_size": "all"}, "batch_size is 'all'"),
+    "epochs": ({"max_iter": 0}, "epochs is 0"),
+    "half an epoch": ({"max_iter": 1.5}, "epochs is 1.5"),
+    "tol": ({"tol": np.nan}, "min_delta >= 0"),
     "a dtype": ({"dtype": "float16"}, "float16"),
 }
 
@@ -242,6 +284,49 @@ def test_bad_options_are_refused_when_fitted(case):
         estimator.fit(*IRIS)
     with pytest.raises(NotFittedError):
         estimator.predict(IRIS[0])
+
+
+def test_numbers_of_numpy_are_numbers():
+    for options in ({"alpha": np.int64(0)}, {"alpha": np.float32(0.5)}, {"dtype": np.float32}, {"max_iter": np.int64(2)}):
+        assert fitted(classifier(**({"max_iter": 2} | options)), *IRIS).model_.dtype == np.dtype(options.get("dtype", "float64")).name
+
+
+SMALL_SIM = MLPClassifier((5,), learning_rate_init=0.03, max_iter=20)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda **o: classifier(**o, max_iter=3), lambda **o: ImplicitRegressor(5, max_iter=3, **o), lambda **o: SIMClassifier(SMALL_SIM, **o)],
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_refused_fit_leaves_the_estimator_as_it_was(make, monkeypatch):
+    X, y = IRIS
+    estimator = make(random_state=0).fit(X, y)
+    before, answers = dict(vars(estimator)), estimator.predict(X)
+
+    def refused(error, *data, **options):
+        given = {name: getattr(estimator, name) for name in options}
+        with pytest.raises(error):
+            estimator.set_params(**options).fit(*data)
+        estimator.set_params(**given)
+        assert vars(estimator) == before
+        assert np.array_equal(estimator.predict(X), answers)
+
+    refused(ValueError, X[:, :2], np.where(y == 1, np.nan, y))
+    refused(InputError, 8 + 7 * X[:, :3], 1 + y[::-1], constraint=0.9)
+    refused(InputError, 8 + 7 * X, 1 + y[::-1], dtype="float16")
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optim.Adam, "step", interrupted)
+    monkeypatch.setattr(sim, "fit", interrupted)
+    refused(KeyboardInterrupt, X[:, :2], 1 + y)
+    unfitted = make()
+    with pytest.raises(KeyboardInterrupt):
+        unfitted.fit(X, y)
+    with pytest.raises(NotFittedError):
+        unfitted.predict(X)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- SIM

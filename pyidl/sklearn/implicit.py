@@ -10,6 +10,7 @@ Inputs and targets are standardised within, and the scalings folded into the fit
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, Self
@@ -28,6 +29,7 @@ from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.answers import Answers
+from pyidl.sklearn.atomic import as_it_was
 from pyidl.training import EarlyStopping, fit
 from pyidl.training.ridge import ridge
 from pyidl.training.scaling import Scaling, fold
@@ -37,6 +39,8 @@ __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
 
 BATCH = 200
 """For ``batch_size="auto"``, as in MLPClassifier."""
+KEPT = ("hidden_dim", "activation", "constraint", "rank", "standardize", "dtype")
+"""What cannot change while a network is trained further."""
 TRAINING_TOL = {"float64": 1e-8, "float32": 1e-6}
 """Of the solves while training, far below what a step of Adam changes; predictions are solved to the default of their dtype."""
 
@@ -97,12 +101,14 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
 
     def _train(self, X: Any, y: Any, sample_weight: Any, classes: Any, *, on: bool, epochs: int | None) -> Self:
         """Train for `epochs`, or with None until the loss settles; `on`: from where the last call ended."""
-        if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha < np.inf):
+        if not (isinstance(self.alpha, (int, float, np.integer, np.floating)) and 0 <= self.alpha < np.inf):
             raise InputError(f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0")
         X, y = validate_data(self, X, y, reset=not on, dtype=np.float64, **self._checks)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
         T = self._targets(y, classes, on)
-        if not on:
+        if on:
+            self._resume()
+        else:
             self._start(X, T, weights)
         if epochs is None or not on:
             self.n_iter_ = 0
@@ -149,7 +155,8 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self._rng = np.random.default_rng(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self._inputs = Scaling.of(X, weights) if self.standardize else Scaling.identity(X.shape[1])
         self._outputs = self._scaling(T, weights)
-        self._network = ImplicitModel(
+        self._built = {name: getattr(self, name) for name in KEPT}
+        network = ImplicitModel(
             X.shape[1],
             len(self._outputs.mean),
             self.hidden_dim,
@@ -158,12 +165,21 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             rank=self.rank,
             dtype=self.dtype,
             rng=self._rng,
-        ).with_tol(TRAINING_TOL[self.dtype])
+        )
+        self._network = network.with_tol(TRAINING_TOL[network.dtype])
         self._optimizer = Adam(self.learning_rate)
 
-    def __sklearn_is_fitted__(self) -> bool:
-        """A fit that was refused halfway leaves an estimator that is not fitted."""
-        return hasattr(self, "history_")
+    def _resume(self) -> None:
+        """Copies of what training changes; Adam goes on at the present learning rate."""
+        for name, built in self._built.items():
+            if getattr(self, name) != built:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}, but the network was built with {built!r} and is to be trained further; "
+                    "set it back, or start with a new estimator"
+                )
+        state, count = self._optimizer.state, self._optimizer.count
+        self._network, self._optimizer, self._rng = self._network.replace(), Adam(self.learning_rate), copy.deepcopy(self._rng)
+        self._optimizer.state, self._optimizer.count = state, count
 
     def _goes_on(self) -> bool:
         """Whether `fit` continues the last one."""
@@ -214,7 +230,8 @@ class ImplicitClassifier(Answers, _Implicit):
     standardize : bool
         Whether columns of X are shifted and scaled within, by their mean and deviation at the first call.
     warm_start : bool
-        Whether `fit` goes on from the last fit: its parameters, its scalings and the state of Adam.
+        Whether `fit` goes on from the last fit: its parameters, its scalings and the state of Adam. The rate may change in between;
+        what the network is built from may not.
     random_state : int, RandomState or None
         Draws the parameters, the order of samples, and those held out.
     dtype : {"float64", "float32"}
@@ -256,11 +273,13 @@ class ImplicitClassifier(Answers, _Implicit):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on samples X (m, p), labels y (m,) and weights (m,)."""
-        return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
+        with as_it_was(self):
+            return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these samples; the first call needs all labels, in `classes` or in y, and fixes the scalings."""
-        return self._train(X, y, sample_weight, classes, on=hasattr(self, "_network"), epochs=1)
+        with as_it_was(self):
+            return self._train(X, y, sample_weight, classes, on=hasattr(self, "_network"), epochs=1)
 
     def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
         check_classification_targets(y)
@@ -299,17 +318,21 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on samples X (m, p), targets y (m,) or (m, q), and weights (m,)."""
-        return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
+        with as_it_was(self):
+            return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch over these samples; the first call fixes the scalings, so give it more than a few."""
-        return self._train(X, y, sample_weight, None, on=hasattr(self, "_network"), epochs=1)
+        with as_it_was(self):
+            return self._train(X, y, sample_weight, None, on=hasattr(self, "_network"), epochs=1)
 
     def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
-        T = np.asarray(y, dtype=np.float64)
+        T = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         if not on:
-            self._column = T.ndim == 1
-        return T[:, None] if T.ndim == 1 else T
+            self._column = y.ndim == 1
+        elif T.shape[1] != len(self._outputs.mean):
+            raise InputError(f"y has {T.shape[1]} targets a sample; the model was built for {len(self._outputs.mean)}")
+        return T
 
     def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
         return Scaling.of(T, weights)

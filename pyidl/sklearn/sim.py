@@ -22,6 +22,7 @@ from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
 from pyidl.sim.penalties import Penalty
 from pyidl.sklearn.answers import Answers
+from pyidl.sklearn.atomic import as_it_was
 from pyidl.training.scaling import Scaling, fold
 from pyidl.wellposed import Constraint, InfNorm
 
@@ -101,6 +102,11 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train the teacher on samples X (m, p) and labels y (m,), and learn the model from its states."""
+        with as_it_was(self):
+            self._train(X, y)
+        return self
+
+    def _train(self, X: Any, y: Any) -> None:
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         if not (self.teacher is None or isinstance(self.teacher, MLPClassifier)):
@@ -128,11 +134,6 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
             dtype=self.dtype,
         )
         self._network, self.report_ = result.model, result.report
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """A fit that was refused halfway leaves an estimator that is not fitted."""
-        return hasattr(self, "report_")
 
     @property
     def model_(self) -> ImplicitModel:

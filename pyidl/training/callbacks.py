@@ -45,7 +45,7 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or self.mode not in ("min", "max") or self.min_delta < 0:
+        if self.patience < 1 or self.mode not in ("min", "max") or not self.min_delta >= 0:
             raise InputError(f"{self} makes no sense: patience >= 1, mode 'min' or 'max', min_delta >= 0")
 
     def __call__(self, run: Run) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError
-from pyidl.layers.base import Layer
+from pyidl.layers.base import Layer, check_width
 from pyidl.training.callbacks import restore
 from pyidl.training.run import Callback, History, Optimizer, Run, in_words
 from pyidl.typing import Array, Params, Rng
@@ -117,8 +117,9 @@ def fit(
         raise InputError(f"fit trains a Layer, got {type(model).__name__}")
     if on_fail not in ("skip", "raise", "warn", "ignore"):
         raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
-    if epochs < 1 or (batch_size is not None and batch_size < 1):
-        raise InputError(f"epochs = {epochs} and batch_size = {batch_size} must be at least 1")
+    epochs = check_width("epochs", epochs)
+    if batch_size is not None:
+        batch_size = check_width("batch_size", batch_size)
     callbacks = tuple(callbacks)
     if not hasattr(optimizer, "step"):
         raise InputError(f"optimizer is {optimizer!r}; use one of pyidl.optim, such as Adam(1e-3)")
