@@ -107,7 +107,8 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     model : Layer
         On any device.
     notes : mapping, optional
-        What else is to be known of it, such as the names of its classes: anything that JSON holds. `load_notes` returns it.
+        What else is to be known of it, such as the names of its classes. `load_notes` returns it as JSON does: keys are strings,
+        tuples lists.
 
     Raises
     ------
@@ -128,10 +129,12 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     header = {"kind": "model", "config": _encode(model)}
     if notes is not None:
         try:
-            json.dumps(notes)
+            header["notes"] = dict(notes)
+            json.dumps(header["notes"])
         except (TypeError, ValueError) as error:
-            raise InputError(f"notes cannot be written as JSON ({error}); use strings, numbers, lists and dictionaries") from None
-        header["notes"] = dict(notes)
+            raise InputError(
+                f"notes cannot be written as JSON ({error}); give a dictionary of strings, numbers, lists and dictionaries"
+            ) from None
     write_npz(path, {f"params/{key}": to_numpy(a) for key, a in model.params.items()}, header)
 
 
@@ -159,7 +162,9 @@ def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping
     header, arrays = read_npz(path)
     if header.get("kind") != "model":
         raise FileFormatError(f"{path} holds no model but a {header.get('kind')}; a checkpoint is read by fit(..., resume=path)")
-    given = {activation.name: activation} if isinstance(activation, Activation) else dict(activation or {})
+    given = {activation.name: activation} if isinstance(activation, Activation) else activation or {}
+    if not (isinstance(given, Mapping) and all(isinstance(a, Activation) for a in given.values())):
+        raise InputError(f"activation is {activation!r}; give an Activation, or a dictionary of them by name")
     config = header.get("config")
     for name in sorted(_custom(config)):
         if name not in given:
@@ -352,7 +357,7 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         header = json.loads(arrays.pop("header").tobytes().decode())
         if header["format"] != FORMAT or not isinstance(header["version"], int):
-            raise ValueError(f"format {header['format']!r}")
+            raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
     except Exception as error:
         raise FileFormatError(f"{path} has no header of pyidl ({type(error).__name__}: {error}); it was not written by pyidl") from error
     if header["version"] > VERSION:

@@ -399,8 +399,9 @@ def test_notes_are_kept_with_a_model(tmp_path):
     assert pyidl.load_notes(path) == {"classes": ["ä", "b"], "n": 3}
     assert np.array_equal(pyidl.load(path).params["A"], model.params["A"])
     before = Path(path).read_bytes()
-    with pytest.raises(InputError, match="cannot be written as JSON"):
-        pyidl.save(path, model, notes={"x": np.zeros(3)})
+    for wrong in ({"x": np.zeros(3)}, ["a list"], "words"):
+        with pytest.raises(InputError, match="cannot be written as JSON"):
+            pyidl.save(path, model, notes=wrong)
     assert Path(path).read_bytes() == before
     write_npz(path, {}, {"kind": "model", "config": {}, "notes": [1]})
     with pytest.raises(pyidl.errors.FileFormatError, match="no dictionary"):

@@ -130,6 +130,9 @@ def test_an_activation_of_ones_own(tmp_path):
     assert np.array_equal(pyidl.load(path, activation=both).predict(U), two.predict(U))
     with pytest.raises(InputError, match="'second'"):
         pyidl.load(path, activation=BEND)
+    for wrong in ("bend", [BEND], {"bend": bend}, bend):
+        with pytest.raises(InputError, match="give an Activation, or a dictionary of them by name"):
+            pyidl.load(path, activation=wrong)
 
 
 def test_a_namesake_is_not_the_built_in_one(tmp_path):

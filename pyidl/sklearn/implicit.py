@@ -99,8 +99,9 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def _train(self, X: Any, y: Any, sample_weight: Any, classes: Any, *, on: bool, epochs: int | None) -> Self:
-        """Train for `epochs`, or with None until the loss settles; `on`: from where the last call ended."""
+    def _train(self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, epochs: int | None) -> Self:
+        """Train for `epochs`, from where the last call ended; or, with None, until the loss settles, and from there with a warm start."""
+        on = hasattr(self, "_network") and (epochs is not None or bool(self.warm_start))
         if not (isinstance(self.alpha, (int, float, np.integer, np.floating)) and 0 <= self.alpha < np.inf):
             raise InputError(f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0")
         X, y = validate_data(self, X, y, reset=not on, dtype=np.float64, **self._checks)
@@ -180,10 +181,6 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         state, count = self._optimizer.state, self._optimizer.count
         self._network, self._optimizer, self._rng = self._network.replace(), Adam(self.learning_rate), copy.deepcopy(self._rng)
         self._optimizer.state, self._optimizer.count = state, count
-
-    def _goes_on(self) -> bool:
-        """Whether `fit` continues the last one."""
-        return bool(self.warm_start) and hasattr(self, "_network")
 
     # ----------------------------------------------------------------------------------------------------- its answers
 
@@ -274,12 +271,12 @@ class ImplicitClassifier(Answers, _Implicit):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on samples X (m, p), labels y (m,) and weights (m,)."""
         with as_it_was(self):
-            return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
+            return self._train(X, y, sample_weight, epochs=None)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these samples; the first call needs all labels, in `classes` or in y, and fixes the scalings."""
         with as_it_was(self):
-            return self._train(X, y, sample_weight, classes, on=hasattr(self, "_network"), epochs=1)
+            return self._train(X, y, sample_weight, classes, epochs=1)
 
     def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
         check_classification_targets(y)
@@ -319,12 +316,12 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on samples X (m, p), targets y (m,) or (m, q), and weights (m,)."""
         with as_it_was(self):
-            return self._train(X, y, sample_weight, None, on=self._goes_on(), epochs=None)
+            return self._train(X, y, sample_weight, epochs=None)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch over these samples; the first call fixes the scalings, so give it more than a few."""
         with as_it_was(self):
-            return self._train(X, y, sample_weight, None, on=hasattr(self, "_network"), epochs=1)
+            return self._train(X, y, sample_weight, epochs=1)
 
     def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
         T = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
