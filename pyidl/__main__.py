@@ -298,8 +298,7 @@ def _predict(options: Any) -> int:
     if classes is not None:
         rows = [[classes[int(k)]] for k in Y.argmax(axis=1)]
         if options.probabilities:
-            P = np.exp(Y - Y.max(axis=1, keepdims=True))
-            P /= P.sum(axis=1, keepdims=True)
+            P = activations.softmax.phi(Y)
             header += [f"probability of {name}" for name in classes]
             rows = [[*row, *(f"{p:.6g}" for p in probabilities)] for row, probabilities in zip(rows, P, strict=True)]
     text = io.StringIO()

@@ -151,6 +151,9 @@ def fit(
         raise InputError("U is an iterator, which can be read once; use refit_rounds=0, or give a list of chunks or a dask.array")
     if not (np.isfinite(state_cost) and state_cost > 0):
         raise InputError(f"state_cost is {state_cost}; it is a positive factor")
+    for name, p in {"penalty": penalty, "output_penalty": output_penalty, "relaxed": relaxed}.items():
+        if not (isinstance(p, Penalty) or (p is None and name != "penalty")):
+            raise InputError(f"{name} is {p!r}; use a penalty of pyidl.sim, such as L1(1e-3)")
     source = Source.of(network, U, samples, batch_size, at, np.random.default_rng(rng))
     shape = source.shape
     masks = _masks(pattern, constraint, shape)

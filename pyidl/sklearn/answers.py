@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin
 
+from pyidl.activations import softmax
+from pyidl.errors import InputError
+
 __all__ = ["Answers"]
 
 
@@ -18,6 +21,12 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
     _raw: Callable[[Any], np.ndarray]
     """One logit a class, (m, classes); checks X."""
 
+    def _tell_apart(self, classes: np.ndarray) -> None:
+        """Set `classes_`, if there are two or more."""
+        if len(classes) < 2:
+            raise InputError(f"{type(self).__name__} tells classes apart, and has only {classes.tolist()}; at least two classes are needed")
+        self.classes_ = classes
+
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits (m, classes); for two classes their difference (m,), which is the log-odds of the second."""
         Y = self._raw(X)
@@ -25,9 +34,7 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """``softmax`` of the logits, (m, classes), in the order of `classes_`."""
-        Y = self._raw(X)
-        e = np.exp(Y - Y.max(axis=1, keepdims=True))
-        P: np.ndarray = e / e.sum(axis=1, keepdims=True)
+        P: np.ndarray = softmax.phi(self._raw(X))
         return P
 
     def predict_log_proba(self, X: Any) -> np.ndarray:

@@ -282,11 +282,7 @@ class ImplicitClassifier(Answers, _Implicit):
         check_classification_targets(y)
         known = np.unique(y if classes is None else classes)
         if not on:
-            if len(known) < 2:
-                raise InputError(
-                    f"ImplicitClassifier tells classes apart, and y has one class only, {known.tolist()[0]!r}; at least two are needed"
-                )
-            self.classes_ = known
+            self._tell_apart(known)
         strangers = np.setdiff1d(np.append(known, y), self.classes_)
         if len(strangers):
             raise InputError(f"y or classes has {strangers.tolist()}; the model was built for the classes {self.classes_.tolist()}")

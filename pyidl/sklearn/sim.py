@@ -111,11 +111,8 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         if not (self.teacher is None or isinstance(self.teacher, MLPClassifier)):
             raise InputError(f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other networks")
-        self.classes_, T = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(
-                f"SIMClassifier tells classes apart, and y has one class only, {self.classes_.tolist()[0]!r}; at least two are needed"
-            )
+        classes, T = np.unique(y, return_inverse=True)
+        self._tell_apart(classes)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         teacher = MLPClassifier() if self.teacher is None else clone(self.teacher)
         if teacher.random_state is None:
