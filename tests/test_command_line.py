@@ -272,6 +272,20 @@ def test_a_folder_that_is_closed_is_noticed_before_the_training(tmp_path, capsys
     assert "permission denied" in err
 
 
+def test_an_interrupted_training_leaves_the_old_model(tmp_path, capsys, monkeypatch):
+    data, model = tmp_path / "d.csv", tmp_path / "d.npz"
+    data.write_text(GOOD)
+    model.write_bytes(b"old")
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyidl, "fit", interrupted)
+    assert run(capsys, "train", data, "--target", "kind", "--quiet") == (130, "", "pyidl: interrupted\n")
+    assert model.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_one_held_out_row_has_no_r2(tmp_path, capsys):
     data = tmp_path / "five.csv"
     data.write_text("a,b\n0,0.5\n1,1.5\n2,4\n3,9\n4,16\n")
