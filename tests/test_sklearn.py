@@ -173,8 +173,8 @@ def test_partial_fit_goes_on():
     assert model.score(X, y) > 0.9
     assert model.n_iter_ == 120
     assert len(model.loss_curve_) == 120
-    for wrong, data in (([], y), (None, np.zeros(150))):
-        with pytest.raises(InputError, match="at least two classes are needed"):
+    for wrong, data, words in (([], y, r"got 0 class: \[\]; at least two"), (None, np.zeros(150), r"got 1 class: \[0.0\]; at least two")):
+        with pytest.raises(InputError, match=words):
             classifier().partial_fit(X, data, classes=wrong)
     with pytest.raises(InputError, match=r"y or classes has \[5\]; the model was built for the classes \[0, 1, 2\]"):
         model.partial_fit(X, np.full(150, 5))

@@ -24,7 +24,8 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
     def _tell_apart(self, classes: np.ndarray) -> None:
         """Set `classes_`, if there are two or more."""
         if len(classes) < 2:
-            raise InputError(f"{type(self).__name__} tells classes apart, and has only {classes.tolist()}; at least two classes are needed")
+            got = f"{len(classes)} class: {classes.tolist()}"
+            raise InputError(f"{type(self).__name__} tells classes apart, and got {got}; at least two are needed")
         self.classes_ = classes
 
     def decision_function(self, X: Any) -> np.ndarray:
