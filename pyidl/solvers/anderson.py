@@ -62,11 +62,11 @@ class Mixing(Advance):
     def __init__(self, problem: Problem, memory: int, pays_from: float = 0.0) -> None:
         m = problem.like.shape[0]
         self.xp, self.in_place, self.memory, self.pays_from = problem.xp, problem.in_place, memory, pays_from
-        self.engaged = np.zeros(m, bool)
-        self.slow = np.full(m, pays_from == 0.0)  # and not yet engaged
-        # Slow when last measured. One measurement may be a transient; where acceleration costs little, it is enough.
-        self.suspect = np.full(m, pays_from < CHEAP)
-        self.waiting = pays_from == 0.0  # whether any is slow
+        # Who is accelerated; who is slow, and not yet accelerated; who was slow when last measured. One measurement may be a transient;
+        # where acceleration costs little, it is enough.
+        self.engaged, self.slow, self.suspect = np.zeros((3, m), bool)
+        self.slow[:] = self.waiting = pays_from == 0.0  # whether any is slow
+        self.suspect[:] = pays_from < CHEAP
         self.steps = 0
         self.pasts: list[_Past | _FusedPast] = []
         self.count = 0
