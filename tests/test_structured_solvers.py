@@ -697,3 +697,13 @@ def test_auto_accelerates_early_what_is_slow_from_the_start(n):
     assert "20 slow samples of 20" in s.method
     assert s.n_iter.max() < (20 if n == 300 else 60)
     assert Picard()(p).n_iter.min() > 1000
+
+
+def test_a_repair_that_fails_changes_nothing():
+    """I - J^T is singular: `Direct` gives NaN, and the best iterate of the others is what is returned."""
+    singular = LinearAffine(Full(np.eye(2)), np.array([[1.0, 2.0]]), np.array([[1.0, 0.5]]), np.array([1.0]))
+    solution = Auto()(singular)
+    assert not solution.converged.any()
+    assert "then Direct" in solution.method
+    assert np.all(np.isfinite(solution.value))
+    assert np.all(np.isfinite(solution.residual))

@@ -94,7 +94,8 @@ class Solution:
         """Return this solution with the samples `rows` replaced by those of `other`, where that came closer."""
         m = len(self.status)
         index = np.arange(m)
-        closer = np.flatnonzero(other.converged | ~(other.residual >= self.residual[rows]))
+        before = self.residual[rows]
+        closer = np.flatnonzero(other.converged | (other.residual < before) | np.isnan(before))
         index[rows[closer]] = m + closer
         host = {name: np.concatenate([getattr(self, name), getattr(other, name)])[index] for name in ("status", "residual", "tolerance")}
         n_iter = self.n_iter.copy()
