@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +159,8 @@ class _Data:
     target: Any
     weights: Any
     m: int
+    unit: float = 1.0
+    """The largest weight of all samples: in this unit weights are added up, so that no sum of them overflows."""
 
     @classmethod
     def read(cls, data: Any, model: Layer, name: str) -> _Data:
@@ -180,14 +182,16 @@ class _Data:
         if weights.ndim not in (1, 2) or not np.all(np.isfinite(weights)) or np.any(weights < 0) or not np.any(weights > 0):
             raise InputError(f"the weights of {name} must be one finite number >= 0 for each sample or position, and not all of them 0")
         some = weights.reshape(self.m, -1).any(axis=1)
-        return self if np.all(some) else self.take(np.flatnonzero(some))
+        read = replace(self, unit=float(weights.max()))
+        return read if np.all(some) else read.take(np.flatnonzero(some))
 
     def take(self, rows: np.ndarray) -> _Data:
         """Some of the samples."""
         xp = backend.namespace(self.target)
         index = from_host(xp, rows)
         weights = None if self.weights is None else xp.take(self.weights, index, axis=0)
-        return _Data(tuple(xp.take(a, index, axis=0) for a in self.inputs), xp.take(self.target, index, axis=0), weights, len(rows))
+        inputs, target = tuple(xp.take(a, index, axis=0) for a in self.inputs), xp.take(self.target, index, axis=0)
+        return replace(self, inputs=inputs, target=target, weights=weights, m=len(rows))
 
     def loss(self, loss: Loss, Y: Any) -> tuple[Any, Any]:
         return loss(Y, self.target) if self.weights is None else loss(Y, self.target, weights=self.weights)
@@ -195,7 +199,10 @@ class _Data:
     @property
     def total(self) -> Any:
         """The weight of these samples in a mean over all batches."""
-        return self.m if self.weights is None else backend.namespace(self.weights).sum(self.weights)
+        if self.weights is None:
+            return self.m
+        xp = backend.namespace(self.weights)
+        return xp.sum(backend.astype(xp, self.weights, "float64") / self.unit)
 
 
 @dataclass
