@@ -146,6 +146,16 @@ def test_the_largest_useful_penalty():
     assert np.any(below)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_data_that_say_nothing(solver):
+    """A single sample about its own mean: nothing to divide by, and no warning."""
+    rng = np.random.default_rng(0)
+    task = sim.Problem.of(sim.Moments.of(rng.normal(size=(1, 3)), rng.normal(size=(1, 2))), sim.L1(10.0), ball=3, radius=0.7)
+    rows = solver()(task)
+    assert rows.converged.all()
+    assert not rows.W.any()
+
+
 def test_a_wrong_gap_would_be_seen(monkeypatch):
     """A gap of a tenth of what it is breaks the bound that the tests above rest on."""
     task = problem(PENALTIES[0])

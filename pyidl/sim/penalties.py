@@ -170,8 +170,8 @@ class ElasticNet(Penalty):
         right of it: the middle one of the three numbers is the minimum.
         """
         tiny = np.finfo(np.float64).tiny
-        kink = self.lam / np.maximum(top, tiny)
         with np.errstate(over="ignore"):
+            kink = self.lam / np.maximum(top, tiny)
             left = 1.0 + gain / np.maximum(loss, tiny)
             right = left if radius is None else 1.0 + (gain - radius * top) / np.maximum(loss, tiny)
             largest = np.where(free > 0, self.lam / np.maximum(free, tiny) * (1.0 - 4 * np.finfo(np.float64).eps), np.inf)
