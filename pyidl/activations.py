@@ -108,7 +108,8 @@ def _softsign(z: Any, out: Any = None) -> Any:
 
 
 def _dsoftsign(z: Any) -> Any:
-    return 1.0 / (1.0 + namespace(z).abs(z)) ** 2
+    s = 1.0 / (1.0 + namespace(z).abs(z))
+    return s * s
 
 
 def _sigmoid(z: Any, out: Any = None) -> Any:
@@ -148,7 +149,7 @@ def _gelu(z: Any, out: Any = None) -> Any:
 def _dgelu(z: Any) -> Any:
     xp = namespace(z)
     distribution = 0.5 * (1.0 + backend.erf(xp, z * math.sqrt(0.5)))
-    density = xp.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi)
+    density = xp.exp(-0.5 * xp.clip(z, -40.0, 40.0) ** 2) / math.sqrt(2.0 * math.pi)  # 0 beyond, and no square overflows
     return distribution + z * density
 
 
