@@ -146,6 +146,14 @@ def test_the_largest_useful_penalty():
     assert np.any(below)
 
 
+def test_an_exact_fit_is_done_up_to_rounding():
+    """More weights than samples, all free, and a target that is zero: what is missing is rounding, relative to nothing."""
+    rng = np.random.default_rng(0)
+    targets = np.stack([rng.normal(size=3), np.zeros(3)], axis=1)
+    rows = sim.ADMM(tol=1e-8)(sim.Problem.of(sim.Moments.of(rng.normal(size=(3, 6)), targets), sim.NoPenalty()))
+    assert rows.converged.all()
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_data_that_say_nothing(solver):
     """A single sample about its own mean: nothing to divide by, and no warning."""

@@ -17,7 +17,7 @@ import numpy as np
 from pyidl.backend import from_host, namespace, to_numpy
 from pyidl.errors import ConvergenceWarning, InputError
 from pyidl.rows import put_rows, take_rows
-from pyidl.sim.problem import Measure, Problem, free_groups
+from pyidl.sim.problem import TINY, Measure, Problem, free_groups
 from pyidl.sim.solvers import active_set
 from pyidl.typing import Array
 
@@ -103,7 +103,7 @@ class RowSolver(ABC):
         rows = self._without_free(problem, start) if problem.has_free else self._solve(problem, start)
         missed = int(np.count_nonzero(~rows.converged))
         if missed:
-            worst = float(np.max((rows.gap / rows.scale)[~rows.converged]))
+            worst = float(np.max(rows.gap[~rows.converged] / np.maximum(rows.scale[~rows.converged], TINY)))
             warnings.warn(
                 f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; the largest is {worst:.2e} after "
                 f"{int(rows.n_iter.max(initial=0))} steps ({rows.method}). Raise max_iter or tol, or add a ridge",
@@ -137,9 +137,10 @@ class RowSolver(ABC):
                 b = xp.concat([spectrum.solve(g), xp.zeros((len(rows), 1), dtype=xp.float64)], axis=1)
                 W = W + xp.take(b, back, axis=1)
             g = xp.take(group.correlation(W), index, axis=1)
-            missing = spectrum.missing(g, xp.take(group.doubt(W), index, axis=1))
+            doubt = xp.take(group.doubt(W), index, axis=1)
+            missing, rounding = (spectrum.missing(part, doubt) for part in (g, 0.0 * g))
             numbers.append(rows)
-            converged = found.converged & (missing <= self.tol * found.scale)
+            converged = found.converged & (missing <= np.maximum(self.tol * found.scale, 8.0 * rounding))
             parts.append(replace(found, W=W, gap=np.minimum(found.gap + missing, found.scale), converged=converged))
         order = np.argsort(np.concatenate(numbers))
 
