@@ -19,7 +19,14 @@ import pyidl
 from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Sequential, activations, losses, optim, solvers
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host
-from pyidl.errors import ConvergenceError, ConvergenceWarning, DeviceMismatchError, GradientConvergenceError, InputError
+from pyidl.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DeviceMismatchError,
+    GradientConvergenceError,
+    GradientConvergenceWarning,
+    InputError,
+)
 from pyidl.testing import check_pullback
 
 P, Q, R, N, M = 3, 2, 5, 8, 4
@@ -308,6 +315,24 @@ def test_a_mask_may_have_holes():
     assert_close(model(kept)[0], Y[:1, mask[0]], rtol=1e-9, atol=1e-9)
 
 
+def test_a_step_in_which_nobody_takes_part():
+    """Its output is that of the step before, and so its cotangent counts there: in the end for H_0."""
+    model, U, rng = build("sequences").with_tol(1e-14), inputs(6), np.random.default_rng(0)
+    mask, kept, h0 = np.ones((M, 6), bool), [1, 2, 4, 5], rng.normal(size=(M, R))
+    mask[:, [0, 3]] = False
+    Y, pull = model(U, mask, h0)
+    alone, pull_alone = model(U[:, kept], None, h0)
+    assert np.array_equal(Y[:, kept], alone)
+    G = rng.normal(size=Y.shape)
+    moved_on = G[:, kept] + G[:, [3, 3, 3, 3]] * (np.arange(4) == 1)[:, None]
+    (dU, _, dh0), grads = pull(G)
+    (truth, dh0_alone), expected = pull_alone(moved_on)
+    assert relative(dU[:, kept], truth) < 1e-12
+    assert relative(dh0, dh0_alone + G[:, 0] @ model.params["E"]) < 1e-12
+    for key in "ABCDbd":
+        assert relative(grads[key], expected[key]) < 1e-12
+
+
 def test_step_by_step_is_the_whole(xp):
     model = moved(build(return_sequences=True), xp)
     U = from_host(xp, inputs(9))
@@ -361,6 +386,15 @@ def test_the_pullback_is_homogeneous(exponent, seed):
         assert relative(grads_c[key] / c, grads[key]) < 1e-9
 
 
+def test_cotangents_of_very_different_sizes():
+    """A warm start scaled from the smallest to the largest of them would leave the range of float32."""
+    model = build(dtype="float32", return_sequences=True)
+    G = np.ones((M, 4, Q)) * np.array([1e12, 1e12, 1e12, 1e-36])[:, None]
+    warm, cold = (model.replace(warm_start=start)(inputs(4))[1](G)[1] for start in (True, False))
+    for key in warm:
+        assert relative(warm[key], cold[key]) < 1e-4
+
+
 def test_zero_cotangents_give_exact_zeros():
     model = build("no D", return_sequences=True)
     model.params = {**model.params, "B": model.params["B"] * np.repeat([1.0, 0.0], [P, R])}  # no way back through time
@@ -386,6 +420,7 @@ def test_truncation_cuts_where_it_says():
         assert np.array_equal(dU, truth)
         assert all(np.array_equal(grads[key], expected[key]) for key in grads)
     _, pull = model.replace(truncate=3)(U)
+    assert len(pull.solve(G).status) == 3 * M  # the other steps are not visited
     dU, grads = pull(G)
     truth, expected = model(U[:, 4:], None, full.hidden[:, 3])[1](G)
     assert not np.any(dU[:, :4])
@@ -786,6 +821,10 @@ def test_a_failing_adjoint_says_so():
     _, pull = model(inputs(5))
     with pytest.raises(GradientConvergenceError, match="at time step 4, the adjoint solve"):
         pull(np.ones((M, Q)))
+    _, pull = model(inputs(5), on_fail="warn")
+    with pytest.warns(GradientConvergenceWarning, match=r"the adjoint solve of \d+ of 20 samples") as caught:
+        pull(np.ones((M, Q)))
+    assert len(caught) == 1
 
 
 def test_nothing_waits_for_the_device_but_the_solves(monkeypatch):
