@@ -19,6 +19,7 @@ from pyidl.training import Run
 RNG = np.random.default_rng(0)
 U = RNG.normal(size=(90, 4))
 TARGET = np.sin(U[:, :1]) + U[:, 1:2] * U[:, 2:3]
+SPOILT = np.where(np.arange(90)[:, None] == 7, np.nan, U)
 LABELS = (U[:, 0] > 0).astype(int) + (U[:, 1] > 0)
 
 
@@ -365,31 +366,54 @@ def test_bad_arguments_are_refused(case):
 
 @pytest.mark.parametrize(
     "data",
-    [U, (U,), (U, TARGET[:-1]), (U[:0], TARGET[:0]), (U, TARGET, np.ones(3)), (U, 3.0), (U, TARGET, np.zeros(90)), (U, TARGET, U[:, 0])],
-    ids=["array", "one", "short", "empty", "few weights", "number", "no weight", "negative weights"],
+    [
+        U,
+        (U,),
+        (U, TARGET[:-1]),
+        (U[:0], TARGET[:0]),
+        (U, TARGET, np.ones(3)),
+        (U, 3.0),
+        (U, TARGET, np.zeros(90)),
+        (U, TARGET, U[:, 0]),
+        (U, None),
+        (SPOILT, TARGET),
+        (U, SPOILT[:, :1]),
+    ],
+    ids=["array", "one", "short", "empty", "few weights", "number", "no weight", "negative weights", "nothing", "NaN", "NaN targets"],
 )
-def test_bad_data_are_refused(data):
-    model = ImplicitModel(4, 1, 12, rng=0)
+@pytest.mark.parametrize("validation", [False, True])
+def test_bad_data_are_refused(data, validation):
+    """Before the first step, although only the last of them sees what is bad."""
+    model, adam = ImplicitModel(4, 1, 12, rng=0), optim.Adam()
     before = model.params
     with pytest.raises(InputError):
-        fit(model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0)
+        fit(
+            model,
+            (U, TARGET) if validation else data,
+            validation=data if validation else None,
+            loss=losses.mse,
+            optimizer=adam,
+            epochs=1,
+            verbose=0,
+            batch_size=1,
+            rng=0,
+        )
     assert model.params is before
+    assert adam.count == 0
+
+
+def test_what_has_no_weight_may_be_anything():
+    weights = np.ones(90)
+    weights[7] = 0.0
+    history = fit(
+        ImplicitModel(4, 1, 12, rng=0), (SPOILT, TARGET, weights), loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0
+    )  # fmt: skip
+    assert np.isfinite(history["loss"][0])
 
 
 def test_an_error_says_where_it_happened():
-    spoilt = U.copy()
-    spoilt[7] = np.nan
-    with pytest.raises(InputError, match="NaN") as error:
-        fit(
-            ImplicitModel(4, 1, 12, rng=0),
-            (spoilt, TARGET),
-            loss=losses.mse,
-            optimizer=optim.Adam(),
-            epochs=1,
-            batch_size=16,
-            rng=0,
-            verbose=0,
-        )
+    with pytest.raises(InputError, match="the labels lie between") as error:
+        train(ImplicitModel(4, 2, 12, rng=0), target=LABELS, loss=losses.cross_entropy)
     assert any("epoch 1, step" in note for note in error.value.__notes__)
     with pytest.raises(InputError, match="Layer"):
         fit("model", (U, TARGET), loss=losses.mse, optimizer=optim.Adam(), epochs=1)

@@ -167,14 +167,23 @@ class _Data:
         if not (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
             raise InputError(f"{name} must be (inputs, targets) or (inputs, targets, weights)")
         inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
-        parts = [a if backend.is_array(a) else from_host(model.xp, np.asarray(a)) for a in (*inputs, *data[1:]) if a is not None]
+        parts = [
+            a if backend.is_array(a) else from_host(model.xp, np.asarray(a))
+            for a in (*inputs, data[1], *(w for w in data[2:] if w is not None))
+        ]
         lengths = {a.shape[0] if a.ndim else 0 for a in parts}
         if len(lengths) != 1 or lengths == {0}:
             raise InputError(f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1")
         backend.namespace(*parts, *model.params.values())
         weights = parts[-1] if len(data) == 3 and data[2] is not None else None
         read = cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
-        return read if weights is None else read._with_weight(name)
+        read = read if weights is None else read._with_weight(name)
+        for words, arrays in (("inputs", read.inputs), ("targets", (read.target,))):
+            if not all(_finite(a) for a in arrays):
+                raise InputError(
+                    f"the {words} of {name} have entries that are NaN or infinite; clean them, or give their samples the weight 0"
+                )
+        return read
 
     def _with_weight(self, name: str) -> _Data:
         """Without the samples of weight 0: they would only be able to fill a batch with nothing."""
@@ -203,6 +212,12 @@ class _Data:
             return self.m
         xp = backend.namespace(self.weights)
         return xp.sum(backend.astype(xp, self.weights, "float64") / self.unit)
+
+
+def _finite(a: Any) -> bool:
+    """Whether no entry of an array of real numbers is NaN or infinite."""
+    xp = backend.namespace(a)
+    return not xp.isdtype(a.dtype, "real floating") or backend.all_finite(xp, a)
 
 
 @dataclass
