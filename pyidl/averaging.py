@@ -148,8 +148,7 @@ class Average:
         n, tile = b.shape[2], self._tile(a, b)
         for i in range(0, n, tile):
             keys = slice(i, min(i + tile, n))
-            if self.mask.first(keys) < a.shape[2]:
-                yield self.mask.first(keys), keys
+            yield self.mask.first(keys), keys
 
     def _tile(self, a: Any, b: Any) -> int:
         """How many keys are visited at a time."""

@@ -237,3 +237,11 @@ def test_phi(s):
 def test_settings_are_checked(make):
     with pytest.raises(InputError, match="must be a positive"):
         make()
+
+
+def test_rounding_gives_no_key_more_than_its_weight():
+    """Of large features the exponent ``-g |q - k|^2`` is a difference, which rounds to positive numbers too."""
+    attention, K = KernelAttention(), (1e4 * np.random.default_rng(0).normal(size=(200, 1, 1, 8))).astype(np.float32)
+    weights = attention.at(K, K, K).mean.weights()
+    assert np.max(weights) <= (1 + 1e-6) / (1 + attention.c)
+    assert np.min(weights) < 0.5 / (1 + attention.c)  # rounding plays a part
