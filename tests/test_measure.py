@@ -218,6 +218,20 @@ def test_the_named_solver_needs_no_more_steps_than_certified(seed, weighted, act
             assert ok.all()
 
 
+def test_the_constant_of_a_certificate_is_attained():
+    """A step of the splitting brings component 2 as far from its equation as component 1 was, times 9.5 / (1 - 0.9)."""
+    A, z = np.array([[0.9, 0.0], [9.5, -9.0]]), np.array([1.0, 1.0])
+    c = MatrixMeasure(0.95).certificate({"A": A}, RELU)
+    off, d = A * [[0, 1], [1, 0]], np.diagonal(A)
+    x = np.array([11.0, (9.5 * 11.0 + 1.0) / 10.0])  # the second equation holds, the first, x = 10, does not
+    after = np.maximum((off @ x + z) / (1 - d), 0.0)
+    first, second = (np.max(np.abs(np.maximum(A @ p + z, 0.0) - p)) for p in (x, after))
+    assert c.applies_to == "Jacobi"
+    assert second <= c.constant * c.contraction * first
+    assert second > 0.999 * c.constant * c.contraction * first
+    np.testing.assert_allclose(c.entrywise(np.array([[1.0, 0.0]])), [[10.0, 9.5]], rtol=1e-12)  # so are the bounds of the entries
+
+
 def test_three_starts_reach_one_point_where_picard_diverges():
     rng = np.random.default_rng(0)
     A = rng.normal(size=(8, 8)) - 12 * np.eye(8)
