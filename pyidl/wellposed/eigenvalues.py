@@ -248,7 +248,8 @@ def factored_eigenvalue_bound(L: Array, R: Array) -> float:
 def factored_distance_bound(L: Array, R: Array, g: float) -> float:
     """An upper bound of ``|I - g L R^T|_2``, g > 0.
 
-    It is 1 outside the range of ``W = (L R)``, if there is an outside, and that of ``I - g N`` inside.
+    Outside the range of ``W = (L R)`` it is 1; inside it is that of ``I - g N``, which is no less where there is an outside: N is then 2k by
+    2k, of rank k at most.
     """
     left, right, scale = _balanced(L, R)
     if scale == math.inf:
@@ -260,8 +261,7 @@ def factored_distance_bound(L: Array, R: Array, g: float) -> float:
         factor = _up(_up(g * scale) * scale)
         # Some P with orthonormal columns has |Q - P| <= |Q^T Q - I|, so |Q N Q^T - P N P^T| <= |N| (|Q| + 1) |Q^T Q - I|.
         rest = error + _frobenius(inner) * (2.0 + defect) * defect
-        outside = 1.0 if len(inner) < len(left) else 0.0
-        return _up(max(outside, distance_bound(inner, g * scale * scale)) + factor * _up(rest + 4 * EPS * _frobenius(inner)))
+        return _up(distance_bound(inner, g * scale * scale) + factor * _up(rest + 4 * EPS * _frobenius(inner)))
 
 
 def _exchanged(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float, float]:
