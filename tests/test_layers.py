@@ -240,6 +240,7 @@ BAD_OPTIONS = {
     "rank 0": ((P, Q, N), {"rank": 0}),
     "rank above n": ((P, Q, N), {"rank": N + 1}),
     "half precision": ((P, Q, N), {"dtype": "float16"}),
+    "no precision": ((P, Q, N), {"dtype": None}),
     "dtype unheard of": ((P, Q, N), {"dtype": "real"}),
     "activation by name": ((P, Q, N), {"activation": "relu"}),
     "activation as a function": ((P, Q, N), {"activation": np.tanh}),

@@ -367,7 +367,7 @@ def _differs(layer: Layer, f: dataclasses.Field[Any]) -> bool:
 def check_dtype(dtype: Any) -> str:
     """Return ``"float32"`` or ``"float64"``, also for ``numpy.float64`` and the like."""
     try:
-        name = str(np.dtype(dtype).name)
+        name = "None" if dtype is None else str(np.dtype(dtype).name)  # NumPy reads None as float64
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
