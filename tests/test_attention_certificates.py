@@ -18,7 +18,7 @@ from pyidl.certify.attention import ETA, curvature, diagonal_blocks, input_facto
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
 from pyidl.wellposed import AttentionBall, Unconstrained
-from pyidl.wellposed.attention import Feedback, attention_certificate, combined, lambert, mu
+from pyidl.wellposed.attention import Feedback, attention_certificate, combined, lambert, mu, own_key
 
 CASES = given(st.sampled_from(CERTIFIED), st.integers(0, 10**6))
 EXACT = 1 + 1e-9
@@ -41,6 +41,10 @@ def test_mu_is_the_maximum():
     y = np.linspace(0, 40, 400_001)
     for t in (1e-4, 0.01, 0.05, 0.25, 1.0, 2.0, 30.0):
         assert mu(t) == pytest.approx((np.sqrt(y) / (1 + t * np.exp(np.minimum(y, 700)))).max(), abs=1e-6)
+    for c in (0.01, 0.25, 0.5, 1.0, 10.0):
+        y, S = np.linspace(0, 12, 601)[:, None], np.geomspace(1e-4, 1e2, 601)
+        best = np.sqrt(np.where(np.exp(-y) <= S * (1 + 1e-12), y * np.exp(-y) * S / (c + S) ** 2, 0.0).max())
+        assert 0.998 * own_key(c) < best <= own_key(c)
     assert mu(0.25) == pytest.approx(0.59927, abs=1e-5)
     assert mu(0.25 / 64) == pytest.approx(1.661, abs=1e-3)
 

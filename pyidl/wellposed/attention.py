@@ -72,6 +72,15 @@ def mu(t: float) -> float:
     return (2.0 * y - 1.0) / (2.0 * math.sqrt(y)) * UP
 
 
+def own_key(c: float) -> float:
+    """``max sqrt(y E S) / (c + S)`` over y >= 0 and ``S >= E = e^(-y)``: what Lemma 2 is for the own key alone.
+
+    ``S / (c + S)^2`` is largest at S = c, where it is 1 / (4c), or at S = E if that is above c.
+    """
+    y = max(1.0, math.log(1.0 / c))
+    return max(mu(c), math.sqrt(y * math.exp(-y) / (4.0 * c)) * UP)
+
+
 def combined(a: float, b: float) -> float:
     """``N(a, b) = max over x in [0, 1] of a x + b (1 - x^2)``; between max(a, b) and a + b."""
     return a if a >= 2.0 * b else b + a * a / (4.0 * b)
@@ -173,15 +182,12 @@ def _token_by_token(heads: list[Feedback], attention: KernelAttention, keys: int
     r"""For a causal mask: uniqueness already if a token's own motion is damped, while the tokens before it stand still.
 
     Own motion moves q in all terms but k and v in one, so that in Lemma 1 ``s p_i y_i``, for the own key, takes the place of the sum: it
-    is ``y E S / (c + S)^2`` with E = e^(-y) <= S, and at most ``y e^(-y) / (4c)`` if E <= c, otherwise mu(c)^2. So token i alone contracts
-    by some f, uniformly; all of them move token i by at most kappa. In the norm ``max_i |X_i| / w^i`` with ``w = 2 kappa / (1 - f)`` a
-    step contracts by ``(1 + f) / 2``, and that norm differs from the largest entry by a factor of at most ``w^(n - 1)``.
+    is ``y E S / (c + S)^2`` with E = e^(-y) <= S, at most the square of `own_key`. So token i alone contracts by some f, uniformly; all
+    of them move token i by at most kappa. In the norm ``max_i |X_i| / w^i`` with ``w = 2 kappa / (1 - f)`` a step contracts by
+    ``(1 + f) / 2``, and that norm differs from the largest entry by a factor of at most ``w^(n - 1)``.
     """
     n = int(keys or 1)
-    c = attention.c
-    y = max(1.0, math.log(1.0 / c))
-    own = max(mu(c), math.sqrt(y * math.exp(-y) / (4.0 * c)) * UP)
-    f = 0.0
+    c, own, f = attention.c, own_key(attention.c), 0.0
     for head in heads:
         g = attention.scale(len(head.v))
         a = 2.0 * math.sqrt(g) * (mu(c / n) * head.nu_q + own * head.nu_k)

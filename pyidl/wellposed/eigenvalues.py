@@ -248,8 +248,8 @@ def factored_eigenvalue_bound(L: Array, R: Array) -> float:
 def factored_distance_bound(L: Array, R: Array, g: float) -> float:
     """An upper bound of ``|I - g L R^T|_2``, g > 0.
 
-    Outside the range of ``W = (L R)`` it is 1; inside it is that of ``I - g N``, which is no less where there is an outside: N is then 2k by
-    2k, of rank k at most.
+    Outside the range of ``W = (L R)`` it is 1; inside it is that of ``I - g N``, which is no less where there is an outside: N is then 2k
+    by 2k, of rank k at most.
     """
     left, right, scale = _balanced(L, R)
     if scale == math.inf:
