@@ -15,7 +15,7 @@ from pyidl.activations import Blocks
 from pyidl.backend import from_host
 from pyidl.errors import InputError
 from pyidl.pattern import Groups, levels
-from pyidl.solvers import Auto, Direct, Picard, Substitution
+from pyidl.solvers import Auto, Direct, Picard, Status, Substitution
 from pyidl.solvers.problem import Affine
 from pyidl.structure import Full, LowRank, Tiled
 
@@ -186,6 +186,24 @@ def test_tiles_are_the_matrix(r, c, seed, confined):
     np.testing.assert_allclose(tiled.grads("A", v, x)["A"], v.T @ x * (support if confined else 1), atol=1e-13)
     np.testing.assert_allclose(tiled.T.grads("A", x, v)["A"], x.T @ v * (support.T if confined else 1), atol=1e-13)
     assert np.array_equal(tiled.dense(), A)
+
+
+def test_what_overflows_on_the_way_through_a_chain_says_so():
+    model = ImplicitModel(1, 1, 3, constraint=wellposed.StrictlyTriangular(), bias=False, rng=0)
+    model.params = {**model.params, "A": np.diag([1e30, 1e30], 1), "B": np.array([[0.0], [0.0], [1.0]])}
+    assert model.equilibrium(np.array([[1.0], [0.0]]), on_fail="ignore").status.tolist() == [Status.NONFINITE, Status.CONVERGED]
+
+
+def test_residual_and_tolerance_are_those_of_one_group():
+    """The first group's states are a million times as large as the last one's."""
+    A = np.kron(np.eye(2), np.array([[0.0, 0.9], [0.8, 0.0]]))
+    A[0, 2] = 1e-12
+    model = ImplicitModel(1, 1, 4, constraint=wellposed.Unconstrained(), bias=False, dtype="float64", rng=0)
+    model.params = {**model.params, "A": A, "B": np.array([[1.0], [1.0], [1e6], [1e6]])}
+    s = model.equilibrium(np.ones((1, 1)))
+    assert "2 groups, 2 with cycles" in s.method
+    assert s.converged.all()
+    assert 0 < s.residual[0] <= s.tolerance[0]
 
 
 def test_long_chains_are_joined_to_groups():

@@ -532,6 +532,10 @@ def test_truncated_adjoints_are_as_wrong_as_their_bound_allows(k, rho, tau, seed
     size = np.abs(total).max()  # an entry may cancel; its rounding is that of the terms
     np.testing.assert_allclose(Neumann(k)(q).value, total, rtol=1e-12, atol=1e-14 * size)
     np.testing.assert_allclose(JacobianFree()(q).value, q.slope * q.offset, rtol=1e-14)
+    averaged = 0.0 * q.offset
+    for _ in range(k):
+        averaged = (1 - tau) * averaged + tau * q.f(averaged)
+    np.testing.assert_allclose(Phantom(k, tau)(q).value, averaged, rtol=1e-12, atol=1e-14 * size)
 
 
 def test_truncated_adjoints_are_never_silent_and_never_forward():
@@ -698,6 +702,23 @@ def test_auto_accelerates_early_what_is_slow_from_the_start(n):
     assert "20 slow samples of 20" in s.method
     assert s.n_iter.max() < (20 if n == 300 else 60)
     assert Picard()(p).n_iter.min() > 1000
+
+
+def test_steps_of_a_repair_are_added_up():
+    p = make("stiff", n=16, m=5, kappa=0.9)
+    first, then = Picard(max_iter=3), Picard()
+    started = first(p)
+    assert not started.converged.any()
+    assert np.array_equal(Fallback(first, then)(p).n_iter, 3 + then(p, started.value).n_iter)
+
+
+def test_the_reduced_equation_starts_where_it_is_told():
+    p = make("stiff", n=40, m=5, kappa=0.9)
+    thin = Affine(LowRank(0.2 * p.matrix.dense()[:, :4], p.matrix.dense()[:, 4:8]), p.offset, activations.tanh)
+    cold = Auto()(thin)
+    assert "in 4 dimensions" in cold.method
+    assert cold.n_iter.min() > 3
+    assert Auto()(thin, cold.value).n_iter.max() == 1
 
 
 def test_a_repair_that_fails_changes_nothing():
