@@ -154,6 +154,13 @@ def test_an_exact_fit_is_done_up_to_rounding():
     assert rows.converged.all()
 
 
+def test_weights_that_are_large_and_cost_nothing():
+    """No multiplier to measure a step of the weights by, and no warning of an overflow."""
+    rng = np.random.default_rng(0)
+    moments = sim.Moments.of(rng.normal(size=(60, 3)) * [1e-6, 1e-7, 1e-8], 1e6 * rng.normal(size=(60, 1)))
+    assert sim.ADMM()(sim.Problem.of(moments, sim.NoPenalty(), ball=3, radius=1e15)).converged.all()
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_data_that_say_nothing(solver):
     """A single sample about its own mean: nothing to divide by, and no warning."""

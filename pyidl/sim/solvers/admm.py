@@ -64,7 +64,8 @@ class _Steps:
     def _balance(self, x: Any, before: Any) -> None:
         xp = namespace(x)
         primal = _norm(x - self.y) / xp.maximum(xp.maximum(_norm(x), _norm(self.y)), TINY)
-        dual = _norm(self.y - before) / xp.maximum(_norm(self.u), TINY)
+        with np.errstate(over="ignore"):  # u is 0 where neither penalty nor bound is felt
+            dual = _norm(self.y - before) / xp.maximum(_norm(self.u), TINY)
         factor = xp.clip(xp.sqrt(primal / xp.maximum(dual, TINY)), 0.2, 5.0)
         factor = xp.where((factor > 0.5) & (factor < 2.0) | (primal == 0), xp.ones_like(factor), factor)
         self.rho, self.u = self.rho * factor, self.u / factor
