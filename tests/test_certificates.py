@@ -348,11 +348,14 @@ def test_blocks_in_the_euclidean_norm(inner):
     assert two.margin == pytest.approx(1 / ((1 + 7 / m) / m))  # the largest entry of M^{-1} 1, M = [[m, -7], [0, m]]
 
 
-def test_blocks_that_are_no_neighbours_count_in_the_error():
-    A = np.array([[0.5, 0.0, 10.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]])
-    c = BlockTriangular((1, 1, 1), SpectralNorm(0.6)).certificate({"A": A}, activations.relu)
-    error = np.linalg.solve(np.eye(3) - A, [0.0, 0.0, 1.0])  # of a residual of 1 in the last equation, all units being active
-    assert c.norm(error[None]) <= c.error(c.norm(np.array([[0.0, 0.0, 1.0]])))
+@pytest.mark.parametrize("L", [1.0, 4.0])
+def test_blocks_that_are_no_neighbours_count_in_the_error(L):
+    A = np.array([[0.5, 0.0, 2.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]) / L
+    phi = Activation("a ramp", lambda z: L * np.maximum(z, 0), lambda z: L * (z > 0), slope_range=(0.0, L))
+    c = BlockTriangular((1, 1, 1), SpectralNorm(0.6)).certificate({"A": A}, phi)
+    residual = c.norm.weights  # of norm 1
+    error = np.linalg.solve(np.eye(3) - L * A, residual)  # where all units are active
+    assert c.norm(error[None]) <= c.error(1.0)
 
 
 def test_a_factor_that_rounds_to_1_says_so():

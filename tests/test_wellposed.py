@@ -1,6 +1,7 @@
 """The projection is exact, and no search finds a counterexample to a certificate."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -259,3 +260,22 @@ def test_words():
     text = repr(InfNorm(0.9).certificate({"A": 0.5 * np.eye(3)}, activations.relu))
     for part in ("exists and is unique for every input", "0.5 per step", "||A||_inf = 0.5", "relu is 1-Lipschitz"):
         assert part in text
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_factor_is_rounded_up(rank):
+    """Against sums of fractions, which are exact; factors nearly cancel."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        if rank is None:
+            A = rng.normal(size=(1, 40)) / 60
+            params = {"A": np.concatenate([A, np.zeros((39, 40))])}
+            exact = sum(abs(Fraction(a)) for a in A[0])
+        else:
+            L = 1e6 * rng.normal() * np.array([[1.0, -1.0]])
+            R = rng.normal(size=(1, 1)) * np.array([[1.0, 1.0 + 1e-7]])
+            params = {"L": L, "R": R}
+            exact = abs(sum(Fraction(a) * Fraction(b) for a, b in zip(L[0], R[0], strict=True)))
+        certificate = InfNorm().certificate(params, activations.relu)
+        assert certificate.proven
+        assert exact <= Fraction(certificate.contraction) <= exact * Fraction(1.001)
