@@ -99,7 +99,7 @@ def fit(
     Raises
     ------
     InputError
-        Before any work, if the data do not fit together.
+        Before any work, if the data do not fit together, or are not finite.
     ConvergenceError
         As `on_fail` says.
 
