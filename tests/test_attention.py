@@ -245,3 +245,13 @@ def test_rounding_gives_no_key_more_than_its_weight():
     weights = attention.at(K, K, K).mean.weights()
     assert np.max(weights) <= (1 + 1e-6) / (1 + attention.c)
     assert np.min(weights) < 0.5 / (1 + attention.c)  # rounding plays a part
+
+
+def test_padding_needs_no_key():
+    """A softmax refuses a table in which a token sees nothing, unless it is none."""
+    table = np.array([[True, False], [False, False]])
+    X = np.ones((1, 1, 2, 3))
+    out = Softmax()(X, X, X, Mask(tokens=np.array([[True, False]]), pairs=table))
+    assert np.array_equal(out[0, 0], [[1.0] * 3, [0.0] * 3])
+    with pytest.raises(InputError, match="sees no key"):
+        Softmax()(X, X, X, Mask(pairs=table))

@@ -729,3 +729,17 @@ def test_a_repair_that_fails_changes_nothing():
     assert "then Direct" in solution.method
     assert np.all(np.isfinite(solution.value))
     assert np.all(np.isfinite(solution.residual))
+
+
+def test_gmres_makes_no_more_products_than_it_may():
+    q = adjoint(p := make("stiff", n=40, m=3, kappa=0.99), Picard()(p), np.ones((3, 40)))
+    s = GMRES(max_iter=5)(q)
+    assert not s.converged.any()
+    assert s.n_iter.max() <= 5 + 3  # and the residuals before and after
+
+
+def test_what_an_adjoint_must_reach_is_not_below_the_rounding_of_its_answer():
+    q = LinearAffine(Full(np.eye(1, dtype=np.float32)), np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.ones(1))
+    eps = float(np.finfo(np.float32).eps)
+    assert q.tolerance(np.array([1e4]), 1e-6)[0] == pytest.approx(8e4 * eps)
+    assert q.tolerance(np.array([1e-4]), 1e-6)[0] == 1e-6
