@@ -284,3 +284,9 @@ def test_files(tmp_path):
         assert again.activation is activation or isinstance(activation, Blocks)
     with pytest.raises(InputError, match="'own', which is not built in"):
         load(tmp_path / "m")
+
+
+def test_a_block_counts_by_its_spectral_norm():
+    """Not by its Frobenius norm, which is twice as large."""
+    certificate = InfNorm().certificate({"A": 1.5 * np.eye(4)}, activations.softmax)
+    assert certificate.contraction == pytest.approx(0.75)
