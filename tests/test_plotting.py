@@ -238,9 +238,9 @@ def test_figures_can_be_written(tmp_path, history):
 def test_without_matplotlib_it_says_what_is_missing(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(PyidlError, match=r"pip install implicit-pyidl\[plot\]"):
+    with pytest.raises(PyidlError, match="pip install matplotlib"):
         plotting.spectrum(picard())
-    with pytest.raises(PyidlError, match=r"pip install implicit-pyidl\[plot\]"):
+    with pytest.raises(PyidlError, match="pip install matplotlib"):
         plotting.sparsity(np.eye(3))
 
 

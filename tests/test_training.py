@@ -157,6 +157,11 @@ def test_only_given_gradients_move():
 # ------------------------------------------------------------------------------------------------ callbacks, resume
 
 
+def test_early_stopping_says_what_it_could_watch():
+    with pytest.raises(InputError, match=r"'val_loss', and this run records epoch, loss, .* give fit a validation set"):
+        train(ImplicitModel(4, 1, 12, rng=0), epochs=2, callbacks=[EarlyStopping()])
+
+
 def test_early_stopping_ends_and_restores():
     model = ImplicitModel(4, 1, 12, rng=0)
     seen = []

@@ -50,6 +50,11 @@ class EarlyStopping:
 
     def __call__(self, run: Run) -> bool:
         """Remember the best epoch; True when patience is over."""
+        if self.monitor not in run.records[-1]:
+            raise InputError(
+                f"EarlyStopping watches {self.monitor!r}, and this run records {', '.join(run.records[-1])}; "
+                "give fit a validation set, or watch another of them"
+            )
         values = History(tuple(run.records))[self.monitor]
         signed = values if self.mode == "min" else -values
         best = 0
