@@ -1,6 +1,10 @@
 """One test, every array library: the fixture `xp`."""
 
+import os
 import sys
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: a thread each, which has to be said before NumPy is imported
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import array_api_strict
 import numpy as np

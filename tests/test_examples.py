@@ -37,7 +37,7 @@ def test_the_readme_says_the_truth():
     assert len(promised) == len(printed) == 2
     for promise, line in zip(promised, printed):
         assert line.startswith(promise)
-    for command in ('".[examples]" && .venv/bin/python examples/digits.py', '".[test]" && .venv/bin/python -m pytest'):
+    for command in ('".[examples]" && .venv/bin/python examples/digits.py', '".[test]" && .venv/bin/python -m pytest -n auto'):
         assert f"python3 -m venv .venv && .venv/bin/pip install -e {command}\n" in text
 
 
