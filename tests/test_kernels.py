@@ -109,7 +109,7 @@ def library(folder, text):
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + text)
-    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
     subprocess.run([compiler, *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
     return ctypes.CDLL(str(folder / "k.so"))
 
@@ -197,7 +197,8 @@ def test_an_activation_without_an_expression_has_no_kernel():
 
 
 THREADS = """
-#include <barrier>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #include <vector>
 #define __global__
@@ -206,13 +207,26 @@ THREADS = """
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx;
 static Index blockDim, gridDim;
-static std::barrier<>* meeting;
-static void __syncthreads() { meeting->arrive_and_wait(); }
+struct Barrier {
+    unsigned missing, all, round = 0;
+    std::mutex mutex;
+    std::condition_variable complete;
+    Barrier(unsigned n) : missing(n), all(n) {}
+    void wait()
+    {
+        std::unique_lock<std::mutex> lock(mutex);
+        unsigned mine = round;
+        if (--missing == 0) { missing = all; ++round; complete.notify_all(); }
+        else complete.wait(lock, [&] { return round != mine; });
+    }
+};
+static Barrier* meeting;
+static void __syncthreads() { meeting->wait(); }
 template <class Kernel, class... Arguments> void launch(unsigned blocks, unsigned threads, Kernel kernel, Arguments... arguments)
 {
     gridDim.x = blocks; blockDim.x = threads;
     for (unsigned b = 0; b < blocks; ++b) {
-        std::barrier<> meet(threads);
+        Barrier meet(threads);
         meeting = &meet;
         std::vector<std::thread> team;
         for (unsigned t = 0; t < threads; ++t)
