@@ -424,6 +424,40 @@ def test_an_error_says_where_it_happened():
         fit("model", (U, TARGET), loss=losses.mse, optimizer=optim.Adam(), epochs=1)
 
 
+@pytest.mark.parametrize("where", ["training", "validation", "metric"])
+def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
+    """A label that does not exist is met at some step, when others have been taken."""
+    model, adam, rng = ImplicitModel(4, 3, 12, rng=0), optim.Adam(0.01), np.random.default_rng(1)
+    history = fit(model, (U, LABELS), loss=losses.cross_entropy, optimizer=adam, epochs=1, batch_size=10, rng=rng, verbose=0)
+    before, state, count, bits = dict(model.params), adam.state, adam.count, rng.bit_generator.state
+    wrong = np.append(LABELS[:-1], 7)
+    steps = []
+
+    def loss(Y, target, **options):
+        steps.append(adam.count)
+        return losses.cross_entropy(Y, target, **options)
+
+    with pytest.raises(InputError, match=r"labels lie between|shape"):
+        fit(
+            model,
+            (U, wrong if where == "training" else LABELS),
+            loss=loss,
+            optimizer=adam,
+            epochs=5,
+            batch_size=10,
+            validation=(U, wrong) if where == "validation" else None,
+            metrics=[lambda Y, target: metrics.accuracy(Y, target[:3])] if where == "metric" else (),
+            rng=rng,
+            verbose=0,
+        )
+    assert len(history) == 1
+    assert max(steps) > count
+    assert adam.count == count
+    assert rng.bit_generator.state == bits
+    for found, kept in ((model.params, before), (adam.state, state)):
+        assert all(np.array_equal(found[key], kept[key]) for key in kept)
+
+
 def test_several_inputs_and_a_random_layer():
     """A layer of one's own with two inputs, which draws from the generator that `fit` hands it."""
 

@@ -14,7 +14,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +99,8 @@ def fit(
     Raises
     ------
     InputError
-        Before any work, if the data do not fit together, or are not finite.
+        Before any work, if the data do not fit together, or are not finite. In the first epoch, in which every sample is met, if the loss
+        refuses a target, say; model, optimiser and generator are then as they were.
     ConvergenceError
         As `on_fail` says.
 
@@ -131,21 +132,34 @@ def fit(
     run = Run(model, optimizer, np.random.default_rng(rng), epochs)
     if resume is not None:
         restore(run, resume)
-    size = train.m if batch_size is None else min(batch_size, train.m)
+    size, first = train.m if batch_size is None else min(batch_size, train.m), run.epoch
     with _progress(run, verbose) as report:
         while run.epoch < epochs:
             began = time.perf_counter()
-            record = {"epoch": run.epoch + 1, **_train_epoch(run, train, size, loss, penalty, on_fail)}
-            if held_out is not None:
-                record |= {f"val_{key}": value for key, value in _evaluate(model, held_out, size, loss, metrics).items()}
-            elif metrics:
-                record |= _evaluate(model, train, size, None, metrics)
+            with _as_it_was(run) if run.epoch == first else nullcontext():
+                record = {"epoch": run.epoch + 1, **_train_epoch(run, train, size, loss, penalty, on_fail)}
+                if held_out is not None:
+                    record |= {f"val_{key}": value for key, value in _evaluate(model, held_out, size, loss, metrics).items()}
+                elif metrics:
+                    record |= _evaluate(model, train, size, None, metrics)
             record["seconds"] = time.perf_counter() - began
             run.records.append(record)
             report(record)
             if [callback for callback in callbacks if callback(run) is True]:  # all of them are called
                 break
     return History(tuple(run.records))
+
+
+@contextmanager
+def _as_it_was(run: Run) -> Iterator[None]:
+    """What is refused in this block changes neither model nor optimiser nor generator."""
+    own, optimizer = run.rng.bit_generator, run.optimizer
+    params, state, count, bits = run.model.params, optimizer.state, optimizer.count, own.state
+    try:
+        yield
+    except InputError:
+        run.model.params, optimizer.state, optimizer.count, own.state = params, state, count, bits
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------ epochs
