@@ -458,6 +458,17 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
         assert all(np.array_equal(found[key], kept[key]) for key in kept)
 
 
+def test_an_optimiser_needs_no_more_than_a_step():
+    class Plain:
+        def step(self, params, grads):
+            return {key: params[key] - 0.1 * grads[key] for key in params}
+
+    model = ImplicitModel(4, 1, 12, rng=0)
+    assert np.diff(fit(model, (U, TARGET), loss=losses.mse, optimizer=Plain(), epochs=2, rng=0, verbose=0)["loss"]) < 0
+    with pytest.raises(InputError, match="shape"):
+        fit(model, (U, TARGET[:, :1] * np.ones(2)), loss=losses.mse, optimizer=Plain(), epochs=2, rng=0, verbose=0)
+
+
 def test_several_inputs_and_a_random_layer():
     """A layer of one's own with two inputs, which draws from the generator that `fit` hands it."""
 

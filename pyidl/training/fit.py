@@ -153,12 +153,14 @@ def fit(
 @contextmanager
 def _as_it_was(run: Run) -> Iterator[None]:
     """What is refused in this block changes neither model nor optimiser nor generator."""
-    own, optimizer = run.rng.bit_generator, run.optimizer
-    params, state, count, bits = run.model.params, optimizer.state, optimizer.count, own.state
+    parts = [(run.model, "params"), (run.optimizer, "state"), (run.optimizer, "count"), (run.rng.bit_generator, "state")]
+    before = [getattr(owner, name, None) for owner, name in parts]
     try:
         yield
     except InputError:
-        run.model.params, optimizer.state, optimizer.count, own.state = params, state, count, bits
+        for (owner, name), value in zip(parts, before, strict=True):
+            if value is not None:  # an optimiser of one's own may have no state
+                setattr(owner, name, value)
         raise
 
 
