@@ -103,14 +103,16 @@ def test_cupy_accepts_the_declarations():
         cupy.ElementwiseKernel("foo z", "T x", "x = z", "wrong")
 
 
+def compiler():
+    """That of C++; without one the test is skipped."""
+    return shutil.which("g++") or shutil.which("c++") or pytest.skip("there is no C++ compiler")
+
+
 def library(folder, text):
     """C++, loaded."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("there is no C++ compiler")
     (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + text)
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
-    subprocess.run([compiler, *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
+    subprocess.run([compiler(), *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
     return ctypes.CDLL(str(folder / "k.so"))
 
 
@@ -297,3 +299,41 @@ def test_a_step_of_anderson_is_its_twin(n, memory, threads, dtype, blocks):
         state, before = list(ends[0][:-1]), state
         dropped += np.count_nonzero(state[2] == before[2])
     assert dropped > 5
+
+
+RACE = """
+int main()
+{
+    const int m = 3, n = 37, M = 5;
+    static float y[M * n], image[M * n], F[m * n], G[m * n], dF[K * m * n], dG[K * m * n], size[m], plain[m] = {1, 1, 1};
+    static double gram[m * K * K], out[2 * M];
+    static const long long rows[m] = {4, 0, 2};
+    for (int k = 0; k < 6; ++k) {
+        for (float* a : {y, image}) for (int i = 0; i < M * n; ++i) a[i] = rand() / float(RAND_MAX);
+        launch(M, 8, one::measure, (const float*)y, (const float*)image, (double*)out, (long long)n);
+        launch(m, 8, two::mix, (const long long*)rows, (const float*)y, (float*)image, (float*)F, (float*)G, (float*)dF, (float*)dG,
+               (double*)gram, (float*)size, (float*)plain, (long long)n, k % K, k < K ? k + 1 : K, 1e-6);
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("without", [None, 0, 1, 2, 3], ids=lambda i: "as it is" if i is None else f"without barrier {i}")
+def test_threads_of_a_block_do_not_race(without, tmp_path):
+    """ThreadSanitizer finds nothing, and finds something where one of the barriers is taken out."""
+    measure, mix = (kernels.source(name, "float32", 3).replace('extern "C" ', "") for name in ("measure", "mix"))
+    pieces = mix.split("__syncthreads();")
+    assert len(pieces) == 5  # three in the reduction, one before the last pass
+    mix = "".join(piece + ("" if i in (without, 4) else "__syncthreads();") for i, piece in enumerate(pieces))
+    spaces = f"namespace one {{ {measure} }}\n#undef K\nnamespace two {{ {mix} }}\n"
+    (tmp_path / "race.cc").write_text(f"#include <cmath>\n#include <cstdlib>\nusing namespace std;\n{THREADS}{spaces}{RACE}")
+    flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread"]
+    built = subprocess.run([compiler(), *flags, "-o", tmp_path / "race", tmp_path / "race.cc"], capture_output=True, text=True)
+    if "tsan" in built.stderr:
+        pytest.skip("the compiler has no ThreadSanitizer")
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([tmp_path / "race"], capture_output=True, text=True)
+    if "unexpected memory mapping" in ran.stderr:
+        pytest.skip("ThreadSanitizer does not run on this system")
+    assert ("data race" in ran.stderr) == (without is not None)
+    assert (ran.returncode == 0) == (without is None), ran.stderr
