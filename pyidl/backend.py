@@ -184,13 +184,11 @@ def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
     DeviceMismatchError
         If `x` is an array of another library than `xp`, or of a GPU that is not the current one.
     """
-    if type(x) is np.ndarray and xp is np and x.dtype == dtype and all_finite(np, x):
-        return cast(Array, x)
     return all_as_real({name: x}, xp=xp, dtype=dtype)[name]
 
 
 def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[str, Array]:
-    """The same for several arrays, by their names; on a GPU the host waits once for all of them."""
+    """What `as_real` does, for several arrays by their names; on a GPU the host waits once for all of them."""
     arrays = {name: _cast(x, name, xp, dtype) for name, x in given.items()}
     if not all_finite(xp, *arrays.values()):
         for name, array in arrays.items():
@@ -204,8 +202,10 @@ def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[
     return arrays
 
 
-def _cast(x: object, name: str, xp: Namespace, dtype: str) -> Array:
+def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
     """A real array of `xp` in this dtype, not yet known to be finite."""
+    if type(x) is np.ndarray and xp is np and x.dtype == dtype:
+        return cast(Array, x)
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)")
     if not is_array(x):

@@ -91,12 +91,12 @@ extern "C" __global__ void mix(
     long long s = blockIdx.x, past = gridDim.x * n;  // dF[j] begins at j * past
     y += rows[s] * n; image += rows[s] * n; F += s * n; G += s * n; dF += s * n; dG += s * n;
 
-    double change = 0;  // max |F(y)|
+    double change = 0;  // max |F(y)|, F(y) = image - y
     for (long long i = threadIdx.x; i < n; i += blockDim.x) change = larger(change, fabs(image[i] - y[i]));
     change = block_reduce(change, room, false);
     bool good = plain[s] > 0 || change < size[s];
 
-    double row[K] = {}, right[K] = {};
+    double row[K] = {}, right[K] = {};  // dF_j . dF_slot and dF_j . F; a point that is no good is dropped, and leaves zeros
     for (long long i = threadIdx.x; i < n; i += blockDim.x) {
         T f = image[i] - y[i];
         T df = good ? f - F[i] : T(0), dg = good ? image[i] - G[i] : T(0);
@@ -126,7 +126,7 @@ extern "C" __global__ void mix(
         if (good) size[s] = change;
     }
     __syncthreads();
-    for (long long i = threadIdx.x; i < n; i += blockDim.x) {
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) {  // y <- G - sum_j gamma_j dG_j
         T next = G[i];
         for (int j = 0; j < known; ++j) next -= T(gamma[j]) * dG[j * past + i];
         image[i] = next;
@@ -154,17 +154,22 @@ def step(xp: Namespace, y: Any, offset: Any, x: Any, image: str, *factors: Any) 
 @functools.cache
 def _adam(xp: Any) -> Any:
     return xp.ElementwiseKernel(
-        "T p, T g, T m, T v, float64 b1, float64 c1, float64 b2, float64 c2, float64 root, float64 eps, float64 rate",
+        "T p, T g, T m, T v, float64 b1, float64 c1, float64 b2, float64 c2, float64 growth, float64 eps, float64 rate",
         "T next, T mean, T square",
-        "mean = T(b1) * m + T(c1) * g; square = T(b2) * v + T(c2) * g * g; next = p - T(rate) * mean / (T(root) * sqrt(square) + T(eps))",
+        "mean = T(b1) * m + T(c1) * g; square = T(b2) * v + T(c2) * g * g; next = p - T(rate) * mean / (T(growth) * sqrt(square) + T(eps))",
         "pyidl_adam",
     )
 
 
-def adam(xp: Namespace, p: Any, g: Any, m: Any, v: Any, b1: float, b2: float, root: float, eps: float, rate: float) -> tuple[Any, Any, Any]:
-    """On CuPy: the new parameter, and the new means of g and g^2."""
+def adam(
+    xp: Namespace, p: Any, g: Any, m: Any, v: Any, b1: float, b2: float, growth: float, eps: float, rate: float
+) -> tuple[Any, Any, Any]:
+    """On CuPy: ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p - rate m / (growth sqrt(v) + eps)``.
+
+    New arrays (p, m, v); `rate` and `growth` contain Adam's corrections for the start at 0.
+    """
     new = tuple(xp.empty_like(p) for _ in range(3))
-    _adam(xp)(p, g, m, v, b1, 1.0 - b1, b2, 1.0 - b2, root, eps, rate, *new)
+    _adam(xp)(p, g, m, v, b1, 1.0 - b1, b2, 1.0 - b2, growth, eps, rate, *new)
     return new[0], new[1], new[2]
 
 

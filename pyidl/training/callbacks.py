@@ -36,6 +36,11 @@ class EarlyStopping:
         How much better it must be to count.
     restore_best : bool
         Whether the model gets back the parameters of the best epoch, when training ends here or by itself.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range; after the first epoch, if `monitor` is not recorded.
     """
 
     patience: int = 10
