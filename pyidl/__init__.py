@@ -8,6 +8,7 @@ from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_device, to_numpy
 from pyidl.certify import AttentionCertificate, LocalCertificate, certify_attention, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
+from pyidl.fusion import fused
 from pyidl.io import load, load_notes, save
 from pyidl.layers import (
     Bidirectional,
@@ -67,6 +68,7 @@ __all__ = [
     "certify_attention",
     "certify_solution",
     "fit",
+    "fused",
     "load",
     "load_notes",
     "losses",

@@ -37,7 +37,8 @@ class Activation:
     name : str
         What messages and files call it.
     phi, dphi : callable
-        ``z -> phi(z)`` and ``z -> phi'(z)``, elementwise, keeping library and dtype.
+        ``z -> phi(z)`` and ``z -> phi'(z)``, elementwise, keeping library and dtype. Under `pyidl.fused` they are one kernel each on a
+        GPU, and all that a solve does between two products is one.
     lipschitz : float, optional
         Smallest known L with ``|phi(a) - phi(b)| <= L |a - b|``. Taken from `slope_range` where that is given.
     slope_range : (float, float), optional
@@ -48,8 +49,6 @@ class Activation:
         ``(r, d) -> x`` with ``x = phi(d x + r)`` for d < 1 (for ``|d| < 1`` where slopes are negative).
     divides : bool
         Whether that solution is ``phi(r / (1 - d))``; `scalar_solve` may then be left out.
-    cuda : str
-        ``phi(y)`` as a CUDA expression of ``y``, of type ``T``; "" for none. On a GPU a step of a solve is then one kernel.
     takes_out : bool
         Whether ``phi(z, out=...)`` writes into a given array, which does not overlap z.
     resolvent : callable, optional
@@ -77,7 +76,6 @@ class Activation:
     homogeneous: bool = False
     scalar_solve: Callable[[Any, Any], Any] | None = None
     divides: bool = False
-    cuda: str = ""
     takes_out: bool = False
     resolvent: Callable[[Any, float], Any] | None = None
     curvature: float | None = None

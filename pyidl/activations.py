@@ -14,6 +14,7 @@ from pyidl import backend, resolvents
 from pyidl.activation import Activation, Blocks
 from pyidl.backend import namespace
 from pyidl.errors import InputError
+from pyidl.fusion import fused
 from pyidl.vector_activations import VectorActivation, layer_norm, softmax
 from pyidl.vector_activations import named as _vector_named
 
@@ -61,10 +62,12 @@ def _zero(z: Any) -> Any:
 # phi works in it step by step and allocates nothing.
 
 
+@fused
 def _relu(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).maximum, z, _zero(z), out=out)
 
 
+@fused
 def _drelu(z: Any) -> Any:
     return backend.astype(namespace(z), z > 0, z.dtype)
 
@@ -84,58 +87,70 @@ def _solve_leaky_relu(r: Any, d: Any, *, slope: float) -> Any:
     return namespace(r).where(r >= 0, r / (1.0 - d), slope * r / (1.0 - slope * d))
 
 
+@fused
 def _tanh(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).tanh, z, out=out)
 
 
+@fused
 def _dtanh(z: Any) -> Any:
     return 1.0 - namespace(z).tanh(z) ** 2
 
 
+@fused
 def _hard_tanh(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).clip, z, -1.0, 1.0, out=out)
 
 
+@fused
 def _dhard_tanh(z: Any) -> Any:
     xp = namespace(z)
     return backend.astype(xp, xp.abs(z) < 1, z.dtype)
 
 
+@fused
 def _softsign(z: Any, out: Any = None) -> Any:
     s = _into(namespace(z).abs, z, out=out)
     s += 1.0
     return _into(namespace(z).divide, z, s, out=out)
 
 
+@fused
 def _dsoftsign(z: Any) -> Any:
     s = 1.0 / (1.0 + namespace(z).abs(z))
     return s * s
 
 
+@fused
 def _sigmoid(z: Any, out: Any = None) -> Any:
     return backend.expit(namespace(z), z, out)
 
 
+@fused
 def _dsigmoid(z: Any) -> Any:
     s = _sigmoid(z)
     return s * (1.0 - s)
 
 
+@fused
 def _softplus(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).logaddexp, z, 0.0, out=out)  # log(e^z + e^0), with derivative e^z / (e^z + 1): the sigmoid
 
 
+@fused
 def _silu(z: Any, out: Any = None) -> Any:
     s = _sigmoid(z, out)
     s *= z
     return s
 
 
+@fused
 def _dsilu(z: Any) -> Any:
     s = _sigmoid(z)
     return s * (1.0 + z * (1.0 - s))
 
 
+@fused
 def _gelu(z: Any, out: Any = None) -> Any:
     xp = namespace(z)  # z Phi(z), Phi the normal distribution function (1 + erf(z / sqrt 2)) / 2
     s = _into(xp.multiply, z, math.sqrt(0.5), out=out)
@@ -146,6 +161,7 @@ def _gelu(z: Any, out: Any = None) -> Any:
     return s
 
 
+@fused
 def _dgelu(z: Any) -> Any:
     xp = namespace(z)
     distribution = 0.5 * (1.0 + backend.erf(xp, z * math.sqrt(0.5)))
@@ -153,6 +169,7 @@ def _dgelu(z: Any) -> Any:
     return distribution + z * density
 
 
+@fused
 def _elu(z: Any, out: Any = None) -> Any:
     xp = namespace(z)  # expm1(min(z, 0)) is 0 on the right of 0, and lies above z on the left of it
     s = _into(xp.minimum, z, 0.0, out=out)
@@ -160,35 +177,43 @@ def _elu(z: Any, out: Any = None) -> Any:
     return _into(xp.maximum, s, z, out=out)
 
 
+@fused
 def _delu(z: Any) -> Any:
     xp = namespace(z)
     return xp.exp(xp.minimum(z, 0.0))
 
 
+@fused
 def _identity(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).positive, z, out=out)
 
 
+@fused
 def _didentity(z: Any) -> Any:
     return namespace(z).ones_like(z)
 
 
+@fused
 def _abs(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).abs, z, out=out)
 
 
+@fused
 def _dabs(z: Any) -> Any:
     return namespace(z).sign(z)
 
 
+@fused
 def _solve_abs(r: Any, d: Any) -> Any:
     return namespace(r).where(r >= 0, r / (1.0 - d), -r / (1.0 + d))
 
 
+@fused
 def _sin(z: Any, out: Any = None) -> Any:
     return _into(namespace(z).sin, z, out=out)
 
 
+@fused
 def _dsin(z: Any) -> Any:
     return namespace(z).cos(z)
 
@@ -216,34 +241,29 @@ relu = _BuiltIn(
     slope_range=(0.0, 1.0),
     homogeneous=True,
     divides=True,
-    cuda="y < 0 ? T(0) : y",
     takes_out=True,
     resolvent=resolvents.relu,
     curvature=0.0,
     kinks=(0.0,),
 )
-tanh = _BuiltIn(
-    "tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), cuda="tanh(y)", takes_out=True, resolvent=resolvents.tanh, curvature=_TANH_BEND
-)
+tanh = _BuiltIn("tanh", _tanh, _dtanh, slope_range=(0.0, 1.0), takes_out=True, resolvent=resolvents.tanh, curvature=_TANH_BEND)
 hard_tanh = _BuiltIn(
     "hard_tanh",
     _hard_tanh,
     _dhard_tanh,
     slope_range=(0.0, 1.0),
     divides=True,
-    cuda="y < -1 ? T(-1) : y > 1 ? T(1) : y",
     takes_out=True,
     resolvent=resolvents.hard_tanh,
     curvature=0.0,
     kinks=(-1.0, 1.0),
 )
-softsign = _BuiltIn("softsign", _softsign, _dsoftsign, slope_range=(0.0, 1.0), cuda="y / (T(1) + fabs(y))", takes_out=True, curvature=2.0)
+softsign = _BuiltIn("softsign", _softsign, _dsoftsign, slope_range=(0.0, 1.0), takes_out=True, curvature=2.0)
 sigmoid = _BuiltIn(
     "sigmoid",
     _sigmoid,
     _dsigmoid,
     slope_range=(0.0, 0.25),
-    cuda="T(1) / (T(1) + exp(-y))",
     takes_out=True,
     resolvent=resolvents.sigmoid,
     curvature=_SIGMOID_BEND,
@@ -253,23 +273,19 @@ softplus = _BuiltIn(
     _softplus,
     _sigmoid,
     slope_range=(0.0, 1.0),
-    cuda="log1p(exp(-fabs(y))) + fmax(y, T(0))",
     takes_out=True,
     curvature=0.25,
 )
-silu = _BuiltIn(
-    "silu", _silu, _dsilu, slope_range=(1.0 - _SILU_SLOPE, _SILU_SLOPE), cuda="y / (T(1) + exp(-y))", takes_out=True, curvature=0.5
-)
+silu = _BuiltIn("silu", _silu, _dsilu, slope_range=(1.0 - _SILU_SLOPE, _SILU_SLOPE), takes_out=True, curvature=0.5)
 gelu = _BuiltIn(
     "gelu",
     _gelu,
     _dgelu,
     slope_range=(1.0 - _GELU_SLOPE, _GELU_SLOPE),
-    cuda="y * T(0.5) * (T(1) + erf(y * T(0.7071067811865476)))",
     takes_out=True,
     curvature=_GELU_BEND,
 )
-elu = _BuiltIn("elu", _elu, _delu, slope_range=(0.0, 1.0), cuda="y < 0 ? expm1(y) : y", takes_out=True, curvature=1.0)
+elu = _BuiltIn("elu", _elu, _delu, slope_range=(0.0, 1.0), takes_out=True, curvature=1.0)
 identity = _BuiltIn(
     "identity",
     _identity,
@@ -277,12 +293,11 @@ identity = _BuiltIn(
     slope_range=(1.0, 1.0),
     homogeneous=True,
     divides=True,
-    cuda="y",
     takes_out=True,
     resolvent=resolvents.identity,
     curvature=0.0,
 )
-sin = _BuiltIn("sin", _sin, _dsin, slope_range=(-1.0, 1.0), cuda="sin(y)", takes_out=True, curvature=1.0)
+sin = _BuiltIn("sin", _sin, _dsin, slope_range=(-1.0, 1.0), takes_out=True, curvature=1.0)
 abs = _BuiltIn(
     "abs",
     _abs,
@@ -290,7 +305,6 @@ abs = _BuiltIn(
     slope_range=(-1.0, 1.0),
     homogeneous=True,
     scalar_solve=_solve_abs,
-    cuda="fabs(y)",
     takes_out=True,
     curvature=0.0,
     kinks=(0.0,),
@@ -315,14 +329,13 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 def _leaky_relu_of(slope: float) -> Activation:
     return _BuiltIn(
         f"leaky_relu({slope!r})",
-        functools.partial(_leaky_relu, slope=slope),
-        functools.partial(_dleaky_relu, slope=slope),
+        fused(functools.partial(_leaky_relu, slope=slope)),
+        fused(functools.partial(_dleaky_relu, slope=slope)),
         slope_range=(slope, 1.0),
         homogeneous=True,
-        scalar_solve=functools.partial(_solve_leaky_relu, slope=slope),
-        cuda=f"y < 0 ? T({slope!r}) * y : y",
+        scalar_solve=fused(functools.partial(_solve_leaky_relu, slope=slope)),
         takes_out=True,
-        resolvent=functools.partial(resolvents.leaky_relu, slope=slope),
+        resolvent=fused(functools.partial(resolvents.leaky_relu, slope=slope)),
         curvature=0.0,
         kinks=(0.0,),
     )

@@ -28,6 +28,7 @@ from typing import Any
 from pyidl.averaging import Average, Averaged, Mask, row_sums, some
 from pyidl.backend import namespace
 from pyidl.errors import InputError
+from pyidl.fusion import fused
 from pyidl.typing import Array
 
 __all__ = ["Attended", "Attention", "BoundedSoftmax", "KernelAttention", "Mask", "Softmax", "phi", "phi_slope"]
@@ -37,6 +38,7 @@ FAR = 1e9
 """From here on phi is 1 to the last digit, and its square is still a number in float32."""
 
 
+@fused
 def phi(s: Any) -> Any:
     """``s / sqrt(1 + s^2)``, in (-1, 1)."""
     xp = namespace(s)
@@ -44,6 +46,7 @@ def phi(s: Any) -> Any:
     return s / xp.sqrt(1.0 + s * s)
 
 
+@fused
 def phi_slope(s: Any) -> Any:
     """``phi'(s) = (1 + s^2)^(-3/2) = (1 - phi^2)^(3/2)``."""
     xp = namespace(s)
@@ -154,12 +157,17 @@ class KernelAttention(Attention):
     def pull(self, x: Any, slope: Any, G: Any) -> Any:
         """``sqrt(2g) G_(1..h) - 2g x G_(h+1)``."""
         h, g = x.shape[-1], self.scale(x.shape[-1])
-        return math.sqrt(2 * g) * G[..., :h] - (2 * g) * x * G[..., h : h + 1]
+        return _difference(x, G[..., :h], G[..., h : h + 1], math.sqrt(2 * g), 2 * g)
 
     def mirrored(self, a: Any) -> Any:
         """The last two components swapped."""
         h = a.shape[-1] - 2
         return namespace(a).concat([a[..., :h], a[..., h + 1 :], a[..., h : h + 1]], axis=-1)
+
+
+@fused
+def _difference(x: Any, head: Any, last: Any, a: Any, b: Any) -> Any:
+    return a * head - b * x * last
 
 
 @dataclass(frozen=True)

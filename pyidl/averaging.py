@@ -31,6 +31,7 @@ import numpy as np
 
 from pyidl.backend import astype, namespace, writes_in_place
 from pyidl.errors import InputError
+from pyidl.fusion import fused
 from pyidl.rows import take_rows
 from pyidl.typing import Array, Namespace
 
@@ -176,8 +177,7 @@ class Average:
                 shift[rows] = grown
             E = self._exponentials(xp, Z, seen, None if shift is None else grown)
             total[rows] += E @ U[..., keys, :]
-        normaliser = total[..., h:] + self.null
-        s = xp.where(normaliser > 0, 1.0 / xp.where(normaliser > 0, normaliser, 1.0), 0.0)
+        s = _inverse(total[..., h:], self.null)
         return total[..., :h] * s, s, shift, E if keep and E is not None and E.shape[-2:] == (T, b.shape[2]) else None
 
     def _exponentials(self, xp: Namespace, Z: Any, seen: Any, shift: Any) -> Any:
@@ -190,6 +190,14 @@ class Average:
         if seen is not None and (shift is None or not self.mask.keyed):  # else exp has made a hidden key's weight 0 already
             E *= astype(xp, seen, E.dtype)
         return E
+
+
+@fused
+def _inverse(total: Any, null: Any) -> Any:
+    """``1 / (total + null)``; 0 where nothing is seen."""
+    xp = namespace(total)
+    normaliser = total + null
+    return xp.where(normaliser > 0, 1.0 / xp.where(normaliser > 0, normaliser, 1.0), 0.0)
 
 
 @dataclass(frozen=True, repr=False)

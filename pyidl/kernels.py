@@ -1,9 +1,7 @@
-"""Fused kernels for CuPy: all that a solve does between two products with A, and a training step besides, in one launch each.
+"""Kernels for CuPy that need more than one entry at a time, one block of threads a sample; elementwise ones are in `pyidl.fusion`.
 
-    step      y = w + z,  x = image(y)                                          entry by entry
-    adam      a step of Adam for one parameter                                  entry by entry
-    measure   max |a - b|,  max |b|                                             one block of threads a sample
-    mix       Anderson's step (its derivation is in `pyidl.solvers.anderson`)   one block of threads a sample
+    measure   max |a - b|,  max |b|
+    mix       Anderson's step (its derivation is in `pyidl.solvers.anderson`)
 
 On other libraries the callers do the same with array functions. Sums and maxima of a block are taken in a fixed order, in float64, so
 that a solve can be repeated to the last bit.
@@ -18,7 +16,7 @@ import numpy as np
 
 from pyidl.typing import Namespace
 
-__all__ = ["adam", "measure", "mix", "step"]
+__all__ = ["measure", "mix"]
 
 BLOCKS = """
 __device__ double larger(double a, double b) { return b > a || b != b ? b : a; }  // NaN is the largest
@@ -133,44 +131,6 @@ extern "C" __global__ void mix(
     }
 }
 """
-
-
-@functools.cache
-def _step(xp: Any, inputs: str, image: str) -> Any:
-    return xp.ElementwiseKernel(f"T w, T z{inputs}", "T y, T x", f"y = w + z; x = {image}", "pyidl_step")
-
-
-def step(xp: Namespace, y: Any, offset: Any, x: Any, image: str, *factors: Any) -> bool:
-    """On CuPy: ``y += offset; x = image(y)``, where `image` is a CUDA expression. False where there is none.
-
-    The expression may use ``s``, the one of the `factors`.
-    """
-    if xp.__name__ != "cupy" or not image:
-        return False
-    _step(xp, ", T s" if factors else "", image)(y, offset, *factors, y, x)
-    return True
-
-
-@functools.cache
-def _adam(xp: Any) -> Any:
-    return xp.ElementwiseKernel(
-        "T p, T g, T m, T v, float64 b1, float64 c1, float64 b2, float64 c2, float64 growth, float64 eps, float64 rate",
-        "T next, T mean, T square",
-        "mean = T(b1) * m + T(c1) * g; square = T(b2) * v + T(c2) * g * g; next = p - T(rate) * mean / (T(growth) * sqrt(square) + T(eps))",
-        "pyidl_adam",
-    )
-
-
-def adam(
-    xp: Namespace, p: Any, g: Any, m: Any, v: Any, b1: float, b2: float, growth: float, eps: float, rate: float
-) -> tuple[Any, Any, Any]:
-    """On CuPy: ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p - rate m / (growth sqrt(v) + eps)``.
-
-    New arrays (p, m, v); `rate` and `growth` contain Adam's corrections for the start at 0.
-    """
-    new = tuple(xp.empty_like(p) for _ in range(3))
-    _adam(xp)(p, g, m, v, b1, 1.0 - b1, b2, 1.0 - b2, growth, eps, rate, *new)
-    return new[0], new[1], new[2]
 
 
 @functools.cache

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import kernels
 from pyidl.backend import astype, is_array, namespace, to_numpy
 from pyidl.errors import InputError
+from pyidl.fusion import fused
 from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
 from pyidl.typing import Array, Params
 
@@ -268,23 +268,27 @@ class Adam(Optimizer):
         return "m", "v", "k"
 
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
-        (b1, b2), xp = self.betas, namespace(g)
+        b1, b2 = self.betas
         k = 1 if own[2] is None else 1 + int(own[2])
         growth, rate = 1.0 / math.sqrt(1.0 - b2**k), lr / (1.0 - b1**k)
-        if xp.__name__ == "cupy":
-            m, v = (xp.zeros_like(g) if a is None else a for a in own[:2])
-            p, m, v = kernels.adam(xp, p, g, m, v, b1, b2, growth, self.eps, rate)
-            return p, (m, v, np.asarray(k))
-        m, v = (1.0 - b1) * g, (1.0 - b2) * (g * g)
-        if own[2] is not None:
-            m += b1 * own[0]
-            v += b2 * own[1]
-        root = xp.sqrt(v)
-        root *= growth
-        root += self.eps
-        move = m / root
-        move *= rate
-        return p - move, (m, v, np.asarray(k))
+        m, v = (0.0, 0.0) if k == 1 else own[:2]
+        p, m, v = _adam(p, g, m, v, b1, b2, growth, rate, self.eps)
+        return p, (m, v, np.asarray(k))
+
+
+@fused
+def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, growth: Any, rate: Any, eps: Any) -> tuple[Any, Any, Any]:
+    """Growth and rate contain the corrections for the start at 0."""
+    past, spread = b1 * m, b2 * v
+    m, v = (1.0 - b1) * g, (1.0 - b2) * (g * g)
+    m += past
+    v += spread
+    root = namespace(v).sqrt(v)
+    root *= growth
+    root += eps
+    move = m / root
+    move *= rate
+    return p - move, m, v
 
 
 @dataclass(eq=False, repr=False)

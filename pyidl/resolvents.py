@@ -26,15 +26,18 @@ from typing import Any
 import numpy as np
 
 from pyidl.backend import namespace
+from pyidl.fusion import fused
 
 __all__ = ["hard_tanh", "identity", "leaky_relu", "relu", "sigmoid", "tanh"]
 
 
+@fused
 def identity(u: Any, alpha: float) -> Any:
     """Of y: ``(1 - alpha) y + alpha y = u``."""
     return u
 
 
+@fused
 def relu(u: Any, alpha: float) -> Any:
     """Of ``max(y, 0)``: the equation is ``y = u`` for y >= 0, ``alpha y = u`` for y < 0."""
     return namespace(u).where(u < 0, u / alpha, u)
@@ -45,6 +48,7 @@ def leaky_relu(u: Any, alpha: float, *, slope: float) -> Any:
     return namespace(u).where(u < 0, u / ((1.0 - alpha) * slope + alpha), u)
 
 
+@fused
 def hard_tanh(u: Any, alpha: float) -> Any:
     """Of the nearest point c of [-1, 1]: ``(1 - alpha) c + alpha y = u``, where c is also the one nearest to u."""
     c = namespace(u).clip(u, -1.0, 1.0)

@@ -21,6 +21,7 @@ from pyidl import backend
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host, namespace, to_numpy
 from pyidl.errors import GradientMismatchError, InputError
+from pyidl.fusion import fused
 from pyidl.layers.base import Layer
 from pyidl.typing import Array, Rng
 
@@ -234,6 +235,8 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
         If dphi or vjp is wrong, or a slope lies outside `slope_range`, or a Jacobian has a norm above `lipschitz`, or phi is not
         homogeneous though it claims so, or `scalar_solve` or `resolvent` does not solve its equation, or phi' changes faster than
         `curvature` says where `kinks` has no jump, or shape or dtype is not kept.
+    InputError
+        If phi or dphi is `fused`, but cannot be one kernel.
 
     Examples
     --------
@@ -285,6 +288,9 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
                 raise GradientMismatchError(f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u for alpha = {alpha}")
     for part in [b.activation for b in activation.blocks] if isinstance(activation, Blocks) else [activation]:
         _check_curvature(part, span, generator)
+        for function in (part.phi, part.dphi):
+            if isinstance(function, fused):
+                function.text("T")
     return report
 
 

@@ -39,3 +39,22 @@ def require_gpu():
     if not cupy.is_available():
         pytest.skip("CuPy finds no GPU")
     return cupy
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """From a text to PTX, by NVRTC. CuPy brings it with its extra ctk."""
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
+    try:
+        nvrtc.getVersion()
+    except Exception as error:
+        pytest.skip(f"NVRTC is not installed: {error}")
+
+    def compiled(text):
+        """What CuPy does with a text."""
+        program = nvrtc.createProgram(text, "kernel.cu", (), ())
+        nvrtc.compileProgram(program, ("-arch=compute_80",))
+        return nvrtc.getPTX(program)
+
+    compiled.error = nvrtc.NVRTCError
+    return compiled

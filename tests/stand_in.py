@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
+from pyidl import tracing
+
 PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
 """What CuPy has, and the parameters of its functions where they can be read (test_architecture.py compares them with CuPy's)."""
 SCALARS = (bool, int, float, type(None), str, slice, type(Ellipsis), np.dtype, type)
@@ -139,34 +141,47 @@ class Namespace(types.ModuleType):
 
 
 class ElementwiseKernel:
-    """Its C++ expressions, with their ternary operators, read by Python."""
+    """Its C++ statements, with their ternary operators, read by Python."""
 
     compiled = 0
 
     def __init__(self, inputs, outputs, operation, name):
-        self.inputs, self.outputs = ([p.split()[1] for p in text.split(",")] for text in (inputs, outputs))
-        self.operation = operation
+        (self.kinds, self.inputs), (_, self.outputs) = (zip(*(p.split() for p in text.split(", "))) for text in (inputs, outputs))
+        self.statements = [statement.removeprefix("const ").split(" = ") for statement in operation.split("; ")]
         ElementwiseKernel.compiled += 1
 
-    def __call__(self, *arrays):
+    def __call__(self, *operands):
         cupy.launches += 1
-        arrays = [bare(a) for a in arrays]
-        values = dict(zip(self.inputs, arrays[: len(self.inputs)]))
-        targets = dict(zip(self.outputs, arrays[len(self.inputs) :]))
-        names = {"T": arrays[0].dtype.type, "fabs": np.abs, "erf": scipy.special.erf, "where": np.where}
-        names |= {name: getattr(np, name) for name in ("tanh", "exp", "log1p", "expm1", "sin", "sqrt", "fmax")}
-        for statement in self.operation.split(";"):
-            target, expression = statement.split("=", 1)
-            with np.errstate(over="ignore", invalid="ignore"):
-                values[target.strip()] = eval(self.python(expression), names, values)
-            targets[target.strip()][...] = values[target.strip()]
+        arrays = [bare(a) for a in operands]
+        entries, targets = arrays[: len(self.inputs)], arrays[len(self.inputs) :]
+        dtypes = {a.dtype for a, kind in zip(entries, self.kinds) if kind == "T"}
+        assert {kind for a, kind in zip(entries, self.kinds) if isinstance(a, (float, int))} <= {"float64"}
+        assert len(dtypes | {a.dtype for a in targets}) == 1, "CuPy: Type is mismatched"
+        (dtype,) = dtypes
+        values = {"T": dtype.type, "double": np.float64, "fabs": np.abs, "where": np.where}
+        values |= {name: getattr(np, name, None) for name in (*tracing.SAME.split(), "fmax")} | {"erf": scipy.special.erf}
+        values |= dict(zip(self.inputs, (np.float64(a) if isinstance(a, (float, int)) else a for a in entries)))
+        with np.errstate(all="ignore"):
+            for target, expression in self.statements:
+                values[target.split()[-1]] = eval(self.python(expression), values)
+        if not targets:
+            shape = np.broadcast_shapes(*(np.shape(a) for a in entries))
+            targets = [np.empty(shape, dtype) for _ in self.outputs]
+        for name, target in zip(self.outputs, targets):
+            assert values[name].dtype == dtype, f"{name} was computed in {values[name].dtype}"
+            target[...] = values[name]
+        results = list(operands[len(self.inputs) :]) or [wrap(target) for target in targets]
+        return results[0] if len(results) == 1 else tuple(results)
 
     def python(self, expression):
-        if "?" not in expression:
-            return expression.strip()
-        condition, rest = expression.split("?", 1)
-        first, second = rest.split(":", 1)
-        return f"where({condition.strip()}, {first.strip()}, {self.python(second)})"
+        expression = expression.replace("!=", "<>").replace("!", "~").replace("<>", "!=")
+        condition, mark, rest = expression.partition(" ? ")
+        condition = " & ".join(f"({part})" for part in condition.split(" && ")) if " && " in condition else condition
+        condition = " | ".join(f"({part})" for part in condition.split(" || ")) if " || " in condition else condition
+        if not mark:
+            return condition
+        first, second = rest.split(" : ", 1)
+        return f"where({condition}, {first}, {self.python(second)})"
 
 
 class RawKernel:

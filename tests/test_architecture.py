@@ -18,7 +18,7 @@ PACKAGE = Path(pyidl.__file__).parent
 ROOT = PACKAGE.parent
 
 LEVELS = [
-    {"backend", "errors", "kernels", "rows", "typing"},
+    {"backend", "errors", "fusion", "kernels", "rows", "tracing", "typing"},
     {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "sparse", "structure"}
     | {"losses", "metrics", "optim", "schedules", "initializers", "table"}
     | {"attention", "averaging"},
@@ -42,6 +42,10 @@ NEIGHBOURS = {
     ("rows", "backend"),
     ("rows", "kernels"),
     ("kernels", "typing"),
+    ("fusion", "backend"),
+    ("fusion", "errors"),
+    ("fusion", "tracing"),
+    ("fusion", "typing"),
     ("rows", "typing"),
     ("backend", "typing"),
     ("activations", "activation"),
@@ -203,7 +207,11 @@ def test_used_names_are_found():
 PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
 KNOWN = set(PARAMETERS)
 # What these modules guard by the name of the library.
-GUARDED = {"pyidl.backend": {"asnumpy", "cuda", "ndarray", "astype", "cumulative_sum"}, "pyidl.kernels": {"ElementwiseKernel", "RawKernel"}}
+GUARDED = {
+    "pyidl.backend": {"asnumpy", "cuda", "ndarray", "astype", "cumulative_sum"},
+    "pyidl.fusion": {"ElementwiseKernel"},
+    "pyidl.kernels": {"RawKernel"},
+}
 
 
 @pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")

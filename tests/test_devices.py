@@ -13,7 +13,7 @@ from helpers import host
 from stand_in import cupy
 
 import pyidl
-from pyidl import activations, kernels, load, losses, optim, save, sim
+from pyidl import activations, fusion, load, losses, optim, save, sim
 from pyidl.errors import DeviceError, DeviceMismatchError
 from pyidl.layers import (
     Bidirectional,
@@ -199,7 +199,7 @@ def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch)
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block]
     compiled = []
     monkeypatch.setattr(time, "perf_counter", lambda: float(compiled.append(stand_in.ElementwiseKernel.compiled) or len(compiled)))
-    kernels._step.cache_clear()
+    fusion._kernel.cache_clear()
     rng, model = np.random.default_rng(0), ImplicitModel(4, 3, 10, dtype="float64", rng=0).to("cuda")
     exec(code, {"model": model, "U": there(rng.normal(size=(6, 4))), "dY": there(rng.normal(size=(6, 3)))})
     began, ended = compiled

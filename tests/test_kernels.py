@@ -1,89 +1,19 @@
-"""The fused kernels of a GPU, without one: their text is compiled by NVRTC, which needs no device, and run as C++ on the host.
+"""The kernels with a block of threads for each sample, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
 
-A kernel of the first kind is one expression (`Activation.cuda`, `Problem.expression`); its plain twin is the activation. Both have to agree
-everywhere, at infinities, NaN and the ends of the range too. Those of the second kind have a block of threads for each sample; on the host
-the threads are real ones, which wait for each other where the kernel says so.
+There the threads are real ones, which wait for each other where the kernel says so. Elementwise kernels: test_fusion.py.
 """
 
 import ctypes
 import re
-import shutil
 import subprocess
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import stand_in
+from kernel_compilers import C_TYPE as T
+from kernel_compilers import compiler, library
 
-from pyidl import activations, kernels, optim
-from pyidl.activations import Activation
-from pyidl.solvers.problem import Affine
-from pyidl.solvers.splitting import reflected
-from pyidl.structure import Full
-
-ACTIVATIONS = [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)]
-T = {"float32": "float", "float64": "double"}
-
-
-def told(kernel, *arguments):
-    """What CuPy would be told to compile: (inputs, outputs, operation)."""
-    return kernel.__wrapped__(SimpleNamespace(ElementwiseKernel=lambda *texts: texts[:3]), *arguments)
-
-
-def reflection():
-    """Peaceman and Rachford's, which has two statements."""
-    return reflected(Affine(Full(np.zeros((1, 1))), np.ones((1, 1)), activations.relu), 1.0).expression()[0]
-
-
-IMAGES = {a.name: ("", a.cuda) for a in ACTIVATIONS if a.cuda} | {"slopes": (", T s", "y * s"), "reflected": ("", reflection())}
-OPERATIONS = {name: told(kernels._step, *texts) for name, texts in IMAGES.items()} | {"adam": told(kernels._adam)}
-
-
-def source(name, dtype, entry, loop):
-    """A function that applies a kernel's operation to every entry, as CuPy's template does; numbers are arrays of one entry."""
-    inputs, outputs, text = OPERATIONS[name]
-    ins, outs = ([p.split() for p in parameters.split(",")] for parameters in (inputs, outputs))
-    parameters = [f"const {T.get(kind, T[dtype])}* {v}_" for kind, v in ins] + [f"{T[dtype]}* {v}_" for _, v in outs]
-    variables = [f"const T {v} = {v}_[i];" if kind == "T" else f"const {T[kind]} {v} = *{v}_;" for kind, v in ins]
-    variables += [f"T& {v} = {v}_[i];" for _, v in outs]
-    body = f"typedef {T[dtype]} T; {loop} {{ {' '.join(variables)} {text}; }}"
-    return f'extern "C" {entry}({", ".join(parameters)}, long n) {{ {body} }}'
-
-
-def test_every_built_in_activation_has_a_kernel():
-    assert all(a.cuda for a in ACTIVATIONS)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """From a text to PTX, by NVRTC. CuPy brings it with its extra ctk."""
-    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
-    try:
-        nvrtc.getVersion()
-    except Exception as error:
-        pytest.skip(f"NVRTC is not installed: {error}")
-
-    def compiled(text):
-        """What CuPy does with a text."""
-        program = nvrtc.createProgram(text, "kernel.cu", (), ())
-        nvrtc.compileProgram(program, ("-arch=compute_80",))
-        return nvrtc.getPTX(program)
-
-    compiled.error = nvrtc.NVRTCError
-    return compiled
-
-
-@pytest.mark.parametrize("dtype", T)
-def test_kernels_compile_for_a_gpu(dtype, compiled):
-    loop = "long i = blockDim.x * (long)blockIdx.x + threadIdx.x; if (i < n)"
-    for name in OPERATIONS:
-        ptx = compiled(source(name, dtype, "__global__ void step", loop))
-        assert b".entry step" in ptx, name
-        double = b".f64" in ptx
-        # CUDA reduces large arguments of sin in float64, and Adam is told its numbers in it.
-        assert double == (dtype == "float64") or name in ("sin", "adam"), name
-    with pytest.raises(compiled.error):
-        compiled(source("tanh", dtype, "__global__ void step", loop).replace("tanh", "tangent"))
+from pyidl import kernels
 
 
 @pytest.mark.parametrize("memory", [1, 3, 8])
@@ -91,111 +21,6 @@ def test_kernels_compile_for_a_gpu(dtype, compiled):
 def test_block_kernels_compile_for_a_gpu(dtype, memory, compiled):
     for name in ("measure", "mix"):
         assert f".entry {name}".encode() in compiled(kernels.source(name, dtype, memory))
-
-
-def test_cupy_accepts_the_declarations():
-    """It reads the parameters when a kernel is built, and needs no GPU for that."""
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    assert kernels._adam.__wrapped__(cupy).nargs == 14
-    for name, texts in IMAGES.items():
-        assert kernels._step.__wrapped__(cupy, *texts).nin == 2 + (name == "slopes")
-    with pytest.raises(Exception, match="foo"):
-        cupy.ElementwiseKernel("foo z", "T x", "x = z", "wrong")
-
-
-def compiler():
-    """That of C++; without one the test is skipped."""
-    return shutil.which("g++") or shutil.which("c++") or pytest.skip("there is no C++ compiler")
-
-
-def library(folder, text):
-    """C++, loaded."""
-    (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + text)
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
-    subprocess.run([compiler(), *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
-    return ctypes.CDLL(str(folder / "k.so"))
-
-
-@pytest.fixture(scope="module")
-def on_the_host(tmp_path_factory):
-    """``(name, dtype) -> function of arrays``: all kernels of the first kind as C++."""
-    entries = {key: f"k{i}" for i, key in enumerate((name, dtype) for name in OPERATIONS for dtype in T)}
-    functions = [source(*key, f"void {entry}", "for (long i = 0; i < n; ++i)") for key, entry in entries.items()]
-    built = library(tmp_path_factory.mktemp("kernels"), "\n".join(functions))
-
-    def call(name, dtype, *arrays):
-        getattr(built, entries[name, dtype])(*(a.ctypes.data_as(ctypes.c_void_p) for a in arrays), ctypes.c_long(arrays[0].size))
-
-    return call
-
-
-def points(dtype):
-    """Many points, and the extreme ones."""
-    limits, rng = np.finfo(dtype), np.random.default_rng(0)
-    ends = [0.0, np.inf, np.nan, limits.max, limits.max / 2, limits.tiny, limits.smallest_subnormal, 1.0, 87.0, 89.0, 103.9, 709.0, 745.0]
-    many = np.concatenate([np.linspace(-20, 20, 4001), rng.normal(size=2000) * 10.0 ** rng.uniform(-30, 30, 2000)])
-    return np.concatenate([many, ends, np.negative(ends)]).astype(dtype)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
-@pytest.mark.parametrize("dtype", T)
-def test_kernels_are_the_activations(activation, dtype, on_the_host):
-    """As numbers, everywhere: y + 0 and phi(y), in place of y."""
-    z = points(dtype)
-    if activation is activations.sin:
-        z = z[~(np.abs(z) > 1e4)]
-    y, x = z.copy(), np.empty_like(z)
-    on_the_host(activation.name, dtype, y, np.zeros_like(z), y, x)
-    with np.errstate(all="ignore"):
-        expected = activation(z)
-    eps = float(np.finfo(dtype).eps)
-    np.testing.assert_array_equal(y, z)
-    np.testing.assert_allclose(x, expected, rtol=8 * eps, atol=4 * eps)
-
-
-def test_a_wrong_expression_is_noticed(on_the_host):
-    """NaN into relu, as CUDA's fmax would have it: 0."""
-    z, eps = points("float64"), float(np.finfo("float64").eps)
-    with np.errstate(all="ignore"), pytest.raises(AssertionError):
-        np.testing.assert_allclose(np.fmax(z, 0.0), activations.relu(z), rtol=8 * eps, atol=4 * eps)
-
-
-@pytest.mark.parametrize("dtype", T)
-def test_other_kernels_are_their_twins(dtype, on_the_host):
-    rng = np.random.default_rng(0)
-    w, z, s = rng.normal(size=(3, 500)).astype(dtype)
-    y, x = w.copy(), np.empty_like(w)
-    on_the_host("slopes", dtype, y, z, s, y, x)
-    np.testing.assert_array_equal(x, (w + z) * s)
-    y = w.copy()
-    on_the_host("reflected", dtype, y, z, y, x)
-    np.testing.assert_array_equal(y, w + z)
-    np.testing.assert_array_equal(x, 2 * np.maximum(y, 0) - y)
-
-
-@pytest.mark.parametrize("dtype", T)
-def test_adam_is_its_twin(dtype, on_the_host, monkeypatch):
-    """Five steps, the first from nothing, with gradients of every size."""
-    rng, twin, eps = np.random.default_rng(0), optim.AdamW(0.1, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1), float(np.finfo(dtype).eps)
-    p = rng.normal(size=40).astype(dtype)
-    params, m, v = {"w": p}, np.zeros_like(p), np.zeros_like(p)
-
-    monkeypatch.setattr(kernels, "_adam", lambda xp: lambda *arrays: on_the_host("adam", dtype, *map(np.asarray, arrays)))
-    for k in range(1, 6):
-        g = (rng.normal(size=40) * 10.0 ** rng.uniform(-6, 6, 40)).astype(dtype)
-        params = twin.step(params, {"w": g})
-        p = (1.0 - 0.1 * 0.1) * p
-        p, m, v = kernels.adam(np, p, g, m, v, 0.8, 0.95, 1.0 / (1.0 - 0.95**k) ** 0.5, 1e-6, 0.1 / (1.0 - 0.8**k))
-        for ours, theirs in ((p, params["w"]), (m, twin.state["m.w"]), (v, twin.state["v.w"])):
-            np.testing.assert_allclose(ours, theirs, rtol=50 * eps, atol=0 if ours is v else 5 * eps * np.abs(theirs).max())
-
-
-def test_an_activation_without_an_expression_has_no_kernel():
-    bend = Activation("bend", lambda z: z - z**3 / 3, lambda z: 1 - z**2, lipschitz=1.0)
-    assert not kernels.step(SimpleNamespace(__name__="cupy"), None, None, None, bend.cuda)
-
-
-# ------------------------------------------------------------------------------------------------- a block for each sample
 
 
 THREADS = """

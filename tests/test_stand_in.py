@@ -8,7 +8,7 @@ import stand_in
 from helpers import moved, random_model
 from stand_in import cupy
 
-from pyidl import ImplicitModel, activations, kernels, load, save
+from pyidl import ImplicitModel, activations, load, save
 from pyidl.errors import DeviceMismatchError
 from pyidl.solvers import Picard
 from pyidl.solvers.jacobi import split
@@ -81,17 +81,19 @@ def test_the_host_waits_only_at_checks():
 
 @pytest.mark.parametrize("activation", [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)], ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_cuda_expressions_are_the_activations(activation, dtype):
-    """y += z and phi(y) in one kernel, for every built-in activation, and what a NaN becomes."""
+def test_activations_are_one_kernel(activation, dtype):
+    """With and without `out`, the derivative too, and what a NaN becomes."""
     z = np.concatenate([np.linspace(-9, 9, 301), [-80.0, 80.0, np.nan]]).astype(dtype)[None, :]
-    y, x = cupy.asarray(z - 1), cupy.asarray(np.zeros_like(z))
-    assert kernels.step(cupy, y, cupy.asarray(np.ones_like(z)), x, activation.cuda)
-    eps = np.finfo(dtype).eps
-    np.testing.assert_allclose(cupy.asnumpy(y), z, atol=90 * eps)
+    y, x, eps = cupy.asarray(z), cupy.asarray(np.zeros_like(z)), np.finfo(dtype).eps
+    before = cupy.launches
+    found = activation(y), activation(y, x), activation.dphi(y)
+    assert cupy.launches - before == 3
+    assert found[1] is x
     with np.errstate(invalid="ignore"):
-        expected = activation(cupy.asnumpy(y))
-    np.testing.assert_allclose(cupy.asnumpy(x), expected, rtol=20 * eps, atol=20 * eps)
-    assert x.dtype == dtype
+        expected = activation(z), activation(z), activation.dphi(z)
+    for ours, twin in zip(found, expected):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(cupy.asnumpy(ours), twin, rtol=20 * eps, atol=20 * eps)
 
 
 def test_a_step_is_a_product_and_one_kernel():
@@ -106,7 +108,7 @@ def test_a_step_is_a_product_and_one_kernel():
         plain = problem.pre(x.value)
         np.testing.assert_allclose(cupy.asnumpy(y), cupy.asnumpy(plain), rtol=1e-14, atol=1e-14)
         np.testing.assert_allclose(cupy.asnumpy(image), cupy.asnumpy(problem.image(plain)), rtol=1e-14, atol=1e-14)
-        assert problem.expression()[0]
+        assert problem.entrywise()[0]
     before = stand_in.ElementwiseKernel.compiled
     Picard()(p)
     assert stand_in.ElementwiseKernel.compiled == before  # compiled once

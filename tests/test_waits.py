@@ -101,8 +101,8 @@ def test_a_mask_in_a_loop_would_be_seen():
             y[y < 0] = there(np.zeros(int(np.count_nonzero(cupy.asnumpy(y) < 0))))
             return super().image(y, out)
 
-        def expression(self):
-            return ("",)
+        def entrywise(self):
+            return (None,)
 
     p, _, _ = problems("gaussian")
     twin = Masking(p.matrix, p.offset, p.activation)

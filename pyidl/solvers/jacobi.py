@@ -30,10 +30,11 @@ import numpy as np
 
 from pyidl.backend import to_numpy
 from pyidl.errors import InputError
+from pyidl.fusion import fused
 from pyidl.rows import CHUNK, change_and_size, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, AffineMap, Iteration, LinearAffine, Problem
+from pyidl.solvers.problem import Affine, AffineMap, Iteration, LinearAffine, Problem, product
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array
@@ -57,11 +58,14 @@ class Split(Iteration):
     slope: Array | None
     """Of the adjoint: ``s / (1 - s d)``."""
 
-    def expression(self) -> tuple[Any, ...]:
-        """That of the original, where only the offset and the slopes differ."""
+    def entrywise(self) -> tuple[Any, ...]:
+        """A product with the slopes, phi, or the solution of the scalar equation."""
         if self.slope is not None:
-            return "y * s", self.slope
-        return self.original.expression() if self.scale is not None else ("",)
+            return product, self.slope
+        if self.scale is not None:
+            return self.original.entrywise()
+        solve = self.original.activation.scalar_solve  # type: ignore[attr-defined]
+        return (solve, self.d) if isinstance(solve, fused) else (None,)
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """The scalar equation, solved entry by entry."""

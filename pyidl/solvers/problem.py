@@ -13,22 +13,24 @@ comes from:
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pyidl import backend, kernels
+from pyidl import backend
 from pyidl.activations import Activation
 from pyidl.backend import namespace
+from pyidl.fusion import fused
 from pyidl.pattern import Groups
 from pyidl.rows import CHUNK, change_and_size, take_rows
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Affine", "AffineMap", "Buffers", "Iteration", "LinearAffine", "LinearProblem", "Problem"]
+__all__ = ["Affine", "AffineMap", "Buffers", "Iteration", "LinearAffine", "LinearProblem", "Problem", "product"]
 
 Buffers = tuple[Any, Any] | None
 """Where y and its image are written; None where the library has no ``out=``."""
@@ -136,7 +138,10 @@ class Iteration(Problem):
         (y, image), xp = out, self.xp
         self.matrix.rows(x, y)
         if xp is not np:
-            if not kernels.step(xp, y, self.offset, image, *self.expression()):
+            function, *others = self.entrywise()
+            if xp.__name__ == "cupy" and function is not None:
+                _sum_and_image(function)(y, self.offset, *others, out=(y, image))
+            else:
                 y += self.offset
                 self.image(y, image)
             return y, image
@@ -154,9 +159,9 @@ class Iteration(Problem):
         """The image of all samples."""
         return self.image_of(slice(None), y, out)
 
-    @abstractmethod
-    def expression(self) -> tuple[Any, ...]:
-        """The image of y as a CUDA expression, "" for none, and the arrays that it needs besides."""
+    def entrywise(self) -> tuple[Any, ...]:
+        """The image of y as a `fused` function of y and of the operands that follow here; None where it is none."""
+        return (None,)
 
     @abstractmethod
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
@@ -170,6 +175,21 @@ class Iteration(Problem):
             return self.offset, self.image(self.offset)
         out[0][...] = self.offset
         return out[0], self.image(out[0], out[1])
+
+
+@fused
+def product(y: Any, s: Any) -> Any:
+    """``y s``."""
+    return y * s
+
+
+@functools.cache
+def _sum_and_image(image: fused) -> fused:
+    def step(y: Any, offset: Any, *others: Any) -> tuple[Any, Any]:
+        y = y + offset
+        return y, image(y, *others)
+
+    return fused(step)
 
 
 class AffineMap(Iteration):
@@ -196,9 +216,9 @@ class Affine(AffineMap):
     offset: Array
     activation: Activation
 
-    def expression(self) -> tuple[Any, ...]:
-        """That of the activation."""
-        return (self.activation.cuda,)
+    def entrywise(self) -> tuple[Any, ...]:
+        """Phi, if it is fused."""
+        return (self.activation.phi if isinstance(self.activation.phi, fused) else None,)
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``phi(y)``."""
@@ -263,9 +283,9 @@ class LinearAffine(AffineMap, LinearProblem):
     slope: Array
     reference: np.ndarray
 
-    def expression(self) -> tuple[Any, ...]:
+    def entrywise(self) -> tuple[Any, ...]:
         """A product with the slopes."""
-        return "y * s", self.slope
+        return product, self.slope
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``S * y``."""

@@ -27,6 +27,7 @@ Source: Ryu, Boyd, "A primer on monotone operator methods", 2016; Winston, Kolte
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,10 +36,11 @@ import numpy as np
 
 from pyidl.backend import all_finite, astype, to_numpy
 from pyidl.errors import InputError
+from pyidl.fusion import fused
 from pyidl.rows import change_and_size, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import PATIENCE, iterate
-from pyidl.solvers.problem import Affine, AffineMap, Iteration, Problem
+from pyidl.solvers.problem import Affine, AffineMap, Iteration, Problem, product
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Full, Matrix
 from pyidl.typing import Array
@@ -58,14 +60,14 @@ class Proximal(Iteration):
     factor: Array | None
     """Of the adjoint: r / u."""
 
-    def expression(self) -> tuple[Any, ...]:
-        """That of phi, and the reflection as a second statement; "" where y is not u."""
+    def entrywise(self) -> tuple[Any, ...]:
+        """A product with r / u, or the proximal map, perhaps reflected, where its parts are fused."""
         if self.factor is not None:
-            return "y * s", self.factor
-        (phi,) = self.original.expression()
-        if self.alpha != 1 or not phi:
-            return ("",)
-        return (f"{phi}; x = T(2) * x - y" if self.reflect else phi,)
+            return product, self.factor
+        (phi,), resolvent = self.original.entrywise(), self.original.activation.resolvent  # type: ignore[attr-defined]
+        if phi is None or not (self.alpha == 1 or isinstance(resolvent, fused)):
+            return (None,)
+        return _proximal_map(phi, None if self.alpha == 1 else resolvent, self.reflect), self.alpha
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """The proximal map, perhaps reflected."""
@@ -104,6 +106,15 @@ class Proximal(Iteration):
         with np.errstate(over="ignore", invalid="ignore"):
             y = self.original.resolvent(self.pre(solution.value), self.alpha)
             return replace(solution, pre=y, value=self.original.image(y))
+
+
+@functools.cache
+def _proximal_map(phi: fused, resolvent: fused | None, reflect: bool) -> fused:
+    def image(u: Any, alpha: Any) -> Any:
+        x = phi(u if resolvent is None else resolvent(u, alpha))
+        return 2.0 * x - u if reflect else x
+
+    return fused(image)
 
 
 def cannot_split(problem: Problem, alpha: float) -> str:

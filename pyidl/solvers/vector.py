@@ -35,10 +35,6 @@ class VectorAffine(Iteration):
     activation: Activation
     lacking: ClassVar[str] = TOGETHER
 
-    def expression(self) -> tuple[Any, ...]:
-        """None: an entry of x needs more than its own y."""
-        return ("",)
-
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``phi(y)``."""
         return self.activation(y, out)
@@ -58,10 +54,6 @@ class VectorAdjoint(Iteration, LinearProblem):
     pre_activation: Array
     reference: np.ndarray
     lacking: ClassVar[str] = TOGETHER
-
-    def expression(self) -> tuple[Any, ...]:
-        """None."""
-        return ("",)
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``J(Y*)^T y`` for the samples `rows`."""

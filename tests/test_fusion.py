@@ -1,0 +1,318 @@
+"""Elementwise functions that become kernels, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
+
+The text is written by the function itself, traced. It has to give what the function gives on NumPy, at infinities, NaN and the ends of the
+range too. Every function in pyidl that is marked `fused` is tested here (test_no_function_is_forgotten).
+"""
+
+import copy
+import ctypes
+import functools
+import gc
+import importlib
+import math
+import pickle
+import pkgutil
+import re
+import sys
+
+import numpy as np
+import pytest
+import stand_in
+from conftest import require_gpu
+from kernel_compilers import C_TYPE, library
+
+import pyidl
+from pyidl import activations, attention, averaging, optim, testing
+from pyidl.activations import Activation
+from pyidl.backend import namespace
+from pyidl.errors import InputError
+from pyidl.fusion import fused
+from pyidl.solvers import problem, splitting
+from pyidl.structure import Full
+
+ACTIVATIONS = [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)]
+
+
+def functions():
+    """``name -> (function, kinds of its operands)``."""
+    found = {}
+    for a in ACTIVATIONS:
+        found[a.name] = a.phi, "T"
+        found[f"{a.name}'"] = a.dphi, "T"
+        found[f"step of {a.name}"] = problem._sum_and_image(a.phi), "TT"
+        if isinstance(a.scalar_solve, fused):
+            found[f"x = {a.name}(d x + r)"] = a.scalar_solve, "TT"
+        if isinstance(a.resolvent, fused):
+            found[f"resolvent of {a.name}"] = a.resolvent, "Td"
+            found[f"reflected {a.name}"] = splitting._proximal_map(a.phi, a.resolvent, True), "Td"
+    found["product"] = problem.product, "TT"
+    found["step of the adjoint"] = problem._sum_and_image(problem.product), "TTT"
+    found["Adam"], found["the first step of Adam"] = (optim._adam, "TTTTddddd"), (optim._adam, "TTddddddd")
+    found["attention's phi"], found["attention's phi'"] = (attention.phi, "T"), (attention.phi_slope, "T")
+    found["kernel's pull"], found["inverse of a sum"] = (attention._difference, "TTTdd"), (averaging._inverse, "Td")
+    return found
+
+
+FUNCTIONS = functions()
+
+
+def texts(name):
+    function, kinds = FUNCTIONS[name]
+    return function.text(*({"T": "T", "d": "double", "b": "bool"}[k] for k in kinds))
+
+
+def source(name, dtype, entry, loop):
+    """A function that applies a kernel to every entry, as CuPy's template does; a number is an array of one entry."""
+    T, (inputs, outputs, text) = C_TYPE[dtype], texts(name)
+    ins, outs = ([p.split() for p in parameters.split(", ")] for parameters in (inputs, outputs))
+    types = {"T": T, "float64": "double", "bool": "bool"}
+    parameters = [f"const {types[kind]}* {v}_" for kind, v in ins] + [f"{T}* {v}_" for _, v in outs]
+    variables = [f"const {types[kind]}& {v} = {v}_[{0 if kind == 'float64' else 'i'}];" for kind, v in ins]
+    variables += [f"T& {v} = {v}_[i];" for _, v in outs]
+    body = f"typedef {T} T; {loop} {{ {' '.join(variables)} {text}; }}"
+    return f'extern "C" {entry}({", ".join(parameters)}, long n) {{ {body} }}'
+
+
+def test_no_function_is_forgotten():
+    for module in pkgutil.walk_packages(pyidl.__path__, "pyidl."):
+        if not module.name.startswith(("pyidl.interop", "pyidl.sklearn", "pyidl.__main__")):
+            importlib.import_module(module.name)
+    tested = {id(function) for function, _ in FUNCTIONS.values()}
+    marked = [f for f in gc.get_objects() if isinstance(f, fused) and getattr(f, "__module__", "").startswith("pyidl.")]
+    assert len(marked) > 30
+    assert {repr(f) for f in marked if id(f) not in tested and "<locals>" not in repr(f)} == set()
+
+
+@pytest.mark.parametrize("dtype", C_TYPE)
+def test_functions_compile_for_a_gpu(dtype, compiled):
+    loop = "long i = blockDim.x * (long)blockIdx.x + threadIdx.x; if (i < n)"
+    for name, (_, kinds) in FUNCTIONS.items():
+        ptx = compiled(source(name, dtype, "__global__ void f", loop))
+        assert b".entry f" in ptx, name
+        # in the precision of the arrays: numbers are told in float64, and CUDA reduces large arguments of sin and cos in it
+        assert b".f64" not in ptx or dtype == "float64" or "d" in kinds or "sin" in name, name
+    with pytest.raises(compiled.error):
+        compiled(source("tanh", dtype, "__global__ void f", loop).replace("tanh", "tangent"))
+
+
+def test_cupy_accepts_the_declarations():
+    """It reads the parameters when a kernel is built, and needs no GPU for that."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    for name, (_, kinds) in FUNCTIONS.items():
+        inputs, outputs, text = texts(name)
+        assert cupy.ElementwiseKernel(inputs, outputs, text, "f").nin == len(kinds)
+    with pytest.raises(Exception, match="foo"):
+        cupy.ElementwiseKernel("foo z", "T x", "x = z", "wrong")
+
+
+@pytest.fixture(scope="module")
+def on_the_host(tmp_path_factory):
+    """``(name, dtype, *operands) -> outputs``: all functions as C++."""
+    entries = {key: f"k{i}" for i, key in enumerate((name, dtype) for name in FUNCTIONS for dtype in C_TYPE)}
+    built = library(
+        tmp_path_factory.mktemp("kernels"),
+        "\n".join(source(*key, f"void {entry}", "for (long i = 0; i < n; ++i)") for key, entry in entries.items()),
+    )
+
+    def call(name, dtype, *operands, out=None):
+        count = len(texts(name)[1].split(", "))
+        out = [np.empty_like(operands[0]) for _ in range(count)] if out is None else out
+        sent = [np.asarray(a) for a in operands] + list(out)
+        getattr(built, entries[name, dtype])(*(a.ctypes.data_as(ctypes.c_void_p) for a in sent), ctypes.c_long(operands[0].size))
+        return out
+
+    return call
+
+
+def points(dtype):
+    """Many points, and the extreme ones."""
+    limits, rng = np.finfo(dtype), np.random.default_rng(0)
+    ends = [0.0, np.inf, np.nan, limits.max, limits.max / 2, limits.tiny, limits.smallest_subnormal, 1.0, 87.0, 89.0, 103.9, 709.0, 745.0]
+    many = np.concatenate([np.linspace(-20, 20, 4001), rng.normal(size=2000) * 10.0 ** rng.uniform(-30, 30, 2000)])
+    return np.concatenate([many, ends, np.negative(ends)]).astype(dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+@pytest.mark.parametrize("dtype", C_TYPE)
+def test_activations_and_their_derivatives(activation, dtype, on_the_host):
+    """As numbers, everywhere, and in place of y where a step puts them."""
+    z, eps = points(dtype), float(np.finfo(dtype).eps)
+    if activation is activations.sin:
+        z = z[~(np.abs(z) > 1e4)]
+    with np.errstate(all="ignore"):
+        phi, slope = activation.phi(z), activation.dphi(z)
+    for expected, name in ((phi, activation.name), (slope, f"{activation.name}'")):
+        np.testing.assert_allclose(*on_the_host(name, dtype, z), expected, rtol=8 * eps, atol=4 * eps, err_msg=name)
+    y, x = z.copy(), np.empty_like(z)
+    on_the_host(f"step of {activation.name}", dtype, y, np.zeros_like(z), out=(y, x))
+    np.testing.assert_array_equal(y, z)
+    np.testing.assert_allclose(x, phi, rtol=8 * eps, atol=4 * eps)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kinds) in FUNCTIONS.items() if len(kinds) > 1])
+@pytest.mark.parametrize("dtype", C_TYPE)
+def test_functions_of_several_operands(name, dtype, on_the_host):
+    """Random entries, and 0 and 1; numbers between 0 and 1."""
+    (function, kinds), rng, eps = FUNCTIONS[name], np.random.default_rng(0), float(np.finfo(dtype).eps)
+    rows = [np.append(rng.normal(size=500), [0.0, 1.0]).astype(dtype) for _ in kinds]
+    if name.startswith("x ="):
+        rows[1] = rng.uniform(-0.9, 0.9, 502).astype(dtype)
+    if "Adam" in name:
+        rows[3] = np.abs(rows[3])
+    operands = [row if kind == "T" else float(np.abs(row[0])) % 1.0 for row, kind in zip(rows, kinds)]
+    if name == "the first step of Adam":
+        operands[2:4] = 0.0, 0.0
+    expected = function(*operands)
+    for ours, twin in zip(on_the_host(name, dtype, *operands), expected if isinstance(expected, tuple) else (expected,)):
+        assert twin.dtype == dtype
+        np.testing.assert_allclose(ours, twin, rtol=20 * eps, atol=20 * eps)
+
+
+def test_a_wrong_text_is_noticed(on_the_host):
+    """NaN into relu, as CUDA's fmax would have it: 0."""
+    z, eps = points("float64"), float(np.finfo("float64").eps)
+    with np.errstate(all="ignore"), pytest.raises(AssertionError):
+        np.testing.assert_allclose(np.fmax(z, 0.0), activations.relu(z), rtol=8 * eps, atol=4 * eps)
+
+
+# ------------------------------------------------------------------------------------------------- functions of a user
+
+
+def everything(z):
+    """Every array function that a kernel can have, as a user writes them."""
+    a = np.where((z > 0) & ~(z >= 3) | (z == -1), np.tanh(z) + 1, -z) * np.sqrt(np.abs(z)) - 2 / (1 + z**2)
+    b = np.exp(-np.square(z)) + np.expm1(z) * np.log1p(np.absolute(z)) + np.log(1 + abs(z)) + np.logaddexp(z, -z) + z**3 + (+z)
+    c = np.maximum(z, 0.5) - np.minimum(z, np.float32(0.25)) + np.clip(z, -1, 1) + np.sign(z) + np.sinh(z / 8) + np.cosh(z / 8)
+    d = np.arctan(z) * np.arcsinh(z) + np.floor(z) + np.cos(z) * np.sin(z) + 2.0 ** np.tanh(z) + np.abs(z) ** 0.5 + np.negative(z)
+    e = (
+        np.where(z < 1, 1.0, 0 * z)
+        + np.where(z <= 1, z, 0.0)
+        + np.where(z != 1, 1.0, z)
+        + np.where(np.logical_not(z > 0), np.ones_like(z), z)
+    )
+    f = np.add(z, 1) + np.subtract(z, 1) * np.multiply(z, np.float32(2)) + np.divide(1, 1 + abs(z)) + np.zeros_like(z) + np.full_like(z, 3)
+    g = np.atan(z) + np.asinh(z) + np.tan(z / 9) + np.exp2(z / 4) + np.log2(1 + abs(z)) * np.log10(2 + abs(z)) + np.ceil(z)
+    return a + b + c + d + e + f + g + np.where(np.logical_or(z > 5, np.logical_and(z < 0, z > -2)), 1, z) + np.positive(z)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The stand-in."""
+    for name, module in stand_in.MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return stand_in.cupy
+
+
+def test_everything_that_a_kernel_can_have(tmp_path, monkeypatch, cupy):
+    monkeypatch.setitem(FUNCTIONS, "everything", (fused(everything), "T"))
+    for dtype in C_TYPE:
+        (tmp_path / dtype).mkdir()
+        built = library(tmp_path / dtype, source("everything", dtype, "void f", "for (long i = 0; i < n; ++i)"))
+        z = np.concatenate([np.random.default_rng(0).normal(size=1000) * 3, [0, 1, -1, 3, 5, -2]]).astype(dtype)
+        x = np.empty_like(z)
+        built.f(z.ctypes.data_as(ctypes.c_void_p), x.ctypes.data_as(ctypes.c_void_p), ctypes.c_long(z.size))
+        expected = everything(z)
+        assert expected.dtype == dtype
+        np.testing.assert_allclose(x, expected, rtol=2e3 * np.finfo(dtype).eps)
+        moved = fused(everything)(cupy.asarray(z))  # the stand-in reads the same text
+        np.testing.assert_allclose(cupy.asnumpy(moved), expected, rtol=2e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", C_TYPE)
+def test_everything_on_a_card(dtype):
+    """One kernel, beside CuPy's own function after function, and NumPy."""
+    cupy = require_gpu()
+    z = (np.random.default_rng(0).normal(size=1000) * 3).astype(dtype)
+    one, many, rtol = fused(everything)(cupy.asarray(z)), everything(cupy.asarray(z)), 2e3 * np.finfo(dtype).eps
+    np.testing.assert_allclose(cupy.asnumpy(one), cupy.asnumpy(many), rtol=rtol)
+    np.testing.assert_allclose(cupy.asnumpy(one), everything(z), rtol=rtol)
+
+
+def test_everything_compiles_for_a_gpu(compiled, monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "everything", (fused(everything), "T"))
+    compiled(source("everything", "float32", "__global__ void f", "long i = threadIdx.x; if (i < n)"))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda z: z if z > 0 else -z, "branch on the value"),
+        (lambda z: z - np.sum(z), "no attribute 'sum'|sum is not among"),
+        (lambda z: z - z.mean(), "no attribute 'mean'"),
+        (lambda z: np.add.reduce(z), "add.reduce works on several entries"),
+        (lambda z: z + np.ones(3), "met an entry of an array"),
+        (lambda z: z * math.inf, "inf met an entry"),
+        (lambda z: z[0], "not subscriptable"),
+        (lambda z: math.tanh(z), "real number"),
+        (lambda z: np.spacing(z), "spacing is not among"),
+        (lambda z: np.round(z), "around|round"),
+        (lambda z: "z", "'z' met an entry"),
+    ],
+)
+def test_what_is_not_elementwise_is_refused(function, reason):
+    with pytest.raises(InputError, match=f"cannot be one kernel: .*({reason}).*leave out @fused"):
+        fused(function).text("T")
+
+
+def slow_tanh(z):
+    return 2 * namespace(z).tanh(z / 2)
+
+
+def dslow_tanh(z):
+    return 1 - namespace(z).tanh(z / 2) ** 2
+
+
+@fused
+def by_name(z):
+    return np.arctan(z)
+
+
+def test_an_activation_of_ones_own_is_one_kernel(cupy):
+    """On the stand-in: two launches a step with @fused, six without; the same numbers."""
+    plain = Activation("slow", slow_tanh, dslow_tanh, slope_range=(0.0, 1.0))
+    marked = Activation("slow", fused(slow_tanh), fused(dslow_tanh), slope_range=(0.0, 1.0))
+    testing.check_activation(marked)
+    rng = np.random.default_rng(0)
+    A, Z = 0.3 * rng.normal(size=(6, 6)), rng.normal(size=(5, 6))
+    ends, launches = [], []
+    for activation in (plain, marked):
+        p = problem.Affine(Full(cupy.asarray(A)), cupy.asarray(Z), activation)
+        out = p.buffers()[0]
+        x = cupy.asarray(np.ones_like(Z))
+        p.step(x, out)
+        before = cupy.launches
+        y, image = p.step(x, out)
+        launches.append(cupy.launches - before)
+        ends.append([cupy.asnumpy(a) for a in (y, image)])
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-15)
+    assert launches == [6, 2]
+
+
+def test_check_activation_traces():
+    wrong = Activation("slow", fused(lambda z: slow_tanh(z) + 0 * np.sum(z)), fused(dslow_tanh), slope_range=(0.0, 1.0))
+    with pytest.raises(InputError, match="cannot be one kernel"):
+        testing.check_activation(wrong)
+
+
+def test_outputs_may_be_inputs(on_the_host):
+    """All are read before one is written: a swap."""
+    swap = fused(lambda a, b: (b, a))
+    assert re.fullmatch(r"const T (\w+) = a1; const T (\w+) = a0; x0 = \1; x1 = \2", swap.text("T", "T")[2])
+
+
+def test_numbers_meet_in_float64():
+    """1 - b loses nothing before it is rounded to the dtype of the array that it meets."""
+    text = fused(lambda a, b: (1.0 - b) * a).text("T", "double")[2]
+    assert text == "const double t0 = double(1.0) - a1; const T t1 = T(t0) * a0; x0 = t1"
+
+
+def test_copies_and_files():
+    """By name where it has one, with its function otherwise."""
+    assert pickle.loads(pickle.dumps(by_name)) is by_name is copy.deepcopy(by_name)
+    other = pickle.loads(pickle.dumps(fused(functools.partial(slow_tanh))))
+    assert other(np.ones(1)) == slow_tanh(np.ones(1))
+    assert pickle.loads(pickle.dumps(fused(slow_tanh)))(np.ones(1)) == slow_tanh(np.ones(1))
+    assert pickle.loads(pickle.dumps(activations.leaky_relu(0.3))) is activations.leaky_relu(0.3)
+    assert by_name.__name__ == "by_name"
+    assert repr(by_name) == "fused by_name"
