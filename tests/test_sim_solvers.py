@@ -1,11 +1,15 @@
 """The row problems: solvers agree, the gap is an upper bound, no feasible move improves a claimed optimum."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stand_in import cupy
 
 from pyidl import sim
+from pyidl.backend import to_numpy
 
 PENALTIES = [sim.L1(0.02), sim.ElasticNet(0.02, 0.05), sim.ReverseHuber(0.002, 0.1), sim.Ridge(0.05)]
 SOLVERS = [sim.ADMM, sim.FISTA, sim.CoordinateDescent]
@@ -91,6 +95,137 @@ def test_after_the_reverse_huber_map_a_projection_is_too_much():
     right, wrong = penalty.prox_ball(V, 0.7, 4, radii), sim.penalties.ball_project(penalty.prox(V, 0.7), 4, radii)
     assert np.all(objective(right) <= objective(wrong) + 1e-12)
     assert np.max(objective(wrong) - objective(right)) > 0.01
+
+
+# ------------------------------------------------------------------------------------------------ the multiplier of the ball
+
+
+def by_bisection(falling, bound, high):
+    """The least nu >= 0, up to rounding from above, with ``falling(nu) <= bound``, which holds at `high`: an oracle for the formulas."""
+    low, done = np.zeros_like(high), falling(np.zeros_like(high)) <= bound
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        enough = falling(middle) <= bound
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where(done, 0.0, high)
+
+
+def awkward(seed, decades):
+    """A penalty, t as a number or one a row, rows with ties, zeros or very different entries, and parts for bounds; of many sizes."""
+    rng = np.random.default_rng(seed)
+
+    def size(*shape):
+        return 10.0 ** rng.uniform(-decades, decades, shape)
+
+    V = rng.normal(size=(4, rng.integers(1, 30)))
+    ties = np.round(2 * V)
+    V = [V, ties, np.sign(V), 10.0 + 1e-9 * ties, V * (rng.random(V.shape) < 0.3), V * 10.0 ** rng.uniform(-12, 0, V.shape)][
+        rng.integers(6)
+    ]
+    t = size(4, 1) if rng.random() < 0.5 else float(size())
+    return sim.ReverseHuber(float(size()), float(size())), t, V * size(4, 1), 10.0 ** rng.uniform(-6, 0.2, 4)
+
+
+def bounds(sums, parts):
+    return np.where(sums > 0, sums, 1.0) * parts
+
+
+@given(st.integers(0, 10**6))
+def test_the_reverse_huber_map_on_the_ball_against_bisection(seed):
+    penalty, t, V, parts = awkward(seed, 8)
+    radius = bounds(np.abs(penalty.prox(V, t)).sum(axis=1), parts)
+    high = np.abs(V).max(axis=1, keepdims=True)
+    nu = by_bisection(lambda nu: np.abs(penalty.prox(sim.penalties.soft(V, nu), t)).sum(axis=1, keepdims=True), radius[:, None], high)
+    W = penalty.prox_ball(V, t, V.shape[1], radius)
+    assert np.all(np.abs(W).sum(axis=1) <= radius)
+    assert np.all(np.abs(W - penalty.prox(sim.penalties.soft(V, nu), t)) <= 1e-12 * high)
+
+
+@given(st.integers(0, 10**6))
+def test_the_reverse_huber_map_on_the_ball_is_optimal(seed):
+    """One multiplier for all weights that are not zero, a smaller one for the others, and none at all where the bound is not felt."""
+    penalty, t, V, parts = awkward(seed, 1)
+    radius = bounds(np.abs(penalty.prox(V, t)).sum(axis=1), parts)
+    W = penalty.prox_ball(V, t, V.shape[1], radius)
+    size, rounding = np.abs(W), 1e-12 * np.abs(V).max(axis=1, keepdims=True)
+    assert np.all(size.sum(axis=1) <= radius)
+    assert np.all(W * V >= 0)
+    slope, curvature = penalty.pieces(size)
+    multiplier = np.abs(V) - size - t * (slope + curvature * size)
+    nu = np.maximum(multiplier.max(axis=1, keepdims=True), 0.0)
+    assert np.all((multiplier >= nu - rounding) | (size == 0))
+    assert np.all((nu <= rounding)[:, 0] | (size.sum(axis=1) >= radius * (1 - 1e-12)))
+
+
+@given(st.integers(0, 10**6))
+def test_the_reverse_huber_map_far_outside_the_ball(seed):
+    """Against rational numbers: errors are relative to the bound and the level that it leaves, not to the row."""
+    penalty, t, V, parts = awkward(seed, 8)
+    sums = np.abs(penalty.prox(V, t)).sum(axis=1)
+    radius = bounds(sums, 1e-9 * parts)
+    W = penalty.prox_ball(V, t, V.shape[1], radius)
+    c, ridge = Fraction(penalty.corner), Fraction(penalty.ridge)
+    for i in np.flatnonzero(sums):
+        v = [Fraction(abs(x)) for x in V[i]]
+        d = [max(v) - x for x in v]
+        rho = 1 / (1 + Fraction(float(np.broadcast_to(t, (4, 1))[i, 0])) * ridge)
+
+        def sizes(level, d=d, rho=rho):
+            return [min(max(level - x, 0), c) + rho * max(level - x - c, 0) for x in d]
+
+        first, last = 0, max(d) + c + Fraction(radius[i]) / rho  # where the sum is the bound at least
+        for corner in sorted({*d, *(x + c for x in d)}):
+            first, last = (corner, last) if sum(sizes(corner)) <= radius[i] else (first, min(last, corner))
+        low, high = sum(sizes(first)), sum(sizes(last))
+        level = first + (last - first) * (Fraction(radius[i]) - low) / (high - low)
+        assert sum(sizes(level)) == Fraction(radius[i])
+        np.testing.assert_allclose(np.abs(W[i]), np.array(sizes(level), dtype=float), rtol=0, atol=1e-12 * (radius[i] + float(level)))
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_the_conjugate_on_the_ball_is_as_small_as_bisection_makes_it(seed, free):
+    penalty, _, V, parts = awkward(seed, 8)
+    ridge, price = penalty.ridge, 0.0 if free else penalty.price
+    size, s = np.abs(V), np.sqrt(2 * ridge * price)
+
+    def falling(nu):
+        return np.sum(np.maximum(size - nu, 0) * (size - nu > s), axis=1, keepdims=True) / ridge
+
+    radius = bounds(falling(0.0)[:, 0], parts)
+
+    def bound_at(nu):
+        return radius * nu[:, 0] + np.sum(np.maximum(np.maximum(size - nu, 0) ** 2 / (2 * ridge) - price, 0), axis=1)
+
+    best = bound_at(by_bisection(falling, radius[:, None], size.max(axis=1, keepdims=True)))
+    found = sim.penalties._conjugate(size, size.shape[1], radius, ridge, price)
+    rounding = 1e-15 * price * size.shape[1]  # of q* at its kink
+    assert np.all(found <= best * (1 + 1e-12) + rounding)
+    assert np.all(found >= best * (1 - 1e-12) - rounding)
+
+
+def test_the_conjugate_does_not_round_across_its_kink():
+    """Far above it, a rounding of nu in the wrong direction would cost more than the value."""
+    price, ridge, rng = 2.0, 0.1, np.random.default_rng(0)
+    s = np.sqrt(2 * price * ridge)
+    size, radius = s * 10.0 ** rng.uniform(0, 8, (1000, 1)), np.full(1000, 1e-9 * s / ridge)
+    best = radius * (size[:, 0] - s)  # nu = |xi| - s
+    assert np.all(sim.penalties._conjugate(size, 1, radius, ridge, price) <= best * (1 + 1e-12) + 1e-15 * price)
+
+
+def test_the_formulas_in_every_library(xp):
+    """Also next to entries without bound; on a GPU in few launches, without waiting."""
+    penalty, rng = sim.ReverseHuber(0.3, 1.0), np.random.default_rng(0)
+    V, radius = 2 * rng.normal(size=(50, 9)), 10.0 ** rng.uniform(-1, 1, 50)
+    there = xp.asarray(V)
+    for t in (0.7, rng.uniform(0.1, 2, (50, 1))):
+        step = t if isinstance(t, float) else xp.asarray(t)
+        for ball in (9, 5):
+            cupy.launches = cupy.waits = 0
+            found = [penalty.prox_ball(there, step, ball, radius), penalty.conjugate(there, ball, radius)]
+            assert cupy.launches <= 105
+            assert cupy.waits == 0
+            for mine, plain in zip(found, [penalty.prox_ball(V, t, ball, radius), penalty.conjugate(V, ball, radius)]):
+                np.testing.assert_allclose(to_numpy(mine), plain, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("copies", [1, 2])

@@ -7,18 +7,37 @@ A penalty is ``p(w) = sum_j q(w_j)`` with q convex, even, and least at 0; it is 
 ``soft(v, nu) = sign(v) max(|v| - nu, 0)``:
 for ``u = soft(v, nu)`` and x the right-hand side, ``u - x`` is in ``t dq(x)`` and ``v - u`` in ``nu d|u|``, a subset of
 ``nu d|x|`` because x has the sign of u or is zero; the sum is the optimality condition. For L1 and the elastic net this is the projection
-of ``prox(t q)(v)`` onto the ball: thresholds add. For the reverse Huber penalty it is not, and nu is found by bisection.
+of ``prox(t q)(v)`` onto the ball: thresholds add. For the reverse Huber penalty it is not, and nu is found by sorting (below).
 
 **The conjugate with the ball** is, by the same multiplier,
 
     sup { xi.w - p(w) : |a|_1 <= kappa } = min over nu >= 0 of  kappa nu + sum over a of q*(soft(xi_j, nu))  +  sum over b of q*(xi_j),
 
-and every nu gives an upper bound, which is all that a certificate needs.
+and every nu gives an upper bound, which is all that a certificate needs. For ``q*(x) = max(x^2 / (2 ridge) - price, 0)``, with its kink at
+``s = (2 price ridge)^(1/2)``, the best nu is the least one >= 0 with
+
+    slope(nu) = sum over x_j - nu > s of (x_j - nu) <= ridge kappa,    x_1 >= x_2 >= ... the sizes |xi_a|,
+
+and that is
+
+    nu = max(0, max_j min((x_1 + ... + x_j - ridge kappa) / j, x_j - s)).
+
+(For nu below ``x_j - s`` at least the first j entries count, so ``slope(nu) >= x_1 + ... + x_j - j nu``: if nu is below both numbers, it
+is too small. And where it is too small, and j > 0 entries count, this is an equality, so nu is below both numbers of this j.)
 
 **Reverse Huber.** Let a nonzero weight cost `price`, and its square ``ridge / 2``. The conjugate of ``price [w != 0] + ridge w^2 / 2`` is
 ``q*(xi) = max(xi^2 / (2 ridge) - price, 0)``, and the conjugate of that, the largest convex function below the price, is
 
     q(w) = s |w|  for |w| <= c,    price + ridge w^2 / 2  beyond,    s = (2 price ridge)^(1/2),  c = (2 price / ridge)^(1/2).
+
+**Its proximal map on the ball**, where the bound is felt: with d_j the distance of ``|v_j|`` from the largest, the sizes are
+
+    f(level - d_j),    f(y) = min(y+, c) + rho (y - c)+,    y+ = max(y, 0),    rho = 1 / (1 + t ridge),    level = max_j |v_j| - nu - t s.
+
+Neither nu nor t s is needed, and nothing cancels, however large the row is against its bound. The sum of the sizes is piecewise linear in
+the level: its slope gains 1 at every d_j and loses ``1 - rho`` at every ``d_j + c``. Between two neighbours of these 2k numbers it rises by
+slope times length; rises and their running sums are not negative. The part of a segment that lies below the bound is that part of its
+rise, divided by its slope, and the level is the sum of these parts.
 
 Source: Pilanci, Wainwright, El Ghaoui, "Sparse learning via Boolean relaxations", Math. Program. 151, 2015; Owen, "A robust hybrid of lasso
 and ridge regression", 2007 (its name).
@@ -33,15 +52,14 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace
+from pyidl.backend import astype, cumsum, from_host, looks_are_free, namespace
 from pyidl.errors import InputError
 from pyidl.projections import l1_ball_rows
 from pyidl.typing import Array
 
 __all__ = ["ElasticNet", "L1", "NoPenalty", "Penalty", "ReverseHuber", "Ridge", "ball_project", "soft"]
 
-BISECTIONS = 60
-"""Halvings of an interval for nu: below its rounding."""
+EPS = float(np.finfo(np.float64).eps)
 
 
 def soft(V: Array, threshold: Any) -> Array:
@@ -252,19 +270,22 @@ class ReverseHuber(Penalty):
         return xp.where(xp.abs(small) <= self.corner, small, V / (1.0 + t * self.ridge))  # type: ignore[no-any-return]
 
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
-        """``prox(soft(v, nu))`` on the ball's entries, nu by bisection: the sum of the sizes falls as nu grows."""
-        xp = namespace(V)
+        """`prox` where that is feasible; elsewhere ``prox(soft(v, nu))`` on the ball's entries, with sizes whose sum is the bound."""
+        xp, W = namespace(V), self.prox(V, t)
         if radius is None or ball == 0:
-            return self.prox(V, t)
-        head, bound = V[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None]
-
-        def total(nu: Any) -> Any:
-            return xp.sum(xp.abs(self.prox(soft(head, nu), t)), axis=1, keepdims=True)
-
-        high = xp.max(xp.abs(head), axis=1, keepdims=True)
-        nu = _least(total, bound, high)
-        head = l1_ball_rows(self.prox(soft(head, nu), t), radius)
-        return head if ball == V.shape[1] else xp.concat([head, self.prox(V[:, ball:], t)], axis=1)
+            return W
+        v, head, bound = V[:, :ball], W[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None]
+        inside = xp.sum(xp.abs(head), axis=1, keepdims=True) <= bound
+        if looks_are_free(xp) and bool(xp.all(inside)):
+            return W
+        size, corner, rho = xp.abs(v), self.corner, 1.0 / (1.0 + t * self.ridge)
+        top = xp.max(size, axis=1, keepdims=True)
+        d = top - size
+        # A bound less by the usual rounding saves l1_ball_rows the second sort.
+        y = xp.maximum(_level(d, corner, rho, bound * (1.0 - ball * EPS), top) - d, 0.0)
+        shrunk = xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0))
+        head = l1_ball_rows(xp.where(inside, head, shrunk), radius)
+        return head if ball == V.shape[1] else xp.concat([head, W[:, ball:]], axis=1)
 
     def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
         """``q* = max(xi^2 / (2 ridge) - price, 0)``."""
@@ -277,16 +298,18 @@ def _top(A: Array) -> Array:
     return xp.max(A, axis=1) if A.shape[1] else xp.zeros(A.shape[0], dtype=A.dtype)  # type: ignore[no-any-return]
 
 
-def _least(falling: Any, bound: Any, high: Any) -> Any:
-    """The least nu >= 0, up to rounding from above, with ``falling(nu) <= bound``, given that it holds at `high`; one for each row."""
-    xp = namespace(high)
-    low = xp.zeros_like(high)
-    done = falling(low) <= bound
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
-        enough = falling(middle) <= bound
-        low, high = xp.where(enough, low, middle), xp.where(enough, middle, high)
-    return xp.where(done, xp.zeros_like(high), high)
+def _level(d: Any, corner: float, rho: Any, bound: Any, top: Any) -> Any:
+    """The level at which ``sum f(level - d)`` is the bound; the least d is 0. Good up to `top`."""
+    xp, k = namespace(d), d.shape[1]
+    both = xp.concat([d, d + corner], axis=1)
+    order = xp.argsort(both, axis=1)
+    start = xp.take_along_axis(both, order, axis=1)
+    bent = cumsum(xp, astype(xp, order >= k, "float64"), axis=1)
+    # Among equal numbers the order is any, and some slopes are wrong, of segments without length; all others are at least rho.
+    slope = xp.maximum((xp.arange(1, 2 * k + 1, dtype=xp.float64) - 2.0 * bent) + rho * bent, rho)
+    rise = slope * (xp.concat([start[:, 1:], start[:, -1:] + top], axis=1) - start)
+    below = xp.concat([start[:, :1], cumsum(xp, rise[:, :-1], axis=1)], axis=1)
+    return xp.sum(xp.minimum(xp.maximum(bound - below, 0.0), rise) / slope, axis=1, keepdims=True)
 
 
 def _conjugate(size: Array, ball: int, radius: np.ndarray | None, ridge: float, price: float) -> Array:
@@ -299,10 +322,9 @@ def _conjugate(size: Array, ball: int, radius: np.ndarray | None, ridge: float, 
     if radius is None or ball == 0:
         return star(size)
     head, bound, corner = size[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None], math.sqrt(2.0 * price * ridge)
-
-    def minus_slope(nu: Any) -> Any:
-        x = xp.maximum(head - nu, 0.0)
-        return xp.sum(xp.where(x > corner, x / ridge, xp.zeros_like(x)), axis=1, keepdims=True)
-
-    nu = _least(minus_slope, bound, xp.max(head, axis=1, keepdims=True))
+    x = xp.flip(xp.sort(head, axis=1), axis=1)
+    top = x[:, :1]
+    means = (cumsum(xp, top - x, axis=1) + ridge * bound) / xp.arange(1, ball + 1, dtype=xp.float64)
+    # x_j - s is rounded up, so that what should be at the kink of q* is not above it, where q* may be steep.
+    nu = xp.maximum(xp.max(xp.minimum(top - means, (x - corner) * (1.0 + 2 * EPS)), axis=1, keepdims=True), 0.0)
     return star(size[:, ball:]) + star(xp.maximum(head - nu, 0.0)) + (bound * nu)[:, 0]  # type: ignore[no-any-return]
