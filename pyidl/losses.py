@@ -4,6 +4,8 @@ With weights w the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 
 The loss l_i of one sample is the mean over its entries (its positions, for `cross_entropy`). Weights (m, T) weigh the positions of
 sequences: i then counts all of them, and zeros are a mask, behind which targets need only be admissible. The value is an array without
 dimensions, so that nothing waits for a GPU.
+
+A loss that is too large for its dtype makes the value inf; the derivative is then still right, as long as y - t fits.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     """
     xp, target = _real_target(Y, target)
     E = Y - target
-    return _mean(xp, E * E, 2.0 * E, weights)
+    value, dY = _mean(xp, E * E, E, weights)
+    dY *= 2.0  # last: before the division by the entries it might overflow
+    return value, dY
 
 
 def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
@@ -150,10 +154,12 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     """
     xp = _check_output(Y)
     t, mass = _probabilities(xp, Y, target)
-    shifted = Y - xp.max(Y, axis=-1, keepdims=True)
-    e = xp.exp(shifted)
-    total = xp.sum(e, axis=-1, keepdims=True)
-    loss = xp.sum(t * (xp.log(total) - shifted), axis=-1)
+    half = 0.5 * Y  # the difference of two logits may overflow, half of it does not
+    half -= xp.max(half, axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        e = xp.exp(2.0 * half)
+        total = xp.sum(e, axis=-1, keepdims=True)
+        loss = 2.0 * xp.sum(t * (0.5 * xp.log(total) - half), axis=-1)
     return _mean(xp, loss, e * (mass / total) - t, weights)
 
 
@@ -226,6 +232,8 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
         raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
     w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // w.size))
-    value = xp.sum(xp.reshape(w, (*w.shape, *[1] * (loss.ndim - w.ndim))) * loss)
+    sums = xp.sum(xp.reshape(loss, (*w.shape, -1)), axis=-1)
+    with np.errstate(invalid="ignore"):
+        value = xp.sum(xp.where(w == 0, 0.0, w * sums))  # what has weight 0 is not there, even if its loss is infinite
     slope *= xp.reshape(w, (*w.shape, *[1] * (slope.ndim - w.ndim)))
     return xp.asarray(value), slope

@@ -253,6 +253,39 @@ def test_huge_logits(xp, size):
     assert_close(dY, from_host(xp, np.array([[0, 0, 0.5], [-1, 0, 1]], np.float32) / np.float32(6)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("target", "desired"), [([1, 0, 0], 0.0), ([0, 0, 1], 1.0), ([0.5, 0.5, 0], 1.0), ([0, 1, 0], math.inf), ([0.25, 0.75, 0], 1.5)]
+)
+def test_logits_whose_difference_is_larger_than_any_number(xp, dtype, target, desired):
+    """The loss of (y, -y, 0) is ``2 y t_2 + y t_3``, and its derivative (1, 0, 0) - t."""
+    y, t = 0.6 * np.finfo(dtype).max, np.array([target], dtype)
+    value, dY = losses.cross_entropy(from_host(xp, np.array([[y, -y, 0.0]], dtype)), from_host(xp, t))
+    assert float(value) == pytest.approx(desired * y, rel=1e-6)
+    assert_close(dY, from_host(xp, np.array([[1, 0, 0]], dtype) - t), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_loss_larger_than_any_number_has_its_slope(xp, dtype):
+    y = 0.9 * np.finfo(dtype).max
+    Y = from_host(xp, np.array([[y], [1.0], [0.0]], dtype))
+    with np.errstate(over="ignore"):
+        value, dY = losses.mse(Y, 0.0 * Y)
+    assert float(value) == math.inf
+    assert_close(dY, from_host(xp, np.array([[y / 1.5], [1 / 1.5], [0.0]], dtype)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.mse, losses.cross_entropy])
+def test_what_has_weight_0_is_not_there_even_if_its_loss_is_infinite(xp, loss):
+    Y = np.array([[[3e38, -3e38], [1.0, 2.0]], [[-1.0, 2.0], [3e38, 0.0]]], np.float32)
+    target = np.zeros_like(Y) if loss is losses.mse else np.ones((2, 2), int)
+    with np.errstate(over="ignore"):
+        value, dY = loss(from_host(xp, Y), from_host(xp, target), weights=from_host(xp, np.array([[0.0, 1.0], [3.0, 0.0]], np.float32)))
+    there, slope = loss(Y[[0, 1], [1, 0]], target[[0, 1], [1, 0]], weights=[1.0, 3.0])
+    assert_close(value, there, rtol=1e-6, xp=xp)
+    assert_close(dY, np.array([[0 * slope[0], slope[0]], [slope[1], 0 * slope[1]]]), rtol=1e-6, xp=xp)
+
+
 def test_a_small_binary_cross_entropy_keeps_its_digits():
     value, _ = losses.binary_cross_entropy(np.array([[30.0], [-30.0]]), np.array([[1.0], [0.0]]))
     assert_close(value, np.asarray(math.log1p(math.exp(-30.0))), rtol=1e-14)
