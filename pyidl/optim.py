@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, is_array, namespace, to_numpy
+from pyidl.backend import astype, is_array, looks_are_free, namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.fusion import fused
 from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
@@ -327,8 +327,15 @@ class AdamW(Adam):
 def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
     """``min(1, clip / norm)`` of all gradients together, as an array without dimensions; 1 where the norm is 0."""
     xp = namespace(*grads.values())
-    square = sum(xp.sum(astype(xp, g, "float64") ** 2) for g in grads.values())
-    return clip_norm / xp.maximum(xp.sqrt(square), clip_norm)
+    with np.errstate(over="ignore"):
+        square = sum(xp.sum(astype(xp, g, "float64") ** 2) for g in grads.values())
+    factor = clip_norm / xp.maximum(xp.sqrt(square), clip_norm)
+    wide = [g for g in grads.values() if g.dtype == xp.float64]
+    if not wide or (looks_are_free(xp) and not bool(square == math.inf)):
+        return factor
+    # From 2^512 on squares overflow; in a unit of 2^540 they do not, and what is too small for it is no part of such a norm.
+    small = clip_norm * 2.0**-540
+    return xp.where(square == math.inf, small / xp.maximum(xp.sqrt(sum(xp.sum((g * 2.0**-540) ** 2) for g in wide)), small), factor)
 
 
 def _below(bound: float, name: str, value: Any) -> float:

@@ -387,6 +387,27 @@ def test_large_float32_gradients_do_not_overflow_the_norm():
     assert_close(new, np.full(4, -0.5, np.float32), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e150, 1e154, 1e160, 1e308])
+@pytest.mark.parametrize("clip_norm", [1.0, 1e200])
+def test_large_float64_gradients_do_not_overflow_the_norm(xp, size, clip_norm):
+    grads = {"v": np.array([0.6, -0.8, 0.0]) * size, "w": np.full((2, 2), size), "small": np.ones(3, np.float32)}
+    params = {key: np.zeros_like(g) for key, g in grads.items()}
+    new = SGD(1.0, clip_norm=clip_norm).step(moved(xp, params), moved(xp, grads))
+    scale = min(1.0, clip_norm / size / math.sqrt(5.0))
+    for key in "vw":
+        assert_close(new[key], -scale * grads[key], rtol=1e-14, xp=xp)
+
+
+def test_a_clipped_gradient_that_is_not_finite_leaves_nothing_finite_or_nothing_changed(xp):
+    params = moved(xp, {"a": np.ones(2), "b": np.ones(2)})
+    with np.errstate(invalid="ignore"):
+        new = SGD(1.0, clip_norm=1.0).step(params, moved(xp, {"a": np.array([math.nan, 1.0]), "b": np.ones(2)}))
+        assert all(np.isnan(to_numpy(a)).all() for a in new.values())
+        new = SGD(1.0, clip_norm=1.0).step(params, moved(xp, {"a": np.array([math.inf, 1.0]), "b": np.ones(2)}))
+    assert_close(new["b"], np.ones(2), rtol=0, xp=xp)
+    assert_close(xp.isnan(new["a"]), np.array([True, False]), rtol=0, xp=xp)
+
+
 # ------------------------------------------------------------------------------------------------- refusals
 
 
