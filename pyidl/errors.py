@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numbers
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,3 +80,18 @@ class GradientConvergenceWarning(ConvergenceWarning):
 
 class WellPosednessWarning(PyidlWarning):
     """Nothing guarantees that the fixed point exists or is unique."""
+
+
+# ------------------------------------------------------------------------------------------------- what no check can do without
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is one real number, of Python, of NumPy, or an array without dimensions; a boolean is none, nor is "0.9"."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an integer, of Python or of NumPy; a boolean is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -11,14 +11,13 @@ A loss that is too large for its dtype makes the value inf; the derivative is th
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import numpy as np
 
 from pyidl import backend
 from pyidl.backend import looks_are_free, namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Namespace
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
@@ -91,7 +90,7 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
     >>> float(value), dY.ravel()
     (1.3125, array([0.25, 0.5 ]))
     """
-    if not isinstance(delta, numbers.Real) or not 0 < delta < math.inf:
+    if not (is_real(delta) and 0 < delta < math.inf):
         raise InputError(f"delta is {delta!r}; the width of the quadratic part must be positive and finite")
     xp, target = _real_target(Y, target)
     E = Y - target

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.backend import astype, is_array, looks_are_free, namespace, to_numpy
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.fusion import fused
 from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
 from pyidl.typing import Array, Params
@@ -340,7 +340,7 @@ def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
 
 def _below(bound: float, name: str, value: Any) -> float:
     """A number in [0, bound), as a float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < bound:
+    if not (is_real(value) and 0 <= value < bound):
         raise InputError(f"{name} is {value!r}; it must be a number in [0, {bound:g})")
     return float(value)
 

@@ -22,7 +22,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import DTYPES, namespace
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_whole
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
@@ -377,6 +377,6 @@ def check_dtype(dtype: Any) -> str:
 
 def check_width(name: str, value: Any) -> int:
     """Return a dimension as an int, or refuse it."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    if not (is_whole(value) and value >= 1):
         raise InputError(f"{name} is {value!r}; it must be a positive integer")
     return int(value)

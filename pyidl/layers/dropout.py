@@ -7,14 +7,13 @@ Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JML
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pyidl.backend import astype, from_host, namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.layers.base import Call, Explicit, Parameterless
 
 __all__ = ["Dropout"]
@@ -55,7 +54,7 @@ class Dropout(Parameterless):
         self.params = {}
 
     def _validate(self) -> None:
-        if isinstance(self.rate, bool) or not isinstance(self.rate, numbers.Real) or not 0 <= self.rate < 1:
+        if not (is_real(self.rate) and 0 <= self.rate < 1):
             raise InputError(f"rate of Dropout is {self.rate!r}; it is the share of zeros, in [0, 1)")
         self.rate = float(self.rate)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
 from pyidl.vector_activations import normed, normed_vjp
 
@@ -63,8 +63,8 @@ class LayerNorm(Layer):
     def _validate(self) -> None:
         self.dim = check_width("dim", self.dim)
         self.dtype = check_dtype(self.dtype)
-        if not 0 < self.eps < math.inf:
-            raise InputError(f"eps of LayerNorm is {self.eps}; it must be positive and finite, since a constant row has no variance")
+        if not (is_real(self.eps) and 0 < self.eps < math.inf):
+            raise InputError(f"eps of LayerNorm is {self.eps!r}; it must be positive and finite, since a constant row has no variance")
         self.eps = float(self.eps)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real, is_whole
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
@@ -32,10 +32,10 @@ class Solver(ABC):
 
 def check_limits(tol: float | None, max_iter: int) -> None:
     """Refuse a tolerance or a number of steps that is not positive."""
-    if tol is not None and not 0 < tol < 1:
-        raise InputError(f"tol is {tol}; it is relative to the size of the state and lies between 0 and 1")
-    if not (isinstance(max_iter, int) and max_iter >= 1):
-        raise InputError(f"max_iter is {max_iter}; at least one step is needed")
+    if tol is not None and not (is_real(tol) and 0 < tol < 1):
+        raise InputError(f"tol is {tol!r}; it is relative to the size of the state and lies between 0 and 1")
+    if not (is_whole(max_iter) and max_iter >= 1):
+        raise InputError(f"max_iter is {max_iter!r}; an integer is needed, at least 1")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.backend import astype, from_host, to_numpy
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_whole
 from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import resolve_tol
@@ -45,8 +45,8 @@ class GMRES(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.restart, int) and self.restart >= 1):
-            raise InputError(f"restart is {self.restart}; at least one vector is needed")
+        if not (is_whole(self.restart) and self.restart >= 1):
+            raise InputError(f"restart is {self.restart!r}; an integer is needed, at least 1")
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Solve from x0, or from 0. A trace has one row for each restart."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import Advance, iterate
 from pyidl.solvers.problem import Problem
@@ -62,8 +62,8 @@ class Picard(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.damping < 1:
-            raise InputError(f"damping is {self.damping}; it is the share of the old iterate, 0 <= damping < 1")
+        if not (is_real(self.damping) and 0 <= self.damping < 1):
+            raise InputError(f"damping is {self.damping!r}; it is the share of the old iterate, 0 <= damping < 1")
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Iterate from f(x0), or from f(0)."""

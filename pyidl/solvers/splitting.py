@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.backend import all_finite, astype, to_numpy
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.fusion import fused
 from pyidl.rows import change_and_size, take_rows
 from pyidl.solvers.base import Iterative
@@ -191,9 +191,9 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
     return _proximal(problem, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
 
 
-def _check_step(alpha: float | None) -> None:
-    if alpha is not None and not 0 < alpha < math.inf:
-        raise InputError(f"alpha is {alpha}; a step is positive and finite")
+def _check_step(alpha: float) -> None:
+    if not (is_real(alpha) and 0 < alpha < math.inf):
+        raise InputError(f"alpha is {alpha!r}; a step is positive and finite")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ class ForwardBackward(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_step(self.alpha)
+        if self.alpha is not None:
+            _check_step(self.alpha)
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Iterate from x0, or from 0."""

@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real, is_whole
 from pyidl.solvers.base import Solver
 from pyidl.solvers.problem import LinearProblem, Problem
 from pyidl.solvers.solution import Solution, Status
@@ -48,8 +48,8 @@ class Phantom(Solver):
     tau: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 1 and 0 < self.tau <= 1):
-            raise InputError(f"steps is {self.steps} and tau is {self.tau}; use at least one step, and 0 < tau <= 1")
+        if not (is_whole(self.steps) and self.steps >= 1 and is_real(self.tau) and 0 < self.tau <= 1):
+            raise InputError(f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, and 0 < tau <= 1")
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Take the steps, from 0: what the bound is for. x0 is not used."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from pyidl import backend, io
 from pyidl.backend import from_host
-from pyidl.errors import FileFormatError, InputError
+from pyidl.errors import FileFormatError, InputError, is_real, is_whole
 from pyidl.training.run import History, Run
 
 __all__ = ["Checkpoint", "EarlyStopping", "restore"]
@@ -50,8 +50,9 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or self.mode not in ("min", "max") or not self.min_delta >= 0:
-            raise InputError(f"{self} makes no sense: patience >= 1, mode 'min' or 'max', min_delta >= 0")
+        counts, margin = is_whole(self.patience) and self.patience >= 1, is_real(self.min_delta) and self.min_delta >= 0
+        if not (counts and margin and self.mode in ("min", "max")):
+            raise InputError(f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0")
 
     def __call__(self, run: Run) -> bool:
         """Remember the best epoch; True when patience is over."""
@@ -91,8 +92,8 @@ class Checkpoint:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise InputError(f"every is {self.every}; a checkpoint is written every one or more epochs")
+        if not (is_whole(self.every) and self.every >= 1):
+            raise InputError(f"every is {self.every!r}; an integer is needed, a checkpoint is written every one or more epochs")
 
     def __call__(self, run: Run) -> None:
         """Write the file."""

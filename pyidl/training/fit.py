@@ -121,10 +121,14 @@ def fit(
     epochs = check_width("epochs", epochs)
     if batch_size is not None:
         batch_size = check_width("batch_size", batch_size)
+    for name, several in (("metrics", metrics), ("callbacks", callbacks)):
+        if not isinstance(several, Iterable):
+            raise InputError(f"{name} is {several!r}; a sequence of functions is needed, also of a single one")
     callbacks = tuple(callbacks)
     if not hasattr(optimizer, "step"):
         raise InputError(f"optimizer is {optimizer!r}; use one of pyidl.optim, such as Adam(1e-3)")
-    for name, functions in (("loss", [loss]), ("metrics", metrics), ("callbacks", callbacks), ("penalty", [penalty] if penalty else [])):
+    given = {"loss": [loss], "metrics": metrics, "callbacks": callbacks, "penalty": [] if penalty is None else [penalty]}
+    for name, functions in given.items():
         if not all(callable(function) for function in functions):
             raise InputError(f"{name}: {functions!r} must be callable")
     train = _Data.read(data, model, "data")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyidl.backend import namespace
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 
 __all__ = ["ridge"]
@@ -17,7 +19,12 @@ def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
     Parameters
     ----------
     alpha : float
-        Its weight.
+        Its weight, not negative.
+
+    Raises
+    ------
+    InputError
+        If `alpha` is no such number.
 
     Examples
     --------
@@ -26,6 +33,8 @@ def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
     (4.0, {'A': array([[2., 2.],
            [2., 2.]])})
     """
+    if not (is_real(alpha) and 0 <= alpha < math.inf):
+        raise InputError(f"alpha is {alpha!r}; the weight of a penalty is a finite number, not negative")
 
     def penalty(params: Params) -> tuple[Any, Mapping[str, Array]]:
         matrices = {key: a for key, a in params.items() if a.ndim > 1}

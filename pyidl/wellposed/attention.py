@@ -47,7 +47,7 @@ from pyidl import projections
 from pyidl.attention import Attention, BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import namespace, to_numpy
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import check_kappa, lowered, unproven
 from pyidl.wellposed.bounds import EPS
@@ -242,8 +242,8 @@ class AttentionBall:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
-        if not 0.5 <= self.theta < 1:
-            raise InputError(f"theta is {self.theta}; the share of the values lies in [1/2, 1)")
+        if not (is_real(self.theta) and 0.5 <= self.theta < 1):
+            raise InputError(f"theta is {self.theta!r}; the share of the values lies in [1/2, 1)")
 
     def radii(self, h: int, attention: Attention, keys: int | None) -> np.ndarray:
         """The radius of every column of [R_k R_q R_v], (3h,); inf for none."""

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pyidl.activations import Activation
+from pyidl.backend import as_real
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 
 __all__ = [
@@ -93,8 +94,8 @@ def needs_slopes(activation: Activation) -> str:
 
 def check_kappa(kappa: Any, name: str = "kappa") -> float:
     """A radius between 0 and 1."""
-    if not 0 < kappa < 1:
-        raise InputError(f"{name} is {kappa}; a contraction needs 0 < {name} < 1")
+    if not (is_real(kappa) and 0 < kappa < 1):
+        raise InputError(f"{name} is {kappa!r}; a contraction needs 0 < {name} < 1")
     return float(kappa)
 
 
@@ -102,8 +103,8 @@ def check_weights(weights: Any) -> tuple[float, ...] | None:
     """Positive weights as a tuple, which is read-only, can be compared and hashed, and written to a file."""
     if weights is None:
         return None
-    eta = np.asarray(weights, dtype=np.float64)
-    if eta.ndim != 1 or not len(eta) or not (np.all(eta > 0) and np.all(np.isfinite(eta))):
+    eta: Any = as_real(weights, name="weights", xp=np, dtype="float64")
+    if eta.ndim != 1 or not len(eta) or not np.all(eta > 0):
         smallest = eta.min() if eta.size else None
         raise InputError(f"weights has shape {eta.shape}, its smallest entry is {smallest}; use n positive numbers")
     return tuple(float(w) for w in eta)

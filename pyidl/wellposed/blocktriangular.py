@@ -68,9 +68,12 @@ class BlockTriangular(Constraint):
     inner: Constraint
 
     def __post_init__(self) -> None:
-        sizes = tuple(int(size) for size in self.blocks)
+        try:
+            sizes = tuple(int(size) for size in self.blocks)
+        except (TypeError, ValueError):
+            sizes = ()
         if not sizes or min(sizes) < 1 or sizes != tuple(self.blocks):
-            raise InputError(f"blocks is {self.blocks}; use the sizes of the blocks, positive integers")
+            raise InputError(f"blocks is {self.blocks!r}; use the sizes of the blocks, positive integers")
         if not isinstance(self.inner, Constraint):
             raise InputError(f"inner is {self.inner!r}; use one of pyidl.wellposed, such as InfNorm(0.99)")
         object.__setattr__(self, "blocks", sizes)

@@ -34,7 +34,7 @@ from pyidl import backend, projections
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, check_weights, lipschitz_rows, lowered, needs_slopes, size_of, unproven, weights_for
 from pyidl.wellposed.blocknorms import scale_rows
@@ -98,8 +98,8 @@ class MatrixMeasure(Constraint):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not -math.inf < self.kappa < 1:
-            raise InputError(f"kappa is {self.kappa}; the matrix measure needs a finite kappa < 1")
+        if not (is_real(self.kappa) and -math.inf < self.kappa < 1):
+            raise InputError(f"kappa is {self.kappa!r}; the matrix measure needs a finite kappa < 1")
         object.__setattr__(self, "kappa", float(self.kappa))
         object.__setattr__(self, "weights", check_weights(self.weights))
 

@@ -34,7 +34,7 @@ from pyidl import backend
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, lipschitz_rows, needs_slopes, size_of, unproven
 from pyidl.wellposed.bounds import EPS
@@ -86,8 +86,8 @@ class Monotone(Constraint):
     keeps_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.margin < 1:
-            raise InputError(f"margin is {self.margin}; a monotone A with A = 0 inside the set needs 0 < margin < 1")
+        if not (is_real(self.margin) and 0 < self.margin < 1):
+            raise InputError(f"margin is {self.margin!r}; a monotone A with A = 0 inside the set needs 0 < margin < 1")
         object.__setattr__(self, "margin", float(self.margin))
 
     def refusal(self, activation: Activation) -> str:

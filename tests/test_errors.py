@@ -1,0 +1,106 @@
+"""Numbers are refused by name, value and need, whatever their type: no comparison of a string with a number reaches the user."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from pyidl import Checkpoint, Dropout, EarlyStopping, ImplicitModel, LayerNorm, fit, losses, optim, solvers, training, wellposed
+from pyidl.errors import InputError, is_real, is_whole
+
+U = np.ones((4, 2))
+
+
+def trained(**options):
+    model = ImplicitModel(2, 2, 3, rng=0, dtype="float64")
+    return fit(model, (U, U), **{"loss": losses.mse, "optimizer": optim.SGD(0.1), "epochs": 1, "verbose": 0} | options)
+
+
+REAL = {
+    "kappa": [wellposed.InfNorm, wellposed.SpectralNorm, wellposed.PerronFrobenius, wellposed.MatrixMeasure, wellposed.AttentionBall],
+    "theta": [wellposed.AttentionBall],
+    "margin": [wellposed.Monotone],
+    "damping": [solvers.Picard],
+    "alpha": [solvers.ForwardBackward, solvers.PeacemanRachford, training.ridge],
+    "tau": [solvers.Phantom],
+    "tol": [getattr(solvers, name) for name in solvers.__all__ if "tol" in inspect.signature(getattr(solvers, name)).parameters],
+    "learning_rate": [optim.SGD, optim.Adam, optim.AdamW],
+    "clip_norm": [lambda clip_norm: optim.Adam(clip_norm=clip_norm)],
+    "momentum": [lambda momentum: optim.SGD(0.1, momentum=momentum)],
+    "weight_decay": [optim.AdamW, lambda weight_decay: optim.SGD(0.1, weight_decay=weight_decay)],
+    "betas": [lambda betas: optim.Adam(betas=(0.9, betas))],
+    "eps": [optim.Adam, lambda eps: LayerNorm(2, eps=eps)],
+    "rate": [Dropout],
+    "delta": [lambda delta: losses.huber(U, U, delta=delta)],
+    "min_delta": [EarlyStopping],
+}
+WHOLE = {
+    "max_iter": [getattr(solvers, name) for name in solvers.__all__ if "max_iter" in inspect.signature(getattr(solvers, name)).parameters],
+    "memory": [solvers.Anderson],
+    "restart": [solvers.GMRES],
+    "steps": [solvers.Neumann, solvers.Phantom],
+    "hidden_dim": [lambda hidden_dim: ImplicitModel(2, 2, hidden_dim)],
+    "rank": [lambda rank: ImplicitModel(2, 2, 4, rank=rank)],
+    "epochs": [lambda epochs: trained(epochs=epochs)],
+    "batch_size": [lambda batch_size: trained(batch_size=batch_size)],
+    "patience": [EarlyStopping],
+    "every": [lambda every: Checkpoint("run.npz", every)],
+}
+OPTIONAL = {"tol", "clip_norm", "rank", "batch_size"}
+NO_NUMBERS = ["a", "0.5", b"1", True, [0.5], {}, 0.5j, np.array([0.5, 0.6]), np.array("a"), object(), float("nan"), None]
+
+
+def cases(table):
+    return [pytest.param(name, make, id=f"{getattr(make, '__name__', '')}-{name}") for name, makers in table.items() for make in makers]
+
+
+def refused(name, make, values):
+    for value in values:
+        if not (value is None and (name in OPTIONAL or make is solvers.ForwardBackward)):
+            with pytest.raises(InputError, match=rf"\b{name}\b"):
+                make(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "make"), cases(REAL))
+def test_what_is_no_number_is_refused_by_name(name, make):
+    refused(name, make, NO_NUMBERS)
+    for value in (0.5, np.float32(0.5), np.float64(0.5)):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "make"), cases(WHOLE))
+def test_what_is_no_integer_is_refused_by_name(name, make):
+    refused(name, make, [*NO_NUMBERS, 2.5, 0, -1, float("inf")])
+    for value in (2, np.int64(2), np.uint8(2)):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("weights", ["a", ["a", "b"], 2.0, {}, 1j, object(), [1.0, np.nan], [1.0, 0.0], [1.0, np.inf], []])
+def test_weights_of_a_norm(weights):
+    for constraint in (wellposed.InfNorm, wellposed.MatrixMeasure):
+        with pytest.raises(InputError, match="weights has"):
+            constraint(weights=weights)
+
+
+@pytest.mark.parametrize("blocks", ["a", None, 2, 2.5, {}, (1, 2.5), (1, "a"), (2, 0), [None], [float("nan")]])
+def test_blocks_of_a_condition(blocks):
+    with pytest.raises(InputError, match="blocks is"):
+        wellposed.BlockTriangular(blocks, wellposed.InfNorm(0.9))
+
+
+def test_functions_of_fit():
+    for options in ({"metrics": losses.mse}, {"callbacks": print}, {"metrics": None}, {"callbacks": 1}, {"penalty": {}}, {"metrics": "a"}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            trained(**options)
+
+
+def test_an_array_without_dimensions_is_a_number():
+    assert wellposed.InfNorm(np.array(0.5)) == wellposed.InfNorm(0.5)
+    assert wellposed.Monotone(np.array(0.5)) == wellposed.Monotone(0.5)
+
+
+def test_numbers():
+    assert all(map(is_real, (1, 0.5, np.float16(1), np.int8(1), np.array(0.5), np.array(3), float("nan"))))
+    assert not any(map(is_real, (True, np.bool_(True), np.array(True), "1", np.str_("1"), np.array("1"), 1j, None, [1], np.ones(1))))
+    assert all(map(is_whole, (1, np.int64(1), np.uint8(1))))
+    assert not any(map(is_whole, (1.0, True, np.bool_(True), "1", np.float64(1), None)))
