@@ -13,7 +13,7 @@ from typing import Any
 from pyidl import backend, resolvents
 from pyidl.activation import Activation, Blocks
 from pyidl.backend import namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.fusion import fused
 from pyidl.vector_activations import VectorActivation, layer_norm, softmax
 from pyidl.vector_activations import named as _vector_named
@@ -320,8 +320,8 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     >>> activations.leaky_relu(0.1)(np.array([-1.0, 2.0]))
     array([-0.1,  2. ])
     """
-    if not 0 < slope < 1:
-        raise InputError(f"the slope of leaky_relu is {slope}; it must lie between 0 and 1")
+    if not (is_real(slope) and 0 < slope < 1):
+        raise InputError(f"the slope of leaky_relu is {slope!r}; it must lie between 0 and 1")
     return _leaky_relu_of(float(slope))
 
 

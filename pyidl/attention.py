@@ -27,7 +27,7 @@ from typing import Any
 
 from pyidl.averaging import Average, Averaged, Mask, row_sums, some
 from pyidl.backend import namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real, is_whole
 from pyidl.fusion import fused
 from pyidl.typing import Array
 
@@ -312,8 +312,9 @@ class Attended:
         return Attended(self.attention, K, Q, V, (k, q, v), self.mean.take(rows))
 
 
-def _check(*values: tuple[str, float | None]) -> None:
+def _check(*values: tuple[str, Any]) -> None:
     for name, value in values:
-        if value is not None and not (0 < value < math.inf and (name != "tile" or isinstance(value, int))):
+        number = is_whole(value) if name == "tile" else is_real(value)
+        if not (number and 0 < value < math.inf) and (value is not None or name == "c"):
             kind = "a positive integer" if name == "tile" else "a positive number"
-            raise InputError(f"{name} is {value}; it must be {kind}" + ("" if name == "c" else ", or None for the default"))
+            raise InputError(f"{name} is {value!r}; it must be {kind}" + ("" if name == "c" else ", or None for the default"))

@@ -6,12 +6,11 @@ They are functions of the step count alone, so that a run which is resumed goes 
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real, is_whole
 
 __all__ = ["Constant", "Cosine", "Exponential", "Piecewise", "Schedule", "check_positive"]
 
@@ -86,7 +85,7 @@ class Cosine:
     def __post_init__(self) -> None:
         check_positive("peak", self.peak)
         _whole("steps and warmup", self.steps, self.warmup)
-        if not (0 <= self.warmup < self.steps and 0 <= self.final <= self.peak):
+        if not (0 <= self.warmup < self.steps and is_real(self.final) and 0 <= self.final <= self.peak):
             raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
 
     def __call__(self, count: int) -> float:
@@ -128,7 +127,7 @@ class Exponential:
     def __post_init__(self) -> None:
         check_positive("initial", self.initial)
         _whole("every", self.every)
-        if not (0 < self.rate <= 1 and self.every >= 1):
+        if not (is_real(self.rate) and 0 < self.rate <= 1 and self.every >= 1):
             raise InputError(f"{self} makes no sense: 0 < rate <= 1 and every >= 1 are needed")
 
     def __call__(self, count: int) -> float:
@@ -163,6 +162,8 @@ class Piecewise:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.boundaries, Collection) and isinstance(self.values, Collection)):
+            raise InputError(f"{self} makes no sense: boundaries and values are tuples")
         _whole("boundaries", *self.boundaries)
         if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
             raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
@@ -176,10 +177,10 @@ class Piecewise:
 
 def check_positive(name: str, value: Any) -> None:
     """Refuse what is not a positive and finite number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+    if not (is_real(value) and 0 < value < math.inf):
         raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
 
 
 def _whole(names: str, *values: Any) -> None:
-    if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0 for value in values):
+    if not all(is_whole(value) and value >= 0 for value in values):
         raise InputError(f"{names} count steps, 0, 1, 2, ...; given: {', '.join(map(repr, values))}")

@@ -27,7 +27,7 @@ import numpy as np
 
 from pyidl.activation import Activation
 from pyidl.backend import namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 
 __all__ = ["VectorActivation", "layer_norm", "named", "normed", "normed_vjp", "softmax"]
 
@@ -153,8 +153,8 @@ def layer_norm(eps: float = 1.0) -> VectorActivation:
     >>> layer_norm()(np.array([1.0, 4.0, 7.0])).round(3)
     array([-1.134,  0.   ,  1.134])
     """
-    if not 0 < eps < math.inf:
-        raise InputError(f"eps of layer_norm is {eps}; it must be positive and finite, and it bounds the Lipschitz constant 1 / sqrt(eps)")
+    if not (is_real(eps) and 0 < eps < math.inf):
+        raise InputError(f"eps of layer_norm is {eps!r}; it must be positive and finite; it bounds the Lipschitz constant 1 / sqrt(eps)")
     return _layer_norm_of(float(eps))
 
 

@@ -5,10 +5,26 @@ import inspect
 import numpy as np
 import pytest
 
-from pyidl import Checkpoint, Dropout, EarlyStopping, ImplicitModel, LayerNorm, fit, losses, optim, solvers, training, wellposed
+from pyidl import (
+    Checkpoint,
+    Dropout,
+    EarlyStopping,
+    ImplicitModel,
+    LayerNorm,
+    activations,
+    attention,
+    fit,
+    losses,
+    optim,
+    sim,
+    solvers,
+    training,
+    wellposed,
+)
 from pyidl.errors import InputError, is_real, is_whole
 
 U = np.ones((4, 2))
+SIM_SOLVERS = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "LowRank"]
 
 
 def trained(**options):
@@ -16,37 +32,49 @@ def trained(**options):
     return fit(model, (U, U), **{"loss": losses.mse, "optimizer": optim.SGD(0.1), "epochs": 1, "verbose": 0} | options)
 
 
+SOLVERS = [getattr(room, name) for room, names in ((solvers, solvers.__all__), (sim, SIM_SOLVERS)) for name in names]
+
 REAL = {
     "kappa": [wellposed.InfNorm, wellposed.SpectralNorm, wellposed.PerronFrobenius, wellposed.MatrixMeasure, wellposed.AttentionBall],
     "theta": [wellposed.AttentionBall],
     "margin": [wellposed.Monotone],
     "damping": [solvers.Picard],
     "alpha": [solvers.ForwardBackward, solvers.PeacemanRachford, training.ridge],
-    "tau": [solvers.Phantom],
-    "tol": [getattr(solvers, name) for name in solvers.__all__ if "tol" in inspect.signature(getattr(solvers, name)).parameters],
+    "tau": [solvers.Phantom, attention.BoundedSoftmax, attention.Softmax],
+    "tol": [solver for solver in SOLVERS if "tol" in inspect.signature(solver).parameters],
     "learning_rate": [optim.SGD, optim.Adam, optim.AdamW],
-    "clip_norm": [lambda clip_norm: optim.Adam(clip_norm=clip_norm)],
+    "clip_norm": [lambda clip_norm=None: optim.Adam(clip_norm=clip_norm)],
     "momentum": [lambda momentum: optim.SGD(0.1, momentum=momentum)],
     "weight_decay": [optim.AdamW, lambda weight_decay: optim.SGD(0.1, weight_decay=weight_decay)],
     "betas": [lambda betas: optim.Adam(betas=(0.9, betas))],
-    "eps": [optim.Adam, lambda eps: LayerNorm(2, eps=eps)],
-    "rate": [Dropout],
+    "eps": [optim.Adam, activations.layer_norm, lambda eps: LayerNorm(2, eps=eps)],
+    "rate": [Dropout, lambda rate: optim.Exponential(1.0, rate)],
+    "slope": [activations.leaky_relu],
+    "peak": [lambda peak: optim.Cosine(peak, 10)],
+    "final": [lambda final: optim.Cosine(1.0, 10, final=final)],
+    "initial": [lambda initial: optim.Exponential(initial, 0.5)],
+    "bandwidth": [attention.KernelAttention],
+    "c": [attention.KernelAttention],
+    "lam": [sim.L1, sim.ElasticNet],
+    "ridge": [sim.Ridge, lambda ridge: sim.ElasticNet(0.1, ridge), lambda ridge: sim.ReverseHuber(0.1, ridge)],
+    "price": [lambda price: sim.ReverseHuber(price, 0.1)],
     "delta": [lambda delta: losses.huber(U, U, delta=delta)],
     "min_delta": [EarlyStopping],
 }
 WHOLE = {
-    "max_iter": [getattr(solvers, name) for name in solvers.__all__ if "max_iter" in inspect.signature(getattr(solvers, name)).parameters],
+    "max_iter": [solver for solver in SOLVERS if "max_iter" in inspect.signature(solver).parameters],
     "memory": [solvers.Anderson],
     "restart": [solvers.GMRES],
-    "steps": [solvers.Neumann, solvers.Phantom],
+    "steps": [solvers.Neumann, solvers.Phantom, lambda steps: optim.Cosine(1.0, steps)],
     "hidden_dim": [lambda hidden_dim: ImplicitModel(2, 2, hidden_dim)],
-    "rank": [lambda rank: ImplicitModel(2, 2, 4, rank=rank)],
+    "rank": [lambda rank=None: ImplicitModel(2, 2, 4, rank=rank), sim.LowRank],
     "epochs": [lambda epochs: trained(epochs=epochs)],
-    "batch_size": [lambda batch_size: trained(batch_size=batch_size)],
+    "batch_size": [lambda batch_size=None: trained(batch_size=batch_size)],
+    "tile": [attention.KernelAttention, attention.BoundedSoftmax, attention.Softmax],
     "patience": [EarlyStopping],
-    "every": [lambda every: Checkpoint("run.npz", every)],
+    "every": [lambda every: Checkpoint("run.npz", every), lambda every: optim.Exponential(1.0, 0.5, every)],
 }
-OPTIONAL = {"tol", "clip_norm", "rank", "batch_size"}
+
 NO_NUMBERS = ["a", "0.5", b"1", True, [0.5], {}, 0.5j, np.array([0.5, 0.6]), np.array("a"), object(), float("nan"), None]
 
 
@@ -56,7 +84,7 @@ def cases(table):
 
 def refused(name, make, values):
     for value in values:
-        if not (value is None and (name in OPTIONAL or make is solvers.ForwardBackward)):
+        if not (value is None and inspect.signature(make).parameters[name].default is None):
             with pytest.raises(InputError, match=rf"\b{name}\b"):
                 make(**{name: value})
 
@@ -86,6 +114,14 @@ def test_weights_of_a_norm(weights):
 def test_blocks_of_a_condition(blocks):
     with pytest.raises(InputError, match="blocks is"):
         wellposed.BlockTriangular(blocks, wellposed.InfNorm(0.9))
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "values"), [(None, (1.0, 0.1)), (1, (1.0, 0.1)), ((1,), None), ((1,), 0.5), ((1,), "ab"), ("a", (1.0, 0.1))]
+)
+def test_tuples_of_a_schedule(boundaries, values):
+    with pytest.raises(InputError, match=r"boundaries|learning rate"):
+        optim.Piecewise(boundaries, values)
 
 
 def test_functions_of_fit():

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pyidl.backend import astype, from_host, namespace, to_numpy
-from pyidl.errors import ConvergenceWarning, InputError
+from pyidl.errors import ConvergenceWarning, InputError, is_real, is_whole
 from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
 from pyidl.rows import take_rows
@@ -145,12 +145,12 @@ def fit(
     (True, True, True)
     """
     clock = _Clock()
-    if isinstance(refit_rounds, bool) or not isinstance(refit_rounds, int) or refit_rounds < 0:
+    if not (is_whole(refit_rounds) and refit_rounds >= 0):
         raise InputError(f"refit_rounds is {refit_rounds!r}; it is a number of passes over the data, 0 or more")
     if refit_rounds and isinstance(U, Iterator):
         raise InputError("U is an iterator, which can be read once; use refit_rounds=0, or give a list of chunks or a dask.array")
-    if not (np.isfinite(state_cost) and state_cost > 0):
-        raise InputError(f"state_cost is {state_cost}; it is a positive factor")
+    if not (is_real(state_cost) and 0 < state_cost < np.inf):
+        raise InputError(f"state_cost is {state_cost!r}; it is a positive factor")
     for name, p in {"penalty": penalty, "output_penalty": output_penalty, "relaxed": relaxed}.items():
         if not (isinstance(p, Penalty) or (p is None and name != "penalty")):
             raise InputError(f"{name} is {p!r}; use a penalty of pyidl.sim, such as L1(1e-3)")

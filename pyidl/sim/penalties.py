@@ -52,8 +52,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, cumsum, from_host, looks_are_free, namespace
-from pyidl.errors import InputError
+from pyidl.backend import from_host, namespace
+from pyidl.errors import InputError, is_real
 from pyidl.projections import l1_ball_rows
 from pyidl.typing import Array
 
@@ -78,8 +78,8 @@ def ball_project(W: Array, ball: int, radius: np.ndarray | None) -> Array:
 
 
 def _positive(name: str, number: float, *, zero: bool) -> None:
-    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
-        raise InputError(f"{name} is {number}; a penalty needs a finite {'non-negative' if zero else 'positive'} number, on the mean loss")
+    if not (is_real(number) and math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        raise InputError(f"{name} is {number!r}; a penalty takes a finite {'nonnegative' if zero else 'positive'} number, on the mean loss")
 
 
 class Penalty(ABC):

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from pyidl.backend import from_host, namespace, to_numpy
-from pyidl.errors import ConvergenceWarning, InputError
+from pyidl.errors import ConvergenceWarning, InputError, is_real, is_whole
 from pyidl.rows import put_rows, take_rows
 from pyidl.sim.problem import TINY, Measure, Problem, free_groups
 from pyidl.sim.solvers import active_set
@@ -82,10 +82,10 @@ class RowSolver(ABC):
     max_iter: int = 5000
 
     def __post_init__(self) -> None:
-        if not 0 < self.tol < 1:
-            raise InputError(f"tol is {self.tol}; it is relative to the objective and lies between 0 and 1")
-        if not (isinstance(self.max_iter, int) and self.max_iter >= 1):
-            raise InputError(f"max_iter is {self.max_iter}; at least one step is needed")
+        if not (is_real(self.tol) and 0 < self.tol < 1):
+            raise InputError(f"tol is {self.tol!r}; it is relative to the objective and lies between 0 and 1")
+        if not (is_whole(self.max_iter) and self.max_iter >= 1):
+            raise InputError(f"max_iter is {self.max_iter!r}; an integer is needed, at least 1")
 
     def at(self, tol: float) -> Self:
         """The same with another tolerance."""

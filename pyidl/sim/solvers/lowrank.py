@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.backend import namespace, to_numpy
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_whole
 from pyidl.sim.penalties import ElasticNet
 from pyidl.sim.problem import Problem, Spectrum
 from pyidl.sim.solvers.base import Rows, RowSolver
@@ -58,8 +58,8 @@ class LowRank(RowSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.rank, int) and self.rank >= 1):
-            raise InputError(f"rank is {self.rank}; it is a number of columns, at least 1")
+        if not (is_whole(self.rank) and self.rank >= 1):
+            raise InputError(f"rank is {self.rank!r}; it is a number of columns, at least 1")
 
     def _solve(self, problem: Problem, start: Array) -> Rows:
         plain = isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0
