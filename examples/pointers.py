@@ -83,14 +83,13 @@ def by_hand(attention, ball):
 def accuracies(model, data):
     """The share of right answers, by hops."""
     U, answer, hops = data
-    right = np.argmax(model.predict(U)[..., :VALUES], axis=-1) == answer
+    right = np.argmax(pyidl.to_numpy(model.predict(U))[..., :VALUES], axis=-1) == answer
     return np.array([right[hops == n].mean() for n in range(DEEPEST + 1)])
 
 
-def train(model, rate):
-    rng, optimizer = np.random.default_rng(1), optim.Adam(optim.Cosine(rate, steps=STEPS, warmup=50), clip_norm=1.0)
-    for _ in range(STEPS):
-        U, answer, _ = trees(BATCH, 0.5, HOPS, rng)
+def train(model, rate, batches):
+    optimizer = optim.Adam(optim.Cosine(rate, steps=STEPS, warmup=50), clip_norm=1.0)
+    for U, answer, _ in batches:
         Y, pull = model(U)
         _, dY = losses.cross_entropy(Y, answer)
         model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
@@ -111,8 +110,9 @@ models = {
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
 print("accuracy by hops       " + " ".join(f"{n:4d}" for n in range(DEEPEST + 1)))
 for name, (model, rate) in models.items():
-    began = time.perf_counter()
-    solve = 0 if rate is None else train(model, rate)
+    rng, began = np.random.default_rng(1), time.perf_counter()
+    batches = (trees(BATCH, 0.5, HOPS, rng) for _ in range(STEPS))
+    solve = 0 if rate is None else train(model, rate, batches)
     seconds, right = time.perf_counter() - began, accuracies(model, test)
     print(f"{name:22s} " + " ".join(f"{a:4.2f}" for a in right))
     count = sum(p.size for p in model.params.values())

@@ -16,6 +16,7 @@ from fashion_mnist import DEBIAN, read_idx
 
 import pyidl
 from pyidl import activations, losses, metrics, optim, sim, wellposed
+from pyidl.backend import namespace
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,17 +42,18 @@ def data():
 
 def attacked(model, U, t, epsilon, steps):
     """Images no pixel of which differs by more than epsilon, moved along the sign of the loss's gradient: FGSM, or PGD for more steps."""
-    V = U
+    V, xp = U, namespace(U)  # NumPy, or CuPy on a GPU
     for _ in range(steps):
         Y, pull = model(V)
         dU, _ = pull(losses.cross_entropy(Y, t)[1])
-        V = V + (epsilon if steps == 1 else 2.5 * epsilon / steps) * np.sign(dU)
-        V = np.clip(np.clip(V, U - epsilon, U + epsilon), 0, 1)
+        V = V + (epsilon if steps == 1 else 2.5 * epsilon / steps) * xp.sign(dU)
+        V = xp.clip(xp.clip(V, U - epsilon, U + epsilon), 0, 1)
     return V
 
 
 name, U, t, V, s = data()
 print(f"{name}: {len(U)} training images, {len(V)} test images")
+images = U[np.random.default_rng(0).permutation(len(U))[:SAMPLES]]
 widths, layers = (U.shape[1], 64, 32, 16, 10), []
 for i in range(4):
     layers += [pyidl.Linear(widths[i], widths[i + 1], bias=False, rng=i), activations.relu]
@@ -61,8 +63,7 @@ pyidl.fit(network, (U, t), loss=losses.cross_entropy, optimizer=optim.Adam(1e-3)
 accuracy = metrics.accuracy(network.predict(V), s)
 print(f"network {'-'.join(map(str, widths))}: test accuracy {accuracy:.4f}")
 
-chosen = np.random.default_rng(0).permutation(len(U))[:SAMPLES]
-states = sim.collect_states(network, U[chosen])
+states = sim.collect_states(network, images)
 m = len(states.U)
 
 

@@ -39,6 +39,8 @@ def ridge(U, t, alpha=1.0):
 windows = np.lib.stride_tricks.sliding_window_view(spiky_series(np.random.default_rng(0)), WINDOW)[: 10_000 - WINDOW]
 U, t = windows[:, :-1], windows[:, -1:]
 U_train, t_train, U_test, t_test = U[:TRAIN], t[:TRAIN], U[TRAIN:], t[TRAIN:]
+w, c = ridge(U_train, t_train)
+baselines = {"ridge regression on the window": U_test @ w + c, "the last value": U_test[:, -1:]}
 
 model = pyidl.ImplicitRNN(1, 1, 20, 20, constraint=pyidl.InfNorm(0.5), rng=0)
 began = time.perf_counter()
@@ -56,12 +58,7 @@ print(f"trained in {time.perf_counter() - began:.0f} s, {history['steps'][-1]:.1
 print(f"each step is {model.certificate()}")
 print(f"through time: {model.recurrence()}")
 
-w, c = ridge(U_train, t_train)
-foretold = {
-    "implicit RNN": model.predict(U_test[:, :, None], batch_size=1000),
-    "ridge regression on the window": U_test @ w + c,
-    "the last value": U_test[:, -1:],
-}
+foretold = {"implicit RNN": pyidl.to_numpy(model.predict(U_test[:, :, None], batch_size=1000))} | baselines
 print(f"\n{'':32s}{'R2':>8s}{'MAE':>8s}{'MAPE':>8s}")
 for name, y in foretold.items():
     error = np.abs(y - t_test)

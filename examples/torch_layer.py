@@ -49,5 +49,6 @@ for epoch in range(15):
 layer = implicit.layer  # a pyidl layer again
 print(layer.certificate())
 pyidl.save("implicit_part.npz", layer)
-features = net[:5](V).detach().numpy()
-print("the same without torch:", np.abs(pyidl.load("implicit_part.npz").predict(features) - implicit(net[:5](V)).detach().numpy()).max())
+features = net[:5](V).detach().cpu().numpy()
+with_torch = implicit(net[:5](V)).detach().cpu().numpy()
+print("the same without torch:", np.abs(pyidl.load("implicit_part.npz").predict(features) - with_torch).max())
