@@ -346,7 +346,7 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     FileFormatError
         If the file is damaged, foreign, or newer than this version.
     """
-    with open(path, "rb") as file:
+    with open(Path(path), "rb") as file:  # not True, which `open` takes for the standard output
         try:
             with zipfile.ZipFile(file) as archive:
                 arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in archive.infolist()}

@@ -18,6 +18,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import looks_are_free, namespace
 from pyidl.errors import InputError, is_real
+from pyidl.fusion import fused
 from pyidl.typing import Array, Namespace
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
@@ -56,8 +57,8 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
            [2.]]))
     """
     xp, target = _real_target(Y, target)
-    E = Y - target
-    value, dY = _mean(xp, E * E, E, weights)
+    loss, E = _squared(Y, target)
+    value, dY = _mean(xp, loss, E, weights)
     dY *= 2.0  # last: before the division by the entries it might overflow
     return value, dY
 
@@ -72,8 +73,8 @@ def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     1.0
     """
     xp, target = _real_target(Y, target)
-    E = Y - target
-    return _mean(xp, xp.abs(E), xp.sign(E), weights)
+    loss, slope = _absolute(Y, target)
+    return _mean(xp, loss, slope, weights)
 
 
 def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> tuple[Any, Any]:
@@ -93,9 +94,8 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
     if not (is_real(delta) and 0 < delta < math.inf):
         raise InputError(f"delta is {delta!r}; the width of the quadratic part must be positive and finite")
     xp, target = _real_target(Y, target)
-    E = Y - target
-    c = xp.clip(E, -float(delta), float(delta))
-    return _mean(xp, c * (E - 0.5 * c), c, weights)
+    loss, slope = _huber(Y, target, float(delta))
+    return _mean(xp, loss, slope, weights)
 
 
 def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
@@ -113,8 +113,37 @@ def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple
     xp, target = _real_target(Y, target)
     if looks_are_free(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
         raise InputError("the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2")
-    loss = xp.maximum(Y, 0.0) - target * Y + xp.log1p(xp.exp(-xp.abs(Y)))
-    return _mean(xp, loss, backend.expit(xp, Y) - target, weights)
+    loss, slope = _logistic(Y, target)
+    return _mean(xp, loss, slope, weights)
+
+
+# Loss and derivative, entry by entry.
+
+
+@fused
+def _squared(Y: Any, t: Any) -> tuple[Any, Any]:
+    E = Y - t
+    return E * E, E  # half the derivative, see there
+
+
+@fused
+def _absolute(Y: Any, t: Any) -> tuple[Any, Any]:
+    xp, E = namespace(Y), Y - t
+    return xp.abs(E), xp.sign(E)
+
+
+@fused
+def _huber(Y: Any, t: Any, delta: Any) -> tuple[Any, Any]:
+    E = Y - t
+    c = namespace(Y).clip(E, -delta, delta)
+    return c * (E - 0.5 * c), c
+
+
+@fused
+def _logistic(Y: Any, t: Any) -> tuple[Any, Any]:
+    xp = namespace(Y)
+    loss = xp.maximum(Y, 0.0) - t * Y + xp.log1p(xp.exp(-xp.abs(Y)))
+    return loss, backend.expit(xp, Y) - t
 
 
 def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:

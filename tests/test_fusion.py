@@ -22,11 +22,13 @@ from conftest import require_gpu
 from kernel_compilers import C_TYPE, library
 
 import pyidl
-from pyidl import activations, attention, averaging, optim, testing
+from pyidl import activations, attention, averaging, losses, optim, testing
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.errors import InputError
 from pyidl.fusion import fused
+from pyidl.sim import penalties
+from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import problem, splitting
 from pyidl.structure import Full
 
@@ -50,6 +52,13 @@ def functions():
     found["Adam"], found["the first step of Adam"] = (optim._adam, "TTTTddddd"), (optim._adam, "TTddddddd")
     found["attention's phi"], found["attention's phi'"] = (attention.phi, "T"), (attention.phi_slope, "T")
     found["kernel's pull"], found["inverse of a sum"] = (attention._difference, "TTTdd"), (averaging._inverse, "Td")
+    found["squared error"], found["absolute error"] = (losses._squared, "TT"), (losses._absolute, "TT")
+    found["Huber's"], found["logistic loss"] = (losses._huber, "TTd"), (losses._logistic, "TT")
+    found["soft"], found["prox of the elastic net"] = (penalties.soft, "Td"), (penalties._elastic_net, "TTdd")
+    found["prox of reverse Huber"], found["lowered"] = (penalties._reverse_huber, "TTddd"), (penalties._lowered, "TTTbTdT")
+    found["ADMM, right-hand side"], found["ADMM, divided"] = (admm._right, "TTTT"), (admm._divided, "TTT")
+    found["ADMM, relaxed"], found["FISTA, moves"] = (admm._relaxed, "TTT"), (fista._moves, "TTT")
+    found["FISTA, t"], found["FISTA, beyond"] = (fista._ahead, "Tb"), (fista._beyond, "TTT")
     return found
 
 
@@ -155,11 +164,13 @@ def test_functions_of_several_operands(name, dtype, on_the_host):
     """Random entries, and 0 and 1; numbers between 0 and 1."""
     (function, kinds), rng, eps = FUNCTIONS[name], np.random.default_rng(0), float(np.finfo(dtype).eps)
     rows = [np.append(rng.normal(size=500), [0.0, 1.0]).astype(dtype) for _ in kinds]
+    if name == "ADMM, divided":
+        rows[1:] = [np.abs(row) + 1 for row in rows[1:]]
     if name.startswith("x ="):
         rows[1] = rng.uniform(-0.9, 0.9, 502).astype(dtype)
     if "Adam" in name:
         rows[3] = np.abs(rows[3])
-    operands = [row if kind == "T" else float(np.abs(row[0])) % 1.0 for row, kind in zip(rows, kinds)]
+    operands = [row if kind == "T" else row > 0 if kind == "b" else float(np.abs(row[0])) % 1.0 for row, kind in zip(rows, kinds)]
     if name == "the first step of Adam":
         operands[2:4] = 0.0, 0.0
     expected = function(*operands)

@@ -381,6 +381,13 @@ def test_flipped_bytes_never_do_harm(good, tmp_path, data):
     assert all(np.array_equal(a, MODELS["implicit"]().params[key]) for key, a in model.params.items())
 
 
+@pytest.mark.parametrize("path", [True, 7, None])
+def test_a_number_is_no_path(path):
+    """`open` takes it for a file that is open already, and closes that."""
+    with pytest.raises(TypeError, match=r"bool|int|NoneType"):
+        pyidl.load(path)
+
+
 def test_errors_of_the_operating_system(tmp_path):
     with pytest.raises(FileNotFoundError):
         pyidl.load(tmp_path / "nothing")

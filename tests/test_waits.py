@@ -18,6 +18,7 @@ from test_splitting import monotone
 import pyidl
 from pyidl import activations, losses, optim, sim, solvers
 from pyidl.layers import ImplicitAttentionHead, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Residual, Sequential
+from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard, Substitution
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.jacobi import split
@@ -315,6 +316,20 @@ def test_a_step_of_adam_is_one_launch_a_parameter(optimizer):
         cupy.waits = cupy.uploads = cupy.launches = 0
         params = optimizer.step(params, params)
     assert (cupy.launches, cupy.uploads, cupy.waits) == (2 if type(optimizer) is optim.Adam else 4, 0, 0)
+
+
+@pytest.mark.parametrize("steps", [admm._Steps, fista._Steps])
+@pytest.mark.parametrize(("penalty", "bound"), [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 65)], ids=lambda p: type(p).__name__)
+def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
+    rng = np.random.default_rng(0)
+    R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
+    task = sim.Problem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=9, radius=0.7)
+    step = steps(task, task.zeros())
+    step.step(1)
+    cupy.waits = cupy.launches = 0
+    step.step(1)
+    assert cupy.launches <= bound
+    assert cupy.waits == 0
 
 
 @pytest.mark.parametrize("solver", [sim.ADMM(), sim.FISTA()])

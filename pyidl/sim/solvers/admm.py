@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.backend import namespace
+from pyidl.fusion import fused
 from pyidl.rows import take_rows
 from pyidl.sim.problem import Problem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
@@ -52,8 +53,8 @@ class _Steps:
 
     def _once(self) -> None:
         y, u, rho = self.y, self.u, self.rho
-        x = (((self.problem.H + rho * (y - u)) @ self.Q) / (self.e + rho)) @ self.Q.T
-        v = RELAX * x + (1.0 - RELAX) * y + u
+        x = _divided(_right(self.problem.H, rho, y, u) @ self.Q, self.e, rho) @ self.Q.T
+        v = _relaxed(x, y, u)
         self.y = self.problem.prox(v, 1.0 / rho)
         self.u = v - self.y
         self.steps += 1
@@ -74,6 +75,21 @@ class _Steps:
         xp = namespace(self.y)
         self.problem = self.problem.take(kept)
         self.y, self.u, self.rho = (take_rows(xp, a, kept) for a in (self.y, self.u, self.rho))
+
+
+@fused
+def _right(H: Any, rho: Any, y: Any, u: Any) -> Any:
+    return H + rho * (y - u)
+
+
+@fused
+def _divided(p: Any, e: Any, rho: Any) -> Any:
+    return p / (e + rho)
+
+
+@fused
+def _relaxed(x: Any, y: Any, u: Any) -> Any:
+    return RELAX * x + (1.0 - RELAX) * y + u
 
 
 def _norm(a: Any) -> Any:

@@ -13,10 +13,12 @@ O'Donoghue, Candès, "Adaptive restart for accelerated gradient schemes", Found.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pyidl.backend import namespace
+from pyidl.fusion import fused
 from pyidl.rows import take_rows
 from pyidl.sim.problem import Problem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
@@ -40,16 +42,33 @@ class _Steps:
         xp = namespace(self.x)
         for _ in range(count):
             x = self.problem.prox(self.y + self.step_size * self.problem.correlation(self.y), self.step_size)
-            uphill = xp.sum((self.y - x) * (x - self.x), axis=1, keepdims=True) > 0
-            t = xp.where(uphill, xp.ones_like(self.t), 0.5 * (1.0 + xp.sqrt(1.0 + 4.0 * self.t * self.t)))
-            momentum = xp.where(uphill, xp.zeros_like(t), (self.t - 1.0) / t)
-            self.x, self.y, self.t = x, x + momentum * (x - self.x), t
+            uphill = xp.sum(_moves(self.y, x, self.x), axis=1, keepdims=True) > 0
+            self.t, momentum = _ahead(self.t, uphill)
+            self.x, self.y = x, _beyond(x, self.x, momentum)
         return self.x
 
     def keep(self, kept: np.ndarray) -> None:
         xp = namespace(self.x)
         self.problem = self.problem.take(kept)
         self.x, self.y, self.t = (take_rows(xp, a, kept) for a in (self.x, self.y, self.t))
+
+
+@fused
+def _moves(y: Any, x: Any, before: Any) -> Any:
+    return (y - x) * (x - before)
+
+
+@fused
+def _ahead(t: Any, uphill: Any) -> tuple[Any, Any]:
+    """The next t, and the momentum; both begin anew where the last step went uphill."""
+    xp = namespace(t)
+    following = xp.where(uphill, xp.ones_like(t), 0.5 * (1.0 + xp.sqrt(1.0 + 4.0 * t * t)))
+    return following, xp.where(uphill, xp.zeros_like(t), (t - 1.0) / following)
+
+
+@fused
+def _beyond(x: Any, before: Any, momentum: Any) -> Any:
+    return x + momentum * (x - before)
 
 
 @dataclass(frozen=True)
