@@ -173,7 +173,8 @@ def power(a: Any, b: Any) -> Variable:
 
 def clip(a: Any, low: Any, high: Any, out: None = None) -> Variable:
     """``min(max(a, low), high)``."""
-    return write(VALUES["minimum"], write(VALUES["maximum"], a, low), high)
+    larger = write(VALUES["maximum"], a, low) if isinstance(a, Variable) or isinstance(low, Variable) else max(a, low)
+    return write(VALUES["minimum"], larger, high)
 
 
 def logaddexp(a: Any, b: Any, out: None = None) -> Variable:

@@ -229,6 +229,42 @@ def test_everything_that_a_kernel_can_have(tmp_path, monkeypatch, cupy):
         np.testing.assert_allclose(cupy.asnumpy(moved), expected, rtol=2e3 * np.finfo(dtype).eps)
 
 
+def expression(rng, depth):
+    """Random text of a function of the entries z and w and the number k."""
+    if depth == 0:
+        return ["z", "w", "k", f"{rng.normal():.3f}"][rng.integers(4)]
+    a, b, kind = expression(rng, depth - 1), expression(rng, depth - 1), rng.integers(8)
+    if kind < 3:
+        return f"({a} {'+-*/'[rng.integers(4)]} {b})"
+    if kind < 5:
+        return f"np.{['tanh', 'sin', 'exp', 'abs', 'arctan', 'sign', 'negative', 'square'][rng.integers(8)]}({a})"
+    if kind == 5:
+        return f"np.{['maximum', 'minimum', 'logaddexp'][rng.integers(3)]}({a}, {b})"
+    if kind == 6:
+        return f"np.clip({a}, -1, {b})"
+    compared = [f"({expression(rng, depth - 1)} + 0 * z {['<', '<=', '>', '>=', '!='][rng.integers(5)]} {c})" for c in (a, b)]
+    return f"np.where({['', '~'][rng.integers(2)]}{compared[0]} {'&|'[rng.integers(2)]} {compared[1]}, {a}, {b})"
+
+
+def test_random_functions(tmp_path, monkeypatch):
+    """They are the same as C++ and on NumPy; a few entries may lie on a jump."""
+    rng = np.random.default_rng(0)
+    texts = [f"z * 0 + {expression(rng, 4)}" for _ in range(100)]
+    for i, text in enumerate(texts):
+        monkeypatch.setitem(FUNCTIONS, f"random {i}", (fused(eval(f"lambda z, w, k: {text}", {"np": np})), "TTd"))
+    loop = "for (long i = 0; i < n; ++i)"
+    built = library(tmp_path, "\n".join(source(f"random {i}", "float64", f"void f{i}", loop) for i in range(len(texts))))
+    z, w, k, numbers = *rng.normal(scale=2.0, size=(2, 400)), np.array(0.37), 0
+    for i, text in enumerate(texts):
+        x = np.empty_like(z)
+        getattr(built, f"f{i}")(*(a.ctypes.data_as(ctypes.c_void_p) for a in (z, w, k, x)), ctypes.c_long(z.size))
+        with np.errstate(all="ignore"):
+            expected = FUNCTIONS[f"random {i}"][0](z, w, float(k))
+        assert np.mean(np.isclose(x, expected, rtol=1e-9, atol=1e-9, equal_nan=True)) > 0.99, text
+        numbers += np.isfinite(expected).mean() > 0.5
+    assert numbers > 80
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", C_TYPE)
 def test_everything_on_a_card(dtype):
