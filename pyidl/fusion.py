@@ -49,12 +49,12 @@ class fused:  # noqa: N801 - a decorator, as property is one
         functools.update_wrapper(self, function)
         self.function = function
 
-    def __call__(self, *operands: Any, out: Any = None) -> Any:
+    def __call__(self, first: Any, *others: Any, out: Any = None) -> Any:
         """What the function returns; into `out`, an array or a tuple of them, if given."""
-        if type(operands[0]) is np.ndarray or (xp := namespace(operands[0])).__name__ != "cupy":
-            return self.function(*operands) if out is None else self.function(*operands, out=out)
+        if type(first) is np.ndarray or (xp := namespace(first)).__name__ != "cupy":
+            return self.function(first, *others) if out is None else self.function(first, *others, out=out)
         outputs = () if out is None else out if isinstance(out, tuple) else (out,)
-        return _kernel(xp, self, tuple(map(_kind, operands)))(*operands, *outputs)
+        return _kernel(xp, self, ("T", *map(_kind, others)))(first, *others, *outputs)
 
     def text(self, *kinds: str) -> tuple[str, str, str]:
         """Inputs, outputs and statements of the kernel for operands that are ``"T"``, ``"bool"``, or numbers, ``"double"``."""

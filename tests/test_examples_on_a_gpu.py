@@ -1,4 +1,4 @@
-"""Examples run on a GPU, unchanged but for one line that moves the model and its data; where there is none, on the stand-in, cut short."""
+"""Examples run on a GPU, unchanged but for one line that moves the model and its data; cut short by default, and on the stand-in."""
 
 import re
 import shutil
@@ -86,21 +86,26 @@ ARGUMENTS = {
 
 
 LONG = {"constraints.py", "char_lm.py"}
-CASES = [pytest.param(name, "stand_in", marks=[pytest.mark.slow] if name in LONG else []) for name in LINES if name != "torch_layer.py"]
+CASES = [
+    pytest.param(name, "stand_in", False, marks=[pytest.mark.slow] if name in LONG else []) for name in LINES if name != "torch_layer.py"
+]
 
 
-@pytest.mark.parametrize(("name", "library"), CASES + [pytest.param(name, "cupy", marks=pytest.mark.gpu) for name in LINES])
-def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, tmp_path):
+CASES += [pytest.param(name, "cupy", False, marks=pytest.mark.gpu) for name in LINES]
+CASES += [pytest.param(name, "cupy", True, marks=[pytest.mark.gpu, pytest.mark.slow]) for name in LINES]
+
+
+@pytest.mark.parametrize(("name", "library", "whole"), CASES)
+def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_path):
     """Left out are `sklearn_comparison.py` and `onnx_export.py`, whose other half reads arrays of the host; torch knows no stand-in."""
     source = (EXAMPLES / name).read_text()
     if library == "cupy":
         require_gpu()
         if name == "torch_layer.py" and not pytest.importorskip("torch").cuda.is_available():
             pytest.skip("torch finds no GPU")
-    else:
-        for long, short in SHORTER.get(name, {}).items():
-            assert source.count(long) == 1
-            source = source.replace(long, short)
+    for long, short in () if whole else SHORTER.get(name, {}).items():
+        assert source.count(long) == 1
+        source = source.replace(long, short)
     after, line = LINES[name]
     source, count = re.subn(after, lambda found: f"{found[0]}\n{line}", source, count=1, flags=re.M)
     assert count == 1
