@@ -258,6 +258,17 @@ def fixed(p, steps):
         x = p.image(y, here[1])
 
 
+def fusion(bench):
+    """What `fused` brings: a step whose phi is a part of one kernel, beside array functions one after the other."""
+    row = bench.table("phi", "n", "m", "step, us", "step without fused, us", "in fused steps")
+    for phi in (activations.relu, activations.tanh, activations.gelu):
+        plain = activations.Activation("plain", phi.phi.function, phi.dphi.function, slope_range=phi.slope_range, takes_out=True)
+        for n, m in ((128, 64), (2048, 4096)) if not bench.dry else ((8, 8),):
+            p = problem(bench, n, m)
+            one, many = (bench.seconds(stepping(bench, Affine(p.matrix, p.offset, a))[0], 0.1) for a in (phi, plain))
+            row(phi.name, str(n), str(m), 1e6 * one, 1e6 * many, many / one)
+
+
 def crossover(bench):
     """From which n and m a GPU pays: predict, and a training step with Adam, beside NumPy on this machine's CPU."""
     rng = np.random.default_rng(0)
@@ -465,7 +476,7 @@ def apart(a, b):
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300))
 
 
-SECTIONS = [launches, accuracy, determinism, leaks, checks, products, crossover, memory, sims, peers]
+SECTIONS = [launches, fusion, accuracy, determinism, leaks, checks, products, crossover, memory, sims, peers]
 
 
 def where(bench):
