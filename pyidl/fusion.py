@@ -31,7 +31,7 @@ class fused:  # noqa: N801 - a decorator, as property is one
     Raises
     ------
     InputError
-        On a GPU, or by `text` anywhere, if something in the function is not elementwise.
+        If it is no function; on a GPU, or by `text` anywhere, if something in it is not elementwise.
 
     Examples
     --------
@@ -46,6 +46,8 @@ class fused:  # noqa: N801 - a decorator, as property is one
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise InputError(f"fused was given {function!r}; it takes a function of arrays")
         functools.update_wrapper(self, function)
         self.function = function
 

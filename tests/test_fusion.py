@@ -342,6 +342,11 @@ def test_check_activation_traces():
         testing.check_activation(wrong)
 
 
+def test_only_functions_are_fused():
+    with pytest.raises(InputError, match="given 3; it takes a function"):
+        fused(3)
+
+
 def test_outputs_may_be_inputs(on_the_host):
     """All are read before one is written: a swap."""
     swap = fused(lambda a, b: (b, a))
