@@ -87,7 +87,7 @@ def test_no_function_is_forgotten():
         if not module.name.startswith(("pyidl.interop", "pyidl.sklearn", "pyidl.__main__")):
             importlib.import_module(module.name)
     tested = {id(function) for function, _ in FUNCTIONS.values()}
-    marked = [f for f in gc.get_objects() if isinstance(f, fused) and getattr(f, "__module__", "").startswith("pyidl.")]
+    marked = [f for f in gc.get_objects() if type(f) is fused and getattr(f, "__module__", "").startswith("pyidl.")]
     assert len(marked) > 30
     assert {repr(f) for f in marked if id(f) not in tested and "<locals>" not in repr(f)} == set()
 
