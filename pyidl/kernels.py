@@ -4,7 +4,8 @@
     mix       Anderson's step (its derivation is in `pyidl.solvers.anderson`)
 
 On other libraries the callers do the same with array functions. Sums and maxima of a block are taken in a fixed order, in float64, so
-that a solve can be repeated to the last bit.
+that a solve can be repeated to the last bit. A block has up to 1024 threads, and a card 65536 registers for them: the compiler has to know
+(`__launch_bounds__`), or a kernel that uses more than 64 is not launched.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __device__ double block_reduce(double value, double* room, bool add)
 """
 
 MEASURE = """
-extern "C" __global__ void measure(const T* a, const T* b, double* out, long long n)
+extern "C" __global__ __launch_bounds__(1024) void measure(const T* a, const T* b, double* out, long long n)
 {
     __shared__ double room[1024];
     long long first = blockIdx.x * n;
@@ -55,7 +56,7 @@ extern "C" __global__ void measure(const T* a, const T* b, double* out, long lon
 MIX = """
 __device__ void solve(const double* gram, const double* right, double ridge, double* gamma)
 {   // H gamma = dF . F, differences scaled to length 1; 0 for those that are 0
-    double H[K][K], inverse[K];
+    __shared__ double H[K][K], inverse[K];  // one thread comes here; as its own, every thread of the card would have room for them
     for (int i = 0; i < K; ++i) {
         double length = sqrt(gram[i * K + i]);
         inverse[i] = length > 0 && length - length == 0 ? 1 / length : 0;
@@ -81,7 +82,7 @@ __device__ void solve(const double* gram, const double* right, double ridge, dou
     for (int i = 0; i < K; ++i) gamma[i] *= inverse[i];
 }
 
-extern "C" __global__ void mix(
+extern "C" __global__ __launch_bounds__(1024) void mix(
     const long long* rows, const T* y, T* image, T* F, T* G, T* dF, T* dG, double* gram, T* size, T* plain,
     long long n, int slot, int known, double ridge)
 {

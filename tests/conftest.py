@@ -1,5 +1,6 @@
 """One test, every array library: the fixture `xp`."""
 
+import importlib
 import os
 import sys
 
@@ -43,18 +44,19 @@ def require_gpu():
 
 @pytest.fixture(scope="session")
 def compiled():
-    """From a text to PTX, by NVRTC. CuPy brings it with its extra ctk."""
+    """From a text to PTX, or to the machine code of an architecture, by NVRTC. CuPy brings it with its extra ctk."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
         nvrtc.getVersion()
+        options = importlib.import_module("cupy._core.core").assemble_cupy_compiler_options(())
     except Exception as error:
-        pytest.skip(f"NVRTC is not installed: {error}")
+        pytest.skip(f"NVRTC or CUDA's headers are not installed: {error}")
 
-    def compiled(text):
-        """What CuPy does with a text."""
+    def compiled(text, arch="compute_80"):
+        """What CuPy does with a text; PTX, or for an architecture such as sm_80 what the assembler says of it."""
         program = nvrtc.createProgram(text, "kernel.cu", (), ())
-        nvrtc.compileProgram(program, ("-arch=compute_80",))
-        return nvrtc.getPTX(program)
+        nvrtc.compileProgram(program, (*options, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v"))
+        return nvrtc.getPTX(program) if arch.startswith("compute") else nvrtc.getProgramLog(program)
 
     compiled.error = nvrtc.NVRTCError
     return compiled

@@ -4,6 +4,7 @@ import ctypes
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 C_TYPE = {"float32": "float", "float64": "double"}
@@ -20,3 +21,27 @@ def library(folder, text):
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
     subprocess.run([compiler(), *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
     return ctypes.CDLL(str(folder / "k.so"))
+
+
+def as_cupy_writes_it(name, dtype, inputs, outputs, text, ndim):
+    """The kernel that CuPy puts around an elementwise text, without a GPU; arrays of two dimensions have strides."""
+    import cupy
+    from cupy._core import _kernel
+
+    kernel, array, indexer, number = cupy.ElementwiseKernel(inputs, outputs, text, name), 1, 2, 3
+    arguments = [
+        (number, None, np.dtype(float), 0, True)
+        if p.ctype == "double"
+        else (array, cupy.ndarray, np.dtype(p.dtype or dtype), ndim, ndim < 2)
+        for p in kernel.params[:-1]
+    ]
+    given = tuple(_kernel._ArgInfo(*a, True) for a in [*arguments, (indexer, None, None, ndim, True)])
+    types = _kernel._TypeMap((("T", np.dtype(dtype)),))
+    return _kernel._get_elementwise_kernel_code(given, types, kernel.params, kernel.operation, name, kernel.preamble)
+
+
+def cupy_headers():
+    """What CuPy puts before its elementwise kernels."""
+    from cupy._core import core
+
+    return "".join(f"#include <{name}>\n" for name in core._cupy_header_list)

@@ -4,6 +4,7 @@ There the threads are real ones, which wait for each other where the kernel says
 """
 
 import ctypes
+import itertools
 import re
 import subprocess
 
@@ -23,6 +24,18 @@ def test_block_kernels_compile_for_a_gpu(dtype, memory, compiled):
         assert f".entry {name}".encode() in compiled(kernels.source(name, dtype, memory))
 
 
+@pytest.mark.parametrize("memory", [1, 3, 5, 8, 32])
+@pytest.mark.parametrize("dtype", T)
+def test_a_card_can_launch_them(dtype, memory, compiled):
+    """A multiprocessor has 65536 registers, and room for 48 KiB that a block shares; what threads have for themselves is small."""
+    for name, arch in itertools.product(("measure", "mix"), ("sm_75", "sm_80", "sm_90")):
+        said = compiled(kernels.source(name, dtype, memory), arch)
+        registers, shared, own = (int(re.search(text, said)[1]) for text in (r"(\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes stack"))
+        assert registers * kernels._threads(10**6) <= 65536, said
+        assert shared <= 48 * 1024
+        assert own <= 32 * memory
+
+
 THREADS = """
 #include <condition_variable>
 #include <mutex>
@@ -31,6 +44,7 @@ THREADS = """
 #define __global__
 #define __device__
 #define __shared__ static
+#define __launch_bounds__(threads)
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx;
 static Index blockDim, gridDim;
