@@ -8,6 +8,7 @@ what they have written is compiled to one kernel. Sums and whatever else needs s
 from __future__ import annotations
 
 import functools
+import numbers
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,11 +53,17 @@ class fused:  # noqa: N801 - a decorator, as property is one
         self.function = function
 
     def __call__(self, first: Any, *others: Any, out: Any = None) -> Any:
-        """What the function returns; into `out`, an array or a tuple of them, if given."""
-        if type(first) is np.ndarray or (xp := namespace(first)).__name__ != "cupy":
-            return self.function(first, *others) if out is None else self.function(first, *others, out=out)
-        outputs = () if out is None else out if isinstance(out, tuple) else (out,)
-        return _kernel(xp, self, ("T", *map(_kind, others)))(first, *others, *outputs)
+        """What the function returns; into `out`, an array or a tuple of them, if given.
+
+        Arrays of different dtypes, or of other ones than float32 and float64, are no kernel: the function runs as it stands.
+        """
+        if type(first) is not np.ndarray and (xp := namespace(first)).__name__ == "cupy" and first.dtype.char in "fd":
+            kinds = [_kind(a, first.dtype) for a in others]
+            if "" not in kinds:
+                operands = (float(a) if kind == "double" else a for a, kind in zip(others, kinds, strict=True))
+                outputs = () if out is None else out if isinstance(out, tuple) else (out,)
+                return _kernel(xp, self, ("T", *kinds))(first, *operands, *outputs)
+        return self.function(first, *others) if out is None else self.function(first, *others, out=out)
 
     def text(self, *kinds: str) -> tuple[str, str, str]:
         """Inputs, outputs and statements of the kernel for operands that are ``"T"``, ``"bool"``, or numbers, ``"double"``."""
@@ -82,13 +89,15 @@ class fused:  # noqa: N801 - a decorator, as property is one
         return name if getattr(sys.modules.get(self.__module__), name, None) is self else (fused, (self.function,))
 
 
-def _kind(operand: Any) -> str:
-    if isinstance(operand, (float, int)):
+def _kind(a: Any, dtype: Any) -> str:
+    """What the kernel calls it; "" if it has no place in one."""
+    if isinstance(a, numbers.Real):
         return "double"
-    return "bool" if operand.dtype == bool else "T"
+    return "T" if a.dtype == dtype else "bool" if a.dtype == bool else ""
 
 
 @functools.lru_cache(maxsize=1024)
 def _kernel(xp: Namespace, function: fused, kinds: tuple[str, ...]) -> Any:
     name = getattr(function, "__name__", "")
-    return xp.ElementwiseKernel(*function.text(*kinds), f"pyidl_{name if name.isidentifier() else 'fused'}")  # as profilers show it
+    name = name if name.isidentifier() and name.isascii() else "fused"
+    return xp.ElementwiseKernel(*function.text(*kinds), f"pyidl_{name}")  # as profilers show it

@@ -7,6 +7,8 @@ launch, where a function of several kernels counts as one). So the code path tha
 nothing about speed or rounding on a real device.
 """
 
+import itertools
+import re
 import types
 from pathlib import Path
 
@@ -146,6 +148,8 @@ class ElementwiseKernel:
     compiled = 0
 
     def __init__(self, inputs, outputs, operation, name):
+        if not re.fullmatch("[a-zA-Z_][a-zA-Z_0-9]*", name):
+            raise ValueError(f'Invalid kernel name: "{name}"')
         (self.kinds, self.inputs), (_, self.outputs) = (zip(*(p.split() for p in text.split(", "))) for text in (inputs, outputs))
         self.statements = [statement.removeprefix("const ").split(" = ") for statement in operation.split("; ")]
         ElementwiseKernel.compiled += 1
@@ -154,10 +158,15 @@ class ElementwiseKernel:
         cupy.launches += 1
         arrays = [bare(a) for a in operands]
         entries, targets = arrays[: len(self.inputs)], arrays[len(self.inputs) :]
-        dtypes = {a.dtype for a, kind in zip(entries, self.kinds) if kind == "T"}
-        assert {kind for a, kind in zip(entries, self.kinds) if isinstance(a, (float, int))} <= {"float64"}
-        assert len(dtypes | {a.dtype for a in targets}) == 1, "CuPy: Type is mismatched"
+        dtypes = {a.dtype for a, kind in zip([*entries, *targets], [*self.kinds, *["T"] * len(targets)]) if kind == "T"}
+        booleans = all(a.dtype == bool for a, kind in zip(entries, self.kinds) if kind == "bool")
+        if len(dtypes) != 1 or not booleans or not all(type(a) is float for a, kind in zip(entries, self.kinds) if kind == "float64"):
+            raise TypeError(f"Type is mismatched. {self.kinds} {[type(a) for a in entries]} {dtypes}")
         (dtype,) = dtypes
+        assert dtype in (np.float32, np.float64), "the text is of real numbers"
+        for target, entry in itertools.product(targets, (a for a in entries if isinstance(a, np.ndarray))):
+            same = target.__array_interface__ == entry.__array_interface__
+            assert same or not np.shares_memory(target, entry), "CuPy copies no operand that overlaps an output"
         values = {"T": dtype.type, "double": np.float64, "fabs": np.abs, "where": np.where}
         values |= {name: getattr(np, name, None) for name in (*tracing.SAME.split(), "fmax")} | {"erf": scipy.special.erf}
         values |= dict(zip(self.inputs, (np.float64(a) if isinstance(a, (float, int)) else a for a in entries)))

@@ -14,6 +14,7 @@ import pickle
 import pkgutil
 import re
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from conftest import require_gpu
 from kernel_compilers import C_TYPE, as_cupy_writes_it, cupy_headers, library
 
 import pyidl
-from pyidl import activations, attention, averaging, losses, optim, testing
+from pyidl import activations, attention, averaging, fusion, losses, optim, testing
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.errors import InputError
@@ -327,6 +328,38 @@ def test_an_activation_of_ones_own_is_one_kernel(cupy):
         ends.append([cupy.asnumpy(a) for a in (y, image)])
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-15)
     assert launches == [6, 2]
+
+
+@fused
+def größer(z, k, w=0.0):
+    return namespace(z).where(z > k, z * k, z) + w
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [0.5, np.float64(0.5), np.float32(0.5), np.int64(1), 1, True, Fraction(1, 2)], ids=lambda k: type(k).__name__)
+def test_numbers_of_any_kind_are_told(k, dtype, cupy):
+    """And a name that is none in C++ is no name of a kernel."""
+    z, before = np.linspace(-2, 2, 9).astype(dtype), cupy.launches
+    x = größer(cupy.asarray(z), k)
+    assert cupy.launches == before + 1
+    assert x.dtype == dtype
+    np.testing.assert_array_equal(cupy.asnumpy(x), größer(z, float(k)))
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32"), ("int64", "int64"), ("float64", "int32")])
+def test_other_dtypes_are_computed_as_the_function_stands(dtypes, cupy):
+    z, w = (np.linspace(-2, 2, 9).astype(dtype) for dtype in dtypes)
+    x, desired = größer(cupy.asarray(z), 0.5, cupy.asarray(w)), größer(z, 0.5, w)
+    assert x.dtype == desired.dtype
+    np.testing.assert_array_equal(cupy.asnumpy(x), desired)
+    x, desired = activations.tanh(cupy.asarray(z)), activations.tanh(z)
+    assert x.dtype == desired.dtype
+    np.testing.assert_allclose(cupy.asnumpy(x), desired, rtol=1e-6)
+
+
+def test_functions_of_a_user_do_not_pile_up():
+    """Activations that are made in a loop are let go: no table of functions is without bound."""
+    assert all(table.cache_info().maxsize for table in (fusion._kernel, problem._sum_and_image, splitting._proximal_map))
 
 
 def test_check_activation_traces():

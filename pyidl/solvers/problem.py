@@ -188,7 +188,7 @@ def product(y: Any, s: Any) -> Any:
     return y * s
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _sum_and_image(image: fused) -> fused:
     def step(y: Any, offset: Any, *others: Any) -> tuple[Any, Any]:
         y = y + offset

@@ -108,7 +108,7 @@ class Proximal(Iteration):
             return replace(solution, pre=y, value=self.original.image(y))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _proximal_map(phi: fused, resolvent: fused | None, reflect: bool) -> fused:
     def image(u: Any, alpha: Any) -> Any:
         x = phi(u if resolvent is None else resolvent(u, alpha))
