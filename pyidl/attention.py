@@ -132,7 +132,7 @@ class KernelAttention(Attention):
     tile: int | None = None
 
     def __post_init__(self) -> None:
-        _check(("bandwidth", self.bandwidth), ("c", self.c), ("tile", self.tile))
+        _check(self, "bandwidth", "c", "tile")
 
     def scale(self, h: int) -> float:
         """Return g for a head of size h."""
@@ -178,7 +178,7 @@ class _InnerProduct(Attention):
     tile: int | None = None
 
     def __post_init__(self) -> None:
-        _check(("tau", self.tau), ("tile", self.tile))
+        _check(self, "tau", "tile")
 
     def scale(self, h: int) -> float:
         """Tau for a head of size h."""
@@ -312,9 +312,13 @@ class Attended:
         return Attended(self.attention, K, Q, V, (k, q, v), self.mean.take(rows))
 
 
-def _check(*values: tuple[str, Any]) -> None:
-    for name, value in values:
+def _check(attention: Attention, *names: str) -> None:
+    """Numbers become Python's: one of NumPy's would make float64 of float32."""
+    for name in names:
+        value = getattr(attention, name)
         number = is_whole(value) if name == "tile" else is_real(value)
         if not (number and 0 < value < math.inf) and (value is not None or name == "c"):
             kind = "a positive integer" if name == "tile" else "a positive number"
             raise InputError(f"{name} is {value!r}; it must be {kind}" + ("" if name == "c" else ", or None for the default"))
+        if value is not None:
+            object.__setattr__(attention, name, int(value) if name == "tile" else float(value))

@@ -255,3 +255,14 @@ def test_padding_needs_no_key():
     assert np.array_equal(out[0, 0], [[1.0] * 3, [0.0] * 3])
     with pytest.raises(InputError, match="sees no key"):
         Softmax()(X, X, X, Mask(pairs=table))
+
+
+@pytest.mark.parametrize("make", [lambda k: KernelAttention(bandwidth=k, c=k), lambda k: Softmax(tau=k), lambda k: BoundedSoftmax(tau=k)])
+def test_numbers_of_numpy_leave_float32_as_it_is(make):
+    K, Q, V = np.random.default_rng(0).normal(size=(3, 1, 2, 4, 3)).astype(np.float32)
+    for k in (np.float64(0.3), np.array(0.3)):
+        at, desired = make(k).at(K, Q, V), make(0.3).at(K, Q, V)
+        assert make(k) == make(0.3)
+        for a, b in zip((at.out, *at.vjp(V)), (desired.out, *desired.vjp(V))):
+            assert a.dtype == np.float32
+            assert np.array_equal(a, b)

@@ -201,6 +201,16 @@ def test_peaceman_rachford_in_float32(activation):
     assert relative(PeacemanRachford()(q).value, adjoint_solution(q).astype("f4")) < 1e-4
 
 
+@pytest.mark.parametrize("solver", [ForwardBackward, PeacemanRachford])
+def test_a_step_of_numpy_leaves_float32_as_it_is(solver):
+    A, Z = monotone(4, 0.5, 1.5, np.random.default_rng(0)), np.ones((2, 4))
+    p = affine(A, Z, activations.relu, "float32")
+    for alpha in (np.float64(0.25), np.array(0.25)):
+        s = solver(alpha=alpha)(p)
+        assert s.value.dtype == s.pre.dtype == np.float32
+        assert np.array_equal(s.value, solver(alpha=0.25)(p).value)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_on_every_library(name, xp):
     rng = np.random.default_rng(0)

@@ -191,9 +191,11 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
     return _proximal(problem, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
 
 
-def _check_step(alpha: float) -> None:
+def _step(alpha: Any) -> float:
+    """As Python's number: one of NumPy's would make float64 of float32."""
     if not (is_real(alpha) and 0 < alpha < math.inf):
         raise InputError(f"alpha is {alpha!r}; a step is positive and finite")
+    return float(alpha)
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class ForwardBackward(Iterative):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None:
-            _check_step(self.alpha)
+            object.__setattr__(self, "alpha", _step(self.alpha))
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Iterate from x0, or from 0."""
@@ -288,7 +290,7 @@ class PeacemanRachford(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_step(self.alpha)
+        object.__setattr__(self, "alpha", _step(self.alpha))
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Iterate from x0, or from r = 0."""
