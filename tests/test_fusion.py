@@ -153,11 +153,9 @@ def test_activations_and_their_derivatives(activation, dtype, on_the_host):
     np.testing.assert_allclose(x, phi, rtol=8 * eps, atol=4 * eps)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, kinds) in FUNCTIONS.items() if len(kinds) > 1])
-@pytest.mark.parametrize("dtype", C_TYPE)
-def test_functions_of_several_operands(name, dtype, on_the_host):
+def operands_of(name, dtype):
     """Random entries, and 0 and 1; numbers between 0 and 1."""
-    (function, kinds), rng, eps = FUNCTIONS[name], np.random.default_rng(0), float(np.finfo(dtype).eps)
+    kinds, rng = FUNCTIONS[name][1], np.random.default_rng(0)
     rows = [np.append(rng.normal(size=500), [0.0, 1.0]).astype(dtype) for _ in kinds]
     if name == "ADMM, divided":
         rows[1:] = [np.abs(row) + 1 for row in rows[1:]]
@@ -168,7 +166,14 @@ def test_functions_of_several_operands(name, dtype, on_the_host):
     operands = [row if kind == "T" else row > 0 if kind == "b" else float(np.abs(row[0])) % 1.0 for row, kind in zip(rows, kinds)]
     if name == "the first step of Adam":
         operands[2:4] = 0.0, 0.0
-    expected = function(*operands)
+    return operands
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kinds) in FUNCTIONS.items() if len(kinds) > 1])
+@pytest.mark.parametrize("dtype", C_TYPE)
+def test_functions_of_several_operands(name, dtype, on_the_host):
+    operands, eps = operands_of(name, dtype), float(np.finfo(dtype).eps)
+    expected = FUNCTIONS[name][0](*operands)
     for ours, twin in zip(on_the_host(name, dtype, *operands), expected if isinstance(expected, tuple) else (expected,)):
         assert twin.dtype == dtype
         np.testing.assert_allclose(ours, twin, rtol=20 * eps, atol=20 * eps)
@@ -258,6 +263,44 @@ def test_random_functions(tmp_path, monkeypatch):
         assert np.mean(np.isclose(x, expected, rtol=1e-9, atol=1e-9, equal_nan=True)) > 0.99, text
         numbers += np.isfinite(expected).mean() > 0.5
     assert numbers > 80
+
+
+@pytest.fixture(params=["stand_in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def card(request):
+    """A card, and its stand-in."""
+    return request.getfixturevalue("cupy") if request.param == "stand_in" else require_gpu()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", C_TYPE)
+def test_functions_on_a_card(name, dtype, card):
+    """Beside NumPy: whole, in some columns and rows, without entries, as a single one, and into given arrays, the first operand too."""
+    function, eps = FUNCTIONS[name][0], float(np.finfo(dtype).eps)
+    for view in (lambda a: a, lambda a: a[::2, ::3], lambda a: a[:0, :], lambda a: a[1, 1, ...]):
+        there, here = [], []
+        for a in operands_of(name, dtype):
+            whole = isinstance(a, float) or card.asarray(np.reshape(a, (2, 251)))
+            there.append(a if isinstance(a, float) else view(whole))
+            here.append(a if isinstance(a, float) else np.asarray(view(np.reshape(a, (2, 251)))))
+        desired, found = function(*here), function(*there)
+        assert isinstance(found, tuple) == isinstance(desired, tuple)
+        desired, found = (a if isinstance(a, tuple) else (a,) for a in (desired, found))
+        out = tuple(there[0] if i == 0 else card.empty_like(a) for i, a in enumerate(found))
+        for ours, twin in zip(found, desired, strict=True):
+            assert (ours.dtype, ours.shape) == (twin.dtype, twin.shape)
+            np.testing.assert_allclose(card.asnumpy(ours), twin, rtol=20 * eps, atol=20 * eps)
+        written = function(*there, out=out if len(out) > 1 else out[0])
+        assert written is out[0] or all(a is b for a, b in zip(written, out, strict=True))
+        for ours, twin in zip(out, desired, strict=True):
+            np.testing.assert_allclose(card.asnumpy(ours), twin, rtol=20 * eps, atol=20 * eps)
+
+
+@pytest.mark.parametrize("shapes", [[(4, 3), (3,)], [(4, 1), (3,)], [(1, 3), (4, 1)], [(3,), (4, 3)], [(2, 4, 3), (4, 1)]], ids=str)
+def test_operands_are_broadcast(shapes, card):
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape) for shape in shapes)
+    ours = problem.product(card.asarray(a), card.asarray(b))
+    np.testing.assert_array_equal(card.asnumpy(ours), a * b)
 
 
 @pytest.mark.gpu
