@@ -212,6 +212,22 @@ def test_the_conjugate_does_not_round_across_its_kink():
     assert np.all(sim.penalties._conjugate(size, 1, radius, ridge, price) <= best * (1 + 1e-12) + 1e-15 * price)
 
 
+@pytest.mark.parametrize("target", [2.0**-440, 2.0**440])
+@pytest.mark.parametrize("inputs", [2.0**-440, 2.0**440])
+def test_reverse_huber_in_any_unit(target, inputs):
+    """The product or the quotient of price and ridge may be too small or too large for a number, and nobody needs it."""
+    weight, xi, t = target / inputs, target * inputs, 1.0 / inputs**2
+    plain, scaled = sim.ReverseHuber(0.3, 0.7), sim.ReverseHuber(0.3 * target**2, 0.7 * inputs**2)
+    V, Xi = np.random.default_rng(0).normal(size=(2, 20, 6)) * [[[1]], [[3]]]
+    radius = np.random.default_rng(1).uniform(0.1, 2, 20)
+    assert scaled.slope == plain.slope * xi
+    assert scaled.corner == plain.corner * weight
+    assert np.array_equal(scaled.value(V * weight), plain.value(V) * target**2)
+    assert np.array_equal(scaled.prox_ball(V * weight, t, 6, radius * weight), plain.prox_ball(V, 1.0, 6, radius) * weight)
+    for ball in (0, 4):
+        assert np.array_equal(scaled.conjugate(Xi * xi, ball, radius * weight), plain.conjugate(Xi, ball, radius) * target**2)
+
+
 def test_the_formulas_in_every_library(xp):
     """Also next to entries without bound; on a GPU in few launches, without waiting."""
     penalty, rng = sim.ReverseHuber(0.3, 1.0), np.random.default_rng(0)

@@ -267,12 +267,12 @@ class ReverseHuber(Penalty):
     @property
     def slope(self) -> float:
         """``(2 price ridge)^(1/2)``."""
-        return math.sqrt(2.0 * self.price * self.ridge)
+        return math.sqrt(2.0 * self.ridge) * math.sqrt(self.price)  # the product alone may be no number
 
     @property
     def corner(self) -> float:
         """``c = (2 price / ridge)^(1/2)``, where the line meets the parabola."""
-        return math.sqrt(2.0 * self.price / self.ridge)
+        return math.sqrt(2.0 * self.price) / math.sqrt(self.ridge)
 
     def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """S up to c, ``ridge |w|`` beyond."""
@@ -332,14 +332,14 @@ def _level(d: Any, corner: float, rho: Any, bound: Any, top: Any) -> Any:
 
 def _conjugate(size: Array, ball: int, radius: np.ndarray | None, ridge: float, price: float) -> Array:
     """``min_nu radius nu + sum q*(soft(size, nu))``, and ``sum q*(size)`` off the ball; ``q* = max(x^2 / (2 ridge) - price, 0)``."""
-    xp = namespace(size)
+    xp, unit = namespace(size), math.sqrt(2.0 * ridge)
 
     def star(x: Any) -> Array:
-        return xp.sum(xp.maximum(x * x / (2.0 * ridge) - price, 0.0), axis=1)  # type: ignore[no-any-return]
+        return xp.sum(xp.maximum((x / unit) ** 2 - price, 0.0), axis=1)  # type: ignore[no-any-return]
 
     if radius is None or ball == 0:
         return star(size)
-    head, bound, corner = size[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None], math.sqrt(2.0 * price * ridge)
+    head, bound, corner = size[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None], unit * math.sqrt(price)
     x = xp.flip(xp.sort(head, axis=1), axis=1)
     top = x[:, :1]
     means = (cumsum(xp, top - x, axis=1) + ridge * bound) / xp.arange(1, ball + 1, dtype=xp.float64)
