@@ -130,7 +130,7 @@ def test_the_rates_of_the_theorem(n, margin, size, exponent, activation, seed):
     p = affine(A, rng.normal(size=(5, n)), activation)
     S = rng.uniform(0, 1, (5, n))
     q = LinearAffine(p.matrix.T, rng.normal(size=(5, n)), S, np.ones(5))
-    rate = np.sqrt(max(0.0, 1 - 4 * alpha * m / (1 + alpha * L) ** 2))
+    rate = np.sqrt((1 - alpha * L) ** 2 + max(0.0, 4 * alpha * (L - m))) / (1 + alpha * L)  # 1 - 4 alpha m / (1 + alpha L)^2, not cancelled
     for problem in (p, q):
         step = reflected(problem, alpha)
         a, b = rng.normal(size=(5, n)), rng.normal(size=(5, n)) * 3
