@@ -185,10 +185,12 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     half = 0.5 * Y  # the difference of two logits may overflow, half of it does not
     half -= xp.max(half, axis=-1, keepdims=True)
     with np.errstate(over="ignore"):
-        e = xp.exp(2.0 * half)
-        total = xp.sum(e, axis=-1, keepdims=True)
-        loss = 2.0 * xp.sum(t * (0.5 * xp.log(total) - half), axis=-1)
-    return _mean(xp, loss, e * (mass / total) - t, weights)
+        slope = xp.exp(2.0 * half)
+        total = xp.sum(slope, axis=-1, keepdims=True)
+        loss = (mass * xp.log(total) - 2.0 * xp.sum(t * half, axis=-1, keepdims=True))[..., 0]
+    slope *= mass / total
+    slope -= t
+    return _mean(xp, loss, slope, weights)
 
 
 # -------------------------------------------------------------------------------------------------------- the door
@@ -260,8 +262,11 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
         raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
     w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // w.size))
-    sums = xp.sum(xp.reshape(loss, (*w.shape, -1)), axis=-1)
+    weight = xp.reshape(w, (*w.shape, *[1] * (loss.ndim - w.ndim)))
     with np.errstate(invalid="ignore"):
-        value = xp.sum(xp.where(w == 0, 0.0, w * sums))  # what has weight 0 is not there, even if its loss is infinite
+        parts = weight * loss
+        value = xp.sum(parts)
+    if not (looks_are_free(xp) and bool(xp.isfinite(value))):
+        value = xp.sum(xp.where(weight == 0, 0.0, parts))  # what has weight 0 is not there, even if its loss is infinite
     slope *= xp.reshape(w, (*w.shape, *[1] * (slope.ndim - w.ndim)))
     return xp.asarray(value), slope

@@ -279,16 +279,15 @@ class Adam(Optimizer):
 @fused
 def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, growth: Any, rate: Any, eps: Any) -> tuple[Any, Any, Any]:
     """Growth and rate contain the corrections for the start at 0."""
-    past, spread = b1 * m, b2 * v
-    m, v = (1.0 - b1) * g, (1.0 - b2) * (g * g)
-    m += past
-    v += spread
-    root = namespace(v).sqrt(v)
+    mean, square = (1.0 - b1) * g, (1.0 - b2) * (g * g)
+    mean += b1 * m
+    square += b2 * v
+    root = namespace(square).sqrt(square)
     root *= growth
     root += eps
-    move = m / root
+    move = mean / root
     move *= rate
-    return p - move, m, v
+    return p - move, mean, square
 
 
 @dataclass(eq=False, repr=False)
@@ -330,8 +329,10 @@ def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
     with np.errstate(over="ignore"):
         square = sum(xp.sum(astype(xp, g, "float64") ** 2) for g in grads.values())
     factor = clip_norm / xp.maximum(xp.sqrt(square), clip_norm)
+    if looks_are_free(xp) and not bool(square == math.inf):
+        return factor
     wide = [g for g in grads.values() if g.dtype == xp.float64]
-    if not wide or (looks_are_free(xp) and not bool(square == math.inf)):
+    if not wide:
         return factor
     # From 2^512 on squares overflow; in a unit of 2^540 they do not, and what is too small for it is no part of such a norm.
     small = clip_norm * 2.0**-540

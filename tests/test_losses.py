@@ -286,6 +286,14 @@ def test_what_has_weight_0_is_not_there_even_if_its_loss_is_infinite(xp, loss):
     assert_close(dY, np.array([[0 * slope[0], slope[0]], [slope[1], 0 * slope[1]]]), rtol=1e-6, xp=xp)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_weighted_mean_that_is_a_number_is_found_though_the_sum_is_none(xp, dtype):
+    y = 0.3 * math.sqrt(np.finfo(dtype).max)
+    Y = from_host(xp, np.full((2, 30), y, dtype))
+    value, _ = losses.mse(Y, 0.0 * Y, weights=from_host(xp, np.array([1.0, 3.0], dtype)))
+    assert float(value) == pytest.approx(y * y, rel=1e-5)
+
+
 def test_a_small_binary_cross_entropy_keeps_its_digits():
     value, _ = losses.binary_cross_entropy(np.array([[30.0], [-30.0]]), np.array([[1.0], [0.0]]))
     assert_close(value, np.asarray(math.log1p(math.exp(-30.0))), rtol=1e-14)
