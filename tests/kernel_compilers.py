@@ -1,6 +1,8 @@
 """Compilers of kernels that need no GPU: NVRTC makes CUDA's text PTX, a compiler of C++ makes it functions of the host."""
 
+import contextlib
 import ctypes
+import platform
 import shutil
 import subprocess
 
@@ -21,6 +23,26 @@ def library(folder, text):
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
     subprocess.run([compiler(), *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
     return ctypes.CDLL(str(folder / "k.so"))
+
+
+MODE = """
+#include <xmmintrin.h>
+extern "C" unsigned mode(unsigned next) { unsigned before = _mm_getcsr(); _mm_setcsr(next); return before; }
+"""
+
+
+@contextlib.contextmanager
+def small_numbers_flushed(folder):
+    """Numbers below the smallest normal one count as 0, as in CuPy's kernels of float32 (``-ftz=true``); here in float64 too."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("a mode of x86 processors")
+    mode = library(folder, MODE).mode
+    mode.argtypes, mode.restype = (ctypes.c_uint,), ctypes.c_uint
+    before = mode(0x1F80 | 0x8040)  # exceptions masked, as always; results flushed, operands too
+    try:
+        yield
+    finally:
+        mode(before)
 
 
 def as_cupy_writes_it(name, dtype, inputs, outputs, text, ndim):

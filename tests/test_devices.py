@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import stand_in
 from helpers import host
+from kernel_compilers import small_numbers_flushed
 from stand_in import cupy
 
 import pyidl
 from pyidl import activations, fusion, load, losses, optim, save, sim
+from pyidl.backend import to_device
 from pyidl.errors import DeviceError, DeviceMismatchError
 from pyidl.layers import (
     Bidirectional,
@@ -204,3 +206,18 @@ def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch)
     exec(code, {"model": model, "U": there(rng.normal(size=(6, 4))), "dY": there(rng.normal(size=(6, 3)))})
     began, ended = compiled
     assert 0 < began == ended
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gradients_may_vanish_where_small_numbers_are_0(device, tmp_path):
+    """Back through 500 steps in float32, from cotangents of 1e-20 to nothing: no solve ends before a residual that it cannot reach."""
+    for seed in range(6):
+        model = ImplicitRNN(4, 3, 8, 12, rng=seed).to(device)
+        U = np.random.default_rng(seed).normal(size=(2, 500, 4)).astype(np.float32)
+        with small_numbers_flushed(tmp_path):
+            assert np.float32(1e-30) * np.float32(1e-10) == 0
+            Y, pull = model(to_device(U, device))
+            dU, _ = pull(to_device(np.full(Y.shape, 1e-20, np.float32), device))
+        sizes = np.abs(host(dU)).max(axis=(0, 2))
+        assert np.all(np.isfinite(sizes))
+        assert sizes[-1] > 1e-21

@@ -254,17 +254,18 @@ class LinearProblem(Problem):
     """A fixed-point equation that is linear, ``v = J^T v + h``: every adjoint equation is one.
 
     Its answer scales with its right-hand side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule:
-    ``residual <= max(tol max|h|, 8 eps max|v|)``, where the second term is what the dtype can resolve. (Below its smallest
-    normal number it resolves nothing: there, and for confidently classified samples cotangents do get there, any residual is 0.)
+    ``residual <= max(tol max|h|, 8 eps max|v|)``, where the second term is what the dtype can resolve. (Below its smallest normal
+    number it resolves nothing, and CuPy's kernels of float32 make all of that 0: a residual of 8 such numbers counts as none. Cotangents
+    do get there, those of confidently classified samples, and those that vanish in a long recurrence.)
     """
 
     reference: np.ndarray
     """``max|h|`` of every sample, shape (m,), float64, on the host."""
 
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
-        """``max(tol max|h|, 8 eps max|v|)``, and no less than the smallest normal number."""
+        """``max(tol max|h|, 8 eps max|v|)``, and some of the smallest normal numbers."""
         limits = self.xp.finfo(self.like.dtype)
-        return np.maximum(tol * self.reference, 8.0 * float(limits.eps) * size + float(limits.smallest_normal))
+        return np.maximum(tol * self.reference, 8.0 * (float(limits.eps) * size + float(limits.smallest_normal)))
 
     def system(self) -> tuple[Any, Any]:
         """``I - J^T``, shape (m, n, n), and h, shape (m, n); column j of J^T is ``f(e_j) - f(0)``."""
