@@ -19,6 +19,9 @@ from pyidl.typing import Namespace
 
 __all__ = ["measure", "mix"]
 
+MEMORY = 64
+"""So many differences of Anderson's method fit the memory that the threads of a block share (48 KiB, K^2 numbers of 8 bytes)."""
+
 BLOCKS = """
 __device__ double larger(double a, double b) { return b > a || b != b ? b : a; }  // NaN is the largest
 

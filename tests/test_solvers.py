@@ -15,7 +15,7 @@ from pyidl.backend import from_host
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
-from pyidl.solvers import Anderson, Auto, Direct, Fallback, Picard, Status
+from pyidl.solvers import Anderson, Auto, Direct, Fallback, Phantom, Picard, Status
 from pyidl.solvers.problem import Affine, LinearAffine
 from pyidl.structure import Full, LowRank
 
@@ -357,3 +357,13 @@ def test_the_memory_of_a_low_rank_solve():
     """The answer, and little else: a state between two steps has k numbers."""
     Z, L = np.ones((1024, 128)), np.full((128, 2), 0.06)
     assert peak(Affine(LowRank(L, L), Z, activations.relu), Auto()) < 3.5 * Z.nbytes
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.array(0.5)])
+def test_a_number_of_numpy_leaves_float32_as_it_is(number, xp):
+    """The damping of Picard, forward, and the weight of Phantom, backward."""
+    A, Z = (from_host(xp, a.astype("f4")) for a in (0.3 * np.eye(3), np.ones((2, 3))))
+    p = Affine(Full(A), Z, activations.relu)
+    assert Picard(damping=number)(p).value.dtype == xp.float32
+    q = LinearAffine(Full(A), Z, Z, np.ones(2))
+    assert Phantom(tau=number)(q).value.dtype == xp.float32

@@ -16,7 +16,7 @@ from stand_in import cupy
 from test_splitting import monotone
 
 import pyidl
-from pyidl import activations, losses, optim, sim, solvers
+from pyidl import activations, kernels, losses, optim, sim, solvers
 from pyidl.layers import ImplicitAttentionHead, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Residual, Sequential
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard, Substitution
@@ -316,6 +316,17 @@ def test_a_step_of_adam_is_one_launch_a_parameter(optimizer):
         cupy.waits = cupy.uploads = cupy.launches = 0
         params = optimizer.step(params, params)
     assert (cupy.launches, cupy.uploads, cupy.waits) == (2 if type(optimizer) is optim.Adam else 4, 0, 0)
+
+
+@pytest.mark.parametrize(("memory", "fused"), [(kernels.MEMORY, True), (kernels.MEMORY + 1, False)])
+def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
+    """Its numbers would not fit the memory that threads share; the method is the same."""
+    p, _, x = problems("nonnegative")
+    calls, mix = [], kernels.mix
+    monkeypatch.setattr(kernels, "mix", lambda *arguments: calls.append(1) or mix(*arguments))
+    found = Anderson(memory=memory)(p)
+    assert bool(calls) == fused
+    np.testing.assert_allclose(cupy.asnumpy(found.value), cupy.asnumpy(x.value), atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [admm._Steps, fista._Steps])

@@ -120,8 +120,10 @@ class Mixing(Advance):
         new = np.flatnonzero(self.slow)
         if self.steps // (self.steps & -self.steps) not in (1, 3) or len(new) == 0:
             return
-        kind = _FusedPast if self.xp.__name__ == "cupy" else _Past
-        self.pasts.append(kind(self.xp, y, y_image, new, self.memory, self.in_place))
+        if self.xp.__name__ == "cupy" and self.memory <= kernels.MEMORY:
+            self.pasts.append(_FusedPast(self.xp, y, y_image, new, self.memory, self.in_place))
+        else:
+            self.pasts.append(_Past(self.xp, y, y_image, new, self.memory, self.xp is np))
         self.engaged |= self.slow
         self.slow[:] = self.waiting = False
         self.count += len(new)

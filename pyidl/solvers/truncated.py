@@ -50,6 +50,7 @@ class Phantom(Solver):
     def __post_init__(self) -> None:
         if not (is_whole(self.steps) and self.steps >= 1 and is_real(self.tau) and 0 < self.tau <= 1):
             raise InputError(f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, and 0 < tau <= 1")
+        object.__setattr__(self, "tau", float(self.tau))  # one of NumPy's would make float64 of float32
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Take the steps, from 0: what the bound is for. x0 is not used."""
