@@ -123,7 +123,7 @@ class Mixing(Advance):
         if self.xp.__name__ == "cupy" and self.memory <= kernels.MEMORY:
             self.pasts.append(_FusedPast(self.xp, y, y_image, new, self.memory, self.in_place))
         else:
-            self.pasts.append(_Past(self.xp, y, y_image, new, self.memory, self.xp is np))
+            self.pasts.append(_Past(self.xp, y, y_image, new, self.memory, self.in_place and self.xp is np))
         self.engaged |= self.slow
         self.slow[:] = self.waiting = False
         self.count += len(new)
