@@ -86,10 +86,16 @@ class WellPosednessWarning(PyidlWarning):
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is one real number, of Python, of NumPy, or an array without dimensions; a boolean is none, nor is "0.9"."""
+    """Whether it is one real number, of Python, of NumPy, or an array without dimensions; a boolean is none, nor is "0.9" or 10**400."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def is_whole(value: Any) -> bool:

@@ -341,7 +341,7 @@ def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
 
 def _below(bound: float, name: str, value: Any) -> float:
     """A number in [0, bound), as a float."""
-    if not (is_real(value) and 0 <= value < bound):
+    if not (is_real(value) and 0 <= float(value) < bound):
         raise InputError(f"{name} is {value!r}; it must be a number in [0, {bound:g})")
     return float(value)
 

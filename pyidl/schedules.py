@@ -177,7 +177,7 @@ class Piecewise:
 
 def check_positive(name: str, value: Any) -> None:
     """Refuse what is not a positive and finite number."""
-    if not (is_real(value) and 0 < value < math.inf):
+    if not (is_real(value) and 0 < float(value) < math.inf):
         raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
 
 

@@ -1,6 +1,7 @@
 """Numbers are refused by name, value and need, whatever their type: no comparison of a string with a number reaches the user."""
 
 import inspect
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -128,6 +129,38 @@ def test_functions_of_fit():
     for options in ({"metrics": losses.mse}, {"callbacks": print}, {"metrics": None}, {"callbacks": 1}, {"penalty": {}}, {"metrics": "a"}):
         with pytest.raises(InputError, match=next(iter(options))):
             trained(**options)
+
+
+HALVES = [np.array(0.5), np.float32(0.5), np.float64(0.5), np.longdouble(0.5), Fraction(1, 2)]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=lambda half: type(half).__name__)
+def test_a_number_of_any_type_is_kept_as_a_float(half):
+    """It would else give its own dtype to the arrays that it meets."""
+    for made in (
+        *(sim.L1(half), sim.Ridge(half), sim.ElasticNet(half, half), sim.ReverseHuber(half, half)),
+        *(solvers.ForwardBackward(alpha=half), solvers.PeacemanRachford(alpha=half)),
+        *(solvers.Picard(damping=half), solvers.Phantom(tau=half)),
+    ):
+        kept = [getattr(made, name) for name in ("lam", "ridge", "price", "alpha", "damping", "tau") if hasattr(made, name)]
+        assert all(type(number) is float for number in kept)
+        assert 0.5 in kept
+    value, grads = training.ridge(half)({"A": U})
+    assert value.dtype == grads["A"].dtype == U.dtype
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Constant, lambda x: sim.ReverseHuber(x, 1), lambda x: sim.ReverseHuber(1, x)])
+def test_what_no_float_can_hold_is_refused(make):
+    for number in (10**400, Fraction(1, 10**400)):
+        with pytest.raises(InputError, match=r"is (10|Frac)"):
+            make(number)
+
+
+def test_what_rounds_to_the_bound_is_refused():
+    below = Fraction(10**30 - 1, 10**30)
+    for options in ({"betas": (below, 0.9)}, {"betas": (0.9, below)}):
+        with pytest.raises(InputError, match="betas"):
+            optim.Adam(**options)
 
 
 def test_an_array_without_dimensions_is_a_number():

@@ -79,9 +79,12 @@ def ball_project(W: Array, ball: int, radius: np.ndarray | None) -> Array:
     return namespace(W).concat([l1_ball_rows(W[:, :ball], radius), W[:, ball:]], axis=1)  # type: ignore[no-any-return]
 
 
-def _positive(name: str, number: float, *, zero: bool) -> None:
-    if not (is_real(number) and math.isfinite(number) and (number > 0 or (zero and number == 0))):
+def _positive(name: str, number: Any, *, zero: bool) -> float:
+    """A finite number as a float, which keeps the dtype of every array that it meets."""
+    value = float(number) if is_real(number) else math.nan
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         raise InputError(f"{name} is {number!r}; a penalty takes a finite {'nonnegative' if zero else 'positive'} number, on the mean loss")
+    return value
 
 
 class Penalty(ABC):
@@ -148,8 +151,8 @@ class ElasticNet(Penalty):
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive("lam", self.lam, zero=True)
-        _positive("ridge", self.ridge, zero=True)
+        object.__setattr__(self, "lam", _positive("lam", self.lam, zero=True))
+        object.__setattr__(self, "ridge", _positive("ridge", self.ridge, zero=True))
 
     def split(self) -> tuple[float, Penalty]:
         """The square, and L1."""
@@ -261,8 +264,8 @@ class ReverseHuber(Penalty):
     ridge: float
 
     def __post_init__(self) -> None:
-        _positive("price", self.price, zero=False)
-        _positive("ridge", self.ridge, zero=False)
+        object.__setattr__(self, "price", _positive("price", self.price, zero=False))
+        object.__setattr__(self, "ridge", _positive("ridge", self.ridge, zero=False))
 
     @property
     def slope(self) -> float:

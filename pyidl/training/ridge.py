@@ -35,6 +35,7 @@ def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
     """
     if not (is_real(alpha) and 0 <= alpha < math.inf):
         raise InputError(f"alpha is {alpha!r}; the weight of a penalty is a finite number, not negative")
+    alpha = float(alpha)
 
     def penalty(params: Params) -> tuple[Any, Mapping[str, Array]]:
         matrices = {key: a for key, a in params.items() if a.ndim > 1}
