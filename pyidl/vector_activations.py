@@ -153,7 +153,7 @@ def layer_norm(eps: float = 1.0) -> VectorActivation:
     >>> layer_norm()(np.array([1.0, 4.0, 7.0])).round(3)
     array([-1.134,  0.   ,  1.134])
     """
-    if not (is_real(eps) and 0 < eps < math.inf):
+    if not (is_real(eps) and 0 < float(eps) < math.inf):
         raise InputError(f"eps of layer_norm is {eps!r}; it must be positive and finite; it bounds the Lipschitz constant 1 / sqrt(eps)")
     return _layer_norm_of(float(eps))
 

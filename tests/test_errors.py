@@ -161,6 +161,10 @@ def test_what_rounds_to_the_bound_is_refused():
     for options in ({"betas": (below, 0.9)}, {"betas": (0.9, below)}):
         with pytest.raises(InputError, match="betas"):
             optim.Adam(**options)
+    with pytest.raises(InputError, match="kappa"):
+        wellposed.InfNorm(below)
+    with pytest.raises(InputError, match="eps"):
+        activations.layer_norm(Fraction(1, 10**400))
 
 
 def test_an_array_without_dimensions_is_a_number():

@@ -94,7 +94,7 @@ def needs_slopes(activation: Activation) -> str:
 
 def check_kappa(kappa: Any, name: str = "kappa") -> float:
     """A radius between 0 and 1."""
-    if not (is_real(kappa) and 0 < kappa < 1):
+    if not (is_real(kappa) and 0 < float(kappa) < 1):
         raise InputError(f"{name} is {kappa!r}; a contraction needs 0 < {name} < 1")
     return float(kappa)
 
