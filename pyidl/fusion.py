@@ -29,6 +29,11 @@ class fused:  # noqa: N801 - a decorator, as property is one
     Each entry of what it returns, an array or a tuple of them, is computed from the entries that belong to it, by array functions that work
     entry by entry. It changes no operand and depends on nothing else: on a GPU it is traced once.
 
+    Parameters
+    ----------
+    function : callable
+        ``(array, arrays or numbers, ...) -> array or tuple of arrays``, in float32 or float64; with a parameter ``out`` if it is called so.
+
     Raises
     ------
     InputError

@@ -63,6 +63,12 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     return value, dY
 
 
+@fused
+def _squared(Y: Any, t: Any) -> tuple[Any, Any]:
+    E = Y - t
+    return E * E, E  # half the derivative
+
+
 def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     """Absolute error, ``l = mean |y - t|`` and ``dl/dy = sign(y - t) / entries``. Arguments and errors as for `mse`.
 
@@ -75,6 +81,12 @@ def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     xp, target = _real_target(Y, target)
     loss, slope = _absolute(Y, target)
     return _mean(xp, loss, slope, weights)
+
+
+@fused
+def _absolute(Y: Any, t: Any) -> tuple[Any, Any]:
+    xp, E = namespace(Y), Y - t
+    return xp.abs(E), xp.sign(E)
 
 
 def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> tuple[Any, Any]:
@@ -98,6 +110,13 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
     return _mean(xp, loss, slope, weights)
 
 
+@fused
+def _huber(Y: Any, t: Any, delta: Any) -> tuple[Any, Any]:
+    E = Y - t
+    c = namespace(Y).clip(E, -delta, delta)
+    return c * (E - 0.5 * c), c
+
+
 def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     """For logits y and targets t in [0, 1]: ``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = sigmoid(y) - t``.
 
@@ -115,28 +134,6 @@ def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple
         raise InputError("the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2")
     loss, slope = _logistic(Y, target)
     return _mean(xp, loss, slope, weights)
-
-
-# Loss and derivative, entry by entry.
-
-
-@fused
-def _squared(Y: Any, t: Any) -> tuple[Any, Any]:
-    E = Y - t
-    return E * E, E  # half the derivative, see there
-
-
-@fused
-def _absolute(Y: Any, t: Any) -> tuple[Any, Any]:
-    xp, E = namespace(Y), Y - t
-    return xp.abs(E), xp.sign(E)
-
-
-@fused
-def _huber(Y: Any, t: Any, delta: Any) -> tuple[Any, Any]:
-    E = Y - t
-    c = namespace(Y).clip(E, -delta, delta)
-    return c * (E - 0.5 * c), c
 
 
 @fused

@@ -278,7 +278,10 @@ class Adam(Optimizer):
 
 @fused
 def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, growth: Any, rate: Any, eps: Any) -> tuple[Any, Any, Any]:
-    """Growth and rate contain the corrections for the start at 0."""
+    """``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p - rate m / (growth sqrt(v) + eps)``; new arrays (p, m, v).
+
+    Growth and rate contain the corrections for the start at 0.
+    """
     mean, square = (1.0 - b1) * g, (1.0 - b2) * (g * g)
     mean += b1 * m
     square += b2 * v

@@ -24,7 +24,7 @@ def test_block_kernels_compile_for_a_gpu(dtype, memory, compiled):
         assert f".entry {name}".encode() in compiled(kernels.source(name, dtype, memory))
 
 
-@pytest.mark.parametrize("memory", [1, 3, 5, 8, 32])
+@pytest.mark.parametrize("memory", [1, 3, 5, 8, kernels.MEMORY])
 @pytest.mark.parametrize("dtype", T)
 def test_a_card_can_launch_them(dtype, memory, compiled):
     """A multiprocessor has 65536 registers, and room for 48 KiB that a block shares; what threads have for themselves is small."""

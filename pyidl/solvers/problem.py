@@ -122,11 +122,6 @@ class Iteration(Problem):
         """The offset has the shape of the state."""
         return self.offset
 
-    @property
-    def xp(self) -> Namespace:
-        """The module that owns the arrays."""
-        return namespace(self.offset)
-
     def pre(self, x: Any, out: Any = None) -> Any:
         """``y = x M^T + offset``."""
         y = self.matrix.rows(x, out)
@@ -224,10 +219,6 @@ class Affine(AffineMap):
     def entrywise(self) -> tuple[Any, ...]:
         """Phi, if it is fused."""
         return (self.activation.phi if isinstance(self.activation.phi, fused) else None,)
-
-    def image(self, y: Any, out: Any = None) -> Any:
-        """``phi(y)``."""
-        return self.activation(y, out)
 
     def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
         """``phi(y)``."""

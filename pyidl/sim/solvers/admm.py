@@ -79,16 +79,19 @@ class _Steps:
 
 @fused
 def _right(H: Any, rho: Any, y: Any, u: Any) -> Any:
+    """Of ``(G + rho I) x = h + rho (y - u)``."""
     return H + rho * (y - u)
 
 
 @fused
 def _divided(p: Any, e: Any, rho: Any) -> Any:
+    """In the eigenvectors of G, with its eigenvalues e."""
     return p / (e + rho)
 
 
 @fused
 def _relaxed(x: Any, y: Any, u: Any) -> Any:
+    """What the proximal map is taken of."""
     return RELAX * x + (1.0 - RELAX) * y + u
 
 

@@ -55,6 +55,7 @@ class _Steps:
 
 @fused
 def _moves(y: Any, x: Any, before: Any) -> Any:
+    """Terms of an inner product, positive where the step from y went against the last move of x."""
     return (y - x) * (x - before)
 
 
@@ -68,6 +69,7 @@ def _ahead(t: Any, uphill: Any) -> tuple[Any, Any]:
 
 @fused
 def _beyond(x: Any, before: Any, momentum: Any) -> Any:
+    """Where the next step begins."""
     return x + momentum * (x - before)
 
 
