@@ -132,7 +132,8 @@ def test_special_functions(xp):
     z = np.concatenate([np.linspace(-30, 30, 101), [-800.0, 800.0]])
     assert_close(backend.expit(xp, from_host(xp, z)), scipy.special.expit(z), rtol=1e-14, xp=xp)
     assert_close(backend.erf(xp, from_host(xp, z)), scipy.special.erf(z), rtol=1e-14, xp=xp)
-    assert_close(backend.cumsum(xp, from_host(xp, z[None]), axis=1), np.cumsum(z[None], axis=1), rtol=1e-14, xp=xp)
+    positive = np.abs(z[None])  # each library sums in an order of its own: without cancellation, two times as many roundings as terms
+    assert_close(backend.cumsum(xp, from_host(xp, positive), axis=1), np.cumsum(positive, axis=1), rtol=2 * z.size * 2**-53, xp=xp)
     single = backend.astype(xp, from_host(xp, z), "float32")
     assert host(single).dtype == np.float32
     assert host(backend.erf(xp, single)).dtype == np.float32
