@@ -15,12 +15,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyidl.backend import namespace
-from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.errors import InputError, WellPosednessWarning, expect, expect_flags, is_real, is_whole
 
 __all__ = ["Activation", "Blocks"]
 
@@ -82,14 +83,20 @@ class Activation:
     kinks: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        expect("name", self.name, str, "it is what messages and files call the activation")
+        expect_flags(self, "homogeneous", "divides", "takes_out")
         if not (callable(self.phi) and callable(self.dphi)):
             raise InputError(f"activation {self.name!r}: phi and dphi must be functions of an array")
+        for name in ("scalar_solve", "resolvent"):
+            expect(f"{name} of {self.name!r}", getattr(self, name), (Callable, NoneType), "it must be a function of two arguments, or None")
         lipschitz, slopes = self.lipschitz, self.slope_range
         if slopes is not None:
-            if not (len(slopes) == 2 and math.isfinite(slopes[0]) and math.isfinite(slopes[1]) and slopes[0] <= slopes[1]):
+            if not (_finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1]):
                 raise InputError(f"activation {self.name!r}: slope_range {slopes} must be two finite numbers, the smaller one first")
             lipschitz = max(-slopes[0], slopes[1]) if lipschitz is None else lipschitz
-        elif lipschitz is not None:
+        if not (lipschitz is None or (is_real(lipschitz) and 0 < lipschitz < math.inf)):
+            raise InputError(f"activation {self.name!r}: lipschitz is {lipschitz!r}, it must be positive and finite")
+        if slopes is None and lipschitz is not None:
             slopes = (-lipschitz, lipschitz)
         if lipschitz is None:
             warnings.warn(
@@ -98,12 +105,10 @@ class Activation:
                 WellPosednessWarning,
                 stacklevel=3,
             )
-        elif not 0 < lipschitz < math.inf:
-            raise InputError(f"activation {self.name!r}: lipschitz is {lipschitz}, it must be positive and finite")
-        if self.curvature is not None and not 0 <= self.curvature < math.inf:
-            raise InputError(f"activation {self.name!r}: curvature is {self.curvature}; it must be a finite number, at least 0, or None")
-        if not all(math.isfinite(kink) for kink in self.kinks):
-            raise InputError(f"activation {self.name!r}: kinks are {self.kinks}; they must be finite numbers")
+        if not (self.curvature is None or (is_real(self.curvature) and 0 <= self.curvature < math.inf)):
+            raise InputError(f"activation {self.name!r}: curvature is {self.curvature!r}; it must be a finite number, at least 0, or None")
+        if not _finite(self.kinks):
+            raise InputError(f"activation {self.name!r}: kinks are {self.kinks!r}; they must be finite numbers, in a tuple")
         if self.divides and self.scalar_solve is None:
             object.__setattr__(self, "scalar_solve", functools.partial(_divide, self.phi))
         object.__setattr__(self, "lipschitz", lipschitz)
@@ -147,6 +152,11 @@ class Activation:
         return None if self.lipschitz is None else [self.lipschitz] * n
 
 
+def _finite(several: Any) -> bool:
+    """Whether it is a tuple or list of finite numbers."""
+    return isinstance(several, (tuple, list)) and all(is_real(number) and math.isfinite(number) for number in several)
+
+
 def _divide(phi: Callable[..., Any], r: Any, d: Any) -> Any:
     return phi(r / (1.0 - d))
 
@@ -174,9 +184,9 @@ class Blocks(Activation):
 
     def __init__(self, *blocks: tuple[Activation, int]) -> None:
         if not blocks or not all(
-            isinstance(b, tuple) and len(b) == 2 and isinstance(b[0], Activation) and isinstance(b[1], int) and b[1] > 0 for b in blocks
+            isinstance(b, tuple) and len(b) == 2 and isinstance(b[0], Activation) and is_whole(b[1]) and b[1] > 0 for b in blocks
         ):
-            raise InputError("Blocks takes pairs (activation, width), such as Blocks((relu, 64), (tanh, 32))")
+            raise InputError(f"blocks are {blocks}; give pairs (activation, width), such as Blocks((relu, 64), (tanh, 32))")
         pieces, start = [], 0
         for activation, width in blocks:
             pieces.append(_Block(activation, start, start + width))

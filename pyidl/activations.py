@@ -13,7 +13,7 @@ from typing import Any
 from pyidl import backend, resolvents
 from pyidl.activation import Activation, Blocks
 from pyidl.backend import namespace
-from pyidl.errors import InputError, is_real
+from pyidl.errors import InputError, expect, is_real
 from pyidl.fusion import fused
 from pyidl.vector_activations import VectorActivation, layer_norm, softmax
 from pyidl.vector_activations import named as _vector_named
@@ -347,6 +347,7 @@ _BUILT_IN = {a.name: a for a in (relu, tanh, hard_tanh, softsign, sigmoid, softp
 
 def named(name: str) -> Activation | None:
     """Return the built-in activation of that name, as files hold it, or None for a name that is not built in."""
+    expect("name", name, str, "give the name of an activation, such as 'relu'")
     if name.startswith("leaky_relu(") and name.endswith(")"):
         return leaky_relu(float(name[len("leaky_relu(") : -1]))
     return _BUILT_IN.get(name) or _vector_named(name)

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, namespace, writes_in_place
-from pyidl.errors import InputError
+from pyidl.backend import astype, is_array, namespace, writes_in_place
+from pyidl.errors import InputError, expect_flags
 from pyidl.fusion import fused
 from pyidl.rows import take_rows
 from pyidl.typing import Array, Namespace
@@ -64,6 +64,13 @@ class Mask:
     causal: bool = False
     tokens: Array | None = None
     pairs: Array | None = None
+
+    def __post_init__(self) -> None:
+        expect_flags(self, "causal")
+        for name in ("tokens", "pairs"):
+            table = getattr(self, name)
+            if not (table is None or (is_array(table) and namespace(table).isdtype(table.dtype, "bool"))):
+                raise InputError(f"{name} is {type(table).__name__} {getattr(table, 'dtype', '')}; an array of booleans is needed, or None")
 
     def first(self, keys: slice) -> int:
         """The first query that may see one of these keys."""

@@ -14,11 +14,12 @@ from typing import Any, cast
 import numpy as np
 
 from pyidl.errors import DeviceError, DeviceMismatchError, InputError
-from pyidl.typing import Array, Namespace
+from pyidl.typing import Array, Namespace, Rng
 
 __all__ = [
     "all_as_real",
     "all_finite",
+    "as_generator",
     "as_real",
     "astype",
     "cumsum",
@@ -47,10 +48,15 @@ def _cupy() -> Any:
     return sys.modules.get("cupy")
 
 
+def _in_standard(x: Any) -> bool:
+    """Whether it is an array, not the class of one, of a library that implements the standard."""
+    return hasattr(x, "__array_namespace__") and not isinstance(x, type)
+
+
 def is_array(x: object) -> bool:
     """True for arrays of NumPy, CuPy, or an array-API library; False for lists, scalars and data frames."""
     cupy = _cupy()
-    return isinstance(x, np.ndarray) or (cupy is not None and isinstance(x, cupy.ndarray)) or hasattr(x, "__array_namespace__")
+    return isinstance(x, np.ndarray) or (cupy is not None and isinstance(x, cupy.ndarray)) or _in_standard(x)
 
 
 def namespace(*arrays: object) -> Namespace:
@@ -88,8 +94,8 @@ def _home(a: object) -> tuple[str, str]:
     cupy = _cupy()
     if cupy is not None and isinstance(a, cupy.ndarray):
         return "cupy", f"cuda:{cast(Any, a).device.id} (cupy)"
-    if hasattr(a, "__array_namespace__"):
-        name = a.__array_namespace__().__name__
+    if _in_standard(a):
+        name = cast(Any, a).__array_namespace__().__name__
         return name, name
     raise TypeError(f"expected an array of NumPy or CuPy, got {type(a).__name__}; convert it with numpy.asarray first")
 
@@ -135,7 +141,7 @@ def to_device(a: Any, device: str) -> Array:
     """
     if device == "cpu":
         return to_numpy(a)
-    kind, _, index = device.partition(":")
+    kind, _, index = str(device).partition(":")
     if kind != "cuda" or not (index == "" or index.isdecimal()):
         raise InputError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:1'")
     try:
@@ -231,6 +237,14 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
         _refuse_unreal(xp, array, name)
     with np.errstate(over="ignore", invalid="ignore"):
         return cast(Array, astype(xp, array, dtype))
+
+
+def as_generator(rng: Rng) -> np.random.Generator:
+    """``numpy.random.default_rng(rng)``, which refuses by name what is no seed."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"rng is {rng!r}; use a numpy.random.Generator, a seed (an integer, at least 0), or None") from error
 
 
 def real_dtype(a: Array) -> str:

@@ -22,8 +22,8 @@ from typing import Literal
 
 import numpy as np
 
-from pyidl.backend import to_numpy
-from pyidl.errors import InputError
+from pyidl.backend import is_array, to_numpy
+from pyidl.errors import InputError, is_real
 from pyidl.typing import Array
 
 __all__ = ["Certificate", "Norm"]
@@ -119,8 +119,8 @@ class Certificate:
 
     def steps(self, tol: float, first: float) -> int:
         """Smallest k with ``constant contraction^k first <= tol``: the residual in `norm`, at the start `first`, is then at most `tol`."""
-        if not (tol > 0 and first >= 0):
-            raise InputError(f"steps needs tol > 0 and first >= 0, got {tol} and {first}")
+        if not (is_real(tol) and tol > 0 and is_real(first) and first >= 0):
+            raise InputError(f"tol is {tol!r} and first {first!r}; steps needs tol > 0 and first >= 0")
         if first <= tol:
             return 0
         if not self.proven:
@@ -149,6 +149,8 @@ class Certificate:
         numpy.ndarray, shape (m, n)
             float64; ``inf`` where nothing is proven.
         """
+        if not (is_array(residual) and residual.ndim == 2):
+            raise InputError(f"residual is {type(residual).__name__} {getattr(residual, 'shape', '')}; an array (m, n) is needed")
         r = np.abs(to_numpy(residual).astype(np.float64))
         if not self.proven:
             return np.full(r.shape, math.inf)

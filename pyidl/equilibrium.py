@@ -21,8 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyidl.backend import is_array
 from pyidl.cells import Cell
 from pyidl.certificate import Certificate
+from pyidl.errors import InputError, expect
 from pyidl.solvers import Auto, Solver
 from pyidl.solvers.solution import OnFail, Solution, settle
 from pyidl.typing import Array, Grads
@@ -78,6 +80,14 @@ def equilibrium(
     ConvergenceError
         If the solve fails and `on_fail` is "raise"; the message quotes the certificate, computed only then.
     """
+    expect("cell", cell, Cell, "give a Cell, such as a FunctionCell of yours")
+    for name, solver in (("forward", forward), ("adjoint", adjoint)):
+        if solver is not None:
+            expect(name, solver, Solver, "use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+    if not (certificate is None or callable(certificate)):
+        raise InputError(f"certificate is {certificate!r}; give a function without arguments that computes it, such as model.certificate")
+    if not (x0 is None or is_array(x0)):
+        raise InputError(f"x0 is {type(x0).__name__}; an array with the shape of the state is needed, or None")
     solution = (forward or DEFAULT_FORWARD)(cell.bind(u), x0)
     settle(solution, on_fail, adjoint=False, certificate=certificate)
     return solution.value, EquilibriumPullback(cell, u, solution, adjoint or DEFAULT_ADJOINT, on_fail)

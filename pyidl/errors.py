@@ -101,3 +101,23 @@ def is_real(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether it is an integer, of Python or of NumPy; a boolean is none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def expect(name: str, value: Any, kind: Any, wanted: str) -> None:
+    """Refuse by name what is no instance of `kind` or, where that is a word, has no such method (a class has none: it lacks an instance).
+
+    An instance of ``type(None)`` is None: ``kind=(Solver, NoneType)`` admits both.
+    """
+    if isinstance(kind, str):
+        fits = callable(getattr(value, kind, None)) and not isinstance(value, type)
+    else:
+        fits = isinstance(value, kind)
+    if not fits:
+        given = repr(value)
+        raise InputError(f"{name} is {given if len(given) <= 100 else given[:97] + '...'}; {wanted}")
+
+
+def expect_flags(owner: Any, *names: str) -> None:
+    """Refuse options of an object that are neither True nor False."""
+    for name in names:
+        expect(name, getattr(owner, name), bool, "use True or False")

@@ -8,10 +8,21 @@ a nonlinearity (LeCun). The matrix A of a fixed point is another matter: its abs
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from pyidl.errors import InputError, expect, is_whole
+
 __all__ = ["glorot_uniform", "he_normal", "lecun_normal", "orthogonal", "uniform_contraction"]
+
+
+def _check(rng: Any, sizes: Mapping[str, Any]) -> None:
+    expect("rng", rng, np.random.Generator, "use numpy.random.default_rng(seed)")
+    for name, size in sizes.items():
+        if not (is_whole(size) and size >= 1):
+            raise InputError(f"{name} is {size!r}; it must be a positive integer")
 
 
 def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -24,6 +35,7 @@ def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarra
     >>> lecun_normal(np.random.default_rng(0), 2, 3).shape
     (2, 3)
     """
+    _check(rng, {"rows": rows, "columns": columns})
     return rng.normal(0.0, math.sqrt(1.0 / columns), (rows, columns))
 
 
@@ -37,6 +49,7 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     >>> he_normal(np.random.default_rng(0), 2, 3).shape
     (2, 3)
     """
+    _check(rng, {"rows": rows, "columns": columns})
     return rng.normal(0.0, math.sqrt(2.0 / columns), (rows, columns))
 
 
@@ -52,6 +65,7 @@ def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndar
     >>> bool(np.abs(glorot_uniform(np.random.default_rng(0), 2, 4)).max() < 1)
     True
     """
+    _check(rng, {"rows": rows, "columns": columns})
     a = math.sqrt(6.0 / (rows + columns))
     return rng.uniform(-a, a, (rows, columns))
 
@@ -65,6 +79,7 @@ def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
     >>> bool(np.abs(A).sum(axis=1).max() < 1)
     True
     """
+    _check(rng, {"n": n})
     return rng.uniform(-1.0 / n, 1.0 / n, (n, n))
 
 
@@ -80,6 +95,7 @@ def orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
     >>> bool(np.allclose(Q @ Q.T, np.eye(5)))
     True
     """
+    _check(rng, {"n": n})
     Q, R = np.linalg.qr(rng.normal(size=(n, n)))
     Q *= np.sign(np.diagonal(R))
     return Q

@@ -24,7 +24,7 @@ from pyidl import activations
 from pyidl.activations import Activation, Blocks
 from pyidl.attention import Attention, BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import to_numpy
-from pyidl.errors import FileFormatError, InputError
+from pyidl.errors import FileFormatError, InputError, expect
 from pyidl.layers import (
     Bidirectional,
     Composite,
@@ -124,8 +124,7 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     >>> bool(np.all(pyidl.load(path).predict(np.ones((1, 3))) == model.predict(np.ones((1, 3)))))
     True
     """
-    if not isinstance(model, Layer):
-        raise InputError(f"save writes a Layer, got {type(model).__name__}")
+    expect("model", model, Layer, "save writes a Layer")
     header = {"kind": "model", "config": _encode(model)}
     if notes is not None:
         try:
@@ -289,6 +288,11 @@ def _decode_layer(config: Any, params: Mapping[str, np.ndarray], given: Mapping[
 # ------------------------------------------------------------------------------------------------- arrays in a file
 
 
+def _path(path: Any) -> Path:
+    expect("path", path, (str, os.PathLike), "the name of a file is needed, a str or a Path")
+    return Path(path)
+
+
 def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
     """Write arrays and a JSON header atomically; equal contents give equal files, byte for byte.
 
@@ -299,7 +303,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mappin
     OSError
         If the file cannot be written; an older file of that name is then untouched.
     """
-    path = Path(path)
+    path = _path(path)
     text = json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=True).encode()
     members = {"header": np.frombuffer(text, np.uint8), **arrays}
     for key, a in members.items():
@@ -346,7 +350,7 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     FileFormatError
         If the file is damaged, foreign, or newer than this version.
     """
-    with open(Path(path), "rb") as file:  # not True, which `open` takes for the standard output
+    with open(_path(path), "rb") as file:  # not True, which `open` takes for the standard output
         try:
             with zipfile.ZipFile(file) as archive:
                 arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in archive.infolist()}

@@ -194,6 +194,8 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
 
 
 def _check_output(Y: Array) -> Namespace:
+    if not backend.is_array(Y):
+        raise InputError(f"Y is {type(Y).__name__}; an array is needed, what the model returned")
     xp = namespace(Y)
     if Y.dtype not in (xp.float32, xp.float64):
         raise InputError(f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it: cast the model to float32 or float64")

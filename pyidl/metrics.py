@@ -47,7 +47,7 @@ def accuracy(Y: Array, target: Any) -> float:
     else:
         said, classes = logits.argmax(axis=-1), logits.shape[-1]
     if labels.shape != said.shape:
-        raise InputError(f"the labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}")
+        raise InputError(f"the target's labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}")
     strangers = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
     if strangers.size:
         raise InputError(f"{strangers.size} labels belong to no class, the first is {strangers[0]:g}; they are 0, ..., {classes - 1}")

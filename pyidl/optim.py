@@ -19,12 +19,12 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pyidl.backend import astype, is_array, looks_are_free, namespace, to_numpy
-from pyidl.errors import InputError, is_real
+from pyidl.errors import InputError, expect, is_real
 from pyidl.fusion import fused
 from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
 from pyidl.typing import Array, Params
@@ -41,9 +41,10 @@ class Optimizer(ABC):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.learning_rate):
-            check_positive("learning_rate", self.learning_rate)
-            self.learning_rate = float(self.learning_rate)
+        rate = self.learning_rate
+        if isinstance(rate, type) or not callable(rate):  # the class of a schedule is none
+            check_positive("learning_rate", rate)
+            self.learning_rate = float(cast(float, rate))
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
             self.clip_norm = float(self.clip_norm)
@@ -139,6 +140,8 @@ class Optimizer(ABC):
         DeviceMismatchError
             If parameter, gradient and state live on different devices. Nothing is changed then.
         """
+        for name, arrays in (("params", params), ("grads", grads)):
+            expect(name, arrays, Mapping, "a mapping of names to arrays is needed, such as model.params")
         unknown = sorted(set(grads) - set(params))
         if unknown:
             raise InputError(f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}; leave them out")

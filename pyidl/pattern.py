@@ -84,6 +84,8 @@ def levels(support: np.ndarray) -> Groups | None:
     own. None where every unit feeds every other, directly or not, and where there are cycles and so many small blocks that going
     through them takes longer than iterating over the whole.
     """
+    if not (isinstance(support, np.ndarray) and support.dtype == np.bool_ and support.ndim == 2 and support.shape[0] == support.shape[1]):
+        raise InputError(f"support is {type(support).__name__} {getattr(support, 'shape', '')}; a square boolean NumPy matrix is needed")
     n = len(support)
     if np.count_nonzero(support) > n * n - (n - 1) or _all_reach(support):
         return None

@@ -11,13 +11,14 @@ Nothing here uses the state of pyplot. An `Axes` made here belongs to ``ax.figur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pyidl.backend import to_numpy
+from pyidl.backend import is_array, to_numpy
 from pyidl.certificate import Certificate
-from pyidl.errors import InputError, PyidlError
+from pyidl.errors import InputError, PyidlError, expect
 from pyidl.layers.base import Layer
 from pyidl.pattern import levels
 from pyidl.solvers.solution import Solution
@@ -58,13 +59,15 @@ def training(history: _Records, keys: Sequence[str] | None = None, *, ax: Axes |
     InputError
         If the history has no epochs, or not this number.
     """
+    expect("history", getattr(history, "records", history), tuple, "give what fit returned")
+    expect("keys", keys, (list, tuple, NoneType), "name some of the history's numbers, in a list")
     if not history.records:
         raise InputError("the history has no epochs, so there is nothing to draw; train for at least one")
     known = list(history.records[0])
     chosen = [key for key in ("loss", "val_loss") if key in known] if keys is None else list(keys)
     missing = [key for key in chosen if key not in known]
     if missing or not chosen:
-        raise InputError(f"the history has no {', '.join(missing) or 'loss'}; it has {', '.join(known)}")
+        raise InputError(f"keys: the history has no {', '.join(map(str, missing)) or 'loss'}; it has {', '.join(known)}")
     ax = _axes(ax)
     for key in chosen:
         ax.plot(history["epoch"], history[key], label=key)
@@ -94,6 +97,8 @@ def residuals(
     InputError
         If a solution has no trace, or there is none.
     """
+    expect("solutions", solutions, (Solution, Mapping), "give a Solution, or several by name in a dictionary")
+    expect("certificate", certificate, (Certificate, NoneType), "give model.certificate()")
     named = {"": solutions} if isinstance(solutions, Solution) else dict(solutions)
     traces = {name: _trace(solution) for name, solution in named.items()}
     if not traces:
@@ -130,6 +135,7 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
     InputError
         If the solution has no trace, or no sample took two steps.
     """
+    expect("certificate", certificate, Certificate, "give model.certificate()")
     trace = _trace(solution)
     steps = np.sum(~np.isnan(trace), axis=0) - 1
     moved = np.flatnonzero((steps > 0) & (trace[0] > 0))
@@ -163,6 +169,7 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
     InputError
         If the model has no such parameter.
     """
+    expect("model", model, Layer, "give an implicit model")
     params = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items() if key in "ALR"}
     activation = getattr(model, "activation", None)
     if activation is None or not ("A" in params or {"L", "R"} <= set(params)):
@@ -199,6 +206,8 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
     InputError
         If A is not a square matrix.
     """
+    if not is_array(A):
+        raise InputError(f"A is {type(A).__name__}; an array is needed, such as model.params['A']")
     if A.ndim != 2 or A.shape[0] != A.shape[1]:
         raise InputError(f"A has shape {A.shape}; a pattern is drawn of a square matrix")
     support = to_numpy(A) != 0
@@ -235,6 +244,9 @@ def attention(weights: Array, names: Sequence[str] | None = None, *, ax: Axes | 
     InputError
         If `weights` is not a matrix of numbers that are not negative, or there are not S names.
     """
+    if not is_array(weights):
+        raise InputError(f"weights is {type(weights).__name__}; an array is needed, such as pull.weights()[0, 0]")
+    expect("names", names, (Sequence, NoneType), "give one for each position, in a list")
     if weights.ndim != 2:
         raise InputError(f"weights has shape {weights.shape}; give those of one sample and one head, (T, S)")
     shown = to_numpy(weights)
@@ -256,6 +268,7 @@ def attention(weights: Array, names: Sequence[str] | None = None, *, ax: Axes | 
 def _axes(ax: Axes | None) -> Axes:
     """The given axes, or those of a new figure."""
     if ax is not None:
+        expect("ax", ax, "plot", "give Axes of matplotlib, or None for new ones")
         return ax
     try:
         from matplotlib.figure import Figure
@@ -266,6 +279,7 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def _trace(solution: Solution) -> np.ndarray:
+    expect("solution", solution, Solution, "give what model.equilibrium(U, trace=True) returns")
     if solution.trace is None:
         raise InputError("the solution has no trace; solve with trace=True: model.equilibrium(U, trace=True), pull.solve(dY, trace=True)")
     return solution.trace

@@ -41,7 +41,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        check_positive("the learning rate", self.value)
+        check_positive("value, the learning rate,", self.value)
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""

@@ -20,9 +20,10 @@ import numpy as np
 from pyidl import backend
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host, namespace, to_numpy
-from pyidl.errors import GradientMismatchError, InputError
+from pyidl.errors import GradientMismatchError, InputError, expect
 from pyidl.fusion import fused
 from pyidl.layers.base import Layer
+from pyidl.schedules import check_positive
 from pyidl.typing import Array, Rng
 
 __all__ = ["ActivationReport", "GradientReport", "check_activation", "check_pullback"]
@@ -91,9 +92,9 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     >>> check_pullback(ImplicitModel(3, 2, 5, rng=0), np.ones((4, 3))).max_error < 1e-6
     True
     """
-    if not isinstance(layer, Layer):
-        raise InputError(f"check_pullback takes a Layer, got {type(layer).__name__}; for an activation there is check_activation")
-    generator = np.random.default_rng(rng)
+    expect("layer", layer, Layer, "check_pullback takes a Layer; for an activation there is check_activation")
+    check_positive("rtol", rtol)
+    generator = backend.as_generator(rng)
     seed = int(generator.integers(2**31))
     exact = layer.astype("float64").with_tol(SOLVE_TOL)
     U = exact._admit(U)
@@ -244,7 +245,10 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     >>> check_activation(activations.silu).max_error < 1e-6
     True
     """
-    generator = np.random.default_rng(rng)
+    expect("activation", activation, Activation, "use one of pyidl.activations, or Activation(name, phi, dphi)")
+    check_positive("span", span)
+    check_positive("rtol", rtol)
+    generator = backend.as_generator(rng)
     if activation.vector_blocks(getattr(activation, "width", TOGETHER)):
         return _check_vector(activation, getattr(activation, "width", TOGETHER), span, generator, rtol)
     z = np.concatenate([generator.uniform(-span, span, 20000), generator.normal(size=20000)])

@@ -27,7 +27,7 @@ import numpy as np
 
 from pyidl.activation import Activation
 from pyidl.backend import namespace
-from pyidl.errors import InputError, is_real
+from pyidl.errors import InputError, expect, is_real
 
 __all__ = ["VectorActivation", "layer_norm", "named", "normed", "normed_vjp", "softmax"]
 
@@ -73,6 +73,7 @@ class VectorActivation(Activation):
         lipschitz: float | None = None,
         homogeneous: bool = False,
     ) -> None:
+        expect("name", name, str, "it is what messages and files call the activation")
         if not callable(vjp):
             raise InputError(f"activation {name!r}: vjp must be a function (z, w) -> J(z)^T w of two arrays")
         object.__setattr__(self, "_vjp", vjp)

@@ -420,7 +420,7 @@ def test_two_libraries_in_one_call():
 
 
 def test_Y_must_be_an_array():
-    with pytest.raises(TypeError, match="list"):
+    with pytest.raises(InputError, match="Y is list"):
         losses.mse([[1.0]], np.ones((1, 1)))
 
 

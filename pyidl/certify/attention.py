@@ -41,9 +41,9 @@ import numpy as np
 from pyidl.attention import Attended, BoundedSoftmax, KernelAttention, Softmax, phi, phi_slope
 from pyidl.attention_cell import AttentionCell, parts
 from pyidl.averaging import Mask
-from pyidl.backend import to_numpy
+from pyidl.backend import as_real, to_numpy
 from pyidl.certificate import Certificate
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.layers.attention import ImplicitAttentionHead
 from pyidl.layers.timeline import Timeline
 from pyidl.typing import Array
@@ -130,8 +130,7 @@ def certify_attention(head: ImplicitAttentionHead, U: Array, lengths: Any = None
     >>> head.certificate().proven, found.proven
     (False, array([ True,  True]))
     """
-    if not isinstance(head, ImplicitAttentionHead):
-        raise InputError(f"certify_attention takes an ImplicitAttentionHead, got {type(head).__name__}")
+    expect("head", head, ImplicitAttentionHead, "certify_attention takes an ImplicitAttentionHead")
     inputs = head._admit(U)
     m, T = inputs.shape[:2]
     present = None if lengths is None else Timeline.read(lengths, m, T).mask
@@ -140,6 +139,8 @@ def certify_attention(head: ImplicitAttentionHead, U: Array, lengths: Any = None
     shape = (m, head.num_heads, T, head.head_dim)
     if X is None:
         X = head.equilibrium(inputs, lengths, on_fail="ignore").value
+    else:
+        X = as_real(X, name="X", xp=head.xp, dtype="float64")
     points = to_numpy(X).astype(np.float64)
     if points.shape != shape:
         raise InputError(f"X has shape {points.shape}; the states of these inputs have {shape}")

@@ -9,7 +9,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import to_numpy
 from pyidl.certify.enclosure import Equation, Search, others, pieces
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.typing import Array
 
@@ -108,8 +108,7 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     >>> found.proven, bool(found.max_error.max() < 1e-5)
     (array([ True,  True]), True)
     """
-    if not isinstance(model, ImplicitModel):
-        raise InputError(f"certify_solution takes an ImplicitModel, got {type(model).__name__}; certify the implicit layers one by one")
+    expect("model", model, ImplicitModel, "certify_solution takes an ImplicitModel; certify the implicit layers one by one")
     phi, n = model.activation, model.hidden_dim
     if phi.vector_blocks(n):
         raise InputError(f"certify_solution works entry by entry, but {phi.name} acts on whole vectors; use model.certificate()")

@@ -15,7 +15,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import to_numpy
 from pyidl.certify.enclosure import up
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.layers.base import Layer
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.sequential import Sequential
@@ -66,8 +66,7 @@ def rescale(model: Model) -> Model:
     """
     if isinstance(model, Sequential):
         return model.replace(layers=[_rescaled(layer) for layer in model.layers])
-    if not isinstance(model, ImplicitModel):
-        raise InputError(f"rescale takes an ImplicitModel or a Sequential, got {type(model).__name__}, which has no fixed point to rescale")
+    expect("model", model, ImplicitModel, "rescale takes an ImplicitModel, or a Sequential in which there may be one")
     phi, n, params = model.activation, model.hidden_dim, model.params
     lipschitz = phi.row_lipschitz(n)
     if not phi.homogeneous or phi.vector_blocks(n) or lipschitz is None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from pyidl import backend
 from pyidl.attention import Attention, KernelAttention
 from pyidl.attention_cell import AttentionCell
@@ -22,8 +20,8 @@ from pyidl.averaging import Mask
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
-from pyidl.errors import InputError
-from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
+from pyidl.errors import InputError, expect, expect_flags
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_solvers, check_width
 from pyidl.layers.decoding import Cache, advance, begin
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers import Solution, Solver
@@ -156,7 +154,7 @@ class ImplicitAttentionHead(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        generator = np.random.default_rng(rng)
+        generator = backend.as_generator(rng)
         drawn = {"S": generator.normal(0.0, self.embed_dim**-0.5, (self.num_heads, self.embed_dim, 3 * self.head_dim))}
         rows, r = self._heard, self.rank
         if r is None:
@@ -173,16 +171,10 @@ class ImplicitAttentionHead(Layer):
             if getattr(self, name) is not None:
                 setattr(self, name, check_width(name, getattr(self, name)))
         self.dtype = check_dtype(self.dtype)
-        if not isinstance(self.attention, Attention):
-            raise InputError(f"attention is {self.attention!r}; use KernelAttention(), BoundedSoftmax() or Softmax()")
-        if not isinstance(self.constraint, (AttentionBall, Unconstrained)):
-            raise InputError(f"constraint is {self.constraint!r}; use AttentionBall(...), or Unconstrained()")
-        for name in ("causal", "coupled"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False")
-        for name, solver in (("forward", self.forward), ("adjoint", self.adjoint)):
-            if not (solver is None or isinstance(solver, Solver)):
-                raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+        expect("attention", self.attention, Attention, "use KernelAttention(), BoundedSoftmax() or Softmax()")
+        expect("constraint", self.constraint, (AttentionBall, Unconstrained), "use AttentionBall(...), or Unconstrained()")
+        expect_flags(self, "causal", "coupled")
+        check_solvers(self.forward, self.adjoint)
         if self.rank is not None and self.rank > self._heard:
             raise InputError(f"rank is {self.rank}, but R has only {self._heard} rows; use rank=None for a full R")
         if isinstance(self.constraint, AttentionBall):
@@ -268,6 +260,7 @@ class ImplicitAttentionHead(Layer):
         trace : bool
             Whether to keep the residual of every step, in `Solution.trace`.
         """
+        expect("trace", trace, bool, "use True or False")
         U = self._admit(U)
         cell = self._cell(self._mask(None if lengths is None else Timeline.read(lengths, *U.shape[:2])))
         problem = cell.bind(self._inject(U))
@@ -333,6 +326,7 @@ class ImplicitAttentionHead(Layer):
         >>> bool(np.allclose(y, head.predict(U)[:, -1], atol=1e-5))
         True
         """
+        expect("cache", cache, Cache, "give what start(m) or the last step returned")
         u = backend.as_real(u, name="u", xp=self.xp, dtype=self.dtype)
         m = cache.past.b.shape[0]
         if u.shape != (m, self.embed_dim):

@@ -14,7 +14,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,12 +22,13 @@ import numpy as np
 from pyidl import backend
 from pyidl.backend import DTYPES, namespace
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError, is_whole
+from pyidl.errors import InputError, expect, is_whole
 from pyidl.layers.timeline import Timeline
-from pyidl.solvers.solution import OnFail, Solution
+from pyidl.solvers import Solution, Solver
+from pyidl.solvers.solution import OnFail, check_on_fail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
 
-__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
+__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_solvers", "check_width"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Call:
     on_fail: OnFail = "raise"
     line: Timeline | None = None
     """Which samples have which steps, for sequences of several lengths; None where all have all."""
+
+    def __post_init__(self) -> None:
+        check_on_fail(self.on_fail)
 
     def of(self, samples: slice) -> Call:
         """The same for some of the samples."""
@@ -64,10 +68,11 @@ class Pullback(ABC):
         GradientConvergenceError
             If an adjoint solve fails, unless the forward call said ``on_fail="warn"`` or "ignore".
         """
-        return self.rule(self._admit(dY), inputs)
+        return self.rule(self._admit(dY, inputs), inputs)
 
-    def _admit(self, dY: Any) -> Any:
+    def _admit(self, dY: Any, inputs: Any = True) -> Any:
         """Check and cast the cotangent."""
+        expect("inputs", inputs, bool, "use True or False")
         xp = namespace(self.output)
         cotangent = backend.as_real(dY, name="dY", xp=xp, dtype=backend.real_dtype(self.output))
         if cotangent.shape != self.output.shape:
@@ -164,7 +169,7 @@ class Layer(ABC):
         ConvergenceError
             If a solve fails and `on_fail` is "raise".
         """
-        return self._forward(self._admit(U), Call(None if rng is None else np.random.default_rng(rng), on_fail))
+        return self._forward(self._admit(U), Call(None if rng is None else backend.as_generator(rng), on_fail))
 
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""
@@ -182,10 +187,8 @@ class Layer(ABC):
     def _in_batches(self, U: Any, batch_size: int | None, call: Call) -> Any:
         """Y alone, for an input that has been checked."""
         m = U.shape[0]
-        if batch_size is None or batch_size >= m:
+        if batch_size is None or check_width("batch_size", batch_size) >= m:
             return self._forward(U, call)[0]
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; at least one sample a batch is needed")
         batches = (slice(i, min(i + batch_size, m)) for i in range(0, m, batch_size))
         parts = [self._forward(U[batch, ...], call.of(batch))[0] for batch in batches]
         return namespace(parts[0]).concat(parts)
@@ -229,6 +232,7 @@ class Layer(ABC):
     def _checked(self, new: Mapping[str, Any]) -> Params:
         """Copies of the given arrays, in the layer's dtype, after everything about them has been checked."""
         shapes = self._shapes()
+        expect("params", new, Mapping, "a mapping of names to arrays is needed, such as `params` gives")
         if set(new) != set(shapes):
             raise InputError(f"{type(self).__name__} has the parameters {sorted(shapes)}; got {sorted(new)}")
         if not shapes:
@@ -373,6 +377,12 @@ def check_dtype(dtype: Any) -> str:
     if name not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one that pyidl computes in; use 'float32' or 'float64'")
     return name
+
+
+def check_solvers(forward: Any, adjoint: Any) -> None:
+    """Refuse what is neither a solver nor None."""
+    for name, solver in (("forward", forward), ("adjoint", adjoint)):
+        expect(name, solver, (Solver, NoneType), "use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
 
 
 def check_width(name: str, value: Any) -> int:

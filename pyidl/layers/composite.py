@@ -18,8 +18,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from pyidl import backend
 from pyidl.certificate import Certificate
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.layers.base import Call, Layer, Pullback
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
@@ -72,8 +73,7 @@ class Composite(Layer):
         """The parts are different layers of one dtype."""
         what = type(self).__name__
         for name, layer in self.parts.items():
-            if not isinstance(layer, Layer):
-                raise InputError(f"layer {name} of {what} is {layer!r}; a Layer or an Activation is needed")
+            expect(f"layer {name} of {what}", layer, Layer, "a Layer or an Activation is needed")
         if len({id(layer) for layer in self.parts.values()}) < len(self.parts):
             raise InputError(f"one layer stands twice in {what}, so that it would be stepped twice; use layer.replace() for a copy")
         dtypes = sorted({layer.dtype for layer in self.parts.values() if layer.params})
@@ -145,7 +145,7 @@ class Composite(Layer):
         """
         U = self._admit(U)
         line = self._line(U, lengths)
-        Y, pull = self._forward(U, Call(None if rng is None else np.random.default_rng(rng), on_fail, line))
+        Y, pull = self._forward(U, Call(None if rng is None else backend.as_generator(rng), on_fail, line))
         return Y, dataclasses.replace(pull, lengths=lengths is not None)
 
     def predict(self, U: Any, lengths: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pyidl import backend, initializers
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_whole
 from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
 from pyidl.rows import sum_rows
 from pyidl.solvers.solution import OnFail
@@ -65,7 +65,7 @@ class Embedding(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        self.params = {"W": initializers.lecun_normal(np.random.default_rng(rng), self.num_tokens, self.embed_dim)}
+        self.params = {"W": initializers.lecun_normal(backend.as_generator(rng), self.num_tokens, self.embed_dim)}
 
     def _validate(self) -> None:
         self.num_tokens = check_width("num_tokens", self.num_tokens)
@@ -141,7 +141,7 @@ class PositionEmbedding(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        self.params = {"P": initializers.lecun_normal(np.random.default_rng(rng), self.block_size, self.embed_dim)}
+        self.params = {"P": initializers.lecun_normal(backend.as_generator(rng), self.block_size, self.embed_dim)}
 
     def _validate(self) -> None:
         self.block_size = check_width("block_size", self.block_size)
@@ -169,6 +169,8 @@ class PositionEmbedding(Layer):
     def step(self, u: Any, cache: int, *, on_fail: OnFail = "raise") -> tuple[Any, int]:
         """``u + P_t`` for the next t."""
         u = backend.as_real(u, name="u", xp=self.xp, dtype=self.dtype)
+        if not is_whole(cache):
+            raise InputError(f"cache is {cache!r}; give what start(m) or the last step returned")
         if cache >= self.block_size:
             raise InputError(f"the cache holds {cache} tokens, the table {self.block_size} positions; start again from the last ones")
         return u + self.params["P"][cache, :], cache + 1

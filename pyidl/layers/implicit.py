@@ -24,8 +24,8 @@ from pyidl.activations import Activation, Blocks
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
-from pyidl.errors import InputError
-from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
+from pyidl.errors import InputError, expect, expect_flags, is_real
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_solvers, check_width
 from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
@@ -66,7 +66,7 @@ class ImplicitPullback(Pullback):
         Such a start, for instance ``pull.solve(dY).value`` of the step before, changes the answer by no more than the tolerance.
         Otherwise as for every `Pullback`.
         """
-        return self._rule(self._admit(dY), inputs, self._admit_start(v0))
+        return self._rule(self._admit(dY, inputs), inputs, self._admit_start(v0))
 
     def solve(self, dY: Array, *, v0: Array | None = None, trace: bool = False) -> Solution:
         """The adjoint solve for this dY alone: ``V = phi'(Z) * (V A + dY C)``, for study."""
@@ -171,7 +171,7 @@ class ImplicitModel(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        generator = np.random.default_rng(rng)
+        generator = backend.as_generator(rng)
         p, q, n, k = self.input_dim, self.output_dim, self.hidden_dim, self.rank
         if k is None:
             drawn = {"A": initializers.uniform_contraction(generator, n)}
@@ -197,16 +197,11 @@ class ImplicitModel(Layer):
         self.dtype = check_dtype(self.dtype)
         if self.rank is not None and check_width("rank", self.rank) > n:
             raise InputError(f"rank is {self.rank}, but A has only {n} rows; use rank=None for a full A")
-        if not isinstance(self.constraint, Constraint):
-            raise InputError(f"constraint is {self.constraint!r}; use one of pyidl.wellposed, such as InfNorm(0.99)")
-        for name in ("bias", "feedthrough"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False")
-        if not (isinstance(self.sparse_below, (int, float)) and 0 <= self.sparse_below <= 1):
+        expect("constraint", self.constraint, Constraint, "use one of pyidl.wellposed, such as InfNorm(0.99)")
+        expect_flags(self, "bias", "feedthrough")
+        if not (is_real(self.sparse_below) and 0 <= self.sparse_below <= 1):
             raise InputError(f"sparse_below is {self.sparse_below!r}; it is a share of nonzero entries, between 0 and 1")
-        for name, solver in (("forward", self.forward), ("adjoint", self.adjoint)):
-            if not (solver is None or isinstance(solver, Solver)):
-                raise InputError(f"{name} is {solver!r}; use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+        check_solvers(self.forward, self.adjoint)
         if self.pattern is not None:
             _check_pattern(self.pattern, self._shapes())
             if self.pattern.A is not None and not self.constraint.keeps_zeros:
@@ -312,6 +307,7 @@ class ImplicitModel(Layer):
         trace : bool
             Whether to keep the residual of every step, in `Solution.trace`.
         """
+        expect("trace", trace, bool, "use True or False")
         U = self._admit(U)
         solution = (self.forward or DEFAULT_FORWARD)(self._cell().bind(U), self._admit_start(U, x0), trace=trace)
         return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
@@ -350,8 +346,7 @@ class ImplicitModel(Layer):
 
 def _check_pattern(pattern: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """A mask must have the shape of its parameter, which must be there."""
-    if not isinstance(pattern, Pattern):
-        raise InputError(f"pattern is {pattern!r}; use Pattern(A=mask, ...) or Pattern.feed_forward(widths)")
+    expect("pattern", pattern, Pattern, "use Pattern(A=mask, ...) or Pattern.feed_forward(widths)")
     for key in "ABCD":
         mask = getattr(pattern, key)
         if mask is None or (key == "D" and key not in shapes and not mask.any()):
@@ -364,8 +359,7 @@ def _check_pattern(pattern: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _check_activation(activation: Any, n: int, dtype: str) -> None:
     """Try the activation on a few zeros: it must keep shape and dtype, and return numbers."""
-    if not isinstance(activation, Activation):
-        raise InputError(f"activation is {activation!r}; use one of pyidl.activations, or Activation(name, phi, dphi)")
+    expect("activation", activation, Activation, "use one of pyidl.activations, or Activation(name, phi, dphi)")
     if isinstance(activation, Blocks) and activation.width != n:
         raise InputError(f"{activation.name} covers {activation.width} components, the state has {n}")
     parts = [(b.activation, b.stop - b.start) for b in activation.blocks] if isinstance(activation, Blocks) else [(activation, n)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import initializers
+from pyidl import backend, initializers
 from pyidl.activations import Activation
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_dtype, check_width
 from pyidl.typing import Rng
 
@@ -57,13 +57,14 @@ class Linear(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        W = initializers.he_normal(np.random.default_rng(rng), self.output_dim, self.input_dim)
+        W = initializers.he_normal(backend.as_generator(rng), self.output_dim, self.input_dim)
         self.params = {"W": W, "b": np.zeros(self.output_dim)} if self.bias else {"W": W}
 
     def _validate(self) -> None:
         self.input_dim = check_width("input_dim", self.input_dim)
         self.output_dim = check_width("output_dim", self.output_dim)
         self.dtype = check_dtype(self.dtype)
+        expect_flags(self, "bias")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         W = {"W": (self.output_dim, self.input_dim)}
@@ -111,8 +112,7 @@ class Pointwise(Parameterless):
         self.params = {}
 
     def _validate(self) -> None:
-        if not isinstance(self.activation, Activation):
-            raise InputError(f"Pointwise takes an Activation, got {type(self.activation).__name__}")
+        expect("activation", self.activation, Activation, "use one of pyidl.activations, or Activation(name, phi, dphi)")
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         Y = self.activation(U)

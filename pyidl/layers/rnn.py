@@ -24,7 +24,7 @@ from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.bptt import Backward, Path, Step, back, gradients, unroll
 from pyidl.layers.implicit import ImplicitModel
@@ -192,7 +192,7 @@ class ImplicitRNN(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        generator = np.random.default_rng(rng)
+        generator = backend.as_generator(rng)
         p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
         lecun, wide = initializers.lecun_normal, self.feedthrough is True
         whole = ImplicitModel(1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator).params
@@ -224,9 +224,7 @@ class ImplicitRNN(Layer):
         self.dtype = check_dtype(self.dtype)
         if self.truncate is not None:
             self.truncate = check_width("truncate", self.truncate)
-        for name in ("return_sequences", "bias", "warm_start"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use True or False")
+        expect_flags(self, "return_sequences", "bias", "warm_start")
         if not (isinstance(self.feedthrough, bool) or self.feedthrough == "input"):
             raise InputError(f"feedthrough is {self.feedthrough!r}; use True, False, or 'input'")
         if self.feedthrough == "input" and getattr(self.pattern, "D", None) is not None:
@@ -363,8 +361,8 @@ class ImplicitRNN(Layer):
         self, U: Any, lengths: Any = None, h0: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise"
     ) -> Any:  # fmt: skip
         """Return Y alone, in batches of at most `batch_size` sequences where memory matters."""
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; at least one sample a batch is needed")
+        if batch_size is not None:
+            check_width("batch_size", batch_size)
         U = self._admit(U)
         m, T, _ = U.shape
         line = Timeline.read(lengths, m, T)

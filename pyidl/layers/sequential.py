@@ -125,6 +125,8 @@ class Sequential(Composite):
         >>> bool(np.allclose(y, model.predict(tokens)[:, -1]))
         True
         """
+        if not (isinstance(cache, tuple) and len(cache) == len(self.layers)):
+            raise InputError(f"cache is {cache!r}; give what start(m) or the last step returned")
         after = []
         for layer, own in zip(self.layers, cache, strict=True):
             u, own = layer.step(u, own, on_fail=on_fail)

@@ -10,9 +10,7 @@ the transformer architecture", ICML 2020.
 
 from __future__ import annotations
 
-import numpy as np
-
-from pyidl import activations
+from pyidl import activations, backend
 from pyidl.attention import Attention, KernelAttention
 from pyidl.errors import InputError
 from pyidl.layers.attention import ImplicitAttentionHead
@@ -86,7 +84,7 @@ def ImplicitTransformerBlock(
         raise InputError(f"embed_dim = {embed_dim} is no multiple of num_heads = {num_heads}; choose head_dim")
     head_dim = embed_dim // num_heads if head_dim is None else check_width("head_dim", head_dim)
     mlp_dim = 4 * embed_dim if mlp_dim is None else check_width("mlp_dim", mlp_dim)
-    generator = np.random.default_rng(rng)
+    generator = backend.as_generator(rng)
     head = ImplicitAttentionHead(
         embed_dim,
         head_dim,

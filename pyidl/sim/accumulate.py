@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.sim.moments import Moments
 from pyidl.sim.states import States
 
@@ -40,6 +40,7 @@ def accumulate(chunks: Iterable[Any]) -> Moments:
     >>> sim.accumulate(sim.iter_states(net, np.ones((10, 2)), batch_size=4)).count
     10
     """
+    expect("chunks", chunks, Iterable, "give States or Moments in a list, or as iter_states(network, U) yields them")
     sums: list[tuple[int, Any]] = []  # (level, sum of 2^level chunks), levels falling
     for chunk in chunks:
         level, total = 0, _moments(chunk)
@@ -99,9 +100,16 @@ def map_rows(function: Callable[[Any], Any], blocks: Iterable[Any], scheduler: A
     >>> map_rows(abs, [-1, 2])
     [1, 2]
     """
+    expect("blocks", blocks, Iterable, "give the arguments of the function, in a list")
+    expect("function", function, Callable, "a function of one block is needed")
     if scheduler is None:
         return [function(block) for block in blocks]
     import dask
+
+    try:
+        dask.base.get_scheduler(scheduler=scheduler)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"scheduler is {scheduler!r}; use 'threads', 'processes', or a distributed.Client") from error
 
     task = dask.delayed(_call, pure=False)
     shared = dask.delayed(function, pure=False, traverse=False)

@@ -23,12 +23,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, namespace, to_numpy
-from pyidl.errors import ConvergenceWarning, InputError, is_real, is_whole
+from pyidl.backend import as_generator, astype, from_host, namespace, to_numpy
+from pyidl.errors import ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
 from pyidl.rows import take_rows
@@ -154,8 +155,13 @@ def fit(
     for name, p in {"penalty": penalty, "output_penalty": output_penalty, "relaxed": relaxed}.items():
         if not (isinstance(p, Penalty) or (p is None and name != "penalty")):
             raise InputError(f"{name} is {p!r}; use a penalty of pyidl.sim, such as L1(1e-3)")
-    source = Source.of(network, U, samples, batch_size, at, np.random.default_rng(rng))
+    expect("solver", solver, (RowSolver, NoneType), "use one of pyidl.sim, such as ADMM()")
+    expect("start", start, (SIMResult, NoneType), "give what fit returned for a neighbouring penalty")
+    expect("whole_row", whole_row, bool, "use True or False")
+    source = Source.of(network, U, samples, batch_size, at, as_generator(rng))
     shape = source.shape
+    if start is not None and [start.model.hidden_dim, start.model.input_dim, start.model.output_dim] != [shape.n, shape.p, shape.q]:
+        raise InputError(f"start has {start.model!r}; the states to fit have {shape.n} components, {shape.p} inputs and {shape.q} outputs")
     masks = _masks(pattern, constraint, shape)
     model = ImplicitModel(
         shape.p,

@@ -20,7 +20,7 @@ import numpy as np
 from pyidl import activations, backend
 from pyidl.activations import Activation
 from pyidl.backend import is_array, namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Sequential
 from pyidl.typing import Array, Namespace
 
@@ -77,6 +77,8 @@ class Feedforward:
     activation: tuple[Activation, ...]
 
     def __init__(self, layers: Iterable[Any], activation: Activation | Iterable[Activation]) -> None:
+        expect("layers", layers, Iterable, "give at least two pairs (W, b), where b may be None")
+        expect("activation", activation, (Activation, Iterable), "use one of pyidl.activations, or one for each hidden layer")
         pairs = [pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair in layers]
         if len(pairs) < 2 or None in pairs:
             raise InputError(f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be None")
@@ -196,7 +198,7 @@ def read_chain(network: Any) -> Chain:
         return read_chain(_from_perceptron(network))
     if isinstance(network, (ImplicitModel, Sequential)):
         return chain(_of_layers(network), network.xp, network.dtype)
-    raise InputError(f"the layers of {type(network).__name__} are not known one by one; use Sequential or sim.Feedforward")
+    raise InputError(f"network is {type(network).__name__}, whose layers are not known one by one; use Sequential or sim.Feedforward")
 
 
 def _of_layers(layer: Any) -> list[Step]:

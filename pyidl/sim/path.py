@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect, is_real
 from pyidl.layers import ImplicitModel
 from pyidl.sim.fit import fit
 from pyidl.sim.penalties import Penalty
@@ -48,6 +48,8 @@ class Path:
         InputError
             If there is none.
         """
+        if not is_real(density) or np.isnan(density):
+            raise InputError(f"density is {density!r}; it is a share of nonzero entries, between 0 and 1")
         few = np.flatnonzero(self.densities <= density)
         if not len(few):
             raise InputError(
@@ -128,13 +130,21 @@ def path(
     >>> bool(found.densities[0] < found.densities[1]), bool(found.scores[0] < found.scores[1])
     (True, True)
     """
+    expect("penalties", penalties, Iterable, "give them in a list, from the strongest to the weakest, say")
     chosen, results, scores = tuple(penalties), [], []
     if not chosen:
         raise InputError("there are no penalties; a path needs at least one")
+    for name, function in (("score", score), ("fit", fit)):
+        expect(name, function, Callable, "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) -> SIMResult")
+    for penalty in chosen:
+        expect("one of penalties", penalty, Penalty, "use a penalty of pyidl.sim, such as L1(1e-3)")
     start: SIMResult | None = None
     for penalty in chosen:
         result: SIMResult = fit(network, penalty=penalty, start=start)
         results.append(result)
-        scores.append(float(score(result.model)))
+        found = score(result.model)
+        if not is_real(found):
+            raise InputError(f"score has returned {found!r}; a number is needed")
+        scores.append(float(found))
         start = result
     return Path(chosen, tuple(results), np.array(scores))

@@ -12,7 +12,7 @@ import numpy as np
 from pyidl import backend
 from pyidl.activations import Activation
 from pyidl.backend import namespace
-from pyidl.errors import ConvergenceError, InputError
+from pyidl.errors import ConvergenceError, InputError, is_whole
 from pyidl.layers import ImplicitModel
 from pyidl.rows import take_rows
 from pyidl.sim.moments import Moments
@@ -66,7 +66,9 @@ class Source:
             U = tuple(U)
             head = U[0]
         else:
-            U = head = U if hasattr(U, "shape") else np.asarray(U)
+            U = head = U if hasattr(U, "shape") and not hasattr(U, "iloc") else np.asarray(U)
+        if isinstance(U, type) or not getattr(head, "ndim", 0):
+            raise InputError(f"U is {U!r}; arrays with one sample a row are needed")
         if samples is not None:
             if head is not U:
                 raise InputError("samples are drawn from one array, and U comes in chunks; draw from each of them, or leave out samples")
@@ -102,7 +104,7 @@ def _shape(states: States) -> Shape:
 
 
 def _drawn(rng: np.random.Generator, samples: int, m: int) -> np.ndarray:
-    if isinstance(samples, bool) or not isinstance(samples, (int, np.integer)) or not 1 <= samples <= m:
+    if not (is_whole(samples) and 1 <= samples <= m):
         raise InputError(f"samples is {samples!r}; there are {m}: draw from 1 to {m} of them")
     return np.sort(rng.choice(m, int(samples), replace=False))
 

@@ -15,8 +15,9 @@ import numpy as np
 from pyidl import backend
 from pyidl.activations import Activation, Blocks
 from pyidl.backend import namespace
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_whole
 from pyidl.layers import ImplicitModel, Sequential
+from pyidl.layers.base import check_width
 from pyidl.rows import take_rows
 from pyidl.sim.hooks import Watched, is_torch
 from pyidl.sim.moments import Moments
@@ -72,7 +73,7 @@ class States:
         for name in ("U", "X", "Y"):
             object.__setattr__(self, name, backend.as_real(getattr(self, name), name=name, xp=xp, dtype=backend.real_dtype(Z)))
         arrays = {name: getattr(self, name) for name in ("U", "Z", "X", "Y")}
-        if any(a.ndim != 2 or a.shape[0] != Z.shape[0] or a.size == 0 for a in arrays.values()) or self.X.shape != Z.shape:
+        if Z.ndim != 2 or any(a.ndim != 2 or a.shape[0] != Z.shape[0] or a.size == 0 for a in arrays.values()) or self.X.shape != Z.shape:
             shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
             raise InputError(f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), none empty")
         n, phi = Z.shape[1], self.activation
@@ -80,8 +81,10 @@ class States:
             raise InputError(
                 f"activation is {phi!r}, the states have {n} components; use one of pyidl.activations, or Blocks of that width"
             )
+        if not (isinstance(self.widths, (tuple, list)) and all(is_whole(width) and width >= 1 for width in self.widths)):
+            raise InputError(f"widths is {self.widths!r}; it holds the widths of the blocks, positive integers")
         object.__setattr__(self, "widths", tuple(self.widths) or (n,))
-        if sum(self.widths) != n or min(self.widths) < 1:
+        if sum(self.widths) != n:
             raise InputError(f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states {n} components")
         # What is rounded elsewhere may differ in half of the digits; a block in the wrong place differs in all of them.
         error = float(xp.max(xp.abs(phi(Z) - self.X) / (1.0 + xp.abs(self.X))))
@@ -200,8 +203,8 @@ def iter_states(network: Any, U: Any, batch_size: int | None = None, *, at: tupl
     States
         Of one chunk.
     """
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}; at least one sample a batch is needed")
+    if batch_size is not None:
+        check_width("batch_size", batch_size)
     reader = _reader(network)  # before any work, and before the first chunk is asked for
     if _is_dask(U):
         if batch_size is not None:
@@ -218,8 +221,9 @@ def _reader(network: Any) -> Network:
     if is_torch(network):
         return Watched(network)
     raise InputError(
-        f"no states can be read from {type(network).__name__}; use a Sequential of Linear layers and activations, an ImplicitModel, "
-        "sim.Feedforward([(W, b), ...], activation), a fitted MLP of scikit-learn, a torch.nn.Module, or give the arrays: sim.States(...)"
+        f"network: no states can be read from {type(network).__name__}; use a Sequential of Linear layers and activations, an "
+        "ImplicitModel, sim.Feedforward([(W, b), ...], activation), a fitted MLP of scikit-learn, a torch.nn.Module, or give the arrays: "
+        "sim.States(...)"
     )
 
 
@@ -247,7 +251,8 @@ def _chosen(records: list[Record], at: tuple[int, ...] | None) -> list[Record]:
     if at is None:
         return records
     count = len(records)
-    if not at or not all(isinstance(i, (int, np.integer)) and -count <= i < count for i in at) or len({i % count for i in at}) < len(at):
+    numbers = isinstance(at, (tuple, list)) and all(is_whole(i) and -count <= i < count for i in at)
+    if not (at and numbers and len({i % count for i in at}) == len(at)):
         raise InputError(f"at is {at!r}; the network has {count} hidden activations: give different numbers from 0 to {count - 1}")
     return [records[i] for i in sorted(i % count for i in at)]
 

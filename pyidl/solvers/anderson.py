@@ -24,7 +24,7 @@ import numpy as np
 
 from pyidl import kernels
 from pyidl.backend import astype, from_host
-from pyidl.errors import InputError, is_whole
+from pyidl.errors import InputError, expect_flags, is_whole
 from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.jacobi import split
@@ -317,6 +317,7 @@ class Anderson(Iterative):
         super().__post_init__()
         if not (is_whole(self.memory) and self.memory >= 1):
             raise InputError(f"memory is {self.memory!r}; an integer is needed, at least 1")
+        expect_flags(self, "splitting")
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Accelerate from f(x0), or from f(0)."""

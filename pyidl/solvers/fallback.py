@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 
+from pyidl.errors import expect
 from pyidl.rows import take_rows
 from pyidl.solvers.base import Solver
 from pyidl.solvers.problem import Problem
@@ -28,6 +29,10 @@ class Fallback(Solver):
 
     first: Solver
     then: Solver
+
+    def __post_init__(self) -> None:
+        for name in ("first", "then"):
+            expect(name, getattr(self, name), Solver, "use one of pyidl.solvers, such as Picard()")
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Solve, and repair."""

@@ -14,7 +14,7 @@ from pyidl.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, GradientConvergenceError, GradientConvergenceWarning, InputError
 from pyidl.typing import Array, Namespace
 
-__all__ = ["OnFail", "Solution", "Status", "settle"]
+__all__ = ["OnFail", "Solution", "Status", "check_on_fail", "settle"]
 
 OnFail = Literal["raise", "warn", "ignore"]
 
@@ -111,6 +111,12 @@ class Solution:
         )
 
 
+def check_on_fail(on_fail: OnFail) -> None:
+    """Refuse another word, before any work."""
+    if on_fail not in ("raise", "warn", "ignore"):
+        raise InputError(f"on_fail is {on_fail!r}; use 'raise', 'warn' or 'ignore'")
+
+
 def settle(solution: Solution, on_fail: OnFail, *, adjoint: bool, certificate: Callable[[], object] | None = None) -> Solution:
     """Return `solution` if every sample converged; otherwise raise, warn or pass, as `on_fail` says.
 
@@ -119,8 +125,7 @@ def settle(solution: Solution, on_fail: OnFail, *, adjoint: bool, certificate: C
     ConvergenceError, GradientConvergenceError
         With the cause, the numbers, the model's certificate, and the cure for the most frequent status.
     """
-    if on_fail not in ("raise", "warn", "ignore"):
-        raise InputError(f"on_fail is {on_fail!r}; use 'raise', 'warn' or 'ignore'")
+    check_on_fail(on_fail)
     if on_fail == "ignore" or solution.all_converged:
         return solution
     failed = ~solution.converged

@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from pyidl.backend import to_numpy
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.rows import max_abs
 from pyidl.solvers.base import Solver
 from pyidl.solvers.loop import resolve_tol
@@ -46,6 +46,9 @@ class Substitution(Solver):
     """
 
     inner: Solver = Picard()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        expect("inner", self.inner, Solver, "use one of pyidl.solvers, such as Picard()")
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Substitute; x0 is of use to groups with cycles only. A trace has one row, the final residuals."""

@@ -6,6 +6,7 @@ remember is kept in ``run.memory``, and so in the checkpoint.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ import numpy as np
 
 from pyidl import backend, io
 from pyidl.backend import from_host
-from pyidl.errors import FileFormatError, InputError, is_real, is_whole
+from pyidl.errors import FileFormatError, InputError, expect, expect_flags, is_real, is_whole
 from pyidl.training.run import History, Run
 
 __all__ = ["Checkpoint", "EarlyStopping", "restore"]
@@ -53,6 +54,8 @@ class EarlyStopping:
         counts, margin = is_whole(self.patience) and self.patience >= 1, is_real(self.min_delta) and self.min_delta >= 0
         if not (counts and margin and self.mode in ("min", "max")):
             raise InputError(f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0")
+        expect("monitor", self.monitor, str, "name a key of the history, such as 'val_loss'")
+        expect_flags(self, "restore_best")
 
     def __call__(self, run: Run) -> bool:
         """Remember the best epoch; True when patience is over."""
@@ -92,6 +95,7 @@ class Checkpoint:
     every: int = 1
 
     def __post_init__(self) -> None:
+        expect("path", self.path, (str, os.PathLike), "the name of a file is needed, a str or a Path")
         if not (is_whole(self.every) and self.every >= 1):
             raise InputError(f"every is {self.every!r}; an integer is needed, a checkpoint is written every one or more epochs")
 

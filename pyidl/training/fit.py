@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
 
 from pyidl import backend
 from pyidl.backend import from_host
-from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError
+from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_whole
 from pyidl.layers.base import Layer, check_width
 from pyidl.training.callbacks import restore
 from pyidl.training.run import Callback, History, Optimizer, Run, in_words
@@ -114,26 +116,27 @@ def fit(
     >>> bool(history["loss"][-1] < history["loss"][0])
     True
     """
-    if not isinstance(model, Layer):
-        raise InputError(f"fit trains a Layer, got {type(model).__name__}")
+    expect("model", model, Layer, "fit trains a Layer")
     if on_fail not in ("skip", "raise", "warn", "ignore"):
         raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
     epochs = check_width("epochs", epochs)
     if batch_size is not None:
         batch_size = check_width("batch_size", batch_size)
     for name, several in (("metrics", metrics), ("callbacks", callbacks)):
-        if not isinstance(several, Iterable):
+        if not isinstance(several, Iterable) or isinstance(several, Mapping):
             raise InputError(f"{name} is {several!r}; a sequence of functions is needed, also of a single one")
     callbacks = tuple(callbacks)
-    if not hasattr(optimizer, "step"):
-        raise InputError(f"optimizer is {optimizer!r}; use one of pyidl.optim, such as Adam(1e-3)")
+    expect("optimizer", optimizer, "step", "use one of pyidl.optim, such as Adam(1e-3)")
+    if not (is_whole(verbose) or isinstance(verbose, bool)):
+        raise InputError(f"verbose is {verbose!r}; 1 shows progress, 0 is silent")
+    expect("resume", resume, (str, os.PathLike, NoneType), "the name of a file of Checkpoint is needed, a str or a Path")
     given = {"loss": [loss], "metrics": metrics, "callbacks": callbacks, "penalty": [] if penalty is None else [penalty]}
     for name, functions in given.items():
         if not all(callable(function) for function in functions):
             raise InputError(f"{name}: {functions!r} must be callable")
     train = _Data.read(data, model, "data")
     held_out = None if validation is None else _Data.read(validation, model, "validation")
-    run = Run(model, optimizer, np.random.default_rng(rng), epochs)
+    run = Run(model, optimizer, backend.as_generator(rng), epochs)
     if resume is not None:
         restore(run, resume)
     size, first = train.m if batch_size is None else min(batch_size, train.m), run.epoch
@@ -223,7 +226,7 @@ class _Data:
         return replace(self, inputs=inputs, target=target, weights=weights, m=len(rows))
 
     def loss(self, loss: Loss, Y: Any) -> tuple[Any, Any]:
-        return loss(Y, self.target) if self.weights is None else loss(Y, self.target, weights=self.weights)
+        return _pair("loss", loss(Y, self.target) if self.weights is None else loss(Y, self.target, weights=self.weights))
 
     @property
     def total(self) -> Any:
@@ -232,6 +235,13 @@ class _Data:
             return self.m
         xp = backend.namespace(self.weights)
         return xp.sum(backend.astype(xp, self.weights, "float64") / self.unit)
+
+
+def _pair(name: str, given: Any) -> tuple[Any, Any]:
+    """What a function of the caller's has returned."""
+    if not (isinstance(given, (tuple, list)) and len(given) == 2):
+        raise InputError(f"{name} has returned {given!r}; it returns a pair, the value and its derivative")
+    return given[0], given[1]
 
 
 def _finite(a: Any) -> bool:
@@ -274,7 +284,7 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
                 continue
             value, grads, total, counts = batch
             if penalty is not None:
-                extra, slopes = penalty(run.model.params)
+                extra, slopes = _pair("penalty", penalty(run.model.params))
                 if not set(slopes) <= set(grads):
                     raise InputError(f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}")
                 value, grads = value + extra, {key: grads[key] + slopes[key] if key in slopes else grads[key] for key in grads}

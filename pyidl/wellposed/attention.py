@@ -47,7 +47,7 @@ from pyidl import projections
 from pyidl.attention import Attention, BoundedSoftmax, KernelAttention, Softmax
 from pyidl.backend import namespace, to_numpy
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError, is_real
+from pyidl.errors import InputError, expect, is_real
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import check_kappa, lowered, unproven
 from pyidl.wellposed.bounds import EPS
@@ -155,6 +155,7 @@ def _nu(M: np.ndarray, E: np.ndarray) -> float:
 
 def attention_certificate(params: Params, attention: Attention, keys: int | None, causal: bool, explain: bool = False) -> Certificate:
     """What is proven for the feedback R, or ``R = L M``, of a head that sees at most `keys` keys, for every input."""
+    expect("explain", explain, bool, "use True or False")
     heads = Feedback.of(params)
     factors = [head.factor(attention, keys) for head in heads]
     i = int(np.argmax(factors))

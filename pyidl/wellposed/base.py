@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,13 +16,15 @@ import numpy as np
 from pyidl.activations import Activation
 from pyidl.backend import as_real
 from pyidl.certificate import Certificate, Norm
-from pyidl.errors import InputError, is_real
+from pyidl.errors import InputError, expect, is_real
 from pyidl.typing import Array, Params
 
 __all__ = [
     "Constraint",
+    "check_activation",
     "check_kappa",
     "check_weights",
+    "known_lipschitz",
     "lipschitz_rows",
     "lowered",
     "needs_slopes",
@@ -73,16 +75,30 @@ def unknown_lipschitz(activation: Activation) -> Certificate:
 
 def size_of(params: Params) -> int:
     """The number n of components of the state."""
+    if not (isinstance(params, Mapping) and ("A" in params or "L" in params)):
+        raise InputError(f"params is {params!r}; a mapping with the array A, or L and R, is needed, such as model.params")
     return int(params["A" if "A" in params else "L"].shape[0])
+
+
+def check_activation(activation: Any) -> None:
+    """Refuse what is none."""
+    expect("activation", activation, Activation, "use one of pyidl.activations")
+
+
+def known_lipschitz(activation: Activation, n: int) -> list[float] | None:
+    """L_i for every component, or None."""
+    check_activation(activation)
+    return activation.row_lipschitz(n)
 
 
 def lipschitz_rows(activation: Activation, n: int) -> np.ndarray:
     """L_i for every component; with an unknown L nothing can be certified, and L = 1 is taken."""
-    return np.asarray(activation.row_lipschitz(n) or [1.0] * n, dtype=np.float64)
+    return np.asarray(known_lipschitz(activation, n) or [1.0] * n, dtype=np.float64)
 
 
 def needs_slopes(activation: Activation) -> str:
     """Why a condition that needs slopes in [0, L] says nothing, or ""."""
+    check_activation(activation)
     if any(stop - start > 1 for start, stop in activation.vector_blocks(2)):
         return "it acts on several components together, and the condition needs an activation of single components"
     if activation.slope_range is None:

@@ -22,7 +22,7 @@ from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Norm
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import lipschitz_rows, size_of
+from pyidl.wellposed.base import check_activation, lipschitz_rows, size_of
 from pyidl.wellposed.bounds import EPS, absolute, entries
 from pyidl.wellposed.eigenvalues import spectral_bound
 
@@ -31,6 +31,7 @@ __all__ = ["Gains", "acts_together", "gains", "scale_rows"]
 
 def acts_together(activation: Activation, n: int) -> tuple[tuple[int, int], ...]:
     """The blocks of two or more components on which phi acts as a whole."""
+    check_activation(activation)
     return tuple((start, stop) for start, stop in activation.vector_blocks(n) if stop - start > 1)
 
 

@@ -21,6 +21,7 @@ from pyidl.wellposed.base import (
     Constraint,
     check_kappa,
     check_weights,
+    known_lipschitz,
     lipschitz_rows,
     lowered,
     size_of,
@@ -168,7 +169,7 @@ class InfNorm(Constraint):
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = max_i L_i sum_j |A_ij| eta_j / eta_i``, rounded up by the error of the summation."""
         n = size_of(params)
-        lipschitz, eta = activation.row_lipschitz(n), weights_for(self.weights, n)
+        lipschitz, eta = known_lipschitz(activation, n), weights_for(self.weights, n)
         if lipschitz is None:
             return unknown_lipschitz(activation)
         refused = self.refusal(activation)

@@ -106,13 +106,13 @@ class Monotone(Constraint):
         InputError
             If an entry of A, L or R is not finite.
         """
+        ceiling = self._ceiling(params, activation)
         for name in {"A", "L", "R"} & set(params):
             bad = int(np.sum(~np.isfinite(backend.to_numpy(params[name]))))
             if bad:
                 raise InputError(f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller step")
         if self.contains(params, activation):
             return dict(params)
-        ceiling = self._ceiling(params, activation)
         if "A" in params:
             return {**params, "A": _clipped(params["A"], ceiling)}
         L, R = _shrunk(params["L"], params["R"], ceiling)

@@ -28,7 +28,7 @@ from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint, check_kappa, lipschitz_rows, lowered, size_of, unknown_lipschitz, unproven
+from pyidl.wellposed.base import Constraint, check_kappa, known_lipschitz, lipschitz_rows, lowered, size_of, unknown_lipschitz, unproven
 from pyidl.wellposed.blocknorms import Gains, gains, scale_rows
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.comparison import lower
@@ -173,7 +173,7 @@ class PerronFrobenius(Constraint):
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = max_i (B s)_i / s_i`` for an s that makes it nearly as small as lambda_pf."""
-        if activation.row_lipschitz(size_of(params)) is None:
+        if known_lipschitz(activation, size_of(params)) is None:
             return unknown_lipschitz(activation)
         found = gains(params, activation)
         s, factor = scaling(found.matrix)

@@ -27,7 +27,7 @@ from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint, check_kappa, lipschitz_rows, size_of, unknown_lipschitz, unproven
+from pyidl.wellposed.base import Constraint, check_kappa, known_lipschitz, lipschitz_rows, size_of, unknown_lipschitz, unproven
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.eigenvalues import factored_spectral_bound, host64, norm_is_at_most, spectral_bound
 
@@ -93,8 +93,7 @@ class SpectralNorm(Constraint):
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = L ||A||_2``, with an upper bound of that norm."""
-        full = "A" in params
-        lipschitz = activation.row_lipschitz(size_of(params))
+        lipschitz, full = known_lipschitz(activation, size_of(params)), "A" in params
         if lipschitz is None:
             return unknown_lipschitz(activation)
         norm = spectral_bound(params["A"]) if full else factored_spectral_bound(params["L"], params["R"])

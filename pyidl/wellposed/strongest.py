@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from pyidl.activations import Activation
 from pyidl.certificate import Certificate
+from pyidl.errors import expect
 from pyidl.typing import Params
-from pyidl.wellposed.base import Constraint, needs_slopes, size_of, unproven
+from pyidl.wellposed.base import Constraint, check_activation, needs_slopes, size_of, unproven
 from pyidl.wellposed.bounds import LARGEST
 from pyidl.wellposed.infnorm import InfNorm
 from pyidl.wellposed.measure import MatrixMeasure, measure_certificate, optimal_weights
@@ -53,6 +54,9 @@ def strongest(params: Params, activation: Activation, constraint: Constraint, ex
     >>> strongest({"A": A}, activations.relu, InfNorm(0.99)).reason
     'lambda_pf(|A|) <= 0.4, relu is 1-Lipschitz'
     """
+    expect("constraint", constraint, Constraint, "use one of pyidl.wellposed, such as InfNorm(0.99)")
+    expect("explain", explain, bool, "use True or False")
+    check_activation(activation)
     examined: list[tuple[str, Certificate]] = []
     for name, examine in _conditions(params, activation, constraint):
         examined.append((name, examine()))
