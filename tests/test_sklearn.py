@@ -1,5 +1,6 @@
 """The estimators: scikit-learn's own checks, with no failure expected, and what those do not ask."""
 
+import inspect
 import pickle
 import warnings
 
@@ -272,9 +273,9 @@ BAD = {
     "a constraint": ({"constraint": 0.9}, "constraint"),
     "a batch": ({"batch_size": 0}, "batch_size is 0"),
     "a batch in words": ({"batch_size": "all"}, "batch_size is 'all'"),
-    "epochs": ({"max_iter": 0}, "epochs is 0"),
-    "half an epoch": ({"max_iter": 1.5}, "epochs is 1.5"),
-    "tol": ({"tol": np.nan}, "min_delta >= 0"),
+    "epochs": ({"max_iter": 0}, "max_iter is 0"),
+    "half an epoch": ({"max_iter": 1.5}, "max_iter is 1.5"),
+    "tol": ({"tol": np.nan}, "tol is nan"),
     "a dtype": ({"dtype": "float16"}, "float16"),
 }
 
@@ -287,6 +288,19 @@ def test_bad_options_are_refused_when_fitted(case):
         estimator.fit(*IRIS)
     with pytest.raises(NotFittedError):
         estimator.predict(IRIS[0])
+
+
+OPTIONS = [(cls, name) for cls in (ImplicitClassifier, ImplicitRegressor, SIMClassifier) for name in inspect.signature(cls).parameters]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("cls", "name"), OPTIONS)
+def test_what_an_option_is_not(cls, name):
+    """A seed is refused in the words of scikit-learn, as everywhere there."""
+    valid = {"teacher": MLPClassifier((3,), max_iter=1)} if cls is SIMClassifier else {}
+    for value in ("wrong", [1.5], {}, object(), np.nan, dict):
+        with pytest.raises(ValueError, match="cannot be used to seed" if name == "random_state" else f"{name}|activation 'wrong'"):
+            cls(**{**valid, name: value}).fit(*IRIS)
 
 
 def test_numbers_of_numpy_are_numbers():

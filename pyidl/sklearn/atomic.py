@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
-__all__ = ["as_it_was"]
+from pyidl.errors import expect
+
+__all__ = ["as_it_was", "check_flags"]
 
 
 @contextmanager
@@ -20,3 +23,9 @@ def as_it_was(estimator: BaseEstimator) -> Iterator[None]:
         vars(estimator).clear()
         vars(estimator).update(before)
         raise
+
+
+def check_flags(estimator: BaseEstimator, *names: str) -> None:
+    """Refuse options that are neither True nor False; a search over an array of them sets NumPy's."""
+    for name in names:
+        expect(name, getattr(estimator, name), (bool, np.bool_), "use True or False")

@@ -25,11 +25,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from pyidl import activations, losses
 from pyidl.activations import Activation
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.layers import ImplicitModel
+from pyidl.layers.base import check_width
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.answers import Answers
-from pyidl.sklearn.atomic import as_it_was
+from pyidl.sklearn.atomic import as_it_was, check_flags
 from pyidl.training import EarlyStopping, fit
 from pyidl.training.ridge import ridge
 from pyidl.training.scaling import Scaling, fold
@@ -102,8 +103,15 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
     def _train(self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, epochs: int | None) -> Self:
         """Train for `epochs`, from where the last call ended; or, with None, until the loss settles, and from there with a warm start."""
         on = hasattr(self, "_network") and (epochs is not None or bool(self.warm_start))
-        if not (isinstance(self.alpha, (int, float, np.integer, np.floating)) and 0 <= self.alpha < np.inf):
+        check_flags(self, "early_stopping", "standardize", "warm_start")
+        for name in ("max_iter", "n_iter_no_change"):
+            check_width(name, getattr(self, name))
+        if not (is_real(self.alpha) and 0 <= self.alpha < np.inf):
             raise InputError(f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0")
+        if not (is_real(self.tol) and self.tol >= 0):
+            raise InputError(f"tol is {self.tol!r}; by how much the loss must fall is a number, at least 0")
+        if not (is_real(self.validation_fraction) and 0 < self.validation_fraction < 1):
+            raise InputError(f"validation_fraction is {self.validation_fraction!r}; it lies between 0 and 1")
         X, y = validate_data(self, X, y, reset=not on, dtype=np.float64, **self._checks)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
         T = self._targets(y, classes, on)

@@ -22,7 +22,7 @@ from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
 from pyidl.sim.penalties import Penalty
 from pyidl.sklearn.answers import Answers
-from pyidl.sklearn.atomic import as_it_was
+from pyidl.sklearn.atomic import as_it_was, check_flags
 from pyidl.training.scaling import Scaling, fold
 from pyidl.wellposed import Constraint, InfNorm
 
@@ -107,6 +107,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _train(self, X: Any, y: Any) -> None:
+        check_flags(self, "standardize")
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         if not (self.teacher is None or isinstance(self.teacher, MLPClassifier)):
