@@ -5,7 +5,8 @@ The loss l_i of one sample is the mean over its entries (its positions, for `cro
 sequences: i then counts all of them, and zeros are a mask, behind which targets need only be admissible. The value is an array without
 dimensions, so that nothing waits for a GPU.
 
-A loss that is too large for its dtype makes the value inf; the derivative is then still right, as long as y - t fits.
+A loss that is too large for its dtype makes the value inf (on a GPU, also a sum of losses that is); the derivative is then still right,
+as long as y - t fits.
 """
 
 from __future__ import annotations
@@ -250,7 +251,11 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
     """The mean over entries and samples, and its derivative; `loss` may lack the last axis of `slope`, which is overwritten."""
     if weights is None:
         slope *= 1.0 / loss.size
-        return xp.asarray(xp.mean(loss)), slope
+        if not looks_are_free(xp):
+            return xp.asarray(xp.mean(loss)), slope
+        with np.errstate(over="ignore"):
+            value = xp.sum(loss) / loss.size
+        return xp.asarray(value if math.isfinite(value) else xp.sum(loss / loss.size)), slope
     w = _real(xp, loss, weights, "weights")
     positions = slope.shape[: max(1, slope.ndim - 1)]
     if w.shape not in (loss.shape[:1], positions):
@@ -261,11 +266,12 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
         raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
     w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // w.size))
-    weight = xp.reshape(w, (*w.shape, *[1] * (loss.ndim - w.ndim)))
+    weight, wide = (xp.reshape(w, (*w.shape, *[1] * (a.ndim - w.ndim))) for a in (loss, slope))
     with np.errstate(invalid="ignore"):
         parts = weight * loss
         value = xp.sum(parts)
     if not (looks_are_free(xp) and bool(xp.isfinite(value))):
-        value = xp.sum(xp.where(weight == 0, 0.0, parts))  # what has weight 0 is not there, even if its loss is infinite
-    slope *= xp.reshape(w, (*w.shape, *[1] * (slope.ndim - w.ndim)))
+        # What has weight 0 is not there, even if its loss or its slope is infinite.
+        value, slope = xp.sum(xp.where(weight == 0, 0.0, parts)), xp.where(wide == 0, 0.0, slope)
+    slope *= wide
     return xp.asarray(value), slope

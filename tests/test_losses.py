@@ -294,6 +294,31 @@ def test_a_weighted_mean_that_is_a_number_is_found_though_the_sum_is_none(xp, dt
     assert float(value) == pytest.approx(y * y, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("loss", "desired"), [(losses.mse, 1.0), (losses.huber, 0.5), (losses.mae, None)])
+def test_a_mean_that_is_a_number_is_found_though_the_sum_is_none(xp, loss, desired, dtype):
+    """Where looking costs nothing: on a GPU it is inf."""
+    largest = float(np.finfo(dtype).max)
+    y = 0.9 * largest if desired is None else math.sqrt(0.9 * largest)
+    Y, options = from_host(xp, np.full((2, 30), y, dtype)), {"delta": 2 * y} if loss is losses.huber else {}
+    free = losses.looks_are_free(xp)
+    with np.errstate() if free else np.errstate(over="ignore"):
+        value, dY = loss(Y, 0.0 * Y, **options)
+    if free:
+        assert float(value) == pytest.approx((desired or 1.0) * 0.9 * largest, rel=1e-5)
+    assert bool(xp.all(xp.isfinite(dY)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_has_weight_0_has_no_slope_even_if_its_error_is_infinite(xp, dtype):
+    y = 0.9 * np.finfo(dtype).max
+    Y, weights = (from_host(xp, np.array(a, dtype)) for a in ([[y, 1.0], [2.0, 4.0]], [0.0, 2.0]))
+    with np.errstate(over="ignore"):
+        value, dY = losses.mse(Y, from_host(xp, np.array([[-y, 0.0], [1.0, 1.0]], dtype)), weights=weights)
+    assert float(value) == 5.0
+    assert_close(dY, from_host(xp, np.array([[0.0, 0.0], [1.0, 3.0]], dtype)), rtol=0)
+
+
 def test_a_small_binary_cross_entropy_keeps_its_digits():
     value, _ = losses.binary_cross_entropy(np.array([[30.0], [-30.0]]), np.array([[1.0], [0.0]]))
     assert_close(value, np.asarray(math.log1p(math.exp(-30.0))), rtol=1e-14)
