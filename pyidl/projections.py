@@ -15,7 +15,7 @@ Source: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient projections onto the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
     Raises
     ------
     InputError
-        If A is not two-dimensional, or a radius or a weight is not positive.
+        If A is not two-dimensional, or a radius or a weight is not positive, or weights differ so much that the projection overflows.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
         t = t * (1.0 - 2 * (A.shape[1] + 2) * EPS)
     shrunk = xp.maximum(u + t, 0.0)
     shrunk = backend.astype(xp, shrunk if w is None else shrunk * w, A.dtype) * xp.sign(A)
-    return xp.where(inside, A, shrunk)  # type: ignore[no-any-return]
+    return _whole(xp, xp.where(inside, A, shrunk), A, w)
 
 
 def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
@@ -124,7 +124,7 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     Raises
     ------
     InputError
-        If A is not square, a bound is not finite, or a weight is not positive.
+        If A is not square, a bound does not fit its dtype, or a weight is not positive.
 
     Examples
     --------
@@ -134,8 +134,8 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     """
     xp = namespace(A)
     eta, bounds = _row_weights(xp, A, weights), _rows(A, bound)
-    if A.shape[0] != A.shape[1] or not np.all(np.isfinite(bounds)):
-        raise InputError(f"measure_rows needs a square matrix and finite bounds, got shape {A.shape} and {bounds.min()} at least")
+    if A.shape[0] != A.shape[1] or not np.all(np.abs(bounds) < 0.5 * float(xp.finfo(A.dtype).max)):
+        raise InputError(f"measure_rows needs a square matrix and bounds that fit {A.dtype}, got {A.shape} and {bounds.min()} at least")
     n = A.shape[0]
     kappa = backend.from_host(xp, np.ascontiguousarray(bounds))[:, None]
     diagonal, off = measure_parts(xp, A, eta)
@@ -158,7 +158,7 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     limits = xp.finfo(A.dtype)
     rounding = float(limits.eps) * xp.abs(kappa - rest) + 4 * n * EPS * (xp.abs(kappa) + rest) + float(limits.smallest_normal)
     middle = backend.astype(xp, kappa - rest - rounding, A.dtype)
-    return xp.where(inside, A, xp.where(others > 0, shrunk, middle))  # type: ignore[no-any-return]
+    return _whole(xp, xp.where(inside, A, xp.where(others > 0, shrunk, middle)), A, eta)
 
 
 def measure_parts(xp: Namespace, A: Any, eta: Any, first: int = 0) -> tuple[Any, Any]:
@@ -189,6 +189,16 @@ def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
     if w.shape != (A.shape[1],) or not (np.all(w > 0) and np.all(np.isfinite(w))):
         raise InputError(f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest {w.min() if w.size else None}")
     return backend.from_host(xp, w)[None, :]
+
+
+def _whole(xp: Namespace, projected: Any, A: Array, w: Any) -> Array:
+    """The projection; refused where A divided by weights, or times them, left the range of float64 on the way."""
+    if w is not None and looks_are_free(xp) and not backend.all_finite(xp, projected):
+        raise InputError(
+            f"A has entries up to {float(xp.max(xp.abs(A))):.3g}, weights lie between {float(xp.min(w)):.3g} and {float(xp.max(w)):.3g}, "
+            "and the projection overflows; use weights that differ less, or a smaller step"
+        )
+    return cast(Array, projected)
 
 
 def _sums(xp: Namespace, magnitude: Any, w: Any) -> Any:

@@ -1,5 +1,7 @@
 """The matrix measure: its projection against root finding, its certificate against a search for counterexamples."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from conditions import is_p_matrix
@@ -286,6 +288,59 @@ def test_bad_weights_are_refused(bad):
         MatrixMeasure(weights=bad)
     with pytest.raises(InputError, match="2 weights"):
         ImplicitModel(2, 1, 4, constraint=MatrixMeasure(weights=(1.0, 2.0)))
+
+
+def exact_measures(A, eta):
+    """Of the numbers as they are, without any rounding."""
+    A, eta = ([Fraction(float(x)) for x in a] for a in (A.ravel(), eta))
+    n = len(eta)
+    return [A[i * n + i] + sum(abs(A[i * n + j]) * eta[j] / eta[i] for j in range(n) if j != i) for i in range(n)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(st.integers(0, 10**6), st.integers(1, 4), st.booleans(), st.sampled_from([0.95, 1e-30, 0.0, -1.0, -1e30]))
+def test_sizes_of_which_squares_are_no_numbers(dtype, seed, n, weighted, kappa):
+    rng, end = np.random.default_rng(seed), 37.0 if dtype == "float32" else 306.0
+    sizes = rng.uniform(-end, end, (n, n) if seed % 2 else ())
+    A, eta = (rng.normal(size=(n, n)) * 10.0**sizes).astype(dtype), 10.0 ** rng.uniform(-100, 100, n) if weighted else np.ones(n)
+    ball = MatrixMeasure(kappa, tuple(eta) if weighted else None)
+    with np.errstate(all="ignore"):
+        try:
+            P = ball.project({"A": A}, RELU)["A"]
+        except InputError:
+            assert weighted
+            P = A
+        else:
+            assert np.all(np.isfinite(P))
+            assert ball.contains({"A": P}, RELU)
+            np.testing.assert_array_equal(ball.project({"A": P}, RELU)["A"], P)
+            assert max(exact_measures(P, eta)) <= kappa + Fraction(1, 10**12) * abs(Fraction(kappa)) + Fraction(1, 10**200)
+        for matrix in (A, P):
+            found = ball.certificate({"A": matrix}, RELU)
+            assert not np.isnan([found.contraction, found.margin, found.constant]).any()
+            assert not (found.proven and max(exact_measures(matrix, eta)) >= 1)
+
+
+def test_what_no_float_can_hold_is_refused():
+    with pytest.raises(InputError, match="bounds that fit float32"):
+        MatrixMeasure(-1e39).project({"A": np.eye(2, dtype=np.float32)}, RELU)
+    with pytest.raises(InputError, match="only their ratios matter"):
+        MatrixMeasure(weights=(1.0, 1e-151))
+    with pytest.raises(InputError, match="the projection overflows; use weights"), np.errstate(all="ignore"):
+        MatrixMeasure(weights=(1e-100, 1e100)).project({"A": np.full((2, 2), 1e250)}, RELU)
+    big = {"L": np.full((2, 1), 1e200), "R": np.full((2, 1), 1e200)}
+    with pytest.raises(InputError, match="overflow"):
+        MatrixMeasure(0.5).project(big, RELU)
+    with np.errstate(all="ignore"):
+        assert not MatrixMeasure(0.5).certificate(big, RELU).proven
+
+
+def test_weights_whose_measure_would_be_rounded_below_1_are_refused():
+    """With entries of 5e-324 a product 1.4 eta is rounded to eta, and a measure of 1.3 to 0.9."""
+    A, eta = np.array([[-0.1, 1.4], [0.0, 0.0]]), (5e-324, 5e-324)
+    assert max(exact_measures(A, eta)) > 1
+    with pytest.raises(InputError, match="weights"):
+        MatrixMeasure(weights=eta)
 
 
 def test_a_custom_activation_with_known_slopes_is_admitted():

@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+SMALLEST = 1e-150
+"""Of weights: what underflows in a product with one of them is nothing beside the roundings of the sum of the others."""
+
+
 class Constraint(ABC):
     """A set of parameters; subclasses are frozen dataclasses."""
 
@@ -120,9 +124,12 @@ def check_weights(weights: Any) -> tuple[float, ...] | None:
     if weights is None:
         return None
     eta: Any = as_real(weights, name="weights", xp=np, dtype="float64")
-    if eta.ndim != 1 or not len(eta) or not np.all(eta > 0):
-        smallest = eta.min() if eta.size else None
-        raise InputError(f"weights has shape {eta.shape}, its smallest entry is {smallest}; use n positive numbers")
+    if eta.ndim != 1 or not len(eta) or not np.all((eta >= SMALLEST) & (eta <= 1.0 / SMALLEST)):
+        least, most = (eta.min(), eta.max()) if eta.size else (None, None)
+        raise InputError(
+            f"weights has shape {eta.shape} and entries between {least} and {most}; use n positive numbers, in a unit in which they lie "
+            f"between {SMALLEST} and {1.0 / SMALLEST}: only their ratios matter"
+        )
     return tuple(float(w) for w in eta)
 
 

@@ -90,7 +90,7 @@ class InfNorm(Constraint):
     kappa : float
         Radius, between 0 and 1.
     weights : sequence of float, optional
-        eta, n positive numbers; 1 if left out. Equal within a block on which the activation acts as a whole.
+        eta, n numbers between 1e-150 and 1e150; 1 if left out. Equal within a block on which the activation acts as a whole.
 
     Raises
     ------

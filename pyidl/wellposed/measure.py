@@ -36,7 +36,7 @@ from pyidl.backend import namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint, check_weights, lipschitz_rows, lowered, needs_slopes, size_of, unproven, weights_for
+from pyidl.wellposed.base import SMALLEST, Constraint, check_weights, lipschitz_rows, lowered, needs_slopes, size_of, unproven, weights_for
 from pyidl.wellposed.blocknorms import scale_rows
 from pyidl.wellposed.bounds import EPS, entries
 from pyidl.wellposed.comparison import lower
@@ -72,7 +72,7 @@ class MatrixMeasure(Constraint):
     kappa : float
         Below 1; 0 and less are allowed, for a full A.
     weights : sequence of float, optional
-        eta, n positive numbers; 1 if left out. Those that make the measure smallest are found by `optimal_weights`.
+        eta, n numbers between 1e-150 and 1e150; 1 if left out. Those that make the measure smallest are found by `optimal_weights`.
 
     Raises
     ------
@@ -118,7 +118,10 @@ class MatrixMeasure(Constraint):
             return {**params, "A": projections.measure_rows(params["A"], bounds, eta)}
         if self.kappa < 0:
             raise InputError(f"kappa is {self.kappa}: rows of factors A = L R^T are scaled, which does not lead below 0; use rank=None")
-        measure = np.sum(parts(params, eta), axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            measure = np.sum(parts(params, eta), axis=0)
+        if not np.all(np.isfinite(measure)):
+            raise InputError("the row sums of A = L R^T overflow, so that no factor shrinks them; use a smaller step")
         outside = measure > bounds
         if not outside.any():
             return dict(params)
@@ -201,5 +204,5 @@ def optimal_weights(params: Params, activation: Activation) -> np.ndarray | None
     shift = max(0.0, -float(np.min(d)))
     np.fill_diagonal(C, d + shift)
     with np.errstate(all="ignore"):
-        eta, factor = scaling(C / (1.0 + shift))  # at mu = 1 the factor is 1: there the search begins
+        eta, factor = scaling(C / (1.0 + shift), spread=1.0 / SMALLEST)  # at mu = 1 the factor is 1: there the search begins
     return eta / np.max(eta) if np.isfinite(factor) else None
