@@ -201,6 +201,8 @@ def cases():
 @pytest.mark.filterwarnings("ignore::pyidl.errors.WellPosednessWarning")
 @pytest.mark.parametrize(("door", "valid", "argument"), list(cases()))
 def test_what_an_argument_is_not(door, valid, argument, tmp_path, monkeypatch):
+    needs = "dask" if argument.name == "scheduler" else {"pyidl.plotting": "matplotlib"}.get(getattr(door, "__module__", ""), "numpy")
+    pytest.importorskip(needs, reason=f"{needs} is not installed")
     monkeypatch.chdir(tmp_path)
     pyidl.save("model.npz", MODEL)
     for kind, value in {**WRONG, "class": type(valid.get(argument.name, {}))}.items():

@@ -131,6 +131,15 @@ def test_functions_of_fit():
             trained(**options)
 
 
+@pytest.mark.parametrize("option", ["loss", "penalty", "metrics"])
+def test_what_functions_of_fit_return(option):
+    def nothing(*given, **named):
+        return None
+
+    with pytest.raises(InputError, match="returned None"):
+        trained(**{option: [nothing] if option == "metrics" else nothing})
+
+
 HALVES = [np.array(0.5), np.float32(0.5), np.float64(0.5), np.longdouble(0.5), Fraction(1, 2)]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from pyidl import backend
 from pyidl.backend import from_host
-from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_whole
+from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers.base import Layer, check_width
 from pyidl.training.callbacks import restore
 from pyidl.training.run import Callback, History, Optimizer, Run, in_words
@@ -334,7 +334,12 @@ def _evaluate(model: Layer, data: _Data, size: int, loss: Loss | None, metrics: 
             mean.add(batch.loss(loss, Y)[0], batch.total)
     result = {} if loss is None else {"loss": float(mean), "failed": float(failed)}
     Y = backend.namespace(outputs[0]).concat(outputs)
-    return result | {getattr(metric, "__name__", repr(metric)): float(metric(Y, data.target)) for metric in metrics}
+    for metric in metrics:
+        name, value = getattr(metric, "__name__", repr(metric)), metric(Y, data.target)
+        if not is_real(value):
+            raise InputError(f"the metric {name} has returned {value!r}; it returns a number")
+        result[name] = float(value)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------- progress
