@@ -41,13 +41,10 @@ class Optimizer(ABC):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        rate = self.learning_rate
-        if isinstance(rate, type) or not callable(rate):  # the class of a schedule is none
-            check_positive("learning_rate", rate)
-            self.learning_rate = float(cast(float, rate))
+        if isinstance(self.learning_rate, type) or not callable(self.learning_rate):  # the class of a schedule is none
+            self.learning_rate = check_positive("learning_rate", self.learning_rate)
         if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
-            self.clip_norm = float(self.clip_norm)
+            self.clip_norm = check_positive("clip_norm", self.clip_norm)
         self._validate()
         self._count = 0
         self._state: dict[str, Any] = {}
@@ -262,8 +259,7 @@ class Adam(Optimizer):
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise InputError(f"betas is {self.betas!r}; two numbers are needed, the shares of the past in m and v")
         self.betas = (_below(1.0, "betas[0]", self.betas[0]), _below(1.0, "betas[1]", self.betas[1]))
-        check_positive("eps", self.eps)
-        self.eps = float(self.eps)
+        self.eps = check_positive("eps", self.eps)
 
     @property
     def slots(self) -> tuple[str, ...]:

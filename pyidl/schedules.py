@@ -41,7 +41,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        check_positive("value, the learning rate,", self.value)
+        object.__setattr__(self, "value", check_positive("value, the learning rate,", self.value))
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
@@ -83,10 +83,11 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive("peak", self.peak)
+        object.__setattr__(self, "peak", check_positive("peak", self.peak))
         _whole("steps and warmup", self.steps, self.warmup)
         if not (0 <= self.warmup < self.steps and is_real(self.final) and 0 <= self.final <= self.peak):
             raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
+        object.__setattr__(self, "final", float(self.final))
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
@@ -125,10 +126,11 @@ class Exponential:
     every: int = 1
 
     def __post_init__(self) -> None:
-        check_positive("initial", self.initial)
+        object.__setattr__(self, "initial", check_positive("initial", self.initial))
         _whole("every", self.every)
         if not (is_real(self.rate) and 0 < self.rate <= 1 and self.every >= 1):
             raise InputError(f"{self} makes no sense: 0 < rate <= 1 and every >= 1 are needed")
+        object.__setattr__(self, "rate", float(self.rate))
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
@@ -167,18 +169,18 @@ class Piecewise:
         _whole("boundaries", *self.boundaries)
         if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
             raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
-        for value in self.values:
-            check_positive("the learning rate", value)
+        object.__setattr__(self, "values", tuple(check_positive("the learning rate", value) for value in self.values))
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
         return self.values[sum(count >= boundary for boundary in self.boundaries)]
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is not a positive and finite number."""
+def check_positive(name: str, value: Any) -> float:
+    """Refuse what is not a positive and finite number; return it as Python's, also one of a GPU."""
     if not (is_real(value) and 0 < float(value) < math.inf):
         raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
+    return float(value)
 
 
 def _whole(names: str, *values: Any) -> None:

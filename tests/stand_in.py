@@ -68,6 +68,10 @@ class ndarray:
         cupy.waits += 1
         return int(self._a)
 
+    def item(self):
+        cupy.waits += 1
+        return self._a.item()
+
     def argmax(self):
         return cupy.argmax(self)
 

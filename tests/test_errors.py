@@ -12,6 +12,8 @@ from pyidl import (
     EarlyStopping,
     ImplicitModel,
     LayerNorm,
+    Linear,
+    Sequential,
     activations,
     attention,
     fit,
@@ -156,6 +158,29 @@ def test_a_number_of_any_type_is_kept_as_a_float(half):
         assert 0.5 in kept
     value, grads = training.ridge(half)({"A": U})
     assert value.dtype == grads["A"].dtype == U.dtype
+
+
+def test_a_number_of_a_gpu_is_kept_as_a_float(xp):
+    """Tolerances meet residuals on the host, rates and margins numbers there; files hold floats."""
+    half = xp.asarray(0.5)
+    if not hasattr(half, "item"):
+        pytest.skip("arrays of this library do not tell their number")
+    for made in (
+        *(make(tol=half) for make in REAL["tol"]),
+        *(wellposed.AttentionBall(half, half), EarlyStopping(min_delta=half), solvers.Picard(damping=half)),
+        *(optim.Constant(half), optim.Cosine(half, 10, final=half), optim.Exponential(half, half), optim.SGD(half, clip_norm=half)),
+    ):
+        kept = [value for value in vars(made).values() if not isinstance(value, (int, str, dict, type(None)))]
+        assert all(type(value) is float for value in kept)
+        assert 0.5 in kept
+    assert optim.Piecewise((1,), (half, half)).values == (0.5, 0.5)
+    model, V = ImplicitModel(2, 2, 3, rng=0, dtype="float64").with_tol(xp.asarray(1e-9)), xp.asarray(U)
+    model.params = {key: xp.asarray(a) for key, a in model.params.items()}
+    Y, pull = model(V)
+    pull(Y)
+    net = Sequential(Linear(2, 3, rng=0, dtype="float64"), activations.relu, Linear(3, 2, rng=1, dtype="float64"))
+    net.params = {key: xp.asarray(a) for key, a in net.params.items()}
+    sim.fit(net, xp.asarray(np.random.default_rng(0).normal(size=(9, 2))), state_cost=half, solver=sim.ADMM(tol=half))
 
 
 @pytest.mark.parametrize("make", [optim.SGD, optim.Constant, lambda x: sim.ReverseHuber(x, 1), lambda x: sim.ReverseHuber(1, x)])

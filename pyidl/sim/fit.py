@@ -152,6 +152,7 @@ def fit(
         raise InputError("U is an iterator, which can be read once; use refit_rounds=0, or give a list of chunks or a dask.array")
     if not (is_real(state_cost) and 0 < state_cost < np.inf):
         raise InputError(f"state_cost is {state_cost!r}; it is a positive factor")
+    state_cost = float(state_cost)
     for name, p in {"penalty": penalty, "output_penalty": output_penalty, "relaxed": relaxed}.items():
         if not (isinstance(p, Penalty) or (p is None and name != "penalty")):
             raise InputError(f"{name} is {p!r}; use a penalty of pyidl.sim, such as L1(1e-3)")
@@ -176,7 +177,7 @@ def fit(
         rng=0,
     )
     ball, radius = _bound(constraint, shape, whole_row)
-    cost = np.concatenate([np.full(shape.n, float(state_cost)), np.ones(shape.p)])
+    cost = np.concatenate([np.full(shape.n, state_cost), np.ones(shape.p)])
     if radius is not None:
         if whole_row and state_cost != 1:
             raise InputError("whole_row bounds A and B together, and state_cost counts them differently; use one of them")

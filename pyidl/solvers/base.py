@@ -30,12 +30,13 @@ class Solver(ABC):
         """Return the same solver with another tolerance; None is the default of the dtype."""
 
 
-def check_limits(tol: float | None, max_iter: int) -> None:
-    """Refuse a tolerance or a number of steps that is not positive."""
+def check_limits(tol: float | None, max_iter: int) -> float | None:
+    """Refuse a tolerance or a number of steps that is not positive; return the tolerance as Python's number, also one of a GPU."""
     if tol is not None and not (is_real(tol) and 0 < tol < 1):
         raise InputError(f"tol is {tol!r}; it is relative to the size of the state and lies between 0 and 1")
     if not (is_whole(max_iter) and max_iter >= 1):
         raise InputError(f"max_iter is {max_iter!r}; an integer is needed, at least 1")
+    return None if tol is None else float(tol)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Iterative(Solver):
     max_iter: int = 5000
 
     def __post_init__(self) -> None:
-        check_limits(self.tol, self.max_iter)
+        object.__setattr__(self, "tol", check_limits(self.tol, self.max_iter))
 
     def at(self, tol: float | None) -> Self:
         """The same with another tolerance."""

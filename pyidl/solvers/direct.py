@@ -43,7 +43,7 @@ class Direct(Solver):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.tol, 1)
+        object.__setattr__(self, "tol", check_limits(self.tol, 1))
 
     def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
         """Solve; a starting point is of no use here, and there are no steps to trace."""

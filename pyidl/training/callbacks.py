@@ -56,6 +56,7 @@ class EarlyStopping:
             raise InputError(f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0")
         expect("monitor", self.monitor, str, "name a key of the history, such as 'val_loss'")
         expect_flags(self, "restore_best")
+        object.__setattr__(self, "min_delta", float(self.min_delta))
 
     def __call__(self, run: Run) -> bool:
         """Remember the best epoch; True when patience is over."""

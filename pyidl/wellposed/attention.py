@@ -245,6 +245,7 @@ class AttentionBall:
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
         if not (is_real(self.theta) and 0.5 <= self.theta < 1):
             raise InputError(f"theta is {self.theta!r}; the share of the values lies in [1/2, 1)")
+        object.__setattr__(self, "theta", float(self.theta))
 
     def radii(self, h: int, attention: Attention, keys: int | None) -> np.ndarray:
         """The radius of every column of [R_k R_q R_v], (3h,); inf for none."""

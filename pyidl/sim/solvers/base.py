@@ -84,6 +84,7 @@ class RowSolver(ABC):
     def __post_init__(self) -> None:
         if not (is_real(self.tol) and 0 < self.tol < 1):
             raise InputError(f"tol is {self.tol!r}; it is relative to the objective and lies between 0 and 1")
+        object.__setattr__(self, "tol", float(self.tol))
         if not (is_whole(self.max_iter) and self.max_iter >= 1):
             raise InputError(f"max_iter is {self.max_iter!r}; an integer is needed, at least 1")
 
