@@ -30,6 +30,7 @@ __all__ = [
     "is_array",
     "looks_are_free",
     "namespace",
+    "read_array",
     "real_dtype",
     "synchronize",
     "to_device",
@@ -193,6 +194,16 @@ def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
     return all_as_real({name: x}, xp=xp, dtype=dtype)[name]
 
 
+def read_array(x: Any, name: str) -> Any:
+    """An array of any library as it is; a list or a data frame as NumPy reads it."""
+    if is_array(x):
+        return x
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} cannot be read as an array: {error}") from error
+
+
 def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[str, Array]:
     """What `as_real` does, for several arrays by their names; on a GPU the host waits once for all of them."""
     arrays = {name: _cast(x, name, xp, dtype) for name, x in given.items()}
@@ -215,10 +226,7 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)")
     if not is_array(x):
-        try:
-            host = np.asarray(x)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{name} cannot be read as an array: {error}") from error
+        host = read_array(x, name)
         _refuse_unreal(np, host, name)
         array: Any = from_host(xp, host)
     elif _home(x)[0] != xp.__name__:

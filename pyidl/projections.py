@@ -73,7 +73,7 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
     radius : float or array of shape (n,)
         Positive.
     weights : array of shape (k,), or None
-        Positive, on the host; 1 for None.
+        Positive; 1 for None.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     bound : float or array of shape (n,)
         Of any sign.
     weights : array of shape (n,), or None
-        Positive numbers eta, on the host, with ``w_ij = eta_j / eta_i``; 1 for None.
+        Positive numbers eta, with ``w_ij = eta_j / eta_i``; 1 for None.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def measure_parts(xp: Namespace, A: Any, eta: Any, first: int = 0) -> tuple[Any,
 
 def _rows(A: Array, number: Any) -> np.ndarray:
     """One number for each row, on the host."""
-    return np.broadcast_to(np.asarray(number, dtype=np.float64), (A.shape[0],))
+    return np.broadcast_to(backend.to_numpy(number).astype(np.float64), (A.shape[0],))
 
 
 def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
@@ -185,7 +185,7 @@ def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
         raise InputError(f"the rows of A are projected, so A must have two dimensions, not {A.ndim}")
     if weights is None:
         return None
-    w = np.asarray(weights, dtype=np.float64)
+    w = backend.to_numpy(weights).astype(np.float64)
     if w.shape != (A.shape[1],) or not (np.all(w > 0) and np.all(np.isfinite(w))):
         raise InputError(f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest {w.min() if w.size else None}")
     return backend.from_host(xp, w)[None, :]

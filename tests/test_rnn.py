@@ -591,6 +591,11 @@ def test_measured_residuals_bound_the_error():
         assert error.max() > 1e-6
 
 
+def test_residuals_may_live_on_any_device(xp):
+    bound, rho = build().recurrence(), np.full((M, 3), 1e-3)
+    assert np.array_equal(bound.errors(from_host(xp, rho)), bound.errors(rho))
+
+
 def test_where_nothing_is_proven_it_says_so():
     model = build()
     model.params = {**model.params, "A": np.eye(N)}
@@ -703,6 +708,7 @@ BAD_CALLS = {
     "nan": (lambda U: (np.where(U > 0, np.nan, U),), "U has"),
     "length 0": (lambda U: (U, [0, 1, 2, 3]), "lengths lie between 0 and 3"),
     "length beyond T": (lambda U: (U, [8, 1, 2, 3]), "with 7 steps they are 1, ..., 7"),
+    "ragged lengths": (lambda U: (U, [[True], [True, False], [True], [True]]), "lengths cannot be read"),
     "too few lengths": (lambda U: (U, [3, 3]), "lengths has shape"),
     "fractional lengths": (lambda U: (U, [3.0, 3.0, 3.0, 3.0]), "lengths has shape"),
     "an empty mask": (lambda U: (U, np.zeros((M, 7), bool)), "4 sequences have no step"),

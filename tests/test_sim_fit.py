@@ -290,7 +290,7 @@ def test_samples_are_drawn():
 def test_on_every_library(xp):
     net = moved(NET, xp)
     here = FREE(NET, U, penalty=sim.L1(0.01))
-    there = FREE(net, from_host(xp, U), penalty=sim.L1(0.01))
+    there = FREE(net, from_host(xp, U), penalty=sim.L1(0.01), pattern=from_host(xp, np.ones((N, N), bool)))
     for key, a in here.model.params.items():
         assert_close(there.model.params[key], a, rtol=1e-5, atol=1e-7, xp=xp)
     assert_close(there.model.predict(from_host(xp, NEW)), here.model.predict(NEW), rtol=1e-5, atol=1e-6, xp=xp)
@@ -400,6 +400,7 @@ BAD = {
     "weights": (lambda: sim.fit(NET, U, constraint=InfNorm(0.9, weights=(1.0,) * N)), "no condition on single rows"),
     "a pattern's name": (lambda: sim.fit(NET, U, pattern="diagonal"), "pattern is 'diagonal'"),
     "a pattern's shape": (lambda: sim.fit(NET, U, pattern=np.ones((2, 2), bool)), "mask of A"),
+    "a pattern's type": (lambda: sim.fit(NET, U, pattern=np.ones((N, N))), "mask of A"),
     "a pattern of B": (lambda: sim.fit(NET, U, pattern=Pattern(B=np.ones((2, 2), bool))), "pattern"),
     "a dtype": (lambda: sim.fit(NET, U, dtype="float16"), "float16"),
 }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stand_in import cupy
 
 from pyidl import sim
-from pyidl.backend import to_numpy
+from pyidl.backend import from_host, to_numpy
 
 PENALTIES = [sim.L1(0.02), sim.ElasticNet(0.02, 0.05), sim.ReverseHuber(0.002, 0.1), sim.Ridge(0.05)]
 SOLVERS = [sim.ADMM, sim.FISTA, sim.CoordinateDescent]
@@ -226,6 +226,17 @@ def test_reverse_huber_in_any_unit(target, inputs):
     assert np.array_equal(scaled.prox_ball(V * weight, t, 6, radius * weight), plain.prox_ball(V, 1.0, 6, radius) * weight)
     for ball in (0, 4):
         assert np.array_equal(scaled.conjugate(Xi * xi, ball, radius * weight), plain.conjugate(Xi, ball, radius) * target**2)
+
+
+def test_bounds_and_masks_may_live_with_the_moments(xp):
+    rng = np.random.default_rng(0)
+    M, Z, radius, mask = rng.normal(size=(60, 9)), rng.normal(size=(60, 6)), rng.uniform(0.1, 1, 6), rng.random((6, 9)) < 0.7
+
+    def solved(M, Z, radius, mask):
+        return sim.FISTA()(sim.Problem.of(sim.Moments.of(M, Z), sim.L1(0.02), ball=5, radius=radius, mask=mask)).W
+
+    found = solved(*(from_host(xp, a) for a in (M, Z, radius, mask)))
+    np.testing.assert_allclose(to_numpy(found), solved(M, Z, radius, mask), rtol=1e-6, atol=1e-9)
 
 
 def test_the_formulas_in_every_library(xp):

@@ -58,6 +58,17 @@ def test_training_on_another_library(xp):
     np.testing.assert_allclose(history["loss"], same["loss"], rtol=1e-6)
 
 
+def test_data_that_cannot_be_read_are_refused(xp):
+    """On a GPU also a list of its arrays: one array is needed."""
+    model = moved(ImplicitModel(4, 1, 12, rng=0, dtype="float64"), xp)
+    ragged, whole = [[0.0] * 4, [0.0] * 3], [[0.0] * 4] * 2
+    rows = [from_host(xp, row) for row in U[:2]]
+    for inputs in (ragged, *([rows] if xp.__name__ == "cupy" else [])):
+        for data in ((inputs, whole), (whole, inputs), (whole, whole, inputs)):
+            with pytest.raises(InputError, match="an array of data cannot be read as an array"):
+                fit(model, data, loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=1, verbose=0)
+
+
 def test_the_tight_ball_is_kept_after_every_step():
     model = ImplicitModel(4, 1, 12, constraint=InfNorm(0.1), rng=0)
     train(model, epochs=3, optimizer=optim.Adam(0.2))

@@ -15,7 +15,7 @@ from pyidl.activations import Activation, Blocks
 from pyidl.backend import from_host
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.projections import l1_ball_rows
+from pyidl.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 from pyidl.solvers import Fallback, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.structure import Full, LowRank
@@ -108,6 +108,14 @@ def test_projection_everywhere(xp):
     radii = np.linspace(0.1, 5, 6)
     rows = [by_root_finding(row, radius) for row, radius in zip(A, radii)]
     assert_close(l1_ball_rows(from_host(xp, A), radii), np.stack(rows), rtol=1e-9, atol=1e-12, xp=xp)
+
+
+def test_bounds_and_weights_may_live_with_the_matrix(xp):
+    rng = np.random.default_rng(0)
+    A, bound, w = rng.normal(size=(6, 6)), rng.uniform(0.1, 1, 6), rng.uniform(1, 2, 6)
+    for project in (weighted_l1_ball_rows, measure_rows):
+        found = project(*(from_host(xp, a) for a in (A, bound, w)))
+        assert_close(found, project(A, bound, w), rtol=1e-12, atol=1e-15, xp=xp)
 
 
 def test_projection_of_a_large_matrix():

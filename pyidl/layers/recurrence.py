@@ -106,7 +106,7 @@ class Recurrence:
         -------
         numpy.ndarray, shape (..., T)
         """
-        rho = np.asarray(residuals, np.float64)
+        rho = to_numpy(residuals).astype(np.float64)
         if rho.ndim == 0 or rho.shape[-1] == 0 or not np.all(rho >= 0):
             raise InputError("residuals are one number >= 0 for every step, (..., T) with T >= 1")
         if not self.proven:

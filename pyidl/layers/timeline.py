@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import is_array, namespace, to_numpy
+from pyidl.backend import namespace, read_array, to_numpy
 from pyidl.errors import InputError
 from pyidl.rows import put_rows, take_rows
 
@@ -33,7 +33,7 @@ class Timeline:
         """From the user's lengths: an integer for each sample, a boolean for each of its steps, or None for all."""
         if lengths is None:
             return cls(m, T)
-        host = to_numpy(lengths) if is_array(lengths) else np.asarray(lengths)
+        host = to_numpy(read_array(lengths, "lengths"))
         if host.shape == (m,) and host.dtype.kind in "iu":
             if host.min() < 1 or host.max() > T:
                 raise InputError(f"lengths lie between {host.min()} and {host.max()}; with {T} steps they are 1, ..., {T}")

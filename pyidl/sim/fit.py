@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyidl.backend import as_generator, astype, from_host, namespace, to_numpy
+from pyidl.backend import as_generator, astype, from_host, is_array, namespace, to_numpy
 from pyidl.errors import ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
@@ -315,10 +315,11 @@ def _masks(pattern: Structure | Pattern | np.ndarray | None, constraint: Constra
     n = shape.n
     if isinstance(pattern, Pattern):
         masks = {key: getattr(pattern, key) for key in "ABCD"}
-    elif isinstance(pattern, np.ndarray):
-        if pattern.shape != (n, n) or pattern.dtype != np.bool_:
-            raise InputError(f"pattern has shape {pattern.shape} and dtype {pattern.dtype}; a mask of A is boolean, ({n}, {n})")
-        masks["A"] = pattern
+    elif is_array(pattern):
+        mask = to_numpy(pattern)
+        if mask.shape != (n, n) or mask.dtype != np.bool_:
+            raise InputError(f"pattern has shape {mask.shape} and dtype {mask.dtype}; a mask of A is boolean, ({n}, {n})")
+        masks["A"] = mask
     elif pattern == "no_self_loops":
         masks["A"] = ~np.eye(n, dtype=bool)
     elif pattern == "block_triangular":

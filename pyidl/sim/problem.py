@@ -137,7 +137,7 @@ class Problem:
             G = G + ridge * xp.eye(k, dtype=xp.float64)
         if not 0 <= ball <= k or (radius is not None and ball == 0):
             raise InputError(f"ball is {ball}: the number of leading inputs that the bound counts lies between 1 and {k}")
-        radii = None if radius is None else np.array(np.broadcast_to(np.asarray(radius, dtype=np.float64), (r,)))
+        radii = None if radius is None else np.array(np.broadcast_to(to_numpy(radius).astype(np.float64), (r,)))
         if radii is not None and not (np.all(radii > 0) and np.all(np.isfinite(radii))):
             raise InputError(f"the smallest radius is {radii.min()}; a bound of the weights is positive and finite, or None")
         if mask is not None:

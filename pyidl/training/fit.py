@@ -190,10 +190,8 @@ class _Data:
         if not (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
             raise InputError(f"{name} must be (inputs, targets) or (inputs, targets, weights)")
         inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
-        parts = [
-            a if backend.is_array(a) else from_host(model.xp, np.asarray(a))
-            for a in (*inputs, data[1], *(w for w in data[2:] if w is not None))
-        ]
+        given = (*inputs, data[1], *(w for w in data[2:] if w is not None))
+        parts = [a if backend.is_array(a) else from_host(model.xp, backend.read_array(a, f"an array of {name}")) for a in given]
         lengths = {a.shape[0] if a.ndim else 0 for a in parts}
         if len(lengths) != 1 or lengths == {0}:
             raise InputError(f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1")
