@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "is_array",
     "looks_are_free",
     "namespace",
+    "on_device_of",
     "read_array",
     "real_dtype",
     "synchronize",
@@ -66,7 +68,8 @@ def namespace(*arrays: object) -> Namespace:
     Raises
     ------
     DeviceMismatchError
-        If they belong to different libraries or different GPUs.
+        If they belong to different libraries or different GPUs, or to one that is not the current GPU: CuPy would read them from there, if
+        it can, and what comes out would live on the current one.
     TypeError
         If one of them is not an array.
 
@@ -79,13 +82,30 @@ def namespace(*arrays: object) -> Namespace:
         return np
     if all(type(a) is np.ndarray for a in arrays):
         return np
+    cupy = _cupy()
+    if cupy is not None and isinstance(arrays[0], cupy.ndarray):
+        current = cupy.cuda.runtime.getDevice()
+        if all(isinstance(a, cupy.ndarray) and cast(Any, a).device.id == current for a in arrays):
+            return cast(Namespace, cupy)
     homes = {_home(a) for a in arrays}
     if len(homes) > 1:
         names = " and ".join(sorted(device for _, device in homes))
         raise DeviceMismatchError(
             f"arrays on {names} met in one call; bring them together with to_device(array, device) or model.to(device)"
         )
-    return sys.modules[homes.pop()[0]]
+    module, device = homes.pop()
+    if module == "cupy":
+        raise _elsewhere(device, "parameters or arrays live", "them: model.to('cuda'), or to_device(array, 'cuda')")
+    return sys.modules[module]
+
+
+def _elsewhere(device: str, what: str, how: str) -> DeviceMismatchError:
+    """Arrays of one GPU, while another one is current."""
+    there, current = device.removeprefix("cuda:").removesuffix(" (cupy)"), _cupy().cuda.runtime.getDevice()
+    return DeviceMismatchError(
+        f"{what} on cuda:{there}, but the current GPU is cuda:{current}, and new arrays are made there; "
+        f"call cupy.cuda.Device({there}).use() first, or move {how}"
+    )
 
 
 def _home(a: object) -> tuple[str, str]:
@@ -164,6 +184,11 @@ def to_device(a: Any, device: str) -> Array:
     return cast(Array, cupy.asarray(a, copy=True) if elsewhere else cupy.asarray(a))
 
 
+def on_device_of(a: Array) -> AbstractContextManager[Any]:
+    """A block in which new arrays are made where `a` lives: of several GPUs, every thread begins on the first."""
+    return cast(Any, a).device if _home(a)[0] == "cupy" else nullcontext()
+
+
 def looks_are_free(xp: Namespace) -> bool:
     """Whether looking at a value costs nothing but the look; on a GPU the host waits for the device first."""
     return bool(xp.__name__ != "cupy")
@@ -236,12 +261,8 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
         )
     else:
         array = x
-        if xp.__name__ == "cupy" and array.device.id != xp.cuda.Device().id:
-            there, current = array.device.id, xp.cuda.Device().id
-            raise DeviceMismatchError(
-                f"{name} lives on cuda:{there}, but the current GPU is cuda:{current}, and new arrays are made there; "
-                f"call cupy.cuda.Device({there}).use() first, or move {name}: to_device({name}, 'cuda')"
-            )
+        if xp.__name__ == "cupy" and array.device.id != xp.cuda.runtime.getDevice():
+            raise _elsewhere(_home(array)[1], f"{name} lives", f"{name}: to_device({name}, 'cuda')")
         _refuse_unreal(xp, array, name)
     with np.errstate(over="ignore", invalid="ignore"):
         return cast(Array, astype(xp, array, dtype))

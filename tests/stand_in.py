@@ -32,10 +32,13 @@ class ndarray:
 
     def __init__(self, a):
         self._a = np.asarray(a)
-        self.device = types.SimpleNamespace(id=Device.current)
+        self.device = Device()
 
     def __array__(self, *arguments, **options):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+
+    def __reduce__(self):
+        return ndarray, (self._a,)  # a pickle is opened on the current device
 
     def __getattr__(self, name):
         if name not in ("shape", "ndim", "size", "dtype", "T", "nbytes"):
@@ -290,6 +293,27 @@ class Device:
         Device.current = self.before
 
 
+def without_error(function, left):
+    """A singular matrix raises nothing; what it leaves has no meaning."""
+
+    def call(*arrays):
+        try:
+            return function(*arrays)
+        except np.linalg.LinAlgError:
+            return left(arrays[-1]) if arrays[0].ndim == 2 else np.stack([call(*each) for each in zip(*arrays)])
+
+    return call
+
+
+def no_numbers(a):
+    return np.full_like(a, np.nan)
+
+
+def inv(a):
+    """That of one matrix comes from a solve; of several, from another routine, which gives up."""
+    return without_error(np.linalg.inv, no_numbers if a.ndim == 2 else np.copy)(a)
+
+
 cupy = Namespace("cupy", np)
 cupy.waits = cupy.uploads = cupy.launches = 0
 cupy.ndarray, cupy.asarray, cupy.ascontiguousarray, cupy.asnumpy = ndarray, asarray, ascontiguousarray, asnumpy
@@ -297,6 +321,8 @@ cupy.finfo, cupy.isdtype = np.finfo, np.isdtype
 cupy.is_available = lambda: True
 cupy.ElementwiseKernel, cupy.RawKernel = ElementwiseKernel, RawKernel
 cupy.linalg = Namespace("cupy.linalg", np.linalg, "linalg.")
+cupy.linalg.solve = wrapped(without_error(np.linalg.solve, no_numbers), "linalg.solve")
+cupy.linalg.inv = wrapped(inv, "linalg.inv")
 cupy.cuda = types.SimpleNamespace(
     get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
     runtime=types.SimpleNamespace(getDeviceCount=lambda: 2, getDevice=lambda: Device.current),

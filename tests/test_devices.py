@@ -182,12 +182,62 @@ def test_one_gpu_at_a_time():
         other, V = model.to("cuda:1"), there(U)
         assert repr(other).endswith("on cuda:1")
         np.testing.assert_allclose(host(other.predict(V)), model.predict(U), rtol=1e-5)
+    for away in (V, there(U)):
+        with pytest.raises(DeviceMismatchError, match=r"parameters .* live on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)"):
+            other(away)
     with pytest.raises(DeviceMismatchError, match=r"U lives on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)"):
-        other(V)
-    with pytest.raises(DeviceMismatchError, match=r"cuda:0 .* and cuda:1"):
-        other(there(U))
+        model.to("cuda")(V)
     assert pyidl.to_device(V, "cuda").device.id == 0
     assert model.to("cuda").to("cuda:0").params["A"].device.id == 0
+
+
+def test_what_lives_on_another_gpu_is_refused_everywhere():
+    """CuPy may read it from there, and would leave what follows on the current one."""
+    with cupy.cuda.Device(1):
+        model, V, Y = LAYERS["implicit"]().to("cuda"), there(inputs("implicit")), there(np.ones((M, 3)))
+        pull = model(V)[1]
+        net = Sequential(Linear(E, 5, rng=0), activations.relu, Linear(5, 3, rng=1)).to("cuda")
+        moments = sim.collect_states(net, V).moments()
+    before, adam = dict(model.params), optim.Adam()
+    calls = {
+        "loss": lambda: losses.mse(Y, Y),
+        "labels": lambda: losses.cross_entropy(Y, there(np.zeros(M, int))),
+        "pullback": lambda: pull(there(np.ones((M, 3)))),
+        "optimiser": lambda: adam.step(model.params, model.params),
+        "projection": lambda: model.project(model.params),
+        "certificate": model.certificate,
+        "activation": lambda: activations.tanh(Y),
+        "fit": lambda: pyidl.fit(model, (V, Y), loss=losses.mse, optimizer=adam, epochs=1, verbose=0),
+        "fused": lambda: fusion.fused(lambda z: 2 * z)(Y),
+        "sim": lambda: sim.fit(net, V),
+        "sums": lambda: moments + moments,
+        "rows": lambda: sim.Problem.of(moments, sim.L1(0.1)),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            DeviceMismatchError, match=r"cuda:1.* current GPU is cuda:0.*Device\(1\)\.use\(\).*to\('cuda'\)|cuda:0 .* and cuda:1"
+        ):
+            print(name, call())
+    assert all(model.params[key] is a for key, a in before.items())
+    assert adam.count == 0
+    for moved in (model.to("cuda"), pickle.loads(pickle.dumps(model))):
+        assert moved.params["A"].device.id == 0
+    assert type(model.to("cpu").params["A"]) is np.ndarray
+
+
+def test_a_task_of_a_scheduler_works_where_its_problem_lives():
+    """A thread begins on the first GPU."""
+    dask = pytest.importorskip("dask")
+
+    def on_the_first(*arguments, **options):
+        with cupy.cuda.Device(0):
+            return dask.get(*arguments, **options)
+
+    rng = np.random.default_rng(0)
+    with cupy.cuda.Device(1):
+        net = Sequential(Linear(E, 5, rng=0), activations.relu, Linear(5, 3, rng=1)).to("cuda")
+        result = sim.fit(net, there(rng.normal(size=(40, E))), penalty=sim.L1(1e-2), scheduler=on_the_first)
+    assert result.model.params["A"].device.id == 1
 
 
 def test_a_model_travels_in_a_pickle_of_its_own_device():

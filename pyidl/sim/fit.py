@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyidl.backend import as_generator, astype, from_host, is_array, namespace, to_numpy
+from pyidl.backend import as_generator, astype, from_host, is_array, namespace, on_device_of, to_numpy
 from pyidl.errors import ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers import ImplicitModel
 from pyidl.pattern import Pattern
@@ -292,7 +292,8 @@ def _rows(problem: Problem, solver: RowSolver, start: Array | None, scheduler: A
 
 
 def _block(solver: RowSolver, problem: Problem, start: Array | None, rows: np.ndarray) -> Rows:
-    return solver(problem.take(rows), None if start is None else take_rows(namespace(start), start, rows))
+    with on_device_of(problem.H):
+        return solver(problem.take(rows), None if start is None else take_rows(namespace(start), start, rows))
 
 
 def _bound(constraint: Constraint, shape: Shape, whole_row: bool) -> tuple[int, np.ndarray | None]:

@@ -95,11 +95,14 @@ class Moments:
         ------
         InputError
             If they have other numbers of inputs or targets.
+        DeviceMismatchError
+            If they belong to different libraries.
         """
         if not isinstance(other, Moments):
             return NotImplemented
         if self.H.shape != other.H.shape:
             raise InputError(f"moments of {self.H.shape} and {other.H.shape} targets and inputs cannot be added; collect the same columns")
+        namespace(self.G, other.G)  # refuses what lives in two places
         m, share = self.count + other.count, other.count / (self.count + other.count)
         d, e = other.mean - self.mean, other.target_mean - self.target_mean
         # m l / (m + l) times the products of the shifts.
