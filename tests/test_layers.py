@@ -12,7 +12,7 @@ from helpers import assert_close, host, moved, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, InfNorm, Linear, Pointwise, Sequential, activations, solvers
+from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pointwise, Sequential, activations, solvers, structure
 from pyidl.activations import Activation, Blocks
 from pyidl.errors import (
     ConvergenceError,
@@ -23,6 +23,7 @@ from pyidl.errors import (
     GradientConvergenceWarning,
     InputError,
 )
+from pyidl.layers import bptt
 
 P, Q, N = 4, 3, 10
 
@@ -295,6 +296,33 @@ def test_bad_parameters_leave_the_model_as_it_was(case, nested):
 
 
 # --------------------------------------------------------------------------------------------- parameters and copies
+
+
+@pytest.mark.parametrize(
+    ("model", "room", "name", "count"),
+    [
+        (Sequential(build(), ImplicitModel(Q, 2, 6, rng=1)), structure, "read_model", 1),
+        (Sequential(build(), ImplicitModel(Q, 2, 6, rng=1)), structure, "read_model", 2),
+        (ImplicitRNN(P, Q, 2, N, rng=0), structure, "read_model", 1),
+        (ImplicitRNN(P, Q, 2, N, rng=0), bptt.Step, "of", 1),
+    ],
+)
+def test_memory_that_ends_while_structure_is_read_leaves_the_model_as_it_was(model, room, name, count, monkeypatch):
+    U = inputs() if isinstance(model, Sequential) else inputs()[:, None, :]
+    before, Y, function, calls = dict(model.params), model.predict(U), getattr(room, name), []
+
+    def limited(*arguments):
+        calls.append(arguments)
+        if len(calls) == count:
+            raise MemoryError
+        return function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, name, limited)
+        with pytest.raises(MemoryError):
+            model.params = {key: 0.5 * a for key, a in model.params.items()}
+    assert all(model.params[key] is a for key, a in before.items())
+    assert np.array_equal(model.predict(U), Y)
 
 
 def test_parameters_are_read_only_and_separate():

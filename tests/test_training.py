@@ -58,6 +58,35 @@ def test_training_on_another_library(xp):
     np.testing.assert_allclose(history["loss"], same["loss"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("failing", ["project", "_checked", "_read"])
+def test_a_step_that_fails_is_no_step(failing, monkeypatch):
+    """Neither the optimiser nor the model has taken it, whatever failed; with more memory, say, the run goes on as it would have."""
+    data = (U, TARGET)
+
+    def trained(model, adam, epochs):
+        fit(model, data, loss=losses.mse, optimizer=adam, epochs=epochs, batch_size=None, rng=0, verbose=0)
+
+    model, adam = ImplicitModel(4, 1, 12, rng=0, dtype="float64"), optim.Adam(1e-2)
+    trained(model, adam, 2)
+    before, state = dict(model.params), adam.state
+    with monkeypatch.context() as patch:
+
+        def full(*arguments):
+            raise MemoryError
+
+        patch.setattr(ImplicitModel, failing, full)
+        with pytest.raises(MemoryError):
+            trained(model, adam, 1)
+    assert adam.count == 2
+    assert all(adam.state[key] is a for key, a in state.items())
+    assert all(model.params[key] is a for key, a in before.items())
+    trained(model, adam, 1)
+    whole, fresh = ImplicitModel(4, 1, 12, rng=0, dtype="float64"), optim.Adam(1e-2)
+    trained(whole, fresh, 2)
+    trained(whole, fresh, 1)
+    assert all(np.array_equal(model.params[key], a) for key, a in whole.params.items())
+
+
 def test_data_that_cannot_be_read_are_refused(xp):
     """On a GPU also a list of its arrays: one array is needed."""
     model = moved(ImplicitModel(4, 1, 12, rng=0, dtype="float64"), xp)

@@ -227,7 +227,13 @@ class Layer(ABC):
         self._store(self._checked(new))
 
     def _store(self, checked: Params) -> None:
-        object.__setattr__(self, "_params", checked)
+        for layer, kept in self._read(checked):
+            for name, value in kept.items():
+                object.__setattr__(layer, name, value)
+
+    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
+        """What this layer, and those within it, will keep of the parameters: all is made, if memory lasts, before anything is stored."""
+        return [(self, {"_params": checked})]
 
     def _checked(self, new: Mapping[str, Any]) -> Params:
         """Copies of the given arrays, in the layer's dtype, after everything about them has been checked."""

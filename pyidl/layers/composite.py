@@ -100,9 +100,8 @@ class Composite(Layer):
         part, _, key = name.partition(".")
         return self.parts[part].support(key)
 
-    def _store(self, checked: Params) -> None:
-        for name, own in self._split(checked).items():
-            self.parts[name]._store(own)
+    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
+        return [kept for name, own in self._split(checked).items() for kept in self.parts[name]._read(own)]
 
     def _split(self, params: Params) -> dict[str, Params]:
         """The parameters of each layer, under its own names."""

@@ -246,11 +246,10 @@ class ImplicitModel(Layer):
                 )
         return checked
 
-    def _store(self, checked: Params) -> None:
-        super()._store(checked)
+    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
         before, doubtful = self.__dict__.get("_maps"), not self.constraint.contracts
         maps = structure.read_model(checked, self.pattern, before, doubtful, self.sparse_below)
-        object.__setattr__(self, "_maps", maps)
+        return [(self, {"_params": checked, "_maps": maps})]
 
     @property
     def maps(self) -> Mapping[str, Matrix]:

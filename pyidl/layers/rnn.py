@@ -276,13 +276,13 @@ class ImplicitRNN(Layer):
         self._core._checked(self._own(checked))
         return checked
 
-    def _store(self, checked: Params) -> None:
-        super()._store(checked)
-        self._core._store(MappingProxyType(self._own(checked)))
-        maps = dict(self._core.maps)
+    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
+        ((core, kept),) = self._core._read(MappingProxyType(self._own(checked)))
+        maps = dict(kept["_maps"])
         if self.feedthrough == "input":
             maps["D"] = Full(checked["D"])
-        object.__setattr__(self, "_step", Step.of(maps, checked, self.activation, self.input_dim))
+        step = Step.of(maps, checked, self.activation, self.input_dim)
+        return [(core, kept), (self, {"_params": checked, "_step": step})]
 
     def project(self, params: Params) -> dict[str, Array]:
         """Return parameters inside `constraint`: the nearest ones where that set is convex."""

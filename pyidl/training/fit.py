@@ -171,6 +171,19 @@ def _as_it_was(run: Run) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _together(optimizer: Optimizer) -> Iterator[None]:
+    """An optimiser that has taken a step that the model did not, for want of memory, say, goes back. Its arrays are not edited."""
+    own = getattr(optimizer, "__dict__", {})
+    before = dict(own)
+    try:
+        yield
+    except Exception:
+        own.clear()
+        own.update(before)
+        raise
+
+
 # ------------------------------------------------------------------------------------------------------------ epochs
 
 
@@ -286,7 +299,8 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
                 if not set(slopes) <= set(grads):
                     raise InputError(f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}")
                 value, grads = value + extra, {key: grads[key] + slopes[key] if key in slopes else grads[key] for key in grads}
-            run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
+            with _together(run.optimizer):
+                run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
         except Exception as error:
             error.add_note(f"in fit: epoch {run.epoch + 1}, step {i // size + 1} of {-(-data.m // size)}")
             raise
