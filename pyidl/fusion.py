@@ -98,6 +98,8 @@ def _kind(a: Any, dtype: Any) -> str:
     """What the kernel calls it; "" if it has no place in one."""
     if isinstance(a, numbers.Real):
         return "double"
+    if not hasattr(a, "dtype"):  # a list, or None for what is left out
+        return ""
     return "T" if a.dtype == dtype else "bool" if a.dtype == bool else ""
 
 

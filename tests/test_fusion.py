@@ -400,6 +400,16 @@ def test_other_dtypes_are_computed_as_the_function_stands(dtypes, cupy):
     np.testing.assert_allclose(cupy.asnumpy(x), desired, rtol=1e-6)
 
 
+def test_what_is_left_out_is_no_operand_of_a_kernel(cupy):
+    @fusion.fused
+    def shifted(z, by=None):
+        return z if by is None else z + by
+
+    z = cupy.asarray(np.arange(3.0))
+    for by, expected in ((None, [0.0, 1.0, 2.0]), (z, [0.0, 2.0, 4.0])):
+        assert np.array_equal(cupy.asnumpy(shifted(z, by)), expected)
+
+
 def test_functions_of_a_user_do_not_pile_up():
     """Activations that are made in a loop are let go: no table of functions is without bound."""
     assert all(table.cache_info().maxsize for table in (fusion._kernel, problem._sum_and_image, splitting._proximal_map))
