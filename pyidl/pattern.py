@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace
+from pyidl.backend import from_host, is_array, namespace, to_numpy
 from pyidl.errors import InputError
 
 __all__ = ["Groups", "Pattern", "levels"]
@@ -148,7 +148,7 @@ def _all_reach(support: np.ndarray) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Where A (n, n), B (n, p), C (q, n) and D (q, p) may be nonzero: boolean arrays, or None where everything may.
+    """Where A (n, n), B (n, p), C (q, n) and D (q, p) may be nonzero: boolean arrays, kept on the host, or None where everything may.
 
     Entries outside stay zero, and neither their products nor their gradients are computed.
 
@@ -177,9 +177,9 @@ class Pattern:
             mask = getattr(self, name)
             if mask is None:
                 continue
+            mask = to_numpy(mask).copy() if is_array(mask) else mask
             if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.ndim == 2):
-                raise InputError(f"the pattern of {name} is {type(mask).__name__} {getattr(mask, 'dtype', '')}; use a boolean NumPy matrix")
-            mask = mask.copy()
+                raise InputError(f"the pattern of {name} is {type(mask).__name__} {getattr(mask, 'dtype', '')}; use a boolean matrix")
             mask.flags.writeable = False
             object.__setattr__(self, name, mask)
 

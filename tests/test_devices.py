@@ -154,6 +154,14 @@ def test_fit_refuses_data_from_elsewhere_before_any_work():
             pyidl.fit(model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0)
 
 
+def test_a_penalty_from_elsewhere_is_refused():
+    model, data = LAYERS["implicit"]().to("cuda"), (there(inputs("implicit")), there(np.zeros((M, 3))))
+    with pytest.raises(DeviceMismatchError, match=r"cpu .* and cuda:0"):
+        pyidl.fit(
+            model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0, penalty=lambda p: (0.0, {"A": np.ones((12, 12))})
+        )  # fmt: skip
+
+
 def test_sim_runs_there_and_refuses_what_is_elsewhere():
     rng = np.random.default_rng(0)
     U = rng.normal(size=(60, E)).astype(np.float32)

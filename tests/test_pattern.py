@@ -46,6 +46,14 @@ def explicit(weights, biases, U):
     return U @ weights[-1].T + biases[-1]
 
 
+def test_masks_may_live_where_the_model_does(xp):
+    """They are kept on the host, where the blocks are searched."""
+    mask = np.random.default_rng(0).random((5, 5)) < 0.5
+    assert Pattern(A=from_host(xp, mask)) == Pattern(A=mask)
+    with pytest.raises(InputError, match="boolean matrix"):
+        Pattern(A=from_host(xp, mask * 1.0))
+
+
 @pytest.mark.parametrize("pattern", [Pattern.feed_forward(*WIDTHS), None], ids=["pattern", "found"])
 def test_a_feed_forward_network_is_solved_in_one_pass(pattern, xp):
     rng = np.random.default_rng(0)

@@ -298,6 +298,7 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
                 extra, slopes = _pair("penalty", penalty(run.model.params))
                 if not set(slopes) <= set(grads):
                     raise InputError(f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}")
+                backend.namespace(*grads.values(), *(g for g in slopes.values() if backend.is_array(g)))
                 value, grads = value + extra, {key: grads[key] + slopes[key] if key in slopes else grads[key] for key in grads}
             with _together(run.optimizer):
                 run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
