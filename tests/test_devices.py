@@ -16,7 +16,7 @@ from stand_in import cupy
 import pyidl
 from pyidl import activations, fusion, load, losses, optim, save, sim
 from pyidl.backend import to_device
-from pyidl.errors import DeviceError, DeviceMismatchError
+from pyidl.errors import DeviceError, DeviceMismatchError, InputError
 from pyidl.layers import (
     Bidirectional,
     Dropout,
@@ -152,6 +152,12 @@ def test_fit_refuses_data_from_elsewhere_before_any_work():
     for data in ((U, there(target)), (there(U), target), (there(U), there(target), np.ones(M))):
         with pytest.raises(DeviceMismatchError, match=r"to_device\(array, device\) or model\.to"):
             pyidl.fit(model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0)
+
+
+def test_an_activation_of_one_library_alone_is_refused():
+    mine = activations.Activation("mine", lambda z: cupy.tanh(z), lambda z: 1 - cupy.tanh(z) ** 2, slope_range=(0.0, 1.0))
+    with pytest.raises(InputError, match=r"phi of the activation 'mine' does not take an array of NumPy .*namespace\(z\)"):
+        ImplicitModel(E, 3, 12, activation=mine)
 
 
 def test_a_penalty_from_elsewhere_is_refused():

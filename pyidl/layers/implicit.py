@@ -366,7 +366,13 @@ def _check_activation(activation: Any, n: int, dtype: str) -> None:
         z = np.zeros((2, width), dtype)
         derivative = ("vjp", functools.partial(part.vjp, z)) if part.vector_blocks(width) else ("dphi", part.dphi)
         for name, function in (("phi", part.phi), derivative):
-            y = function(z)
+            try:
+                y = function(z)
+            except TypeError as error:
+                raise InputError(
+                    f"{name} of the activation {part.name!r} does not take an array of NumPy ({error}); take its functions from the "
+                    "library of its array, pyidl.backend.namespace(z)"
+                ) from error
             if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
                 raise InputError(
                     f"{name} of the activation {part.name!r} turns zeros of shape {z.shape}, {z.dtype}, into {type(y).__name__} "
