@@ -178,7 +178,7 @@ def _together(optimizer: Optimizer) -> Iterator[None]:
     before = dict(own)
     try:
         yield
-    except Exception:
+    except BaseException:
         own.clear()
         own.update(before)
         raise

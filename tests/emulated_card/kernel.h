@@ -122,6 +122,10 @@ static inline long long __double_as_longlong(double x) { return emulated_bits<lo
 static inline double __longlong_as_double(long long x) { return emulated_bits<double>(x); }
 static inline int __double2hiint(double x) { return (int)(__double_as_longlong(x) >> 32); }
 static inline int __double2loint(double x) { return (int)__double_as_longlong(x); }
+static inline unsigned short __float2half_rn(float x) { return emulated_bits<unsigned short>((_Float16)x); }
+static inline float __half2float(unsigned short x) { return emulated_bits<_Float16>(x); }
+static inline unsigned short __half_as_ushort(unsigned short x) { return x; }
+static inline float __ushort_as_half(unsigned short x) { return __half2float(x); }
 
 // ---- functions of numbers; CUDA has them without a namespace
 using std::abs, std::isnan, std::isinf, std::isfinite, std::signbit, std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10, std::log1p;
