@@ -170,7 +170,7 @@ def products(bench):
     if bench.card and not tf32:
         bench.say("\nThe same with CUPY_TF32=1:")
         command = [sys.executable, __file__, "products", "--bare", "--out", str(bench.out), "--limit", str(min(60.0, bench.left()))]
-        subprocess.run(command, env={**os.environ, "CUPY_TF32": "1"}, check=False)
+        subprocess.run([*command, *["--dry"] * bench.dry], env={**os.environ, "CUPY_TF32": "1"}, check=False)
 
 
 def checks(bench):
