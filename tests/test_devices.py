@@ -1,4 +1,4 @@
-"""Models and data on two devices, on the stand-in: what lives in two places is refused with the cure, every layer moves there and back."""
+"""Models and data on two devices: what lives in two places is refused with the cure, every layer moves there and back."""
 
 import pickle
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stand_in
+from conftest import require_gpu
 from helpers import host
 from kernel_compilers import small_numbers_flushed
-from stand_in import cupy
 
 import pyidl
 from pyidl import activations, fusion, load, losses, optim, save, sim
@@ -36,11 +36,30 @@ from pyidl.layers import (
 E, T, M = 6, 5, 4
 
 
-@pytest.fixture(autouse=True)
-def installed(monkeypatch):
+cupy = stand_in.cupy
+
+
+@pytest.fixture(autouse=True, params=["stand_in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def library(request, monkeypatch):
+    """The stand-in, or CuPy itself."""
+    if request.param == "cupy":
+        monkeypatch.setattr(sys.modules[__name__], "cupy", require_gpu())
+        return
     for name, module in stand_in.MODULES.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stand_in.Device, "current", 0)
+
+
+@pytest.fixture
+def two_gpus():
+    if cupy.cuda.runtime.getDeviceCount() != 2:
+        pytest.skip("CuPy does not find two GPUs")
+
+
+@pytest.fixture
+def pretended(library):
+    if cupy is not stand_in.cupy:
+        pytest.skip("for the stand-in alone")
 
 
 def there(a):
@@ -185,7 +204,7 @@ def test_sim_runs_there_and_refuses_what_is_elsewhere():
 # ------------------------------------------------------------------------------------------------------- several GPUs
 
 
-def test_one_gpu_at_a_time():
+def test_one_gpu_at_a_time(two_gpus):
     """CuPy makes new arrays on its current GPU, so models and data live there; the others are refused with the cure."""
     model, U = LAYERS["implicit"](), inputs("implicit")
     with pytest.raises(DeviceError, match=r"current GPU is cuda:0.*cupy\.cuda\.Device\(1\)\.use\(\).*CUDA_VISIBLE_DEVICES=1"):
@@ -205,7 +224,7 @@ def test_one_gpu_at_a_time():
     assert model.to("cuda").to("cuda:0").params["A"].device.id == 0
 
 
-def test_what_lives_on_another_gpu_is_refused_everywhere():
+def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
     """CuPy may read it from there, and would leave what follows on the current one."""
     with cupy.cuda.Device(1):
         model, V, Y = LAYERS["implicit"]().to("cuda"), there(inputs("implicit")), there(np.ones((M, 3)))
@@ -239,7 +258,7 @@ def test_what_lives_on_another_gpu_is_refused_everywhere():
     assert type(model.to("cpu").params["A"]) is np.ndarray
 
 
-def test_a_task_of_a_scheduler_works_where_its_problem_lives():
+def test_a_task_of_a_scheduler_works_where_its_problem_lives(two_gpus):
     """A thread begins on the first GPU."""
     dask = pytest.importorskip("dask")
 
@@ -259,7 +278,7 @@ def test_a_model_travels_in_a_pickle_of_its_own_device():
     assert np.array_equal(host(pickle.loads(pickle.dumps(far)).params["A"]), host(far.params["A"]))
 
 
-def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch):
+def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch, pretended):
     """The code by which docs/cpu_or_gpu.md measures runs as it stands, and no kernel is compiled while its clock runs."""
     page = (Path(__file__).parent.parent / "docs" / "cpu_or_gpu.md").read_text()
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block]
@@ -273,7 +292,7 @@ def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_gradients_may_vanish_where_small_numbers_are_0(device, tmp_path):
+def test_gradients_may_vanish_where_small_numbers_are_0(device, tmp_path, pretended):
     """Back through 500 steps in float32, from cotangents of 1e-20 to nothing: no solve ends before a residual that it cannot reach."""
     for seed in range(6):
         model = ImplicitRNN(4, 3, 8, 12, rng=seed).to(device)

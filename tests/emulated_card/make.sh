@@ -73,7 +73,7 @@ build "${python[@]}" -shared -I"$cupy/cupy/cuda" "$cupy/cupy/cuda/thrust.cpp" "$
 # Accelerators are kernels of CUB, which g++ cannot compile; without them CuPy takes its own.
 cat > "$folder/python" <<PYTHON
 #!/usr/bin/env bash
-export LD_LIBRARY_PATH=$folder/lib CUPY_CACHE_DIR=$folder/cache CUPY_ACCELERATORS=
+export LD_LIBRARY_PATH=$folder/lib CUPY_CACHE_DIR=$folder/cache CUPY_ACCELERATORS= EMULATED_DEVICES=\${EMULATED_DEVICES:-2}
 exec "$bin/python" "\$@"
 PYTHON
 chmod +x "$folder/python"
