@@ -2,7 +2,7 @@
 
 NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Nothing is moved unless `to_device` or `to_numpy` says so. Any
 other library that implements the array-API standard works too, without in-place kernels. Below are the lookup, the
-door through which outside data comes in, and the few places where NumPy 2.0, CuPy 14 and the standard differ.
+door through which outside data comes in, and the few places where NumPy 2.0, CuPy 14.1 and the standard differ.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def to_device(a: Any, device: str) -> Array:
     InputError
         If the name of the device is none of these.
     DeviceError
-        If CuPy is not installed, finds no such GPU, or another one is current.
+        If CuPy is not installed, is older than 14.1.1, finds no such GPU, or another one is current.
     """
     if device == "cpu":
         return to_numpy(a)
@@ -171,6 +171,8 @@ def to_device(a: Any, device: str) -> Array:
         raise DeviceError(
             f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl"
         ) from error
+    if not hasattr(cupy, "matrix_transpose"):  # a name of the array-API standard that came with 14.1
+        raise DeviceError(f"CuPy {cupy.__version__} lacks functions that pyidl needs; install 14.1.1 or newer: by the extra cuda12 or cuda13")
     count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")

@@ -273,6 +273,13 @@ def test_a_task_of_a_scheduler_works_where_its_problem_lives(two_gpus):
     assert result.model.params["A"].device.id == 1
 
 
+def test_a_release_of_cupy_that_is_too_old_is_refused(monkeypatch, pretended):
+    monkeypatch.delitem(stand_in.PARAMETERS, "matrix_transpose")
+    monkeypatch.setattr(cupy, "__version__", "14.0.1", raising=False)
+    with pytest.raises(DeviceError, match=r"CuPy 14\.0\.1 lacks .* install 14\.1\.1 or newer"):
+        LAYERS["implicit"]().to("cuda")
+
+
 def test_a_model_travels_in_a_pickle_of_its_own_device():
     far = LAYERS["implicit"]().to("cuda")
     assert np.array_equal(host(pickle.loads(pickle.dumps(far)).params["A"]), host(far.params["A"]))

@@ -54,11 +54,11 @@ def test_the_script_is_a_shell_script():
 
 @pytest.mark.parametrize("major", [12, 13])
 def test_the_extras_name_their_wheels(major):
-    """One wheel for each CUDA, with CUDA's libraries, without the release that is known to be bad."""
+    """One wheel for each CUDA, with CUDA's libraries, from the release on that has all names."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     requirement = Requirement(config["options.extras_require"][f"cuda{major}"].strip())
     assert requirement.name == f"cupy-cuda{major}x"
     assert requirement.extras == {"ctk"}
-    for version, wanted in {"14.0.0": False, "14.0.1": True, "14.1.0": False, "14.2.0": True, "13.6.0": False}.items():
+    for version, wanted in {"14.0.1": False, "14.1.0": False, "14.1.1": True, "14.2.0": True, "13.6.0": False}.items():
         assert requirement.specifier.contains(version) == wanted

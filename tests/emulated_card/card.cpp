@@ -275,6 +275,7 @@ API int nvrtcCompileProgram(Program* p, int n, const char** options) {
         flushes |= option == "-ftz=true";
         if (!option.compare(0, 2, "-I") || !option.compare(0, 2, "-D")) command += " '" + option + "'";
     }
+    command += " -I" + here() + "/cuda";
     flushes &= p->source.find("double") == std::string::npos;  // a card flushes float32 only, the processor both
     std::regex dynamic(R"(extern\s+__shared__\s+(\w+(?:\s+\w+)?)\s+(\w+)\s*\[\s*\]\s*;)");
     std::string text = "#line 1 \"kernel\"\n" + std::regex_replace(p->source, dynamic, "$1* $2 = ($1*)emulated_card->shared;") + "\n" + entries +

@@ -80,7 +80,8 @@ chmod +x "$folder/python"
 
 echo "-- what every kernel includes, compiled in advance"
 cp "$source"/{card,kernel}.h "$folder/lib"
+ln -sfn "$cuda" "$folder/lib/cuda"
 includes=$("$folder/python" -c "from cupy._core.core import assemble_cupy_compiler_options as o; print(*[i for i in o(()) if i.startswith('-I')])")
 # shellcheck disable=SC2086
-g++ -std=gnu++17 -O1 -mfma -fPIC -w -fpermissive $includes -x c++-header "$folder/lib/kernel.h" -o "$folder/lib/kernel.h.gch"
+g++ -std=gnu++17 -O1 -mfma -fPIC -w -fpermissive $includes "-I$folder/lib/cuda" -x c++-header "$folder/lib/kernel.h" -o "$folder/lib/kernel.h.gch"
 "$folder/python" -c "import cupy; assert int(cupy.arange(10).sum()) == 45; print(cupy.cuda.runtime.getDeviceProperties(0)['name'].decode())"
