@@ -172,7 +172,9 @@ def to_device(a: Any, device: str) -> Array:
             f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl"
         ) from error
     if not hasattr(cupy, "matrix_transpose"):  # a name of the array-API standard that came with 14.1
-        raise DeviceError(f"CuPy {cupy.__version__} lacks functions that pyidl needs; install 14.1.1 or newer: by the extra cuda12 or cuda13")
+        raise DeviceError(
+            f"CuPy {cupy.__version__} lacks functions that pyidl needs; install 14.1.1 or newer: by the extra cuda12 or cuda13"
+        )
     count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")
