@@ -337,7 +337,7 @@ def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [admm._Steps, fista._Steps])
-@pytest.mark.parametrize(("penalty", "bound"), [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 71)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(("penalty", "bound"), [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 65)], ids=lambda p: type(p).__name__)
 def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
@@ -346,7 +346,7 @@ def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     step.step(1)
     cupy.waits = cupy.launches = 0
     step.step(1)
-    assert cupy.launches <= bound
+    assert cupy.launches <= bound + 6 * (cupy is not stand_in.cupy)  # CuPy joins arrays, and sums along a row, by two kernels
     assert cupy.waits == 0
 
 
