@@ -26,6 +26,7 @@ from pyidl.cells import Cell
 from pyidl.certificate import Certificate
 from pyidl.errors import InputError, expect
 from pyidl.solvers import Auto, Solver
+from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, Solution, settle
 from pyidl.typing import Array, Grads
 
@@ -81,9 +82,7 @@ def equilibrium(
         If the solve fails and `on_fail` is "raise"; the message quotes the certificate, computed only then.
     """
     expect("cell", cell, Cell, "give a Cell, such as a FunctionCell of yours")
-    for name, solver in (("forward", forward), ("adjoint", adjoint)):
-        if solver is not None:
-            expect(name, solver, Solver, "use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+    check_solvers(forward, adjoint)
     if not (certificate is None or callable(certificate)):
         raise InputError(f"certificate is {certificate!r}; give a function without arguments that computes it, such as model.certificate")
     if not (x0 is None or is_array(x0)):

@@ -21,10 +21,11 @@ from pyidl.backend import namespace
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
 from pyidl.errors import InputError, expect, expect_flags
-from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_solvers, check_width
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.decoding import Cache, advance, begin
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers import Solution, Solver
+from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.typing import Array, Grads, Params, Rng
 from pyidl.wellposed import Unconstrained

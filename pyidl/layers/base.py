@@ -14,7 +14,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,11 +24,10 @@ from pyidl.backend import DTYPES, namespace
 from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, expect, is_whole
 from pyidl.layers.timeline import Timeline
-from pyidl.solvers import Solution, Solver
-from pyidl.solvers.solution import OnFail, check_on_fail
+from pyidl.solvers.solution import OnFail, Solution, check_on_fail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
 
-__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_solvers", "check_width"]
+__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
 
 
 @dataclass(frozen=True)
@@ -383,12 +382,6 @@ def check_dtype(dtype: Any) -> str:
     if name not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one that pyidl computes in; use 'float32' or 'float64'")
     return name
-
-
-def check_solvers(forward: Any, adjoint: Any) -> None:
-    """Refuse what is neither a solver nor None."""
-    for name, solver in (("forward", forward), ("adjoint", adjoint)):
-        expect(name, solver, (Solver, NoneType), "use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
 
 
 def check_width(name: str, value: Any) -> int:

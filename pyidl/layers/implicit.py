@@ -25,9 +25,10 @@ from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
 from pyidl.errors import InputError, expect, expect_flags, is_real
-from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_solvers, check_width
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
+from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads, Params, Rng

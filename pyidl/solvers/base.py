@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from types import NoneType
+from typing import Any, Self
 
-from pyidl.errors import InputError, is_real, is_whole
+from pyidl.errors import InputError, expect, is_real, is_whole
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
-__all__ = ["Iterative", "Solver", "check_limits"]
+__all__ = ["Iterative", "Solver", "check_limits", "check_solvers"]
 
 
 class Solver(ABC):
@@ -28,6 +29,12 @@ class Solver(ABC):
     @abstractmethod
     def at(self, tol: float | None) -> Self:
         """Return the same solver with another tolerance; None is the default of the dtype."""
+
+
+def check_solvers(forward: Any, adjoint: Any) -> None:
+    """Refuse what is neither a solver nor None, for which the default stands."""
+    for name, solver in (("forward", forward), ("adjoint", adjoint)):
+        expect(name, solver, (Solver, NoneType), "use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
 
 
 def check_limits(tol: float | None, max_iter: int) -> float | None:

@@ -16,7 +16,7 @@ static char half(int uplo) { return "LU"[uplo]; }
 
 extern "C" {
 #define LAPACK(l)                                                                                                            \
-    void scipy_##l##gemm_64_(...), scipy_##l##trsm_64_(...), scipy_##l##potrf_64_(...), scipy_##l##potrs_64_(...);           \
+    void scipy_##l##gemm_64_(...), scipy_##l##trsm_64_(...), scipy_##l##potrf_64_(...);                                      \
     void scipy_##l##getrf_64_(...), scipy_##l##getrs_64_(...), scipy_##l##getri_64_(...), scipy_##l##geqrf_64_(...);         \
     void scipy_##l##orgqr_64_(...), scipy_##l##syevd_64_(...), scipy_##l##gesvd_64_(...);
 LAPACK(s)
