@@ -61,7 +61,12 @@ class Mixing(Advance):
 
     def __init__(self, problem: Problem, memory: int, pays_from: float = 0.0) -> None:
         m = problem.like.shape[0]
-        self.xp, self.in_place, self.memory, self.pays_from = problem.xp, problem.in_place, memory, pays_from
+        self.xp, self.in_place, self.memory, self.pays_from = (
+            problem.xp,
+            problem.in_place,
+            memory,
+            pays_from,
+        )
         # Who is accelerated; who is slow, and not yet accelerated; who was slow when last measured. One measurement may be a transient;
         # where acceleration costs little, it is enough.
         self.engaged, self.slow, self.suspect = np.zeros((3, m), bool)
@@ -95,7 +100,11 @@ class Mixing(Advance):
         """Forget the others."""
         place = np.full(len(self.engaged), -1)
         place[rows] = np.arange(len(rows))
-        self.engaged, self.slow, self.suspect = self.engaged[rows], self.slow[rows], self.suspect[rows]
+        self.engaged, self.slow, self.suspect = (
+            self.engaged[rows],
+            self.slow[rows],
+            self.suspect[rows],
+        )
         pasts = self.pasts
         self.pasts = []
         for past in pasts:
@@ -123,7 +132,9 @@ class Mixing(Advance):
         if self.xp.__name__ == "cupy" and self.memory <= kernels.MEMORY:
             self.pasts.append(_FusedPast(self.xp, y, y_image, new, self.memory, self.in_place))
         else:
-            self.pasts.append(_Past(self.xp, y, y_image, new, self.memory, self.in_place and self.xp is np))
+            self.pasts.append(
+                _Past(self.xp, y, y_image, new, self.memory, self.in_place and self.xp is np)
+            )
         self.engaged |= self.slow
         self.slow[:] = self.waiting = False
         self.count += len(new)
@@ -137,16 +148,31 @@ class _Past:
     gram     ``dF_i . dF_j``, (m, k, k)
     """
 
-    def __init__(self, xp: Namespace, y: Any, y_image: Any, rows: np.ndarray, memory: int, in_place: bool) -> None:
-        self.xp, self.rows, self.all, self.in_place, self.step_count = xp, rows, len(rows) == y.shape[0], in_place, 0
+    def __init__(
+        self, xp: Namespace, y: Any, y_image: Any, rows: np.ndarray, memory: int, in_place: bool
+    ) -> None:
+        self.xp, self.rows, self.all, self.in_place, self.step_count = (
+            xp,
+            rows,
+            len(rows) == y.shape[0],
+            in_place,
+            0,
+        )
         y, y_image = self._own(y), self._own(y_image)
         # One block of memory for all, as in Problem.buffers. Differences that do not exist yet are never looked at.
         block = xp.empty((2 * memory + 4, *y.shape), dtype=y.dtype) if self.in_place else None
-        room: list[Any] = [None] * (2 * memory + 4) if block is None else [block[i, ...] for i in range(2 * memory + 4)]
+        room: list[Any] = (
+            [None] * (2 * memory + 4)
+            if block is None
+            else [block[i, ...] for i in range(2 * memory + 4)]
+        )
         self.dF: list[Any] = room[:memory]
         self.dG: list[Any] = room[memory : 2 * memory]
         self.F, self.G, self.new, self.work = room[2 * memory :]
-        self.F, self.G = self._into(xp.subtract, y_image, y, out=self.F), self._into(xp.multiply, y_image, 1.0, out=self.G)
+        self.F, self.G = (
+            self._into(xp.subtract, y_image, y, out=self.F),
+            self._into(xp.multiply, y_image, 1.0, out=self.G),
+        )
         self.size, self.plain = self._sizes(self.F), xp.ones(y.shape[0], dtype=y.dtype)
         self.gram = xp.zeros((y.shape[0], memory, memory), dtype=xp.float64)
         self.units = xp.eye(memory, dtype=xp.float64)
@@ -171,7 +197,10 @@ class _Past:
         for name in ("F", "G", "size", "plain", "gram", "new", "work"):
             if getattr(self, name) is not None:
                 setattr(self, name, take_rows(self.xp, getattr(self, name), kept))
-        self.dF, self.dG = ([a if a is None else take_rows(self.xp, a, kept) for a in arrays] for arrays in (self.dF, self.dG))
+        self.dF, self.dG = (
+            [a if a is None else take_rows(self.xp, a, kept) for a in arrays]
+            for arrays in (self.dF, self.dG)
+        )
 
     def step(self, y: Any, y_image: Any) -> Any:
         """The next y of these samples, among the images of the others; y or y_image are written into if that is allowed."""
@@ -230,8 +259,16 @@ class _Past:
 class _FusedPast:
     """The same on CuPy, where a step is one kernel (`kernels.mix`); dF, dG, F and G are one array, (2 k + 2, m, n)."""
 
-    def __init__(self, xp: Namespace, y: Any, y_image: Any, rows: np.ndarray, memory: int, in_place: bool) -> None:
-        self.xp, self.rows, self.memory, self.in_place, self.step_count = xp, rows, memory, in_place, 0
+    def __init__(
+        self, xp: Namespace, y: Any, y_image: Any, rows: np.ndarray, memory: int, in_place: bool
+    ) -> None:
+        self.xp, self.rows, self.memory, self.in_place, self.step_count = (
+            xp,
+            rows,
+            memory,
+            in_place,
+            0,
+        )
         self.places = from_host(xp, rows)
         self.kept = xp.zeros((2 * memory + 2, len(rows), *y.shape[1:]), dtype=y.dtype)
         F, G = self.kept[2 * memory, ...], self.kept[2 * memory + 1, ...]
@@ -245,16 +282,38 @@ class _FusedPast:
         self.rows, self.places = rows, from_host(self.xp, rows)
         index = from_host(self.xp, kept)
         self.kept = self.xp.take(self.kept, index, axis=1)
-        self.size, self.plain, self.gram = (self.xp.take(a, index, axis=0) for a in (self.size, self.plain, self.gram))
+        self.size, self.plain, self.gram = (
+            self.xp.take(a, index, axis=0) for a in (self.size, self.plain, self.gram)
+        )
 
     def step(self, y: Any, y_image: Any) -> Any:
         """The next y of these samples, among the images of the others, in y_image if that is allowed."""
         y_image = y_image if self.in_place else self.xp.asarray(y_image, copy=True)
         k, slot = self.memory, self.step_count % self.memory
         self.step_count += 1
-        dF, dG, F, G = self.kept[:k, ...], self.kept[k : 2 * k, ...], self.kept[2 * k, ...], self.kept[2 * k + 1, ...]
+        dF, dG, F, G = (
+            self.kept[:k, ...],
+            self.kept[k : 2 * k, ...],
+            self.kept[2 * k, ...],
+            self.kept[2 * k + 1, ...],
+        )
         ridge, known = RIDGE * float(self.xp.finfo(y.dtype).eps), min(self.step_count, k)
-        kernels.mix(self.xp, self.places, y, y_image, F, G, dF, dG, self.gram, self.size, self.plain, slot, known, ridge)
+        kernels.mix(
+            self.xp,
+            self.places,
+            y,
+            y_image,
+            F,
+            G,
+            dF,
+            dG,
+            self.gram,
+            self.size,
+            self.plain,
+            slot,
+            known,
+            ridge,
+        )
         return y_image
 
 
@@ -266,7 +325,11 @@ def _wide(column: Any, like: Any) -> Any:
 def _dots(xp: Namespace, a: Any, b: Any) -> Any:
     """The inner product of each sample's part, float64."""
     m = a.shape[0]
-    product = np.vecdot(a.reshape(m, -1), b.reshape(m, -1)) if xp is np else xp.sum(a * b, axis=tuple(range(1, a.ndim)))
+    product = (
+        np.vecdot(a.reshape(m, -1), b.reshape(m, -1))
+        if xp is np
+        else xp.sum(a * b, axis=tuple(range(1, a.ndim)))
+    )
     return astype(xp, product, "float64")
 
 
@@ -319,9 +382,19 @@ class Anderson(Iterative):
             raise InputError(f"memory is {self.memory!r}; an integer is needed, at least 1")
         expect_flags(self, "splitting")
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Accelerate from f(x0), or from f(0)."""
         method = f"Anderson({self.memory}) of {'Jacobi' if self.splitting else 'Picard'}"
         target = split(problem) if self.splitting else problem
-        solution = iterate(target, x0, Mixing(target, self.memory), tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
+        solution = iterate(
+            target,
+            x0,
+            Mixing(target, self.memory),
+            tol=self.tol,
+            max_iter=self.max_iter,
+            method=method,
+            trace=trace,
+        )
         return target.restore(solution)

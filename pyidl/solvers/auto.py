@@ -75,14 +75,28 @@ class Auto(Iterative):
     'Auto(Picard)'
     """
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Choose, solve, repair."""
         if isinstance(problem, AffineMap) and isinstance(problem.matrix, Tiled):
             solution = Substitution(self)(problem, x0, trace=trace)
             return replace(solution, method=f"Auto({solution.method})")
         target, name = _choose(problem)
-        mixing = Mixing(target, MEMORY, pays_from(problem.like.size // problem.like.shape[0], problem.xp.__name__ == "cupy"))
-        solution = iterate(target, x0, mixing, tol=self.tol, max_iter=self.max_iter, method=f"Auto({name})", trace=trace)
+        mixing = Mixing(
+            target,
+            MEMORY,
+            pays_from(problem.like.size // problem.like.shape[0], problem.xp.__name__ == "cupy"),
+        )
+        solution = iterate(
+            target,
+            x0,
+            mixing,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            method=f"Auto({name})",
+            trace=trace,
+        )
         solution = target.restore(solution)
         if mixing.count:
             slow = f"Anderson({MEMORY}) for {mixing.count} slow samples of {len(solution.status)}"
@@ -124,12 +138,16 @@ def _choose(problem: Problem) -> tuple[Problem, str]:
     if reason:
         return reflected(problem, 1.0), f"PeacemanRachford, since {reason}"
     thin = reduce(problem)
-    return (problem, "Picard") if thin is None else (thin, f"Picard in {thin.R.shape[1]} dimensions")
+    return (
+        (problem, "Picard") if thin is None else (thin, f"Picard in {thin.R.shape[1]} dimensions")
+    )
 
 
 def _splits(problem: Problem) -> str:
     """Why the diagonal is taken implicitly; "" where it is not."""
-    if not (isinstance(problem, AffineMap) and isinstance(problem.matrix, Full) and problem.matrix.gains):
+    if not (
+        isinstance(problem, AffineMap) and isinstance(problem.matrix, Full) and problem.matrix.gains
+    ):
         return ""
     picard, jacobi = problem.matrix.gains
     if not jacobi < min(picard, 1.0) or can_split(problem):
@@ -139,9 +157,16 @@ def _splits(problem: Problem) -> str:
 
 def _reflects(problem: Problem) -> str:
     """Why Peaceman and Rachford's iteration is the first choice; "" where it is not."""
-    if not (isinstance(problem, AffineMap) and isinstance(problem.matrix, Full) and problem.matrix.gains):
+    if not (
+        isinstance(problem, AffineMap) and isinstance(problem.matrix, Full) and problem.matrix.gains
+    ):
         return ""
     picard, n = problem.matrix.gains[0], problem.like.shape[1]
-    if not picard >= 1.0 or n > DENSE or cannot_split(problem, 1.0) or not is_monotone(problem.matrix):
+    if (
+        not picard >= 1.0
+        or n > DENSE
+        or cannot_split(problem, 1.0)
+        or not is_monotone(problem.matrix)
+    ):
         return ""
     return f"a step of Picard grows by {picard:.2g} and A is monotone"

@@ -23,7 +23,9 @@ class Solver(ABC):
     """How a fixed-point equation is solved."""
 
     @abstractmethod
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Solve, from x0 if it is given; with `trace`, keep the residual of every step."""
 
     @abstractmethod
@@ -34,13 +36,20 @@ class Solver(ABC):
 def check_solvers(forward: Any, adjoint: Any) -> None:
     """Refuse what is neither a solver nor None, for which the default stands."""
     for name, solver in (("forward", forward), ("adjoint", adjoint)):
-        expect(name, solver, (Solver, NoneType), "use one of pyidl.solvers, such as Picard(tol=1e-6), or None")
+        expect(
+            name,
+            solver,
+            (Solver, NoneType),
+            "use one of pyidl.solvers, such as Picard(tol=1e-6), or None",
+        )
 
 
 def check_limits(tol: float | None, max_iter: int) -> float | None:
     """Refuse a tolerance or a number of steps that is not positive; return the tolerance as Python's number, also one of a GPU."""
     if tol is not None and not (is_real(tol) and 0 < tol < 1):
-        raise InputError(f"tol is {tol!r}; it is relative to the size of the state and lies between 0 and 1")
+        raise InputError(
+            f"tol is {tol!r}; it is relative to the size of the state and lies between 0 and 1"
+        )
     if not (is_whole(max_iter) and max_iter >= 1):
         raise InputError(f"max_iter is {max_iter!r}; an integer is needed, at least 1")
     return None if tol is None else float(tol)

@@ -45,10 +45,14 @@ class Direct(Solver):
     def __post_init__(self) -> None:
         object.__setattr__(self, "tol", check_limits(self.tol, 1))
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Solve; a starting point is of no use here, and there are no steps to trace."""
         if not isinstance(problem, LinearProblem):
-            raise InputError("Direct solves linear equations, such as the adjoint; for the forward equation use Picard")
+            raise InputError(
+                "Direct solves linear equations, such as the adjoint; for the forward equation use Picard"
+            )
         xp, (m, *rest) = problem.xp, problem.like.shape
         tol = resolve_tol(self.tol, problem.like, xp)
         n = problem.like.size // m
@@ -59,12 +63,21 @@ class Direct(Solver):
                 matrix, h = problem.take(np.arange(i, min(i + step, m))).system()
                 v = solve_each(xp, matrix, h)
                 parts.append(xp.reshape(v, (-1, *rest)))
-                limits.append(max_abs(xp, (xp.abs(matrix) @ xp.abs(v)[:, :, None])[:, :, 0] + xp.abs(h)))
+                limits.append(
+                    max_abs(xp, (xp.abs(matrix) @ xp.abs(v)[:, :, None])[:, :, 0] + xp.abs(h))
+                )
             y, value = problem.start(xp.concat(parts))
             y_image = problem.pre(value)
             residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
-            tolerance = np.maximum(tolerance, tol_floor(problem.like, xp) * to_numpy(xp.concat(limits)).astype(np.float64))
-        status = np.where(residual <= tolerance, Status.CONVERGED, np.where(np.isfinite(residual), Status.STAGNATED, Status.NONFINITE))
+            tolerance = np.maximum(
+                tolerance,
+                tol_floor(problem.like, xp) * to_numpy(xp.concat(limits)).astype(np.float64),
+            )
+        status = np.where(
+            residual <= tolerance,
+            Status.CONVERGED,
+            np.where(np.isfinite(residual), Status.STAGNATED, Status.NONFINITE),
+        )
         ones = np.ones(m, int)
         return Solution(value, y, status, ones, residual, tolerance, "Direct")
 
@@ -80,4 +93,9 @@ def solve_each(xp: Any, matrix: Any, h: Any) -> Any:
     except np.linalg.LinAlgError:
         if matrix.shape[0] == 1:
             return xp.full_like(h, xp.nan)
-        return xp.concat([solve_each(xp, matrix[i : i + 1, :, :], h[i : i + 1, :]) for i in range(matrix.shape[0])])
+        return xp.concat(
+            [
+                solve_each(xp, matrix[i : i + 1, :, :], h[i : i + 1, :])
+                for i in range(matrix.shape[0])
+            ]
+        )

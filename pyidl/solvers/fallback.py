@@ -34,7 +34,9 @@ class Fallback(Solver):
         for name in ("first", "then"):
             expect(name, getattr(self, name), Solver, "use one of pyidl.solvers, such as Picard()")
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Solve, and repair."""
         solution = self.first(problem, x0, trace=trace)
         rows = np.flatnonzero(~solution.converged)

@@ -48,10 +48,14 @@ class GMRES(Iterative):
         if not (is_whole(self.restart) and self.restart >= 1):
             raise InputError(f"restart is {self.restart!r}; an integer is needed, at least 1")
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Solve from x0, or from 0. A trace has one row for each restart."""
         if not isinstance(problem, LinearProblem):
-            raise InputError("GMRES solves linear equations, such as the adjoint; for the forward equation use Anderson, which is its kin")
+            raise InputError(
+                "GMRES solves linear equations, such as the adjoint; for the forward equation use Anderson, which is its kin"
+            )
         xp, m = problem.xp, problem.like.shape[0]
         tol = resolve_tol(self.tol, problem.like, xp)
         status, n_iter = np.full(m, int(Status.MAX_ITER)), np.zeros(m, int)
@@ -69,7 +73,9 @@ class GMRES(Iterative):
                 residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]
                 status[rows[now <= limit]] = Status.CONVERGED
                 status[rows[~np.isfinite(now)]] = Status.NONFINITE
-                status[rows[np.isfinite(now) & ~better & (n_iter[rows] < self.max_iter)]] = Status.STAGNATED
+                status[rows[np.isfinite(now) & ~better & (n_iter[rows] < self.max_iter)]] = (
+                    Status.STAGNATED
+                )
                 traces.append(np.full(m, np.nan))
                 traces[-1][rows] = now
                 go = (status[rows] == Status.MAX_ITER) & (n_iter[rows] < self.max_iter)
@@ -78,18 +84,35 @@ class GMRES(Iterative):
                 if len(rows) == 0:
                     break
                 v, r, part = take_rows(xp, v, keep), take_rows(xp, image - v, keep), part.take(keep)
-                size = min(self.restart, self.max_iter - int(n_iter[rows].min()), problem.like.size // m)
+                size = min(
+                    self.restart, self.max_iter - int(n_iter[rows].min()), problem.like.size // m
+                )
                 correction, products = _cycle(xp, part, r, size, limit[keep])
                 v = v + correction
                 n_iter[rows] += products
-            value = problem.image(best)  # one step beyond the best v: a value with its pre-activation
+            value = problem.image(
+                best
+            )  # one step beyond the best v: a value with its pre-activation
             y_image = problem.pre(value)
             residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
-        status = np.where((status == Status.CONVERGED) & (residual > tolerance), Status.STAGNATED, status)
-        return Solution(value, best, status, n_iter + 1, residual, tolerance, f"GMRES({self.restart})", np.stack(traces) if trace else None)
+        status = np.where(
+            (status == Status.CONVERGED) & (residual > tolerance), Status.STAGNATED, status
+        )
+        return Solution(
+            value,
+            best,
+            status,
+            n_iter + 1,
+            residual,
+            tolerance,
+            f"GMRES({self.restart})",
+            np.stack(traces) if trace else None,
+        )
 
 
-def _cycle(xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray) -> tuple[Any, np.ndarray]:
+def _cycle(
+    xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray
+) -> tuple[Any, np.ndarray]:
     """``(argmin |r - (I - J^T) c| over the Krylov space of r, products used by each sample)``."""
     m, n = r.shape[0], r.size // r.shape[0]
     h, one = problem.start()[1], xp.ones((1,), dtype=r.dtype)
@@ -104,7 +127,9 @@ def _cycle(xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray
         q = basis[:, j, :]
         w, Q = q - xp.reshape(problem.f(xp.reshape(q, r.shape)) - h, (m, n)), basis[:, : j + 1, :]
         c = xp.zeros((m, j + 1), dtype=r.dtype)
-        for _ in range(2):  # Gram and Schmidt, twice: once is not orthogonal enough where the basis is long
+        for _ in range(
+            2
+        ):  # Gram and Schmidt, twice: once is not orthogonal enough where the basis is long
             part = Q @ w[:, :, None]
             w, c = w - (xp.matrix_transpose(Q) @ part)[:, :, 0], c + part[:, :, 0]
         length = xp.sqrt(xp.sum(w * w, axis=1, keepdims=True))
@@ -113,7 +138,10 @@ def _cycle(xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray
         small = H[:, : j + 2, : j + 1]
         y[used > j, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[used > j, :, 0]
         left = np.linalg.norm(right[:, : j + 2] - (small @ y[:, : j + 1, None])[:, :, 0], axis=1)
-        used[(used > j + 1) & ((left <= 0.5 * limit) | (H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))))] = j + 1
+        used[
+            (used > j + 1)
+            & ((left <= 0.5 * limit) | (H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))))
+        ] = j + 1
         if np.all(used <= j + 1):
             break
     along = astype(xp, from_host(xp, y[:, : j + 1]), r.dtype)

@@ -85,7 +85,9 @@ class Split(Iteration):
         """The original pre-activation, ``d x + r / scale``."""
         return self.d * x + (y if self.scale is None else y * (1.0 - self.d))
 
-    def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    def measure(
+        self, x: Any, y_image: Any, image: Any, tol: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The original residual, ``|phi(d x + r / scale) - x|``; on NumPy in pieces that stay in the cache."""
         m = x.shape[0]
         count = max(1, CHUNK // x.shape[1]) if self.xp is np else m
@@ -94,13 +96,24 @@ class Split(Iteration):
             s = slice(i, min(i + count, m))
             image_of_x = self.original.image_of(s, self.back(y_image[s, ...], x[s, ...]))
             pieces.append(change_and_size(self.xp, image_of_x, x[s, ...]))
-        residual, size = pieces[0] if len(pieces) == 1 else (np.concatenate([piece[j] for piece in pieces]) for j in range(2))
+        residual, size = (
+            pieces[0]
+            if len(pieces) == 1
+            else (np.concatenate([piece[j] for piece in pieces]) for j in range(2))
+        )
         return residual, self.original.tolerance(size, tol)
 
     def take(self, rows: np.ndarray) -> Split:
         """The same equation for some of the samples."""
         slope = None if self.slope is None else take_rows(self.xp, self.slope, rows)
-        return Split(self.original.take(rows), self.matrix, take_rows(self.xp, self.offset, rows), self.d, self.scale, slope)
+        return Split(
+            self.original.take(rows),
+            self.matrix,
+            take_rows(self.xp, self.offset, rows),
+            self.d,
+            self.scale,
+            slope,
+        )
 
     def restore(self, solution: Solution) -> Solution:
         """The solution in the terms of the original equation."""
@@ -139,17 +152,30 @@ def split(problem: Problem) -> Split:
     """
     reason = can_split(problem)
     if reason:
-        raise InputError(f"Jacobi cannot solve this problem: {reason}; use Picard, Anderson or Newton")
+        raise InputError(
+            f"Jacobi cannot solve this problem: {reason}; use Picard, Anderson or Newton"
+        )
     assert isinstance(problem, AffineMap)
     xp, d = problem.xp, problem.matrix.diagonal()
     if isinstance(problem, LinearAffine):
         s = problem.slope
-        return Split(problem, problem.matrix.off_diagonal(xp.ones_like(d)), problem.offset, d, None, s / (1.0 - s * d))
+        return Split(
+            problem,
+            problem.matrix.off_diagonal(xp.ones_like(d)),
+            problem.offset,
+            d,
+            None,
+            s / (1.0 - s * d),
+        )
     assert isinstance(problem, Affine)
     if problem.activation.divides:
         scale = 1.0 / (1.0 - d)
-        return Split(problem, problem.matrix.off_diagonal(scale), problem.offset * scale, d, scale, None)
-    return Split(problem, problem.matrix.off_diagonal(xp.ones_like(d)), problem.offset, d, None, None)
+        return Split(
+            problem, problem.matrix.off_diagonal(scale), problem.offset * scale, d, scale, None
+        )
+    return Split(
+        problem, problem.matrix.off_diagonal(xp.ones_like(d)), problem.offset, d, None, None
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +196,13 @@ class Jacobi(Iterative):
     [3]
     """
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Iterate over r, from that of x0."""
         parts = split(problem)
-        return parts.restore(iterate(parts, x0, None, tol=self.tol, max_iter=self.max_iter, method="Jacobi", trace=trace))
+        return parts.restore(
+            iterate(
+                parts, x0, None, tol=self.tol, max_iter=self.max_iter, method="Jacobi", trace=trace
+            )
+        )

@@ -81,7 +81,9 @@ def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
     return tol
 
 
-def _steps_to_go(residual: np.ndarray, tolerance: np.ndarray, before: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def _steps_to_go(
+    residual: np.ndarray, tolerance: np.ndarray, before: np.ndarray, steps: np.ndarray
+) -> np.ndarray:
     """Steps until a residual that fell from `before` within `steps` reaches its tolerance; inf where it does not fall."""
     rate = np.log(residual / before) / steps
     to_go: np.ndarray = np.log(tolerance / residual) / rate
@@ -113,7 +115,9 @@ class _Book:
     patience: int  # the least number of steps without a new best that count as stagnation
 
     @classmethod
-    def after(cls, opening: list[_Measured], first: np.ndarray, stride: int, patience: int) -> _Book:
+    def after(
+        cls, opening: list[_Measured], first: np.ndarray, stride: int, patience: int
+    ) -> _Book:
         """What is known after the opening, in which every residual fell; `first` is the first one."""
         m = len(first)
         book = cls(
@@ -134,24 +138,45 @@ class _Book:
         return book
 
     def enter(
-        self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, *, growth: float, to_go_allowed: int
+        self,
+        rows: np.ndarray,
+        k: int,
+        residual: np.ndarray,
+        tolerance: np.ndarray,
+        *,
+        growth: float,
+        to_go_allowed: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Enter what was measured in step k, and the statuses that follow; return (where there is a new best, steps to go)."""
         at = self.at(rows)
         done = residual <= tolerance
-        improved: np.ndarray = (residual < self.residual[at]) | done  # what is returned is what is entered
+        improved: np.ndarray = (
+            residual < self.residual[at]
+        ) | done  # what is returned is what is entered
         all_improved = improved.all()
         if all_improved:
             self.residual[at], self.tolerance[at], self.best[at] = residual, tolerance, k
         else:
             better = rows[improved]
-            self.residual[better], self.tolerance[better], self.best[better] = residual[improved], tolerance[improved], k
+            self.residual[better], self.tolerance[better], self.best[better] = (
+                residual[improved],
+                tolerance[improved],
+                k,
+            )
         to_go = _steps_to_go(residual, tolerance, self.last[at], k - self.n_iter[at])
         self.last[at], self.n_iter[at] = residual, k
         if done.any():
             self.status[rows[done]] = CONVERGED
         if to_go_allowed == 0 or not all_improved:
-            self._blame(rows[~done], k, residual[~done], tolerance[~done], growth, to_go[~done], to_go_allowed)
+            self._blame(
+                rows[~done],
+                k,
+                residual[~done],
+                tolerance[~done],
+                growth,
+                to_go[~done],
+                to_go_allowed,
+            )
         return improved, to_go
 
     def at(self, rows: np.ndarray) -> Any:
@@ -167,11 +192,20 @@ class _Book:
         grid = max(self.stride, k // 8)
         far = np.minimum(0.8 * to_go, 1 + k // 2)
         self.due[self.at(rows)] = k + grid * np.maximum(1, far // grid)
-        if often is not None and often.any():  # after an odd number of steps: those of a safeguard, good and bad, may alternate
+        if (
+            often is not None and often.any()
+        ):  # after an odd number of steps: those of a safeguard, good and bad, may alternate
             self.due[rows[often]] = k + self.stride - 1 + self.stride % 2 + 2 * (k // 32)
 
     def _blame(
-        self, rows: np.ndarray, k: int, residual: np.ndarray, tolerance: np.ndarray, growth: float, to_go: np.ndarray, allowed: int
+        self,
+        rows: np.ndarray,
+        k: int,
+        residual: np.ndarray,
+        tolerance: np.ndarray,
+        growth: float,
+        to_go: np.ndarray,
+        allowed: int,
     ) -> None:
         """Why samples that have not converged go no further, if they do not: lost is who has no new best, and no prospect."""
         last = allowed == 0
@@ -223,7 +257,9 @@ def iterate(
     here, there = problem.buffers()
     best: Any = None
     k, due = 0, 2 if stride == 1 and x0 is None and opening_ends else 1
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the status NONFINITE says it
+    with np.errstate(
+        over="ignore", invalid="ignore", divide="ignore"
+    ):  # the status NONFINITE says it
         y, x = problem.start(x0, here)
         while True:
             k += 1
@@ -244,19 +280,34 @@ def iterate(
                     if here is not None:
                         y, x = _kept(xp, y, best), xp.asarray(x, copy=True)
                     status, n_iter = np.full(m, CONVERGED), np.full(m, k)
-                    return Solution(x, y, status, n_iter, residual, tolerance, method, np.stack(traces) if trace else None)
-                falls = np.count_nonzero(residual < (opening[-1].residual if opening else np.inf)) == m
+                    return Solution(
+                        x,
+                        y,
+                        status,
+                        n_iter,
+                        residual,
+                        tolerance,
+                        method,
+                        np.stack(traces) if trace else None,
+                    )
+                falls = (
+                    np.count_nonzero(residual < (opening[-1].residual if opening else np.inf)) == m
+                )
                 if k < opening_ends and falls and not last and not done:
                     opening.append(_Measured(k, residual, tolerance))
                     best = _kept(xp, y, best)
                     due, checked = k + stride, False
                 else:
-                    book = _Book.after(opening, opening[0].residual if opening else residual, stride, patience)
+                    book = _Book.after(
+                        opening, opening[0].residual if opening else residual, stride, patience
+                    )
             elif checked and book is not None:
                 now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
                 residual, tolerance = _measure(problem, now, x, y_image, image, tol)
             if checked and book is not None:
-                improved, to_go = book.enter(rows[now], k, residual, tolerance, growth=growth, to_go_allowed=max_iter - k)
+                improved, to_go = book.enter(
+                    rows[now], k, residual, tolerance, growth=growth, to_go_allowed=max_iter - k
+                )
                 running = book.status[book.at(rows)] == RUNNING
                 left = int(np.count_nonzero(running))
                 if left == 0 and len(now) == m and improved.all():
@@ -268,13 +319,27 @@ def iterate(
                 elif improved.any():
                     best = put_rows(xp, best, rows[now[improved]], y, now[improved])
                 if left == 0:
-                    del y, x, y_image, image, here, there  # the work space makes room for the answer
+                    del (
+                        y,
+                        x,
+                        y_image,
+                        image,
+                        here,
+                        there,
+                    )  # the work space makes room for the answer
                     y, x = best, whole.image(best)
                     break
-                if k < opening_ends:  # whoever opened the book, the others are measured, and heard, no earlier than they would be alone
+                if (
+                    k < opening_ends
+                ):  # whoever opened the book, the others are measured, and heard, no earlier than they would be alone
                     book.plan(rows[now], k, np.zeros(len(now)), None)
                 else:
-                    book.plan(rows[now], k, to_go, None if advance is None else advance.observe(now, to_go))
+                    book.plan(
+                        rows[now],
+                        k,
+                        to_go,
+                        None if advance is None else advance.observe(now, to_go),
+                    )
                 due = int((book.due if left == m else book.due[rows[running]]).min())
             following = None if advance is None else advance(y, y_image)
             if following is None:
@@ -314,7 +379,9 @@ def _kept(xp: Namespace, y: Any, room: Any) -> Any:
     return room
 
 
-def _measure(problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+def _measure(
+    problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any, tol: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Residual and tolerance of the rows `now`: of all at hand if they are many, of a copy if they are few."""
     if 2 * len(now) > x.shape[0]:
         residual, tolerance = problem.measure(x, y_image, image, tol)
@@ -328,4 +395,8 @@ def _gather(xp: Namespace, a: Any, index: Any, out: Any) -> Any:
     """``a[index]``, into `out` if given."""
     if out is None:
         return xp.take(a, index, axis=0)
-    return np.take(a, index, axis=0, out=out, mode="clip") if xp is np else xp.take(a, index, axis=0, out=out)  # NumPy buffers without it
+    return (
+        np.take(a, index, axis=0, out=out, mode="clip")
+        if xp is np
+        else xp.take(a, index, axis=0, out=out)
+    )  # NumPy buffers without it

@@ -52,7 +52,9 @@ class _Descent(Advance):
 
     def take(self, rows: np.ndarray) -> None:
         self.problem = self.problem.take(rows)
-        self.base, self.direction = (take_rows(self.problem.xp, a, rows) for a in (self.base, self.direction))
+        self.base, self.direction = (
+            take_rows(self.problem.xp, a, rows) for a in (self.base, self.direction)
+        )
         self.size, self.t = self.size[rows], self.t[rows]
 
     def __call__(self, y: Any, y_image: Any) -> Any:
@@ -82,14 +84,22 @@ class _Descent(Advance):
             step = xp.zeros_like(F)
             for i, d in enumerate(sets):
                 same = np.flatnonzero(member.reshape(-1) == i)
-                shared = _solve_shared(xp, eye - self.A * from_host(xp, d)[None, :], take_rows(xp, F, same))
+                shared = _solve_shared(
+                    xp, eye - self.A * from_host(xp, d)[None, :], take_rows(xp, F, same)
+                )
                 step = put_rows(xp, step, same, shared, np.arange(len(same)))
             return step
         count = max(1, CHUNK // n**2)
         pieces = []
         for i in range(0, len(rows), count):
             d = D[i : min(i + count, len(rows)), :]
-            pieces.append(solve_each(xp, eye[None, :, :] - self.A[None, :, :] * d[:, None, :], F[i : min(i + count, len(rows)), :]))
+            pieces.append(
+                solve_each(
+                    xp,
+                    eye[None, :, :] - self.A[None, :, :] * d[:, None, :],
+                    F[i : min(i + count, len(rows)), :],
+                )
+            )
         return xp.concat(pieces)
 
 
@@ -124,8 +134,20 @@ class Newton(Iterative):
 
     max_iter: int = 200
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Descend from f(x0), or from f(0)."""
         if not isinstance(problem, AffineMap):
-            raise InputError(f"Newton needs the matrix A and the slopes of phi, and {problem.lacking}; use Anderson")
-        return iterate(problem, x0, _Descent(problem), tol=self.tol, max_iter=self.max_iter, method="Newton", trace=trace)
+            raise InputError(
+                f"Newton needs the matrix A and the slopes of phi, and {problem.lacking}; use Anderson"
+            )
+        return iterate(
+            problem,
+            x0,
+            _Descent(problem),
+            tol=self.tol,
+            max_iter=self.max_iter,
+            method="Newton",
+            trace=trace,
+        )

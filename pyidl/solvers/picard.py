@@ -63,11 +63,19 @@ class Picard(Iterative):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (is_real(self.damping) and 0 <= self.damping < 1):
-            raise InputError(f"damping is {self.damping!r}; it is the share of the old iterate, 0 <= damping < 1")
-        object.__setattr__(self, "damping", float(self.damping))  # one of NumPy's would make float64 of float32
+            raise InputError(
+                f"damping is {self.damping!r}; it is the share of the old iterate, 0 <= damping < 1"
+            )
+        object.__setattr__(
+            self, "damping", float(self.damping)
+        )  # one of NumPy's would make float64 of float32
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Iterate from f(x0), or from f(0)."""
         method = f"Picard(damping={self.damping:g})" if self.damping else "Picard"
         advance = _Average(self.damping, problem.in_place) if self.damping else None
-        return iterate(problem, x0, advance, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace)
+        return iterate(
+            problem, x0, advance, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace
+        )

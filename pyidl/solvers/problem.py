@@ -30,7 +30,16 @@ from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Affine", "AffineMap", "Buffers", "Iteration", "LinearAffine", "LinearProblem", "Problem", "product"]
+__all__ = [
+    "Affine",
+    "AffineMap",
+    "Buffers",
+    "Iteration",
+    "LinearAffine",
+    "LinearProblem",
+    "Problem",
+    "product",
+]
 
 Buffers = tuple[Any, Any] | None
 """Where y and its image are written; None where the library has no ``out=``."""
@@ -76,7 +85,9 @@ class Problem(ABC):
         y = self.pre(x, into_y)
         return y, self.image(y, into_x)
 
-    def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    def measure(
+        self, x: Any, y_image: Any, image: Any, tol: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """``max|f(x) - x|`` of every sample, where ``y_image = y(x)`` and ``image = f(x)``, and what it must reach; on the host."""
         residual, size = change_and_size(self.xp, image, x)
         return residual, self.tolerance(size, tol)
@@ -256,7 +267,9 @@ class LinearProblem(Problem):
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
         """``max(tol max|h|, 8 eps max|v|)``, and some of the smallest normal numbers."""
         limits = self.xp.finfo(self.like.dtype)
-        return np.maximum(tol * self.reference, 8.0 * (float(limits.eps) * size + float(limits.smallest_normal)))
+        return np.maximum(
+            tol * self.reference, 8.0 * (float(limits.eps) * size + float(limits.smallest_normal))
+        )
 
     def system(self) -> tuple[Any, Any]:
         """``I - J^T``, shape (m, n, n), and h, shape (m, n); column j of J^T is ``f(e_j) - f(0)``."""
@@ -313,4 +326,6 @@ class LinearAffine(AffineMap, LinearProblem):
     def system(self) -> tuple[Any, Any]:
         """``I - diag(s) A^T`` and ``s * g``, written down instead of probed."""
         eye = self.xp.eye(self.slope.shape[1], dtype=self.slope.dtype)
-        return eye - self.slope[:, :, None] * self.matrix.dense()[None, :, :], self.slope * self.offset
+        return eye - self.slope[:, :, None] * self.matrix.dense()[
+            None, :, :
+        ], self.slope * self.offset

@@ -81,7 +81,9 @@ class Reduced(Problem):
     def pre(self, x: Any, out: Any = None) -> Any:
         """``R^T phi(L r + z)``."""
         room = self._room(2)
-        return self._gather([self._states(rows, x[rows, ...], *room)[1] @ self.R for rows in self._pieces()], out)
+        return self._gather(
+            [self._states(rows, x[rows, ...], *room)[1] @ self.R for rows in self._pieces()], out
+        )
 
     def start(self, x0: Any = None, out: Any = None) -> tuple[Any, Any]:
         """From ``R^T f(x0)``; f(0) = phi(z)."""
@@ -90,17 +92,27 @@ class Reduced(Problem):
             r = self.pre(x0 @ self.R, into_y)
         else:
             offset, (room,) = self.original.offset, self._room(1)
-            images = (self.original.image_of(s, offset[s, ...], room if room is None else room[: s.stop - s.start]) for s in self._pieces())
+            images = (
+                self.original.image_of(
+                    s, offset[s, ...], room if room is None else room[: s.stop - s.start]
+                )
+                for s in self._pieces()
+            )
             r = self._gather([image @ self.R for image in images], into_y)
         return r, self.image(r, into_x)
 
-    def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    def measure(
+        self, x: Any, y_image: Any, image: Any, tol: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The residual of the original equation, for samples that are near; for the others ``max|r' - r|`` times ||L||_inf.
 
         That bounds the residual where phi is 1-Lipschitz, and costs k numbers a sample instead of the products of two steps.
         """
         change = to_numpy(max_abs(self.xp, y_image - x)).astype(np.float64)
-        residual, tolerance = self.gain * change, self.original.tolerance(np.zeros_like(change), tol)
+        residual, tolerance = (
+            self.gain * change,
+            self.original.tolerance(np.zeros_like(change), tol),
+        )
         near = np.flatnonzero(~(residual > SCREEN * tolerance))
         if len(near) == len(residual):
             return self._measured(x, y_image, tol)
@@ -121,7 +133,13 @@ class Reduced(Problem):
 
     def take(self, rows: np.ndarray) -> Reduced:
         """The same equation for some of the samples."""
-        return Reduced(self.original.take(rows), self.Lt, self.R, take_rows(self.xp, self.zero, rows), self.gain)
+        return Reduced(
+            self.original.take(rows),
+            self.Lt,
+            self.R,
+            take_rows(self.xp, self.zero, rows),
+            self.gain,
+        )
 
     def restore(self, solution: Solution) -> Solution:
         """X and its pre-activation, from r."""
@@ -143,12 +161,20 @@ class Reduced(Problem):
 
 def reduce(problem: Problem) -> Reduced | None:
     """The equation of r, where A has factors that are thin enough for it to pay (k <= n / 4)."""
-    if not (isinstance(problem, AffineMap) and isinstance(problem.matrix, LowRank) and problem.matrix.minus is None):
+    if not (
+        isinstance(problem, AffineMap)
+        and isinstance(problem.matrix, LowRank)
+        and problem.matrix.minus is None
+    ):
         return None
     xp, L, R = problem.xp, problem.matrix.L, problem.matrix.R
     n, k = R.shape
     if 4 * k > n:
         return None
-    Lt = np.ascontiguousarray(L.T) if xp is np else L.T  # as a view a product with a few rows takes twice as long
+    Lt = (
+        np.ascontiguousarray(L.T) if xp is np else L.T
+    )  # as a view a product with a few rows takes twice as long
     gain = float(xp.max(xp.sum(xp.abs(L), axis=1)))
-    return Reduced(problem, Lt, R, xp.zeros((problem.like.shape[0], k), dtype=problem.like.dtype), gain)
+    return Reduced(
+        problem, Lt, R, xp.zeros((problem.like.shape[0], k), dtype=problem.like.dtype), gain
+    )

@@ -11,7 +11,13 @@ from typing import Literal
 import numpy as np
 
 from pyidl.backend import from_host
-from pyidl.errors import ConvergenceError, ConvergenceWarning, GradientConvergenceError, GradientConvergenceWarning, InputError
+from pyidl.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    GradientConvergenceError,
+    GradientConvergenceWarning,
+    InputError,
+)
 from pyidl.typing import Array, Namespace
 
 __all__ = ["OnFail", "Solution", "Status", "check_on_fail", "settle"]
@@ -97,7 +103,10 @@ class Solution:
         before = self.residual[rows]
         closer = np.flatnonzero(other.converged | (other.residual < before) | np.isnan(before))
         index[rows[closer]] = m + closer
-        host = {name: np.concatenate([getattr(self, name), getattr(other, name)])[index] for name in ("status", "residual", "tolerance")}
+        host = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])[index]
+            for name in ("status", "residual", "tolerance")
+        }
         n_iter = self.n_iter.copy()
         n_iter[rows] += other.n_iter
         device = from_host(xp, index)
@@ -117,7 +126,13 @@ def check_on_fail(on_fail: OnFail) -> None:
         raise InputError(f"on_fail is {on_fail!r}; use 'raise', 'warn' or 'ignore'")
 
 
-def settle(solution: Solution, on_fail: OnFail, *, adjoint: bool, certificate: Callable[[], object] | None = None) -> Solution:
+def settle(
+    solution: Solution,
+    on_fail: OnFail,
+    *,
+    adjoint: bool,
+    certificate: Callable[[], object] | None = None,
+) -> Solution:
     """Return `solution` if every sample converged; otherwise raise, warn or pass, as `on_fail` says.
 
     Raises
@@ -131,7 +146,15 @@ def settle(solution: Solution, on_fail: OnFail, *, adjoint: bool, certificate: C
     failed = ~solution.converged
     values, counts = np.unique(solution.status[failed], return_counts=True)
     status = Status(int(values[np.argmax(counts)]))
-    worst = int(np.argmax(np.where(failed, solution.residual / np.maximum(solution.tolerance, np.finfo(np.float64).tiny), -1.0)))
+    worst = int(
+        np.argmax(
+            np.where(
+                failed,
+                solution.residual / np.maximum(solution.tolerance, np.finfo(np.float64).tiny),
+                -1.0,
+            )
+        )
+    )
     message = (
         f"the {'adjoint' if adjoint else 'forward'} solve of {int(failed.sum())} of {len(failed)} samples ended {status.name} "
         f"after {int(solution.n_iter[worst])} steps of {solution.method}, with a residual of {solution.residual[worst]:.3g} "
@@ -141,6 +164,10 @@ def settle(solution: Solution, on_fail: OnFail, *, adjoint: bool, certificate: C
         message += f"The model is {certificate()!r}. "
     message += f"Cure: {CURE[status]}."
     if on_fail == "raise":
-        raise (GradientConvergenceError if adjoint else ConvergenceError)(message, solution.converged)
-    warnings.warn(message, GradientConvergenceWarning if adjoint else ConvergenceWarning, stacklevel=4)
+        raise (GradientConvergenceError if adjoint else ConvergenceError)(
+            message, solution.converged
+        )
+    warnings.warn(
+        message, GradientConvergenceWarning if adjoint else ConvergenceWarning, stacklevel=4
+    )
     return solution

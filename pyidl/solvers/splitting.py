@@ -89,7 +89,9 @@ class Proximal(Iteration):
             x0 = (1.0 + self.alpha) * x0 - self.alpha * self.original.pre(x0)
         return super().start(x0, out)
 
-    def measure(self, x: Any, y_image: Any, image: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    def measure(
+        self, x: Any, y_image: Any, image: Any, tol: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The original residual, at the x of the next u."""
         following = self.original.image(self.original.resolvent(y_image, self.alpha))
         residual, size = change_and_size(self.xp, self.original.f(following), following)
@@ -99,7 +101,9 @@ class Proximal(Iteration):
         """The same equation for some of the samples."""
         factor = None if self.factor is None else take_rows(self.xp, self.factor, rows)
         offset = take_rows(self.xp, self.offset, rows)
-        return Proximal(self.original.take(rows), self.matrix, offset, self.alpha, self.reflect, factor)
+        return Proximal(
+            self.original.take(rows), self.matrix, offset, self.alpha, self.reflect, factor
+        )
 
     def restore(self, solution: Solution) -> Solution:
         """One step on, to the point that was measured."""
@@ -132,7 +136,9 @@ def cannot_split(problem: Problem, alpha: float) -> str:
     slopes, slack = problem.slopes(None), 8.0 * float(problem.xp.finfo(problem.like.dtype).eps)
     low, high = float(problem.xp.min(slopes)), float(problem.xp.max(slopes))
     if not -slack <= low <= high <= 1 + slack:
-        return f"it needs slopes in [0, 1], and those at this solution lie in [{low:.4g}, {high:.4g}]"
+        return (
+            f"it needs slopes in [0, 1], and those at this solution lie in [{low:.4g}, {high:.4g}]"
+        )
     return ""
 
 
@@ -158,7 +164,9 @@ def _proximal(problem: AffineMap, M: Any, offset: Any, alpha: float, reflect: bo
 def _admit(problem: Problem, alpha: float, name: str) -> AffineMap:
     reason = cannot_split(problem, alpha)
     if reason:
-        raise InputError(f"{name} cannot solve this problem: {reason}; use Picard, Anderson or Newton")
+        raise InputError(
+            f"{name} cannot solve this problem: {reason}; use Picard, Anderson or Newton"
+        )
     assert isinstance(problem, AffineMap)
     return problem
 
@@ -234,7 +242,9 @@ class ForwardBackward(Iterative):
         if self.alpha is not None:
             object.__setattr__(self, "alpha", _step(self.alpha))
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Iterate from x0, or from 0."""
         _admit(problem, 1.0, "ForwardBackward")  # before anything is computed
         assert isinstance(problem, AffineMap)
@@ -259,7 +269,9 @@ def _best_step(A: np.ndarray) -> tuple[float, int]:
             f"ForwardBackward has no step: the largest eigenvalue of (A + A^T) / 2 is {1 - m:.4g}, and A is monotone only below 1; "
             "project the parameters onto wellposed.Monotone, or give alpha"
         )
-    return m / L**2, max(PATIENCE, math.ceil(20.0 * (L / m) ** 2))  # the distance falls by (1 - (m / L)^2)^(1/2) a step
+    return m / L**2, max(
+        PATIENCE, math.ceil(20.0 * (L / m) ** 2)
+    )  # the distance falls by (1 - (m / L)^2)^(1/2) a step
 
 
 @dataclass(frozen=True)
@@ -292,8 +304,14 @@ class PeacemanRachford(Iterative):
         super().__post_init__()
         object.__setattr__(self, "alpha", _step(self.alpha))
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Iterate from x0, or from r = 0."""
         target = reflected(problem, self.alpha)
         method = f"PeacemanRachford(alpha={self.alpha:.3g})"
-        return target.restore(iterate(target, x0, None, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace))
+        return target.restore(
+            iterate(
+                target, x0, None, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace
+            )
+        )

@@ -50,7 +50,9 @@ class Substitution(Solver):
     def __post_init__(self) -> None:
         expect("inner", self.inner, Solver, "use one of pyidl.solvers, such as Picard()")
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Substitute; x0 is of use to groups with cycles only. A trace has one row, the final residuals."""
         if not isinstance(problem, AffineMap):
             raise InputError(
@@ -63,14 +65,27 @@ class Substitution(Solver):
         xp, matrix, groups = problem.xp, problem.matrix, problem.matrix.row_groups
         m, count = problem.like.shape[0], len(groups.members)
         order = range(count) if all(j <= i for i, j in matrix.tiles) else range(count - 1, -1, -1)
-        room = xp.empty((2, *problem.like.shape), dtype=problem.like.dtype) if groups.in_order and problem.in_place else None
+        room = (
+            xp.empty((2, *problem.like.shape), dtype=problem.like.dtype)
+            if groups.in_order and problem.in_place
+            else None
+        )
         xs: dict[int, Any] = {}
         ys: dict[int, Any] = {}
-        status, n_iter, residual, tolerance = np.zeros(m, int), np.ones(m, int), np.zeros(m), np.zeros(m)
+        status, n_iter, residual, tolerance = (
+            np.zeros(m, int),
+            np.ones(m, int),
+            np.zeros(m),
+            np.zeros(m),
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             for i in order:
                 offset = groups.piece(problem.offset, i)
-                into_y, into_x = (None, None) if room is None else (room[j, :, groups.members[i]] for j in range(2))
+                into_y, into_x = (
+                    (None, None)
+                    if room is None
+                    else (room[j, :, groups.members[i]] for j in range(2))
+                )
                 total = matrix.product(i, xs, into_y)
                 if total is None:
                     total = offset
@@ -81,7 +96,9 @@ class Substitution(Solver):
                 block = matrix.tiles.get((i, i))
                 if block is None or not groups.cyclic[i]:
                     part, y = problem.part(matrix, total, groups, i), total
-                    for _ in range(1, groups.layers[i] if block is not None and groups.layers else 1):
+                    for _ in range(
+                        1, groups.layers[i] if block is not None and groups.layers else 1
+                    ):
                         y = block.rows(part.image(y))  # type: ignore[union-attr]
                         y += total
                     ys[i], xs[i] = y, part.image(y, into_x)
@@ -89,7 +106,10 @@ class Substitution(Solver):
                     start = None if x0 is None else groups.piece(x0, i)
                     inside = self.inner(problem.part(block, total, groups, i), start)
                     ys[i], xs[i] = inside.pre, inside.value
-                    status, n_iter = np.maximum(status, inside.status), np.maximum(n_iter, inside.n_iter)
+                    status, n_iter = (
+                        np.maximum(status, inside.status),
+                        np.maximum(n_iter, inside.n_iter),
+                    )
                     tolerance = np.where(inside.residual > residual, inside.tolerance, tolerance)
                     residual = np.maximum(residual, inside.residual)
                 if into_y is not None:
@@ -101,11 +121,15 @@ class Substitution(Solver):
             else:
                 y, x = (groups.join([a[i] for i in range(count)]) for a in (ys, xs))
             size = to_numpy(max_abs(xp, x)).astype(np.float64)
-        tolerance = np.where(residual > 0, tolerance, problem.tolerance(size, resolve_tol(None, problem.like, xp)))
+        tolerance = np.where(
+            residual > 0, tolerance, problem.tolerance(size, resolve_tol(None, problem.like, xp))
+        )
         status[~np.isfinite(size)] = Status.NONFINITE
         cycles = sum(groups.cyclic)
         method = f"Substitution({count} groups, {cycles} with cycles)"
-        return Solution(x, y, status, n_iter, residual, tolerance, method, residual[None, :] if trace else None)
+        return Solution(
+            x, y, status, n_iter, residual, tolerance, method, residual[None, :] if trace else None
+        )
 
     def at(self, tol: float | None) -> Self:
         """The inner solver with another tolerance."""

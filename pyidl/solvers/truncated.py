@@ -48,14 +48,24 @@ class Phantom(Solver):
     tau: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (is_whole(self.steps) and self.steps >= 1 and is_real(self.tau) and 0 < self.tau <= 1):
-            raise InputError(f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, and 0 < tau <= 1")
-        object.__setattr__(self, "tau", float(self.tau))  # one of NumPy's would make float64 of float32
+        if not (
+            is_whole(self.steps) and self.steps >= 1 and is_real(self.tau) and 0 < self.tau <= 1
+        ):
+            raise InputError(
+                f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, and 0 < tau <= 1"
+            )
+        object.__setattr__(
+            self, "tau", float(self.tau)
+        )  # one of NumPy's would make float64 of float32
 
-    def __call__(self, problem: Problem, x0: Array | None = None, *, trace: bool = False) -> Solution:
+    def __call__(
+        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
+    ) -> Solution:
         """Take the steps, from 0: what the bound is for. x0 is not used."""
         if not isinstance(problem, LinearProblem):
-            raise InputError(f"{self!r} is a truncated adjoint; the forward equation is solved, by Picard for example")
+            raise InputError(
+                f"{self!r} is a truncated adjoint; the forward equation is solved, by Picard for example"
+            )
         tau, traces = self.tau, []
         y, h = problem.start()
         y, v = tau * y, tau * h
@@ -70,7 +80,16 @@ class Phantom(Solver):
         m = len(residual)
         status = np.where(np.isfinite(residual), Status.CONVERGED, Status.NONFINITE)
         kept = np.stack([*traces, residual]) if trace else None
-        return Solution(v, y, status, np.full(m, self.steps), residual, np.full(m, np.inf), f"{self!r}, biased", kept)
+        return Solution(
+            v,
+            y,
+            status,
+            np.full(m, self.steps),
+            residual,
+            np.full(m, np.inf),
+            f"{self!r}, biased",
+            kept,
+        )
 
     def at(self, tol: float | None) -> Self:
         """Itself: no tolerance controls it."""
