@@ -30,14 +30,19 @@ class OneShot:
     def __init__(self, K, Q, V):
         self.K, self.Q, self.V = (np.ascontiguousarray(part) for part in (K, Q, V))
         (m, H, T, h) = K.shape
-        self.tau, self.hidden = np.float32(h**-0.5), np.where(np.tri(T, dtype=bool), 0, -np.inf).astype("f4")
+        self.tau, self.hidden = (
+            np.float32(h**-0.5),
+            np.where(np.tri(T, dtype=bool), 0, -np.inf).astype("f4"),
+        )
         self.work, self.E = np.empty((H, T, T), "f4"), np.empty((m, H, T, T), "f4")
         self.s, self.out = np.empty((m, H, T, 1), "f4"), np.empty_like(self.V)
         self.forward(self.E)
 
     def forward(self, keep=None):
         for i in range(len(self.K)):
-            E = np.matmul(self.tau * self.Q[i], self.K[i].mT, out=self.work if keep is None else keep[i])
+            E = np.matmul(
+                self.tau * self.Q[i], self.K[i].mT, out=self.work if keep is None else keep[i]
+            )
             E += self.hidden
             E -= E.max(axis=-1, keepdims=True)
             np.exp(E, out=E)
@@ -63,14 +68,18 @@ class OneShot:
 
 def steps(alternate):
     """One step ``att(X R + Z)`` and one adjoint step ``g + P(L) R^T`` beside one-shot attention, from [K Q V] and from X R + Z."""
-    print("\nattention: a solver's step / one-shot softmax attention in NumPy, mask, exp and normalisation included; float32, causal")
+    print(
+        "\nattention: a solver's step / one-shot softmax attention in NumPy, mask, exp and normalisation included; float32, causal"
+    )
     for shape in SHAPES:
         for attention in MAPS:
             cell, Z, G = draw(shape, attention)
             forward, X, R = AttentionProblem(cell, Z), 0.1 * G, cell.R
             solution = equilibrium(cell, Z)[1].forward
             adjoint, plain = cell.linearize(solution, Z, G), OneShot(*parts(X @ R + Z))
-            assert type(attention) is not Softmax or np.allclose(plain.out, forward.pre(X), atol=1e-5)
+            assert type(attention) is not Softmax or np.allclose(
+                plain.out, forward.pre(X), atol=1e-5
+            )
             runs = {
                 "step": lambda: forward.pre(X),
                 "attention": plain.forward,
@@ -104,16 +113,23 @@ def tiling(alternate):
         peaks[list(runs)[-1]] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     times = alternate(runs, 5)
-    print(f"\nattention: tiles, shape {shape}, forward and VJP; peak memory, and in states of {rows / 2**20:.0f} MiB")
+    print(
+        f"\nattention: tiles, shape {shape}, forward and VJP; peak memory, and in states of {rows / 2**20:.0f} MiB"
+    )
     for name, (median, _) in times.items():
         ratio, peak = median / times["one tile"][0], peaks[name]
-        print(f"    {name:10s} {1e3 * median:7.1f} ms = {ratio:.2f} x   {peak / 2**20:6.1f} MiB = {peak / rows:5.1f} states")
+        print(
+            f"    {name:10s} {1e3 * median:7.1f} ms = {ratio:.2f} x   {peak / 2**20:6.1f} MiB = {peak / rows:5.1f} states"
+        )
 
 
 def decoding(alternate):
     """Time of one more token with a cache, by the length of the prefix, beside the whole sequence anew."""
     print("\nattention: one more token, 4 heads of 32, from the cache / all tokens anew")
-    rng, head = np.random.default_rng(0), ImplicitAttentionHead(64, 32, num_heads=4, attention=BoundedSoftmax(), rng=0)
+    rng, head = (
+        np.random.default_rng(0),
+        ImplicitAttentionHead(64, 32, num_heads=4, attention=BoundedSoftmax(), rng=0),
+    )
     cell, counts = head._cell(Mask(True)), (128, 256, 512, 1024, 2048, 4096, 8192)
     U = rng.normal(size=(1, counts[-1] + 1, 64)).astype("f4")
     runs, whole = {}, {}
@@ -134,7 +150,9 @@ def decoding(alternate):
     slope, base = np.polyfit(counts, list(times.values()), 1, w=1 / np.array(list(times.values())))
     for n, t in times.items():
         anew = f"{1e3 * whole[n]:8.1f} ms" if n in whole else "          -"
-        print(f"    prefix {n:5d}  {1e3 * t:6.2f} ms / {anew}   time / line {t / (base + slope * n):.2f}")
+        print(
+            f"    prefix {n:5d}  {1e3 * t:6.2f} ms / {anew}   time / line {t / (base + slope * n):.2f}"
+        )
     print(f"    the line: {1e3 * base:.2f} ms + {1e6 * slope:.2f} us a token of the prefix")
 
 
@@ -183,7 +201,10 @@ def original(alternate):
 
         def ours(A, B, U, G, attention=attention):
             params = from_four_blocks(A, B)
-            cell, Z = AttentionCell(params["R"], attention, Mask(causal=True)), U[:, None] @ params["S"]
+            cell, Z = (
+                AttentionCell(params["R"], attention, Mask(causal=True)),
+                U[:, None] @ params["S"],
+            )
             X, pull = equilibrium(cell, Z)
             P, grads = pull(G)
             grads["S"] = (U[:, None].mT @ P).sum(axis=0)
@@ -195,12 +216,18 @@ def original(alternate):
         runs["original, two steps"] = torch_original(attention, *small, None)
         runs["original, to 1e-6"] = torch_original(attention, *small, 1e-6)
         times = alternate(runs, 7)
-        print(f"\nattention: {type(attention).__name__}, {(m, H, T, h)}, e {e}: beside the original in torch {torch.__version__}")
+        print(
+            f"\nattention: {type(attention).__name__}, {(m, H, T, h)}, e {e}: beside the original in torch {torch.__version__}"
+        )
         for name, run in runs.items():
             found = run()
             errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, exact[:3])]
-            text = "   ".join(f"{what} {error:.1e}" for what, error in zip(("outputs", "A", "B"), errors))
-            print(f"    {name:20s} {1e3 * times[name][0]:8.1f} ms   {found[3]:3d} steps   largest relative error of {text}")
+            text = "   ".join(
+                f"{what} {error:.1e}" for what, error in zip(("outputs", "A", "B"), errors)
+            )
+            print(
+                f"    {name:20s} {1e3 * times[name][0]:8.1f} ms   {found[3]:3d} steps   largest relative error of {text}"
+            )
 
 
 def attention(alternate):

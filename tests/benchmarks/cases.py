@@ -26,8 +26,13 @@ class Case:
         n, p = len(A), 17
         B, U = rng.normal(size=(n, p)) / p**0.5, rng.normal(size=(int(spare * m), p))
         B[:, 0], U[:, 0] = shift, 1.0
-        A, B = A.astype("f4").astype("f8"), B.astype("f4").astype("f8")  # the reference is that of the rounded arrays
-        U = (U * (4.0 / solve(A, U[:64] @ B.T).max())).astype("f4").astype("f8")  # relu is homogeneous: so is the solution
+        A, B = (
+            A.astype("f4").astype("f8"),
+            B.astype("f4").astype("f8"),
+        )  # the reference is that of the rounded arrays
+        U = (
+            (U * (4.0 / solve(A, U[:64] @ B.T).max())).astype("f4").astype("f8")
+        )  # relu is homogeneous: so is the solution
         x = solve(A, U @ B.T)
         pre = x @ A.T + U @ B.T
         keep = np.flatnonzero(np.abs(pre).min(axis=1) > KINK)[:m]
@@ -40,7 +45,9 @@ class Case:
 
     def pre(self, x):
         """``A x + B u`` in float64."""
-        return np.asarray(x, "f8") @ self.A.T.astype("f8") + self.U.astype("f8") @ self.B.T.astype("f8")
+        return np.asarray(x, "f8") @ self.A.T.astype("f8") + self.U.astype("f8") @ self.B.T.astype(
+            "f8"
+        )
 
     def residual(self, x):
         """The largest ``|f(x) - x|`` over entries and samples, in float64."""

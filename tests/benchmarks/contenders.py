@@ -18,7 +18,9 @@ def pyidl_by(solver):
     def build(case):
         def run(forward, adjoint):
             cell = AffineCell(read(Full(case.A)), Full(case.B), None, activations.relu)
-            x, pull = equilibrium(cell, case.U, forward=solver.at(forward), adjoint=solver.at(adjoint))
+            x, pull = equilibrium(
+                cell, case.U, forward=solver.at(forward), adjoint=solver.at(adjoint)
+            )
             return x, pull(case.G)[1]["A"]
 
         return run
@@ -59,7 +61,13 @@ def torchidl(case):
     G, x0 = torch.tensor(case.G.T.copy()), torch.zeros(case.G.T.shape)
 
     def run(forward, adjoint):
-        ImplicitFunction.set_parameters(mitr=2000, grad_mitr=2000, tol=forward, grad_tol=adjoint * float(np.abs(case.G).max()), kappa=0.99)
+        ImplicitFunction.set_parameters(
+            mitr=2000,
+            grad_mitr=2000,
+            tol=forward,
+            grad_tol=adjoint * float(np.abs(case.G).max()),
+            kappa=0.99,
+        )
         A.grad = B.grad = U.grad = None
         x = ImplicitFunction.apply(A, B, x0, U)
         x.backward(G)
@@ -112,7 +120,9 @@ def jaxopt(solver_name, linear_name):
             if solver_name == "FixedPointIteration":
                 solver = FixedPointIteration(f, tol=size, maxiter=2000, implicit_diff_solve=solve)
             else:
-                solver = AndersonAcceleration(f, tol=size, maxiter=2000, history_size=5, implicit_diff_solve=solve)
+                solver = AndersonAcceleration(
+                    f, tol=size, maxiter=2000, history_size=5, implicit_diff_solve=solve
+                )
 
             def value(A, B, U):
                 x = solver.run(x0, A, B, U).params

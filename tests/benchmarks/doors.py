@@ -36,7 +36,9 @@ def times(contenders, rounds=9, calls=5):
 def session(layer, **options):
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(export(layer, **options).SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        export(layer, **options).SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
 
 
 def onnx_row(title, layer, shape):
@@ -47,8 +49,16 @@ def onnx_row(title, layer, shape):
     steps = max(int(s.n_iter.max()) for s in plain)
     loop, fixed = session(layer, tol=TOL), session(layer, steps=steps)
     apart = max(np.abs(s.run(None, {"U": U})[0] - layer.predict(U)).max() for s in (loop, fixed))
-    t = times({"pyidl": lambda: layer.predict(U), "loop": lambda: loop.run(None, {"U": U}), "steps": lambda: fixed.run(None, {"U": U})})
-    print(f"| {title} | {t['pyidl']:.2f} | {t['loop']:.2f} | {t['steps']:.2f} ({steps}) | {apart:.0e} |")
+    t = times(
+        {
+            "pyidl": lambda: layer.predict(U),
+            "loop": lambda: loop.run(None, {"U": U}),
+            "steps": lambda: fixed.run(None, {"U": U}),
+        }
+    )
+    print(
+        f"| {title} | {t['pyidl']:.2f} | {t['loop']:.2f} | {t['steps']:.2f} ({steps}) | {apart:.0e} |"
+    )
 
 
 def torch_row(title, p, n, q, m):
@@ -69,7 +79,9 @@ def torch_row(title, p, n, q, m):
     dY = torch.randn(m, q)
 
     def ours():
-        layer.params = layer.params  # as after a step: checked, copied, its structure read; the module does so in every call
+        layer.params = (
+            layer.params
+        )  # as after a step: checked, copied, its structure read; the module does so in every call
         _, pull = layer(U.numpy())
         pull(dY.numpy(), inputs=False)
 
@@ -81,18 +93,28 @@ def torch_row(title, p, n, q, m):
 
         return step
 
-    contenders = {"pyidl": ours, "Module": through(module)} | ({} if theirs is None else {"torchidl": through(theirs)})
+    contenders = {"pyidl": ours, "Module": through(module)} | (
+        {} if theirs is None else {"torchidl": through(theirs)}
+    )
     t = times(contenders)
-    print(f"| {title} | {t['pyidl']:.2f} | {t['Module']:.2f} | {t.get('torchidl', float('nan')):.2f} |")
+    print(
+        f"| {title} | {t['pyidl']:.2f} | {t['Module']:.2f} | {t.get('torchidl', float('nan')):.2f} |"
+    )
 
 
 if __name__ == "__main__":
-    print("| prediction | pyidl | onnxruntime, loop | onnxruntime, steps | apart |\n|---|---|---|---|---|")
+    print(
+        "| prediction | pyidl | onnxruntime, loop | onnxruntime, steps | apart |\n|---|---|---|---|---|"
+    )
     base = pyidl.ImplicitModel(100, 10, 200, rng=0)
     onnx_row("base model, n 200, one sample", base, (1, 100))
     onnx_row("base model, n 200, 1,000 samples", base, (1000, 100))
     slow = pyidl.ImplicitModel(100, 10, 200, rng=0)
-    slow.params = {**slow.params, "A": np.abs(slow.params["A"]) * (0.98 / np.abs(slow.params["A"]).sum(axis=1, keepdims=True))}
+    slow.params = {
+        **slow.params,
+        "A": np.abs(slow.params["A"])
+        * (0.98 / np.abs(slow.params["A"]).sum(axis=1, keepdims=True)),
+    }
     onnx_row("the same with row sums of 0.98, no cancellation", slow, (1000, 100))
     network = pyidl.ImplicitRNN(8, 4, hidden_dim=32, implicit_hidden_dim=64, rng=0)
     onnx_row("recurrent, n 64, 50 steps, one sequence", network, (1, 50, 8))

@@ -66,7 +66,9 @@ class Bench:
 
     def table(self, *heads):
         self.say("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-        return lambda *cells: self.say("| " + " | ".join(c if isinstance(c, str) else f"{c:.4g}" for c in cells) + " |")
+        return lambda *cells: self.say(
+            "| " + " | ".join(c if isinstance(c, str) else f"{c:.4g}" for c in cells) + " |"
+        )
 
     def there(self, a, dtype="float32"):
         return self.xp.asarray(np.asarray(a, dtype=KIND[dtype]))
@@ -128,12 +130,16 @@ def problem(bench, n, m, dtype="float32", kappa=0.9, nonnegative=False):
     A = numbers(n, n, dtype)
     A = np.abs(A) if nonnegative else A
     A *= (kappa / np.abs(A).sum(axis=1, keepdims=True)).astype(dtype)
-    return Affine(Full(bench.there(A, dtype)), bench.there(numbers(m, n, dtype), dtype), activations.relu)
+    return Affine(
+        Full(bench.there(A, dtype)), bench.there(numbers(m, n, dtype), dtype), activations.relu
+    )
 
 
 def numbers(m, n, dtype):
     """Normal numbers that repeat after 1048573: large arrays would take longer to draw than to multiply."""
-    return np.resize(np.random.default_rng(0).normal(size=min(m * n, 1_048_573)).astype(dtype), (m, n))
+    return np.resize(
+        np.random.default_rng(0).normal(size=min(m * n, 1_048_573)).astype(dtype), (m, n)
+    )
 
 
 def adjoint(bench, p):
@@ -141,7 +147,9 @@ def adjoint(bench, p):
     dtype = str(p.like.dtype)
     G = numbers(*p.like.shape, dtype)
     S = (np.roll(G, 1) > 0).astype(dtype)
-    return LinearAffine(p.matrix.T, bench.there(G, dtype), bench.there(S, dtype), np.abs(S * G).max(axis=1))
+    return LinearAffine(
+        p.matrix.T, bench.there(G, dtype), bench.there(S, dtype), np.abs(S * G).max(axis=1)
+    )
 
 
 def stepping(bench, p):
@@ -163,19 +171,52 @@ def products(bench):
         for n in bench.sizes(512, 2048, 8192):
             for m in bench.sizes(256, 4096, 16384):
                 p = problem(bench, n, m, dtype)
-                (step, bare), (back, bare_back) = stepping(bench, p), stepping(bench, adjoint(bench, p))
+                (step, bare), (back, bare_back) = (
+                    stepping(bench, p),
+                    stepping(bench, adjoint(bench, p)),
+                )
                 product = bench.seconds(bare, 0.1)
-                share = product / bench.seconds(step, 0.1), bench.seconds(bare_back, 0.1) / bench.seconds(back, 0.1)
-                row(dtype + (" (TF32)" if tf32 else ""), str(n), str(m), 2e-12 * n * n * m / product, *share)
+                share = (
+                    product / bench.seconds(step, 0.1),
+                    bench.seconds(bare_back, 0.1) / bench.seconds(back, 0.1),
+                )
+                row(
+                    dtype + (" (TF32)" if tf32 else ""),
+                    str(n),
+                    str(m),
+                    2e-12 * n * n * m / product,
+                    *share,
+                )
     if bench.card and not tf32:
         bench.say("\nThe same with CUPY_TF32=1:")
-        command = [sys.executable, __file__, "products", "--bare", "--out", str(bench.out), "--limit", str(min(60.0, bench.left()))]
-        subprocess.run([*command, *["--dry"] * bench.dry], env={**os.environ, "CUPY_TF32": "1"}, check=False)
+        command = [
+            sys.executable,
+            __file__,
+            "products",
+            "--bare",
+            "--out",
+            str(bench.out),
+            "--limit",
+            str(min(60.0, bench.left())),
+        ]
+        subprocess.run(
+            [*command, *["--dry"] * bench.dry], env={**os.environ, "CUPY_TF32": "1"}, check=False
+        )
 
 
 def checks(bench):
     """What looking at the residual costs: time per step, measured every step, every 4, every 16, and as a solve plans it itself."""
-    row = bench.table("n", "m", "never, us a step", "every step", "every 4", "every 16", "as planned", "steps", "measurements")
+    row = bench.table(
+        "n",
+        "m",
+        "never, us a step",
+        "every step",
+        "every 4",
+        "every 16",
+        "as planned",
+        "steps",
+        "measurements",
+    )
     for n in bench.sizes(128, 1024, 4096):
         for m in bench.sizes(64, 4096):
             p = problem(bench, n, m, kappa=0.98, nonnegative=True)
@@ -190,11 +231,21 @@ def checks(bench):
                         p.measure(x, y, image, 1e-6)
                     x, here, there = image, there, here
 
-            times = [1e6 * bench.seconds(lambda every=every: loop(every)) / count for every in (0, 1, 4, 16)]
+            times = [
+                1e6 * bench.seconds(lambda every=every: loop(every)) / count
+                for every in (0, 1, 4, 16)
+            ]
             looks = []
             watched = Watched(p.matrix, p.offset, p.activation, looks)
             steps = int(solvers.Picard()(watched).n_iter.max())
-            row(str(n), str(m), *times, 1e6 * bench.seconds(lambda p=p: solvers.Picard()(p)) / steps, str(steps), str(len(looks)))
+            row(
+                str(n),
+                str(m),
+                *times,
+                1e6 * bench.seconds(lambda p=p: solvers.Picard()(p)) / steps,
+                str(steps),
+                str(len(looks)),
+            )
 
 
 @dataclass(frozen=True)
@@ -221,26 +272,57 @@ def launches(bench):
 
         row = bench.table("solve", "kernels a step")
         p = problem(bench, 256, 256)
-        U, target = bench.there(np.random.default_rng(0).normal(size=(64, 64))), bench.xp.asarray(np.arange(64) % 16)
+        U, target = (
+            bench.there(np.random.default_rng(0).normal(size=(64, 64))),
+            bench.xp.asarray(np.arange(64) % 16),
+        )
         tasks = {"forward": stepping(bench, p)[0], "adjoint": stepping(bench, adjoint(bench, p))[0]}
-        for name, step in {**tasks, "training step": training(moved(bench, model(100)), U, target)}.items():
+        for name, step in {
+            **tasks,
+            "training step": training(moved(bench, model(100)), U, target),
+        }.items():
             step()
             bench.wait()
             with profile(activities=[ProfilerActivity.CUDA]) as seen:
                 for _ in range(steps):
                     step()
                 bench.wait()
-            row(name, sum(event.device_type == DeviceType.CUDA and "Mem" not in event.name for event in seen.events()) / steps)
+            row(
+                name,
+                sum(
+                    event.device_type == DeviceType.CUDA and "Mem" not in event.name
+                    for event in seen.events()
+                )
+                / steps,
+            )
     else:
-        bench.say("\nNot counted: torch, whose profiler counts kernels, is not installed, or there is no card.")
-    row = bench.table("n", "m", "step, us", "bare product, us", "Anderson step, us", "in plain steps", "assumed by Auto")
+        bench.say(
+            "\nNot counted: torch, whose profiler counts kernels, is not installed, or there is no card."
+        )
+    row = bench.table(
+        "n",
+        "m",
+        "step, us",
+        "bare product, us",
+        "Anderson step, us",
+        "in plain steps",
+        "assumed by Auto",
+    )
     for n in bench.sizes(32, 128, 512, 2048, 8192):
         for m in bench.sizes(1, 64, 1024):
             p = problem(bench, n, m)
             step, bare = stepping(bench, p)
             plain = bench.seconds(step, 0.1)
             mixed = bench.seconds(lambda p=p: fixed(p, steps)) / steps
-            row(str(n), str(m), 1e6 * plain, 1e6 * bench.seconds(bare, 0.1), 1e6 * mixed, mixed / plain, cost(n, bench.card))
+            row(
+                str(n),
+                str(m),
+                1e6 * plain,
+                1e6 * bench.seconds(bare, 0.1),
+                1e6 * mixed,
+                mixed / plain,
+                cost(n, bench.card),
+            )
 
 
 def fixed(p, steps):
@@ -262,27 +344,57 @@ def fusion(bench):
     """What `fused` brings: a step whose phi is a part of one kernel, beside array functions one after the other."""
     row = bench.table("phi", "n", "m", "step, us", "step without fused, us", "in fused steps")
     for phi in (activations.relu, activations.tanh, activations.gelu):
-        plain = activations.Activation("plain", phi.phi.function, phi.dphi.function, slope_range=phi.slope_range, takes_out=True)
+        plain = activations.Activation(
+            "plain",
+            phi.phi.function,
+            phi.dphi.function,
+            slope_range=phi.slope_range,
+            takes_out=True,
+        )
         for n, m in ((128, 64), (2048, 4096)) if not bench.dry else ((8, 8),):
             p = problem(bench, n, m)
-            one, many = (bench.seconds(stepping(bench, Affine(p.matrix, p.offset, a))[0], 0.1) for a in (phi, plain))
+            one, many = (
+                bench.seconds(stepping(bench, Affine(p.matrix, p.offset, a))[0], 0.1)
+                for a in (phi, plain)
+            )
             row(phi.name, str(n), str(m), 1e6 * one, 1e6 * many, many / one)
 
 
 def crossover(bench):
     """From which n and m a GPU pays: predict, and a training step with Adam, beside NumPy on this machine's CPU."""
     rng = np.random.default_rng(0)
-    row = bench.table("n", "m", "predict, ms", "on the CPU", "ratio", "training step, ms", "on the CPU", "ratio")
+    row = bench.table(
+        "n", "m", "predict, ms", "on the CPU", "ratio", "training step, ms", "on the CPU", "ratio"
+    )
     for n in bench.sizes(64, 256, 1024, 4096):
         for m in bench.sizes(1, 64, 1024, 8192):
             if 2.0 * n * n * m > 2e10:  # seconds on a CPU
                 continue
-            near, U, target = model(n), rng.normal(size=(m, 64)).astype(np.float32), rng.integers(0, 16, m)
+            near, U, target = (
+                model(n),
+                rng.normal(size=(m, 64)).astype(np.float32),
+                rng.integers(0, 16, m),
+            )
             far = moved(bench, near)
             V, labels = bench.there(U), bench.xp.asarray(target)
-            times = [bench.seconds(lambda far=far, V=V: far.predict(V)), host_seconds(bench, lambda near=near, U=U: near.predict(U))]
-            times += [bench.seconds(training(far, V, labels)), host_seconds(bench, training(near, U, target))]
-            row(str(n), str(m), 1e3 * times[0], 1e3 * times[1], times[1] / times[0], 1e3 * times[2], 1e3 * times[3], times[3] / times[2])
+            times = [
+                bench.seconds(lambda far=far, V=V: far.predict(V)),
+                host_seconds(bench, lambda near=near, U=U: near.predict(U)),
+            ]
+            times += [
+                bench.seconds(training(far, V, labels)),
+                host_seconds(bench, training(near, U, target)),
+            ]
+            row(
+                str(n),
+                str(m),
+                1e3 * times[0],
+                1e3 * times[1],
+                times[1] / times[0],
+                1e3 * times[2],
+                1e3 * times[3],
+                times[3] / times[2],
+            )
 
 
 def moved(bench, layer):
@@ -310,12 +422,30 @@ def peers(bench):
     """A training step's solves against torchidl, and a stiff solve against torchidl and jaxopt, on the same card. Goals: 3 and 20 times."""
     rng = np.random.default_rng(0)
     row = bench.table("case", "n", "m", "pyidl, ms", "torchidl, ms", "jaxopt, ms")
-    for case, n, m, kappa in (("easy", 512, 512, 0.9), ("stiff", 512, 256, 0.99)) if not bench.dry else (("stiff", 16, 8, 0.9),):
+    for case, n, m, kappa in (
+        (("easy", 512, 512, 0.9), ("stiff", 512, 256, 0.99))
+        if not bench.dry
+        else (("stiff", 16, 8, 0.9),)
+    ):
         A = np.abs(rng.normal(size=(n, n))) if case == "stiff" else rng.normal(size=(n, n))
         A *= kappa / np.abs(A).sum(axis=1, keepdims=True)
-        arrays = [a.astype(np.float32) for a in (A, rng.normal(size=(n, n)) / n**0.5, rng.normal(size=(m, n)), rng.normal(size=(m, n)))]
+        arrays = [
+            a.astype(np.float32)
+            for a in (
+                A,
+                rng.normal(size=(n, n)) / n**0.5,
+                rng.normal(size=(m, n)),
+                rng.normal(size=(m, n)),
+            )
+        ]
         ours = bench.seconds(by_pyidl(bench, *arrays))
-        row(case, str(n), str(m), 1e3 * ours, *(peer(bench, run, arrays) for run in (by_torchidl, by_jaxopt)))
+        row(
+            case,
+            str(n),
+            str(m),
+            1e3 * ours,
+            *(peer(bench, run, arrays) for run in (by_torchidl, by_jaxopt)),
+        )
 
 
 def peer(bench, build, arrays):
@@ -350,7 +480,9 @@ def by_torchidl(A, B, U, G):
     G = torch.tensor(G.T.copy(), device="cuda")
 
     def run():
-        ImplicitFunction.set_parameters(mitr=2000, grad_mitr=2000, tol=1e-5, grad_tol=1e-5, kappa=0.99)
+        ImplicitFunction.set_parameters(
+            mitr=2000, grad_mitr=2000, tol=1e-5, grad_tol=1e-5, kappa=0.99
+        )
         ImplicitFunction.apply(A, B, torch.zeros_like(G), U).backward(G)
         torch.cuda.synchronize()
 
@@ -365,18 +497,34 @@ def by_jaxopt(A, B, U, G):
     if jax.default_backend() != "gpu":
         raise RuntimeError("jax has no GPU")
     A, B, U, G = map(jnp.asarray, (A, B, U, G))
-    solver = FixedPointIteration(lambda x, A, B, U: jnp.maximum(x @ A.T + U @ B.T, 0), tol=1e-5 * G.size**0.5, maxiter=2000)
-    gradient = jax.jit(jax.grad(lambda A, B, U: jnp.sum(solver.run(jnp.zeros_like(G), A, B, U).params * G), (0, 1, 2)))
+    solver = FixedPointIteration(
+        lambda x, A, B, U: jnp.maximum(x @ A.T + U @ B.T, 0), tol=1e-5 * G.size**0.5, maxiter=2000
+    )
+    gradient = jax.jit(
+        jax.grad(
+            lambda A, B, U: jnp.sum(solver.run(jnp.zeros_like(G), A, B, U).params * G), (0, 1, 2)
+        )
+    )
     return lambda: jax.block_until_ready(gradient(A, B, U))
 
 
 def sims(bench):
     """State-driven training: Gram matrix, factorisation, and a step of ADMM and FISTA with its proximal map, for k weights of k rows."""
-    row = bench.table("k", "Gram of 4 k samples, ms", "factors, ms", "ADMM step, ms", "FISTA step, ms", "proximal map, ms")
+    row = bench.table(
+        "k",
+        "Gram of 4 k samples, ms",
+        "factors, ms",
+        "ADMM step, ms",
+        "FISTA step, ms",
+        "proximal map, ms",
+    )
     for k in bench.sizes(512, 2048, 4096):
         R = bench.there(np.random.default_rng(0).normal(size=(4 * k, k)), "float64")
         task = sim.Problem.of(sim.Moments.of(R, R), sim.L1(1e-2), ball=k, radius=0.9)
-        steps = [s._Steps(task, task.zeros()) for s in (sys.modules["pyidl.sim.solvers.admm"], sys.modules["pyidl.sim.solvers.fista"])]
+        steps = [
+            s._Steps(task, task.zeros())
+            for s in (sys.modules["pyidl.sim.solvers.admm"], sys.modules["pyidl.sim.solvers.fista"])
+        ]
         runs = [lambda R=R: sim.Moments.of(R, R), lambda task=task: bench.xp.linalg.eigh(task.G)]
         runs += [lambda s=s: s.step(1) for s in steps] + [lambda task=task: task.prox(task.H, 0.1)]
         row(str(k), *(1e3 * bench.seconds(run, 0.2, least=2) for run in runs))
@@ -410,7 +558,11 @@ def fits_in(bench, n, m):
     """Whether three steps for a batch of zeros fit."""
     xp, pool = bench.xp, bench.xp.get_default_memory_pool()
     try:
-        p = Affine(Full(xp.zeros((n, n), dtype=xp.float32)), xp.ones((m, n), dtype=xp.float32), activations.relu)
+        p = Affine(
+            Full(xp.zeros((n, n), dtype=xp.float32)),
+            xp.ones((m, n), dtype=xp.float32),
+            activations.relu,
+        )
         iterate(p, None, None, tol=None, max_iter=3, method="Picard")
     except xp.cuda.memory.OutOfMemoryError:
         return False
@@ -423,7 +575,10 @@ def fits_in(bench, n, m):
 def leaks(bench):
     """The pool over 10,000 steps of solves and training: flat, or it leaks."""
     layer, steps, sizes = moved(bench, model(64)), 0, []
-    U, target = bench.there(np.random.default_rng(0).normal(size=(64, 64))), bench.xp.asarray(np.arange(64) % 16)
+    U, target = (
+        bench.there(np.random.default_rng(0).normal(size=(64, 64))),
+        bench.xp.asarray(np.arange(64) % 16),
+    )
     train = training(layer, U, target)
     wanted = 100 if bench.dry else 10_000
     while steps < wanted and (bench.dry or bench.left() > 5):
@@ -437,12 +592,23 @@ def leaks(bench):
 def determinism(bench):
     """Twice the same: are all parameters equal to the last bit?"""
     rng = np.random.default_rng(0)
-    rnn, sequences = ImplicitRNN(8, 16, 8, 32, return_sequences=False, rng=0), rng.normal(size=(32, 6, 8)).astype(np.float32)
+    rnn, sequences = (
+        ImplicitRNN(8, 16, 8, 32, return_sequences=False, rng=0),
+        rng.normal(size=(32, 6, 8)).astype(np.float32),
+    )
     tokens = rng.integers(0, 50, (16, 12))
     cases = {
-        "implicit model": (model(64), rng.normal(size=(64, 64)).astype(np.float32), rng.integers(0, 16, 64)),
+        "implicit model": (
+            model(64),
+            rng.normal(size=(64, 64)).astype(np.float32),
+            rng.integers(0, 16, 64),
+        ),
         "recurrent": (rnn, sequences, rng.integers(0, 16, 32)),
-        "embedding": (Sequential(Embedding(50, 16, rng=0), Linear(16, 50, rng=1)), tokens, tokens[:, ::-1].copy()),
+        "embedding": (
+            Sequential(Embedding(50, 16, rng=0), Linear(16, 50, rng=1)),
+            tokens,
+            tokens[:, ::-1].copy(),
+        ),
     }
     row = bench.table("ten training steps", "equal to the last bit")
     for name, (layer, U, target) in cases.items():
@@ -452,31 +618,69 @@ def determinism(bench):
             adam = optim.Adam(1e-2)
             for _ in range(10):
                 Y, pull = twin(V)
-                twin.params = twin.project(adam.step(twin.params, pull(losses.cross_entropy(Y, labels)[1])[1]))
+                twin.params = twin.project(
+                    adam.step(twin.params, pull(losses.cross_entropy(Y, labels)[1])[1])
+                )
             ends.append({key: to_numpy(a) for key, a in twin.params.items()})
-        row(name, "yes" if all(np.array_equal(ends[0][key], ends[1][key]) for key in ends[0]) else "NO")
+        row(
+            name,
+            "yes" if all(np.array_equal(ends[0][key], ends[1][key]) for key in ends[0]) else "NO",
+        )
 
 
 def accuracy(bench):
     """float32 beside float64, and the card beside the CPU: differences of states and gradients, in parts of the largest entry."""
     rng = np.random.default_rng(0)
-    row = bench.table("n", "kappa", "states, float32 to float64", "gradient of A", "states, card to CPU (float64)", "gradient of A")
+    row = bench.table(
+        "n",
+        "kappa",
+        "states, float32 to float64",
+        "gradient of A",
+        "states, card to CPU (float64)",
+        "gradient of A",
+    )
     for n in bench.sizes(128, 1024):
         for kappa in (0.5, 0.9, 0.99):
             U, dY = rng.normal(size=(64, 64)), rng.normal(size=(64, 16))
             near = model(n, dtype="float64", kappa=kappa)
             ends = []
-            for layer, xp in ((near, np), (moved(bench, near), bench.xp), (moved(bench, near.astype("float32")), bench.xp)):
+            for layer, xp in (
+                (near, np),
+                (moved(bench, near), bench.xp),
+                (moved(bench, near.astype("float32")), bench.xp),
+            ):
                 _, pull = layer(xp.asarray(U))
-                ends.append((to_numpy(pull.forward.value).astype(float), to_numpy(pull(xp.asarray(dY))[1]["A"]).astype(float)))
-            row(str(n), str(kappa), *(apart(ends[2][i], ends[1][i]) for i in range(2)), *(apart(ends[1][i], ends[0][i]) for i in range(2)))
+                ends.append(
+                    (
+                        to_numpy(pull.forward.value).astype(float),
+                        to_numpy(pull(xp.asarray(dY))[1]["A"]).astype(float),
+                    )
+                )
+            row(
+                str(n),
+                str(kappa),
+                *(apart(ends[2][i], ends[1][i]) for i in range(2)),
+                *(apart(ends[1][i], ends[0][i]) for i in range(2)),
+            )
 
 
 def apart(a, b):
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300))
 
 
-SECTIONS = [launches, fusion, accuracy, determinism, leaks, checks, products, crossover, memory, sims, peers]
+SECTIONS = [
+    launches,
+    fusion,
+    accuracy,
+    determinism,
+    leaks,
+    checks,
+    products,
+    crossover,
+    memory,
+    sims,
+    peers,
+]
 
 
 def where(bench):
@@ -492,7 +696,9 @@ def where(bench):
 def main(arguments, xp=None):
     """Run the sections; return the number of those that failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sections", nargs="*", help=", ".join(section.__name__ for section in SECTIONS))
+    parser.add_argument(
+        "sections", nargs="*", help=", ".join(section.__name__ for section in SECTIONS)
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu.md"))
     parser.add_argument("--limit", type=float, default=480.0, help="seconds")
     parser.add_argument("--dry", action="store_true", help="NumPy and tiny sizes")

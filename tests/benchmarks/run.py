@@ -55,7 +55,10 @@ def alternate(runs, rounds=ROUNDS, calls=1):
             for _ in range(calls):
                 runs[name]()
             times[name].append((time.perf_counter() - start) / calls)
-    return {name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2)) for name, t in times.items()}
+    return {
+        name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2))
+        for name, t in times.items()
+    }
 
 
 def tune(run, case, residual, error):
@@ -88,7 +91,9 @@ def side_by_side(case):
     built = {name: build(case) for name, build in {**PYIDL, **PEERS}.items()}
     ours = tune(built["pyidl Auto"], case, TARGET, np.inf)
     if ours is None:
-        sys.exit(f"{case.name}: pyidl does not reach a residual of {TARGET:g} with a gradient right to 1e-3")
+        sys.exit(
+            f"{case.name}: pyidl does not reach a residual of {TARGET:g} with a gradient right to 1e-3"
+        )
     x, dA = built["pyidl Auto"](*ours[:2])
     residual, error = case.residual(x), case.error(x)
     tolerances = {"pyidl Auto": ours}
@@ -98,7 +103,10 @@ def side_by_side(case):
         try:
             tolerances[name] = tune(run, case, 2 * residual, 2 * error)
             if name in PYIDL and tolerances[name] and tolerances[name][0] > ours[0]:
-                tolerances[name] = *ours[:2], tolerances[name][2]  # a fixed choice is to be compared at the tolerance of Auto
+                tolerances[name] = (
+                    *ours[:2],
+                    tolerances[name][2],
+                )  # a fixed choice is to be compared at the tolerance of Auto
                 run(*ours[:2])
         except Exception as problem:  # a failure is a result
             print(f"    {name}: {type(problem).__name__} {str(problem)[:80]}")
@@ -116,25 +124,42 @@ def side_by_side(case):
         print(
             f"    {name:32s} {1e3 * median:9.2f} ms +- {1e3 * spread:6.2f}  {median / mine:7.2f} x   residual {case.residual(x):.1e}"
             f"  error {case.error(x):.1e}  gradient {case.adjoint_error(dA):.1e}"
-            + ("" if tolerances[name][2] else "  (no tolerance brings the error within twice pyidl's: judged by the residual)")
+            + (
+                ""
+                if tolerances[name][2]
+                else "  (no tolerance brings the error within twice pyidl's: judged by the residual)"
+            )
         )
-    best = min(median for name, (median, _) in times.items() if name.startswith("pyidl") and name != "pyidl Auto")
+    best = min(
+        median
+        for name, (median, _) in times.items()
+        if name.startswith("pyidl") and name != "pyidl Auto"
+    )
     print(f"    Auto / best fixed choice: {mine / best:.2f}")
 
 
 def report(title, times, base):
     print(f"\n{title}")
     for name, (median, spread) in times.items():
-        print(f"    {name:42s} {1e3 * median:9.3f} ms +- {1e3 * spread:6.3f}  {median / times[base][0]:7.2f} x")
+        print(
+            f"    {name:42s} {1e3 * median:9.3f} ms +- {1e3 * spread:6.3f}  {median / times[base][0]:7.2f} x"
+        )
 
 
 def products():
     """The easy case against its own products: forward solve / (steps x product)."""
-    A, Z = gaussian(512).astype("f4"), np.random.default_rng(0).normal(size=(1024, 512)).astype("f4")
+    A, Z = (
+        gaussian(512).astype("f4"),
+        np.random.default_rng(0).normal(size=(1024, 512)).astype("f4"),
+    )
     problem, x, y = Affine(Full(A), Z, activations.relu), np.zeros_like(Z), np.empty_like(Z)
     steps = Auto(tol=1e-5)(problem).n_iter.max()
-    times = alternate({"solve": lambda: Auto(tol=1e-5)(problem), "product": lambda: np.matmul(x, A.T, out=y)}, 40)
-    print(f"\neasy: {steps} steps, solve / (steps x product) = {times['solve'][0] / steps / times['product'][0]:.2f}")
+    times = alternate(
+        {"solve": lambda: Auto(tol=1e-5)(problem), "product": lambda: np.matmul(x, A.T, out=y)}, 40
+    )
+    print(
+        f"\neasy: {steps} steps, solve / (steps x product) = {times['solve'][0] / steps / times['product'][0]:.2f}"
+    )
 
 
 def mlp():
@@ -142,8 +167,13 @@ def mlp():
     widths, m, rng = (784, 256, 128, 64, 10), 1024, np.random.default_rng(0)
     weights = [(rng.normal(size=(b, a)) / a**0.5).astype("f4") for a, b in pairwise(widths)]
     pattern = Pattern.feed_forward(*widths)
-    params = {key: np.zeros(getattr(pattern, key).shape, "f4") for key in "ABCD"} | {"b": np.zeros(448, "f4"), "d": np.zeros(10, "f4")}
-    params["B"][192:], params["A"][64:192, 192:], params["A"][:64, 64:192], params["C"][:, :64] = weights
+    params = {key: np.zeros(getattr(pattern, key).shape, "f4") for key in "ABCD"} | {
+        "b": np.zeros(448, "f4"),
+        "d": np.zeros(10, "f4"),
+    }
+    params["B"][192:], params["A"][64:192, 192:], params["A"][:64, 64:192], params["C"][:, :64] = (
+        weights
+    )
     U, dY = rng.normal(size=(m, 784)).astype("f4"), rng.normal(size=(m, 10)).astype("f4")
     models = {}
     for name, given in (("pyidl, pattern", pattern), ("pyidl, zeros found", None)):
@@ -173,8 +203,15 @@ def mlp():
         ("forward and gradient", lambda: both(False), lambda model: model(U)[1](dY, inputs=False)),
         ("forward, gradient, input gradient", lambda: both(True), lambda model: model(U)[1](dY)),
     ):
-        runs = {"explicit NumPy network": explicit, **{name: (lambda m=m, f=mine: f(m)) for name, m in models.items()}}
-        report(f"feed-forward 784-256-128-64-10, m {m}: {title}", alternate(runs, 20), "explicit NumPy network")
+        runs = {
+            "explicit NumPy network": explicit,
+            **{name: (lambda m=m, f=mine: f(m)) for name, m in models.items()},
+        }
+        report(
+            f"feed-forward 784-256-128-64-10, m {m}: {title}",
+            alternate(runs, 20),
+            "explicit NumPy network",
+        )
 
 
 def low_rank():
@@ -190,7 +227,9 @@ def low_rank():
         return x
 
     thin, full = LowRank(L, R), Full(L @ R.T)
-    print(f"\nlow rank 8, n 2048, m 512: the two solutions differ by {np.abs(solve(thin) - solve(full)).max():.1e}")
+    print(
+        f"\nlow rank 8, n 2048, m 512: the two solutions differ by {np.abs(solve(thin) - solve(full)).max():.1e}"
+    )
     runs = {"rank 8": lambda: solve(thin), "the same A, full": lambda: solve(full)}
     report("forward and adjoint solve", alternate(runs, 9), "rank 8")
 
@@ -235,8 +274,12 @@ def training():
         return values
 
     a, b = np.array(ours()), np.array(theirs())
-    print(f"\ntraining step, p 784, n 100, q 10, m 64: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}")
-    print(f"    loss {a[0]:.3f} -> {a[-1]:.3f}; {np.mean(state['steps']):.1f} steps a solve on average")
+    print(
+        f"\ntraining step, p 784, n 100, q 10, m 64: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}"
+    )
+    print(
+        f"    loss {a[0]:.3f} -> {a[-1]:.3f}; {np.mean(state['steps']):.1f} steps a solve on average"
+    )
     report("100 training steps", alternate({"pyidl": ours, "torchidl": theirs}, 7), "pyidl")
 
 
@@ -247,7 +290,9 @@ def recurrent(epochs=3):
 
     m, tol, rng = 5964, 3e-6, np.random.default_rng(0)
     series = np.sin(np.linspace(0, 100, 10_000)) + 0.35 * rng.normal(size=10_000)
-    windows = np.lib.stride_tricks.sliding_window_view((series / np.abs(series).max()).astype("f4"), 60)[:m]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        (series / np.abs(series).max()).astype("f4"), 60
+    )[:m]
     U, t = np.ascontiguousarray(windows[:, :59, None]), np.ascontiguousarray(windows[:, 59:])
     model = ImplicitRNN(1, 1, 22, 20, bias=False, rng=0).with_tol(tol)
     start, seen = dict(model.params), {}
@@ -281,9 +326,17 @@ def recurrent(epochs=3):
 
     warnings.simplefilter("ignore")  # torchidl's solves, stopped by an absolute tolerance
     a, b = np.array(ours(10)), np.array(theirs(10))
-    print(f"\nrecurrent, {U.shape}, hidden 22, implicit 20: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}")
-    print(f"    loss {a[0]:.4f} -> {a[-1]:.4f} in 10 epochs; {seen['steps']:.1f} steps a solve on average")
-    report(f"{epochs} epochs, forward, backward, Adam", alternate({"pyidl": ours, "torchidl": theirs}, 5), "pyidl")
+    print(
+        f"\nrecurrent, {U.shape}, hidden 22, implicit 20: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}"
+    )
+    print(
+        f"    loss {a[0]:.4f} -> {a[-1]:.4f} in 10 epochs; {seen['steps']:.1f} steps a solve on average"
+    )
+    report(
+        f"{epochs} epochs, forward, backward, Adam",
+        alternate({"pyidl": ours, "torchidl": theirs}, 5),
+        "pyidl",
+    )
 
 
 def latency():
@@ -304,9 +357,18 @@ def latency():
             return net(u)
 
     apart = np.abs(predict().numpy() - model.predict(U)).max()
-    print(f"\none sample, n 100: {model(U)[1].forward.n_iter.max()} steps; outputs differ by {apart:.1e}")
-    report("prediction", alternate({"pyidl": lambda: model.predict(U), "torchidl": predict}, 20, calls=100), "pyidl")
-    runs = {"pyidl": lambda: model(U)[1](one, inputs=False), "torchidl": lambda: net(u).sum().backward()}
+    print(
+        f"\none sample, n 100: {model(U)[1].forward.n_iter.max()} steps; outputs differ by {apart:.1e}"
+    )
+    report(
+        "prediction",
+        alternate({"pyidl": lambda: model.predict(U), "torchidl": predict}, 20, calls=100),
+        "pyidl",
+    )
+    runs = {
+        "pyidl": lambda: model(U)[1](one, inputs=False),
+        "torchidl": lambda: net(u).sum().backward(),
+    }
     report("prediction and gradient", alternate(runs, 20, calls=100), "pyidl")
 
 
@@ -323,7 +385,10 @@ def scaling():
             problem, x, y = Affine(Full(A), Z, activations.relu), np.zeros_like(Z), np.empty_like(Z)
             rounds = 5 if n * n * m > 1e9 else 25
             steps = Picard()(problem).n_iter.max()
-            times = alternate({"solve": lambda: Picard()(problem), "product": lambda: np.matmul(x, A.T, out=y)}, rounds)
+            times = alternate(
+                {"solve": lambda: Picard()(problem), "product": lambda: np.matmul(x, A.T, out=y)},
+                rounds,
+            )
             tracemalloc.start()
             Picard()(problem)
             peak = tracemalloc.get_traced_memory()[1] / Z.nbytes
@@ -334,7 +399,9 @@ def scaling():
 
 CASES = {
     "stiff": lambda: side_by_side(Case.of("stiff", stiff(112), 1000, spare=3)),
-    "nonnegative": lambda: side_by_side(Case.of("nonnegative", nonnegative(512), 1024, shift=-0.1, spare=1.5)),
+    "nonnegative": lambda: side_by_side(
+        Case.of("nonnegative", nonnegative(512), 1024, shift=-0.1, spare=1.5)
+    ),
     "gaussian": lambda: side_by_side(Case.of("gaussian", gaussian(512), 1024)),
     "turning": lambda: side_by_side(Case.of("turning", turning(100), 1000)),
     "products": products,
@@ -353,7 +420,11 @@ if __name__ == "__main__":
     if unknown:
         sys.exit(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     packages = ("numpy", "scipy", "torch", "torchidl", "torchdeq", "jax", "jaxopt")
-    print(platform.platform(), platform.python_version(), ", ".join(f"{name} {version(name)}" for name in packages))
+    print(
+        platform.platform(),
+        platform.python_version(),
+        ", ".join(f"{name} {version(name)}" for name in packages),
+    )
     for name in wanted:
         CASES[name]()
         sys.stdout.flush()

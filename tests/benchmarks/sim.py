@@ -29,7 +29,15 @@ def states(folder):
     for i in range(4):
         layers += [pyidl.Linear(widths[i], widths[i + 1], bias=False, rng=i), activations.relu]
     network = pyidl.Sequential(*layers[:-1])
-    pyidl.fit(network, (U, t), loss=losses.cross_entropy, optimizer=optim.Adam(1e-3), epochs=10, rng=0, verbose=0)
+    pyidl.fit(
+        network,
+        (U, t),
+        loss=losses.cross_entropy,
+        optimizer=optim.Adam(1e-3),
+        epochs=10,
+        rng=0,
+        verbose=0,
+    )
     return sim.collect_states(network, U[np.random.default_rng(0).permutation(len(U))[:SAMPLES]])
 
 
@@ -52,7 +60,11 @@ def clarabel(problem, i, tol):
 def main():
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DEBIAN
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 4
-    print(platform.platform(), platform.python_version(), ", ".join(f"{p} {version(p)}" for p in ("numpy", "scipy", "cvxpy", "clarabel")))
+    print(
+        platform.platform(),
+        platform.python_version(),
+        ", ".join(f"{p} {version(p)}" for p in ("numpy", "scipy", "cvxpy", "clarabel")),
+    )
     found = states(folder)
     began = time.perf_counter()
     moments = found.moments()
@@ -85,7 +97,9 @@ def main():
                 gaps.append(gap)
                 break
     total = cpu / count * n
-    print(f"Clarabel, {count} rows: {wall / count:.1f} s a row, gaps {max(gaps):.1e} at most; {total:.0f} s of processor time for {n} rows")
+    print(
+        f"Clarabel, {count} rows: {wall / count:.1f} s a row, gaps {max(gaps):.1e} at most; {total:.0f} s of processor time for {n} rows"
+    )
     print(f"Clarabel's processor time / that of ADMM to 1e-6: {total / spent['ADMM', 1e-6]:.0f}")
 
 
