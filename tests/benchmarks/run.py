@@ -1,11 +1,18 @@
-"""pyidl beside its peers: in one process, alternating, on the same arrays, to the same verified accuracy.
+"""pyidl beside its peers: one process, in turns, the same arrays and verified accuracy.
 
     python tests/benchmarks/run.py                 all cases
     python tests/benchmarks/run.py stiff mlp       some of them
 
-Every contender's tolerance is tuned first: the loosest with which its largest residual over all samples, and its distance to the
-float64 solution, are at most twice those of pyidl (the residual alone where no tolerance does both), and its gradient is right to
+Every contender's tolerance is tuned first: the loosest with which its largest residual
+over all samples, and its distance to the float64 solution, are at most twice those of
+pyidl (the residual alone where no tolerance does both), and its gradient is right to
 1e-3. Times are medians of alternating rounds.
+
+Training is measured by `training.py`: on real images, from the parameters that a user
+begins with. (The case that was here began with half of A, and its solves took five
+steps.) `auto.py` has the default solver beside the fixed ones, `cost.py` the parts of a
+solve, `latency.py` single samples and a module in a torch network, `estimators.py` the
+estimators beside those of scikit-learn.
 """
 
 import platform
@@ -20,8 +27,10 @@ import numpy as np
 from attention import attention
 from cases import Case, gaussian, nonnegative, stiff, turning
 from contenders import PEERS, PYIDL
+from latency import single as latency
+from timing import alternate, report
 
-from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Pattern, activations, losses, optim
+from pyidl import ImplicitModel, ImplicitRNN, Pattern, activations, losses, optim
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
@@ -29,36 +38,9 @@ from pyidl.solvers import Auto, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.structure import Full, LowRank
 
-ROUNDS = 9
-PAUSE = 0.05
 TARGET = 1e-5  # absolute residual
 SLOW = 6.0  # seconds, after which a contender is not tuned further
 GRID = [10.0 ** (-i / 3) for i in range(6, 25)]
-
-
-def alternate(runs, rounds=ROUNDS, calls=1):
-    """Median seconds and half the interquartile range of each, measured in turns, in an order that is drawn anew each time.
-
-    A library whose threads still spin disturbs whoever comes next: before each turn there is a pause. A turn of several calls is their
-    mean, after one that does not count.
-    """
-    rng = np.random.default_rng(0)
-    times = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name in rng.permutation(list(runs)):
-            time.sleep(PAUSE)
-            if calls > 1:
-                runs[name]()
-            start = time.perf_counter()
-            for _ in range(calls):
-                runs[name]()
-            times[name].append((time.perf_counter() - start) / calls)
-    return {
-        name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2))
-        for name, t in times.items()
-    }
 
 
 def tune(run, case, residual, error):
@@ -136,14 +118,6 @@ def side_by_side(case):
         if name.startswith("pyidl") and name != "pyidl Auto"
     )
     print(f"    Auto / best fixed choice: {mine / best:.2f}")
-
-
-def report(title, times, base):
-    print(f"\n{title}")
-    for name, (median, spread) in times.items():
-        print(
-            f"    {name:42s} {1e3 * median:9.3f} ms +- {1e3 * spread:6.3f}  {median / times[base][0]:7.2f} x"
-        )
 
 
 def products():
@@ -234,55 +208,6 @@ def low_rank():
     report("forward and adjoint solve", alternate(runs, 9), "rank 8")
 
 
-def training():
-    """100 steps on Fashion-MNIST's shapes, from the same parameters, with Adam; A starts well inside the ball."""
-    import torch
-    from torchidl import ImplicitModel as Theirs
-
-    rng, m = np.random.default_rng(0), 64
-    model = ImplicitModel(784, 10, 100, bias=False, constraint=InfNorm(0.99), rng=0).with_tol(3e-6)
-    model.params = {**model.params, "A": 0.5 * model.params["A"]}
-    start = dict(model.params)
-    centres = rng.normal(size=(10, 784))
-    t = rng.integers(0, 10, (100, m))
-    U = (0.1 * centres[t] + rng.normal(size=(100, m, 784))).astype("f4") / 4
-    state = {"steps": []}
-
-    def ours(count=100):
-        params, optimizer, values = start, optim.Adam(1e-4), []
-        model.params = params
-        for i in range(count):
-            Y, pull = model(U[i])
-            loss, dY = losses.cross_entropy(Y, t[i])
-            values.append(float(loss))
-            state["steps"].append(pull.forward.n_iter.max())
-            model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
-        return values
-
-    def theirs(count=100):
-        net = Theirs(784, 10, 100, kappa=0.99, tol=3e-6, grad_tol=3e-6 / m)
-        with torch.no_grad():
-            for key in "ABCD":
-                getattr(net, key).copy_(torch.tensor(start[key]))
-        optimizer, values = torch.optim.Adam(net.parameters(), 1e-4), []
-        for i in range(count):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(net(torch.tensor(U[i])), torch.tensor(t[i]))
-            loss.backward()
-            optimizer.step()
-            values.append(float(loss))
-        return values
-
-    a, b = np.array(ours()), np.array(theirs())
-    print(
-        f"\ntraining step, p 784, n 100, q 10, m 64: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}"
-    )
-    print(
-        f"    loss {a[0]:.3f} -> {a[-1]:.3f}; {np.mean(state['steps']):.1f} steps a solve on average"
-    )
-    report("100 training steps", alternate({"pyidl": ours, "torchidl": theirs}, 7), "pyidl")
-
-
 def recurrent(epochs=3):
     """Epochs of a recurrent network on 5,964 windows of 59 steps, full batch, from the same parameters, with Adam."""
     import torch
@@ -339,39 +264,6 @@ def recurrent(epochs=3):
     )
 
 
-def latency():
-    """One sample, n = 100."""
-    import torch
-    from torchidl import ImplicitModel as Theirs
-
-    model = ImplicitModel(784, 10, 100, bias=False, rng=0).with_tol(3e-6)
-    net = Theirs(784, 10, 100)
-    with torch.no_grad():
-        for key in "ABCD":
-            getattr(net, key).copy_(torch.tensor(np.array(model.params[key])))
-    U = np.random.default_rng(0).normal(size=(1, 784)).astype("f4")
-    u, one = torch.tensor(U), np.ones((1, 10), "f4")
-
-    def predict():
-        with torch.no_grad():
-            return net(u)
-
-    apart = np.abs(predict().numpy() - model.predict(U)).max()
-    print(
-        f"\none sample, n 100: {model(U)[1].forward.n_iter.max()} steps; outputs differ by {apart:.1e}"
-    )
-    report(
-        "prediction",
-        alternate({"pyidl": lambda: model.predict(U), "torchidl": predict}, 20, calls=100),
-        "pyidl",
-    )
-    runs = {
-        "pyidl": lambda: model(U)[1](one, inputs=False),
-        "torchidl": lambda: net(u).sum().backward(),
-    }
-    report("prediction and gradient", alternate(runs, 20, calls=100), "pyidl")
-
-
 def scaling():
     """Picard's time per step against the bare product, and peak memory in states."""
     print("\nscaling: (time of a solve / steps) / time of a product; peak memory in states")
@@ -407,9 +299,8 @@ CASES = {
     "products": products,
     "mlp": mlp,
     "low_rank": low_rank,
-    "training": training,
     "rnn": recurrent,
-    "latency": latency,
+    "latency": lambda: [latency(n) for n in (30, 100)],
     "scaling": scaling,
     "attention": lambda: attention(alternate),
 }
