@@ -1,0 +1,269 @@
+"""The measurements run, and count what they say. No test looks at a clock."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyidl import activations, solvers
+from pyidl.solvers.problem import Affine
+from pyidl.structure import Full, LowRank
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import auto  # noqa: E402
+import cost  # noqa: E402
+import estimators  # noqa: E402
+import latency  # noqa: E402
+import timing  # noqa: E402
+import training  # noqa: E402
+from counting import Counts, counting  # noqa: E402
+
+SMALL = ((6, 3), (7, 1))
+PEERS = ("torch", "torchidl", "torchdeq", "jax", "jaxopt", "mlxtend", "sklearn", "cvxpy")
+
+
+def case(name, n=6, m=3, phi="relu", dtype="float64"):
+    draw = auto.Draw(np.random.default_rng(0), n, m, getattr(activations, phi), dtype)
+    return auto.FAMILIES[name](draw)
+
+
+def test_no_peer_is_needed_to_import_them():
+    names = ("auto", "cost", "counting", "estimators", "latency", "timing", "training")
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in PEERS)
+    path = f"sys.path.insert(0, {str(BENCHMARKS)!r}); "
+    command = [sys.executable, "-c", f"import sys; {blocked}{path}import {', '.join(names)}"]
+    root = BENCHMARKS.parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------- counting
+
+
+def affine(matrix, m=5):
+    rng = np.random.default_rng(0)
+    return Affine(matrix, rng.normal(size=(m, 12)), activations.relu)
+
+
+def full(kappa=0.7):
+    A = np.random.default_rng(1).normal(size=(12, 12))
+    return Full(kappa * A / np.abs(A).sum(axis=1, keepdims=True))
+
+
+def test_a_step_of_picard_is_a_product():
+    with counting(12) as counts:
+        solution = solvers.Picard()(affine(full(), m=1))
+    assert counts.products == counts.rows == solution.n_iter[0] > 3
+    assert 0 < counts.measurements == counts.measured < counts.products
+    assert counts.systems == 0
+
+
+def test_samples_that_have_left_are_not_counted():
+    problem = affine(full(0.9), m=40)
+    problem.offset[4:] = -1.0  # x = 0: they converge at once
+    with counting(12) as counts:
+        solution = solvers.Picard()(problem)
+    assert counts.products == solution.n_iter.max()
+    assert counts.rows < 0.3 * 40 * counts.products
+
+
+def test_factors_count_for_what_they_read():
+    rng = np.random.default_rng(0)
+    matrix = LowRank(*(0.1 * rng.normal(size=(2, 12, 3))))
+    with counting(12) as counts:
+        matrix.rows(np.ones((4, 12)))
+    assert counts == Counts(products=1, rows=4 * 2 * 12 * 3 / 12**2)
+
+
+def test_matrices_that_a_solver_makes_count_too():
+    with counting(12) as counts:
+        solution = solvers.PeacemanRachford()(affine(full()))
+    assert counts.products >= solution.n_iter.max()
+    assert counts.systems == 1
+
+
+def test_dense_systems_are_counted_one_a_sample():
+    one = case("gaussian", n=9, m=4)
+    assert one.count("adjoint", solvers.Direct()).systems == 4
+    assert one.count("adjoint", solvers.Picard()).systems == 0
+
+
+def test_everything_is_as_it_was_afterwards():
+    before = Full.rows, LowRank.rows, Affine.measure, np.linalg.solve, np.linalg.inv
+    with pytest.raises(ZeroDivisionError), counting(12):
+        assert Full.rows is before[0] or 1 / 0
+    assert (Full.rows, LowRank.rows, Affine.measure, np.linalg.solve, np.linalg.inv) == before
+
+
+# ------------------------------------------------------------------ the default solver
+
+
+def test_the_suite_has_56_models():
+    cases = list(auto.suite())
+    assert len(cases) == 56
+    assert len({one.family for one in cases}) == len(auto.SUITE) == 8
+    again = list(auto.suite("suite: roll"))
+    assert [str(one) for one in again] == [str(one) for one in cases[21:28]]
+    assert all(np.array_equal(a.U, b.U) for a, b in zip(again, cases[21:28]))
+
+
+@pytest.mark.parametrize("name", auto.FAMILIES)
+def test_every_family_is_solved_and_counted(name):
+    if name == "trained":
+        pytest.importorskip("sklearn")
+    for one in auto.family(name, SMALL, full=True):
+        assert one.run("forward", None)().all_converged, str(one)
+        assert one.run("adjoint", None)().all_converged, str(one)
+        for direction in ("forward", "adjoint"):
+            counts = one.count(direction)
+            assert counts.steps >= 1
+            assert counts.products >= 1
+            assert counts == one.count(direction), "a count can be repeated"
+
+
+def test_the_slow_sample_is_alone():
+    for phi in ("relu", "tanh"):
+        one = case("slow sample", n=20, m=30, phi=phi)
+        n_iter = one.model.replace(forward=solvers.Picard()).equilibrium(one.U).n_iter
+        assert n_iter[0] > 4 * n_iter[1:].max()
+
+
+def test_counts_add_up():
+    cases = list(auto.family("gaussian", SMALL))
+    counts = [one.count("forward") for one in cases]
+    summed = auto.total(cases)
+    for name in ("products", "rows", "measurements", "measured", "systems", "steps"):
+        assert getattr(summed, name) == sum(getattr(one, name) for one in counts)
+
+
+def test_choices_that_do_not_apply_are_left_out():
+    assert auto.compare(case("gaussian"), rounds=1).best != "Substitution"
+    result = auto.compare(case("triangular"), "adjoint", rounds=1)
+    assert 0 < result.ratio < np.inf
+    assert "best" in str(result)
+
+
+def test_a_failure_of_the_default_is_no_ratio():
+    result = auto.Result("one", np.inf, "Picard", 1.0)
+    assert result.ratio == np.inf
+    assert dataclasses.replace(result, auto=1.0, least=np.inf, best="").ratio == 0
+    assert dataclasses.replace(result, least=np.inf).ratio == np.inf
+
+
+def test_bars_decide_the_exit_status(capsys):
+    arguments = ["triangular", "--shapes", "6x3", "--rounds", "1", "--bars"]
+    assert auto.main([*arguments, "0", "inf"]) == 0
+    assert auto.main([*arguments, "0", "0"]) == 1
+    out = capsys.readouterr().out
+    assert "triangular, adjoint" in out
+    assert "all of the families" in out
+    assert auto.main(["small cycle", "--shapes", "6x3", "--counts"]) == 0
+    assert "within" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no family spiral"):
+        auto.main(["spiral"])
+
+
+# -------------------------------------------------------------------------- the others
+
+
+def test_turns_are_taken_by_all():
+    seen = []
+    runs = {name: lambda name=name: seen.append(name) for name in "ab"}
+    times = timing.turns(runs, 3, 2, pause=0)
+    assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+    assert seen.count("a") == seen.count("b") == 1 + 3 * 3  # two, after one that does not count
+
+
+def test_constants_are_found_again():
+    truth = {"1": 2.0, "m n": 1e-3, "m n^2": 1e-5}
+    pairs = [(n, m) for n in (1, 10, 100, 1000) for m in (1, 10, 100)]
+    rows = []
+    for n, m in pairs:
+        us = sum(constant * cost.TERMS[term](n, m) for term, constant in truth.items())
+        rows.append({"n": n, "m": m, "us": us})
+    constants, median, worst, _ = cost.fit(cost.PRODUCT, rows)
+    assert worst < 1e-6
+    assert median <= worst
+    for term in cost.PRODUCT:
+        assert constants[term] == pytest.approx(truth.get(term, 0.0), rel=1e-5, abs=1e-9)
+
+
+def test_every_part_is_measured_and_the_table_is_python(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cost, "TURNS", 1)
+    monkeypatch.setattr(cost, "TURN", 0.0)
+    monkeypatch.setattr(cost, "grid", lambda part: [(n, m) for n in (1, 3, 8) for m in (1, 5)])
+    raw = tmp_path / "raw.json"
+    cost.main(["--dtype", "float64", "--raw", str(raw)])
+    cost.main(["step", "--dtype", "float64", "--raw", str(raw)])  # in place of what was there
+    capsys.readouterr()
+    cost.main(["none", "--raw", str(raw)])
+    found = {}
+    exec(capsys.readouterr().out, found)
+    assert set(found["COST"]) == {(part, "float64") for part in cost.PARTS}
+
+
+def test_the_floor_computes_what_pyidl_does():
+    rng = np.random.default_rng(0)
+    U, t = rng.random((200, 784)), rng.integers(0, 10, 200)
+    built = training.contenders(1e-3, "float64", peers=False)
+    floor, loop = built["floor"], built["pyidl, loop"]
+    for one in (floor, loop):
+        one.epoch(U, t, np.arange(200))
+    for key, a in floor.params.items():
+        np.testing.assert_allclose(a, loop.model.params[key], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(floor.predict(U), loop.predict(U), rtol=1e-6, atol=1e-8)
+    assert floor.steps[0] >= loop.steps[0] > 0
+    assert np.abs(floor.params["A"]).sum(axis=1).max() <= training.KAPPA * (1 + 1e-14)
+
+
+def test_a_race_is_in_turns_and_bounded(capsys, monkeypatch):
+    monkeypatch.setattr(training, "PAUSE", 0.0)
+    rng = np.random.default_rng(0)
+    data = rng.random((70, 784)).astype("f4"), rng.integers(0, 10, 70)
+    built = training.contenders(1e-3, "float32", peers=False)
+    times = training.race(built, data, data, 3, seconds=0)
+    assert {name: len(t) for name, t in times.items()} == dict.fromkeys(built, 1)
+    assert "stopped after 1 epochs" in capsys.readouterr().out
+    ratios = training.ratios({"torchidl": [9, 6, 4], "floor": [1, 1, 1], "pyidl, loop": [1, 2, 2]})
+    assert ratios == {("torchidl", "pyidl, loop"): 2.5, ("floor", "pyidl, loop"): 0.5}
+
+
+def test_missing_images_say_where_to_get_them(tmp_path):
+    with pytest.raises(SystemExit, match="apt-get install dataset-fashion-mnist"):
+        training.main([str(tmp_path)])
+
+
+def test_calls_are_counted():
+    def inner():
+        return len([])
+
+    def outer():
+        return inner() + inner()
+
+    assert latency.count_calls(outer) == (3, 2)
+    assert sys.getprofile() is None
+
+
+def test_calls_of_a_solve(capsys):
+    found = latency.calls(n=10, m=4)
+    assert found == latency.calls(n=10, m=4)
+    assert "Python functions" in capsys.readouterr().out
+
+
+def test_estimators_beside_perceptrons(capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    pair = estimators.pair
+
+    def quick(labels, seed):
+        return {who: one.set_params(max_iter=2) for who, one in pair(labels, seed).items()}
+
+    monkeypatch.setattr(estimators, "pair", quick)
+    estimators.main(["--sets", "iris", "diabetes", "--splits", "2"])
+    out = capsys.readouterr().out
+    assert out.count(" x ") == 2
+    assert "nan" not in out
