@@ -52,5 +52,8 @@ Params: TypeAlias = Mapping[str, Array]
 Grads: TypeAlias = dict[str, Array]
 """Gradients, with exactly the keys of the parameters."""
 
+Tol: TypeAlias = float | tuple[float | None, float | None] | None
+"""A tolerance for all solves, or one forward and one adjoint; None is the default of the dtype."""
+
 Rng: TypeAlias = np.random.Generator | int | None
 """A NumPy generator, a seed, or None for fresh entropy."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import Bidirectional, ImplicitModel, ImplicitRNN, Linear, Sequential, activations, losses, optim, solvers
+from pyidl import Bidirectional, ImplicitModel, ImplicitRNN, Linear, Pointwise, Residual, Sequential, activations, losses, optim, solvers
 from pyidl.backend import from_host
 from pyidl.errors import InputError
 from pyidl.layers.timeline import Timeline
@@ -188,3 +188,12 @@ def test_bad_parts_are_refused():
         both().replace(there=rnn())
     with pytest.raises(InputError, match="float32 and float64"):
         Bidirectional(rnn(), rnn(seed=1, dtype="float32").with_tol(None))
+
+
+def test_a_layer_with_parameters_stands_once_however_deep():
+    """Only the gradient of its last use would have counted."""
+    layer = ImplicitModel(4, 4, 12, rng=0)
+    with pytest.raises(InputError, match="one layer stands twice in Sequential"):
+        Sequential(Residual(layer), layer)
+    tanh = Pointwise(activations.tanh)
+    assert Sequential(Residual(tanh), tanh, layer).predict(np.ones((2, 4))).shape == (2, 4)

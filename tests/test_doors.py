@@ -182,7 +182,7 @@ FREE = {("to_device", "a"), ("model(U)", "rng"), ("rnn(U)", "rng"), ("head(U)", 
 WRONG = {"str": "wrong", "None": None, "int": 3, "nan": float("nan"), "list": [1.5], "dict": {}, "object": object(), "function": print}
 FITS = {  # which annotations each of them, or a class, may be right for
     "str": r"\bstr\b|Iterable\[Any",
-    "None": r"None|Rng",
+    "None": r"None|Rng|Tol",
     "int": r"int\b|float|Any|Array|Rng",
     "list": r"tuple|Sequence|Iterable|Any|Array",
     "dict": r"Mapping|dict|Params|Iterable",

@@ -19,15 +19,16 @@ from pyidl.attention_cell import AttentionCell
 from pyidl.averaging import Mask
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
+from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, equilibrium
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.decoding import Cache, advance, begin
 from pyidl.layers.timeline import Timeline
+from pyidl.layers.tolerance import solvers_at
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, settle
-from pyidl.typing import Array, Grads, Params, Rng
+from pyidl.typing import Array, Grads, Params, Rng, Tol
 from pyidl.wellposed import Unconstrained
 from pyidl.wellposed.attention import AttentionBall, attention_certificate
 
@@ -350,9 +351,10 @@ class ImplicitAttentionHead(Layer):
         """What is proven about the fixed point for the present parameters, for every input of at most `block_size` tokens."""
         return attention_certificate(self.params, self.attention, self.block_size, self.causal, explain)
 
-    def with_tol(self, tol: float | None) -> ImplicitAttentionHead:
-        """Return the same head, both solves of which run to this tolerance."""
-        return self.replace(forward=(self.forward or DEFAULT_FORWARD).at(tol), adjoint=(self.adjoint or DEFAULT_ADJOINT).at(tol))
+    def with_tol(self, tol: Tol) -> ImplicitAttentionHead:
+        """Return the same head at this tolerance, or at a pair (forward, adjoint)."""
+        forward, adjoint = solvers_at(self.forward, self.adjoint, tol)
+        return self.replace(forward=forward, adjoint=adjoint)
 
 
 def _flat(S: Any) -> Any:

@@ -25,7 +25,7 @@ from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, expect, is_whole
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution, check_on_fail
-from pyidl.typing import Array, Grads, Namespace, Params, Rng
+from pyidl.typing import Array, Grads, Namespace, Params, Rng, Tol
 
 __all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
 
@@ -299,8 +299,11 @@ class Layer(ABC):
             raise InputError(f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(config)}")
         return self._with({**config, **changes}, self.params)
 
-    def with_tol(self, tol: float | None) -> Self:
-        """Return a layer whose solves, forward and adjoint, run to this tolerance; an explicit layer is returned as it is."""
+    def with_tol(self, tol: Tol) -> Self:
+        """Return the layer at this tolerance, or at a pair (forward, adjoint).
+
+        An explicit layer is returned as it is.
+        """
         return self
 
     def _config(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pyidl.errors import InputError, expect
 from pyidl.layers.base import Call, Layer, Pullback
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
-from pyidl.typing import Array, Grads, Params, Rng
+from pyidl.typing import Array, Grads, Params, Rng, Tol
 
 __all__ = ["Composite", "joined"]
 
@@ -74,7 +74,8 @@ class Composite(Layer):
         what = type(self).__name__
         for name, layer in self.parts.items():
             expect(f"layer {name} of {what}", layer, Layer, "a Layer or an Activation is needed")
-        if len({id(layer) for layer in self.parts.values()}) < len(self.parts):
+        parts, owners = list(self.parts.values()), [id(leaf) for leaf in _leaves(self) if leaf.params]
+        if len({id(layer) for layer in parts}) < len(parts) or len(set(owners)) < len(owners):
             raise InputError(f"one layer stands twice in {what}, so that it would be stepped twice; use layer.replace() for a copy")
         dtypes = sorted({layer.dtype for layer in self.parts.values() if layer.params})
         if len(dtypes) > 1:
@@ -172,8 +173,8 @@ class Composite(Layer):
         """Every layer in another dtype."""
         return self._each(lambda layer: layer.astype(dtype))
 
-    def with_tol(self, tol: float | None) -> Self:
-        """Every layer with another tolerance."""
+    def with_tol(self, tol: Tol) -> Self:
+        """Every layer with another tolerance, or a pair (forward, adjoint)."""
         return self._each(lambda layer: layer.with_tol(tol))
 
     def replace(self, **changes: Any) -> Self:
@@ -188,6 +189,13 @@ class Composite(Layer):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.of({name: copy.deepcopy(layer, memo) for name, layer in self.parts.items()})
+
+
+def _leaves(layer: Layer) -> list[Layer]:
+    """The layers that are not made of others, however deep they are."""
+    if not isinstance(layer, Composite):
+        return [layer]
+    return [leaf for part in layer.parts.values() for leaf in _leaves(part)]
 
 
 def joined(parts: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -23,15 +23,16 @@ from pyidl import activations, backend, initializers, sparse, structure
 from pyidl.activations import Activation, Blocks
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, equilibrium
+from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, equilibrium
 from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
+from pyidl.layers.tolerance import solvers_at
 from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.structure import Matrix
-from pyidl.typing import Array, Grads, Params, Rng
+from pyidl.typing import Array, Grads, Params, Rng, Tol
 from pyidl.wellposed import Constraint, InfNorm, strongest
 
 __all__ = ["ImplicitModel", "ImplicitPullback"]
@@ -339,9 +340,10 @@ class ImplicitModel(Layer):
         """
         return self.replace(sparse_below=below)
 
-    def with_tol(self, tol: float | None) -> ImplicitModel:
-        """Return the same model, both solves of which run to this tolerance."""
-        return self.replace(forward=(self.forward or DEFAULT_FORWARD).at(tol), adjoint=(self.adjoint or DEFAULT_ADJOINT).at(tol))
+    def with_tol(self, tol: Tol) -> ImplicitModel:
+        """Return the same model at this tolerance, or at a pair (forward, adjoint)."""
+        forward, adjoint = solvers_at(self.forward, self.adjoint, tol)
+        return self.replace(forward=forward, adjoint=adjoint)
 
 
 def _check_pattern(pattern: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:

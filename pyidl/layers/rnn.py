@@ -23,7 +23,7 @@ from pyidl import activations, backend, initializers
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
+from pyidl.equilibrium import DEFAULT_ADJOINT
 from pyidl.errors import InputError, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.bptt import Backward, Path, Step, back, gradients, unroll
@@ -31,11 +31,12 @@ from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.recurrence import Recurrence
 from pyidl.layers.rnn_cell import ImplicitRNNCell
 from pyidl.layers.timeline import Timeline
+from pyidl.layers.tolerance import solvers_at
 from pyidl.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail
 from pyidl.structure import Full
-from pyidl.typing import Array, Grads, Params, Rng
+from pyidl.typing import Array, Grads, Params, Rng, Tol
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["ImplicitRNN", "RNNPullback"]
@@ -384,6 +385,7 @@ class ImplicitRNN(Layer):
         """One step at a time, with the present parameters."""
         return ImplicitRNNCell(self.__dict__["_step"], self.forward, self.warm_start, self.certificate())
 
-    def with_tol(self, tol: float | None) -> ImplicitRNN:
-        """Return the same network, all solves of which run to this tolerance."""
-        return self.replace(forward=(self.forward or DEFAULT_FORWARD).at(tol), adjoint=(self.adjoint or DEFAULT_ADJOINT).at(tol))
+    def with_tol(self, tol: Tol) -> ImplicitRNN:
+        """Return the same network at this tolerance, or at a pair (forward, adjoint)."""
+        forward, adjoint = solvers_at(self.forward, self.adjoint, tol)
+        return self.replace(forward=forward, adjoint=adjoint)
