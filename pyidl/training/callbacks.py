@@ -111,6 +111,7 @@ class Checkpoint:
             "optimizer": type(run.optimizer).__name__,
             "count": run.optimizer.count,
             "rng": run.rng.bit_generator.state,
+            "tol": run.tol,
             "records": run.records,
         }
         io.write_npz(self.path, arrays, header)
@@ -125,16 +126,20 @@ def restore(run: Run, path: str | Path) -> None:
     try:
         optimizer, count, bits, records = (header[key] for key in ("optimizer", "count", "rng", "records"))
         written_by = bits["bit_generator"]
+        tol = None if header.get("tol") is None else tuple(map(float, header["tol"]))
         for key, a in arrays.items():
             group, _, name = key.partition("/")
             groups[group][name] = a
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not written by fit") from error
     own, generator = type(run.optimizer).__name__, type(run.rng.bit_generator).__name__
     if optimizer != own:
         raise InputError(f"{path} was written with the optimiser {optimizer}, this run uses {own}")
     if written_by != generator:
         raise InputError(f"{path} was written with the generator {written_by}, this run uses {generator}")
+    if tol != run.tol:
+        cure = f"go on with tol={tol}, or start anew without resume"
+        raise InputError(f"{path} was written with tol = {tol}, this run uses {run.tol}; {cure}")
     xp = run.model.xp
     checked = run.model._checked({key: from_host(xp, a) for key, a in groups["params"].items()})
     run.optimizer.state = {key: from_host(xp, a) for key, a in groups["optimizer"].items()}

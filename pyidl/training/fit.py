@@ -29,6 +29,7 @@ from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expec
 from pyidl.layers.base import Layer, check_width
 from pyidl.training.callbacks import restore
 from pyidl.training.run import Callback, History, Optimizer, Run, in_words
+from pyidl.training.tolerance import Tolerances, Twin, read_tol
 from pyidl.typing import Array, Params, Rng
 
 __all__ = ["Loss", "Metric", "OnFailedSamples", "Penalty", "fit"]
@@ -54,6 +55,7 @@ def fit(
     rng: Rng = None,
     metrics: Sequence[Metric] = (),
     penalty: Penalty | None = None,
+    tol: Tolerances | None = None,
     on_fail: OnFailedSamples = "skip",
     callbacks: Iterable[Callback] = (),
     verbose: int = 1,
@@ -84,6 +86,10 @@ def fit(
         ``metric(Y, target) -> float``, evaluated after each epoch on the validation data, or else on the training data.
     penalty : callable, optional
         ``penalty(params) -> (value, grads)``, added to the loss; `grads` may leave out keys.
+    tol : (float, float), optional
+        Tolerances of the solves of training, wherever in the model they are: forward, relative to
+        the state, and adjoint, relative to its right-hand side. Evaluation, metrics, callbacks and
+        whoever uses the model afterwards keep the model's own, which None also trains with.
     on_fail : {"skip", "raise", "warn", "ignore"}
         What happens to samples whose solve does not converge. "skip" leaves them out of the step, counts them in the history
         and reports them once per epoch; it raises when more than a tenth of an epoch fails.
@@ -101,7 +107,8 @@ def fit(
     Raises
     ------
     InputError
-        Before any work, if the data do not fit together, or are not finite. In the first epoch, in which every sample is met, if the loss
+        Before any work, if the data do not fit together, or are not finite, or if the dtype of the
+        model cannot resolve `tol`. In the first epoch, in which every sample is met, if the loss
         refuses a target, say; model, optimiser and generator are then as they were.
     ConvergenceError
         As `on_fail` says.
@@ -117,6 +124,7 @@ def fit(
     True
     """
     expect("model", model, Layer, "fit trains a Layer")
+    tol = read_tol(tol, model)
     if on_fail not in ("skip", "raise", "warn", "ignore"):
         raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
     epochs = check_width("epochs", epochs)
@@ -136,7 +144,8 @@ def fit(
             raise InputError(f"{name}: {functions!r} must be callable")
     train = _Data.read(data, model, "data")
     held_out = None if validation is None else _Data.read(validation, model, "validation")
-    run = Run(model, optimizer, backend.as_generator(rng), epochs)
+    run = Run(model, optimizer, backend.as_generator(rng), epochs, tol)
+    twin = Twin.of(model, tol)
     if resume is not None:
         restore(run, resume)
     size, first = train.m if batch_size is None else min(batch_size, train.m), run.epoch
@@ -144,7 +153,10 @@ def fit(
         while run.epoch < epochs:
             began = time.perf_counter()
             with _as_it_was(run) if run.epoch == first else nullcontext():
-                record = {"epoch": run.epoch + 1, **_train_epoch(run, train, size, loss, penalty, on_fail)}
+                with twin.learning() as pupil:
+                    lent = replace(run, model=pupil)
+                    steps = _train_epoch(lent, train, size, loss, penalty, on_fail)
+                record = {"epoch": run.epoch + 1, **steps}
                 if held_out is not None:
                     record |= {f"val_{key}": value for key, value in _evaluate(model, held_out, size, loss, metrics).items()}
                 elif metrics:
@@ -154,7 +166,7 @@ def fit(
             report(record)
             if [callback for callback in callbacks if callback(run) is True]:  # all of them are called
                 break
-    return History(tuple(run.records))
+    return History(tuple(run.records), tol)
 
 
 @contextmanager

@@ -32,9 +32,17 @@ class History:
     ``history["loss"]`` is an array over the epochs. The keys: epoch, loss, val_loss and the metrics (of the validation data
     if there are any, with ``"val_"`` before the name, otherwise of the training data), steps (mean forward steps a sample and
     solve), failed (samples whose solve failed and that were left out), seconds.
+
+    Attributes
+    ----------
+    records : tuple of mappings
+        One for each epoch.
+    tol : (float, float) or None
+        Tolerances of the solves of training, forward and adjoint; None where they were the model's.
     """
 
     records: tuple[Mapping[str, float], ...] = ()
+    tol: tuple[float, float] | None = None
 
     def __getitem__(self, key: str) -> np.ndarray:
         if not self.records or key not in self.records[0]:
@@ -66,6 +74,8 @@ class Run:
         Draws the order of the samples, and whatever the layers draw.
     epochs : int
         How many were asked for.
+    tol : (float, float) or None
+        Tolerances of the solves of training, forward and adjoint; None for the model's own.
     records : list of dict
         One for each epoch done.
     memory : dict of str to numpy.ndarray
@@ -76,6 +86,7 @@ class Run:
     optimizer: Optimizer
     rng: np.random.Generator
     epochs: int
+    tol: tuple[float, float] | None = None
     records: list[dict[str, float]] = field(default_factory=list)
     memory: dict[str, np.ndarray] = field(default_factory=dict)
 
