@@ -236,7 +236,7 @@ def _train(options: Any) -> int:
         constraint=pyidl.InfNorm(options.kappa),
         dtype="float64",
         rng=rng,
-    ).with_tol(1e-8)
+    )
     if not (options.epochs >= 1 and options.batch_size >= 1):
         raise InputError(f"--epochs is {options.epochs} and --batch-size {options.batch_size}; both are at least 1")
     if not 0 <= options.alpha < np.inf:
@@ -254,10 +254,11 @@ def _train(options: Any) -> int:
         epochs=options.epochs,
         batch_size=options.batch_size,
         penalty=ridge(options.alpha) if options.alpha else None,
+        tol=(1e-8, 1e-8),
         rng=rng,
         verbose=0 if options.quiet else 1,
     )
-    model = fold(model.with_tol(None), inputs, outputs)
+    model = fold(model, inputs, outputs)
     notes = {"columns": columns, "target": options.target, "classes": classes}
     pyidl.save(output, model, notes=notes)
     for kind, rows in (("training", train), ("held-out", held_out)):

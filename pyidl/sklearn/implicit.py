@@ -42,8 +42,8 @@ BATCH = 200
 """For ``batch_size="auto"``, as in MLPClassifier."""
 KEPT = ("hidden_dim", "activation", "constraint", "rank", "standardize", "dtype")
 """What cannot change while a network is trained further."""
-TRAINING_TOL = {"float64": 1e-8, "float32": 1e-6}
-"""Of the solves while training, far below what a step of Adam changes; predictions are solved to the default of their dtype."""
+TRAINING_TOL = {"float64": (1e-8, 1e-8), "float32": (1e-6, 1e-6)}
+"""Of training, far below what a step of Adam changes; predictions keep the default."""
 
 
 class _Implicit(BaseEstimator):  # type: ignore[misc]
@@ -144,6 +144,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             validation=None if held_out is None else tuple(held_out),
             rng=self._rng,
             penalty=ridge(self.alpha) if self.alpha else None,
+            tol=TRAINING_TOL[self._network.dtype],
             callbacks=(watched,) if epochs is None else (),
             verbose=self.verbose,
         )
@@ -165,7 +166,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self._inputs = Scaling.of(X, weights) if self.standardize else Scaling.identity(X.shape[1])
         self._outputs = self._scaling(T, weights)
         self._built = {name: getattr(self, name) for name in KEPT}
-        network = ImplicitModel(
+        self._network = ImplicitModel(
             X.shape[1],
             len(self._outputs.mean),
             self.hidden_dim,
@@ -175,7 +176,6 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             dtype=self.dtype,
             rng=self._rng,
         )
-        self._network = network.with_tol(TRAINING_TOL[network.dtype])
         self._optimizer = Adam(self.learning_rate)
 
     def _resume(self) -> None:
@@ -196,12 +196,12 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
     def model_(self) -> ImplicitModel:
         """The fitted model, for inputs as they are: outputs are logits, or targets. For certificates, files, and devices."""
         check_is_fitted(self)
-        return fold(self._network.with_tol(None), self._inputs, self._outputs)
+        return fold(self._network, self._inputs, self._outputs)
 
     def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        return self._outputs.undo(np.asarray(self._network.with_tol(None).predict(self._inputs(X)), dtype=np.float64))
+        return self._outputs.undo(np.asarray(self._network.predict(self._inputs(X)), dtype=np.float64))
 
 
 class ImplicitClassifier(Answers, _Implicit):
