@@ -7,6 +7,7 @@ door through which outside data comes in, and the few places where NumPy 2.0, Cu
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +29,10 @@ __all__ = [
     "erf",
     "expit",
     "from_host",
+    "freeze",
+    "frozen",
     "is_array",
+    "is_frozen",
     "looks_are_free",
     "namespace",
     "on_device_of",
@@ -297,13 +301,44 @@ def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
 def all_finite(xp: Namespace, *arrays: Any) -> bool:
     """True when no entry is NaN or infinite (one synchronisation on a GPU).
 
-    On NumPy a finite sum says so in one pass without an array of booleans; a sum that is not finite says nothing, it may overflow.
+    On NumPy a finite sum of squares says so, in one pass and without an array of truth values; one
+    that is not finite says nothing, it may have overflowed.
     """
     if xp is np:
         with np.errstate(over="ignore", invalid="ignore"):
-            return all(np.isfinite(np.add.reduce(a, axis=None)) or np.all(np.isfinite(a)) for a in arrays)
+            return all(_has_finite_squares(a) or np.all(np.isfinite(a)) for a in arrays)
     finite = [xp.all(xp.isfinite(a)) for a in arrays]
     return bool(finite[0] if len(finite) == 1 else xp.all(xp.stack(finite)))
+
+
+def _has_finite_squares(a: np.ndarray) -> bool:
+    """Whether the sum of squares is finite: by BLAS, which takes a third of the time of a sum."""
+    if not a.flags.forc:  # to be joined first
+        return False
+    flat = a.ravel(order="K")
+    return math.isfinite(flat.dot(flat))
+
+
+def is_frozen(a: Any) -> bool:
+    """Whether an array of NumPy is read-only and owns its memory: it is then kept, and not copied.
+
+    Such an array changes only if it is made writeable again, or through a view that is older than its
+    being read-only. Both are acts against a promise that was made on purpose; a view that is read-only,
+    on the other hand, says nothing about its owner.
+    """
+    return type(a) is np.ndarray and not a.flags.writeable and a.flags.owndata
+
+
+def frozen(xp: Namespace, a: Any) -> Any:
+    """A copy that is read-only where the library knows how; the array itself where it is frozen."""
+    return a if is_frozen(a) else freeze(xp.asarray(a, copy=True))
+
+
+def freeze(a: Any) -> Any:
+    """The array itself, just made and seen by nobody; read-only where the library knows how."""
+    if isinstance(a, np.ndarray):
+        a.flags.writeable = False
+    return a
 
 
 # ----------------------------------------------------------------------------------------------- where libraries differ

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, is_array, looks_are_free, namespace, to_numpy
+from pyidl.backend import astype, freeze, is_array, looks_are_free, namespace, to_numpy
 from pyidl.errors import InputError, expect, is_real
 from pyidl.fusion import fused
 from pyidl.schedules import Constant, Cosine, Exponential, Piecewise, Schedule, check_positive
@@ -92,7 +92,7 @@ class Optimizer(ABC):
             missing = [f"{other}.{name}" for other in self.slots if f"{other}.{name}" not in new]
             if missing:
                 raise InputError(f"{', '.join(missing)} is missing from the state; a run goes on only with all of it")
-        self._state = {key: _frozen(_copy(a, to_host=key.startswith("k."))) for key, a in new.items()}
+        self._state = {key: freeze(_copy(a, to_host=key.startswith("k."))) for key, a in new.items()}
 
     @property
     def count(self) -> int:
@@ -120,7 +120,9 @@ class Optimizer(ABC):
     # ------------------------------------------------------------------------------------------------- the step
 
     def step(self, params: Params, grads: Mapping[str, Array]) -> dict[str, Array]:
-        """Return new parameters; those without a gradient stay the very same arrays.
+        """Return new parameters, read-only; those without a gradient stay the very same arrays.
+
+        A layer keeps such arrays as they are when they are set, without a copy.
 
         Parameters
         ----------
@@ -142,9 +144,10 @@ class Optimizer(ABC):
         unknown = sorted(set(grads) - set(params))
         if unknown:
             raise InputError(f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}; leave them out")
+        slots = [slot for slot in self.slots if slot != "k"]
         for key, g in grads.items():
             p = params[key]
-            kept = [self._state[name] for slot in self.slots if slot != "k" and (name := f"{slot}.{key}") in self._state]
+            kept = [a for slot in slots if (a := self._state.get(f"{slot}.{key}")) is not None]
             namespace(p, g, *kept)
             for a in (g, *kept):
                 if a.shape != p.shape or a.dtype != p.dtype:
@@ -156,8 +159,8 @@ class Optimizer(ABC):
             xp = namespace(g)
             own = [state.get(f"{slot}.{key}") for slot in self.slots]
             p, after = self._update(params[key], g if scale is None else g * astype(xp, scale, g.dtype), own, lr)
-            new[key] = xp.asarray(p)  # NumPy turns arrays without dimensions into scalars
-            state |= {f"{slot}.{key}": _frozen(a if slot == "k" else xp.asarray(a)) for slot, a in zip(self.slots, after, strict=True)}
+            new[key] = freeze(xp.asarray(p))  # NumPy turns arrays without dimensions into scalars
+            state |= {f"{slot}.{key}": freeze(a if slot == "k" else xp.asarray(a)) for slot, a in zip(self.slots, after, strict=True)}
         self._state, self._count = state, self._count + 1
         return new
 
@@ -269,27 +272,39 @@ class Adam(Optimizer):
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
         b1, b2 = self.betas
         k = 1 if own[2] is None else 1 + int(own[2])
-        growth, rate = 1.0 / math.sqrt(1.0 - b2**k), lr / (1.0 - b1**k)
+        root = math.sqrt(1.0 - b2**k)
         m, v = (0.0, 0.0) if k == 1 else own[:2]
-        p, m, v = _adam(p, g, m, v, b1, b2, growth, rate, self.eps)
+        p, m, v = _adam(p, g, m, v, b1, b2, self.eps * root, -lr * root / (1.0 - b1**k))
         return p, (m, v, np.asarray(k))
 
 
 @fused
-def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, growth: Any, rate: Any, eps: Any) -> tuple[Any, Any, Any]:
-    """``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p - rate m / (growth sqrt(v) + eps)``; new arrays (p, m, v).
+def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, eps: Any, rate: Any) -> Any:
+    """``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p + rate m / (sqrt(v) + eps)``.
 
-    Growth and rate contain the corrections for the start at 0.
+    Returns new arrays (p, m, v). The corrections for the start at 0 are in the numbers: with
+    c = sqrt(1 - b2^k), ``m^ / (sqrt(v / c^2) + eps)`` is ``m^ c / (sqrt(v) + eps c)``.
     """
-    mean, square = (1.0 - b1) * g, (1.0 - b2) * (g * g)
-    mean += b1 * m
-    square += b2 * v
-    root = namespace(square).sqrt(square)
-    root *= growth
-    root += eps
-    move = mean / root
-    move *= rate
-    return p - move, mean, square
+    spare = (1.0 - b1) * g
+    mean = b1 * m
+    mean += spare
+    spare = _over(spare, "multiply", g, g)
+    spare *= 1.0 - b2
+    square = b2 * v
+    square += spare
+    new = _over(spare, "sqrt", square)
+    new += eps
+    new = _over(new, "divide", mean, new)
+    new *= rate
+    new += p
+    return new, mean, square
+
+
+def _over(spare: Any, name: str, *operands: Any) -> Any:
+    """What a function of the library gives, in the place of an array that is not needed any more."""
+    if type(spare) is np.ndarray:  # a new array may lie in memory that is in no cache
+        return getattr(np, name)(*operands, out=spare)
+    return getattr(namespace(spare), name)(*operands)
 
 
 @dataclass(eq=False, repr=False)
@@ -355,10 +370,3 @@ def _counts(k: Any) -> bool:
 
 def _copy(a: Any, *, to_host: bool) -> Any:
     return np.array(to_numpy(a)) if to_host else namespace(a).asarray(a, copy=True)
-
-
-def _frozen(a: Any) -> Any:
-    """The array itself; where the library knows how, read-only."""
-    if isinstance(a, np.ndarray):
-        a.flags.writeable = False
-    return a

@@ -87,24 +87,44 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
     """
     xp = namespace(A)
     w, radii = _row_weights(xp, A, weights), _rows(A, radius)
-    if not np.all(radii > 0):
+    if not (radii > 0).all():
         raise InputError(f"an l1 ball needs a positive radius, got {radii.min()}")
     r = backend.from_host(xp, np.ascontiguousarray(radii))[:, None]
     magnitude = backend.astype(xp, xp.abs(A), "float64")
     inside = _sums(xp, magnitude, w) <= r
     if looks_are_free(xp) and bool(xp.all(inside)):
         return A
-    slack = float(xp.finfo(A.dtype).eps) + 2 * (A.shape[1] + 2) * EPS  # the final cast, and the sums of the result
-    # Measured from the largest entry u_1, theta = u_1 - t: nothing cancels, however large the row is against its radius.
-    u = magnitude if w is None else magnitude / w
-    u = u - xp.max(u, axis=1, keepdims=True)
-    totals, mass = _running(xp, u, w)
+    if xp is np:  # only rows that left their balls are sorted; on a GPU, to know them is to wait
+        rows = (~inside).nonzero()[0]
+        result: Any = np.array(A)
+        result[rows] = _onto_spheres(xp, A[rows], magnitude[rows], r[rows], w)
+    else:
+        result = xp.where(inside, A, _onto_spheres(xp, A, magnitude, r, w))
+    return _whole(xp, result, A, w)
+
+
+def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
+    """The projection of rows outside their balls; u, which is overwritten, is ``|A|`` in float64."""
+    k = A.shape[1]
+    # The slack is for the final cast, and for the sums of the result.
+    slack = float(xp.finfo(A.dtype).eps) + 2 * (k + 2) * EPS
+    # Measured from the largest u_1, theta = u_1 - t: nothing cancels, however far outside the row is.
+    if w is None:  # sorted in the dtype of A, which is faster
+        falling = backend.astype(xp, xp.sort(xp.abs(A), axis=1)[:, ::-1], "float64")
+        top = falling[:, :1]
+        totals = backend.cumsum(xp, falling - top, axis=1)
+        mass = backend.astype(xp, xp.arange(1, k + 1), "float64")
+    else:
+        u /= w
+        top = xp.max(u, axis=1, keepdims=True)
+        totals, mass = _running(xp, u - top, w)
     t = xp.min((r * (1.0 - slack) - totals) / mass, axis=1, keepdims=True)
     if w is not None:  # w_j^2 |u_j| is at most w_j^2 t where anything is left, which may be more than r
-        t = t * (1.0 - 2 * (A.shape[1] + 2) * EPS)
-    shrunk = xp.maximum(u + t, 0.0)
-    shrunk = backend.astype(xp, shrunk if w is None else shrunk * w, A.dtype) * xp.sign(A)
-    return _whole(xp, xp.where(inside, A, shrunk), A, w)
+        t = t * (1.0 - 2 * (k + 2) * EPS)
+    u -= top
+    u += t
+    shrunk = xp.maximum(u, 0.0)
+    return backend.astype(xp, shrunk if w is None else shrunk * w, A.dtype) * xp.sign(A)
 
 
 def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
@@ -176,7 +196,8 @@ def measure_parts(xp: Namespace, A: Any, eta: Any, first: int = 0) -> tuple[Any,
 
 def _rows(A: Array, number: Any) -> np.ndarray:
     """One number for each row, on the host."""
-    return np.broadcast_to(backend.to_numpy(number).astype(np.float64), (A.shape[0],))
+    numbers = backend.to_numpy(number).astype(np.float64)
+    return numbers if numbers.shape == A.shape[:1] else np.broadcast_to(numbers, A.shape[:1])
 
 
 def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
@@ -207,9 +228,7 @@ def _sums(xp: Namespace, magnitude: Any, w: Any) -> Any:
 
 def _running(xp: Namespace, u: Any, w: Any) -> tuple[Any, Any]:
     """Running sums of ``w_j^2 u_j`` and of ``w_j^2``, in the order of falling u."""
-    if w is None:
-        k = backend.astype(xp, xp.arange(1, u.shape[1] + 1), "float64")
-        return backend.cumsum(xp, xp.flip(xp.sort(u, axis=1), axis=1), axis=1), k
     order = xp.argsort(-u, axis=1)
     shares = xp.take_along_axis(xp.broadcast_to(w * w, u.shape), order, axis=1)
-    return backend.cumsum(xp, shares * xp.take_along_axis(u, order, axis=1), axis=1), backend.cumsum(xp, shares, axis=1)
+    weighted = shares * xp.take_along_axis(u, order, axis=1)
+    return backend.cumsum(xp, weighted, axis=1), backend.cumsum(xp, shares, axis=1)

@@ -50,7 +50,7 @@ def functions():
             found[f"reflected {a.name}"] = splitting._proximal_map(a.phi, a.resolvent, True), "Td"
     found["product"] = problem.product, "TT"
     found["step of the adjoint"] = problem._sum_and_image(problem.product), "TTT"
-    found["Adam"], found["the first step of Adam"] = (optim._adam, "TTTTddddd"), (optim._adam, "TTddddddd")
+    found["Adam"], found["the first step of Adam"] = (optim._adam, "TTTTdddd"), (optim._adam, "TTdddddd")
     found["attention's phi"], found["attention's phi'"] = (attention.phi, "T"), (attention.phi_slope, "T")
     found["kernel's pull"], found["inverse of a sum"] = (attention._difference, "TTTdd"), (averaging._inverse, "Td")
     found["squared error"], found["absolute error"] = (losses._squared, "TT"), (losses._absolute, "TT")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from pyidl.backend import from_host, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
+from pyidl.layers.linear import Linear
 from pyidl.optim import SGD, Adam, AdamW, Constant, Cosine, Exponential, Piecewise
 
 SHAPES = {"A": (3, 3), "b": (3,), "c": ()}
@@ -582,3 +583,45 @@ def test_the_configuration_is_fixed():
                 setattr(optimizer, name, 1.0)
         optimizer.count = 3
         assert optimizer.count == 3
+
+
+# ------------------------------------------------------------------------------------------------- whose arrays they are
+
+
+@every_optimizer
+def test_a_layer_keeps_what_an_optimizer_made_and_nobody_can_write_into_it(make):
+    layer, optimizer = Linear(3, 2, dtype="float64", rng=0), make()
+    grads = {key: np.ones_like(a) for key, a in layer.params.items()}
+    new = optimizer.step(layer.params, grads)
+    layer.params = new
+    for key, a in new.items():
+        assert layer.params[key] is a
+        with pytest.raises(ValueError, match="read-only"):
+            a[...] = 0.0
+
+
+def test_a_layer_copies_what_somebody_could_write_into():
+    owner = np.ones((2, 3))
+    view = owner[:]
+    view.flags.writeable = False
+    for array in (owner, view):
+        layer = Linear(3, 2, dtype="float64", rng=0)
+        layer.params = {**layer.params, "W": array}
+        owner[...] = 7.0
+        assert_close(layer.params["W"], np.ones((2, 3)), rtol=0)
+        owner[...] = 1.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_step_that_is_not_finite_is_refused_when_it_is_set(bad):
+    layer = Linear(3, 2, rng=0)
+    grads = {key: np.ones_like(a) for key, a in layer.params.items()}
+    grads["W"][1, 1] = bad
+    with np.errstate(invalid="ignore"):
+        new = SGD(0.1).step(layer.params, grads)
+    before = dict(layer.params)
+    with pytest.raises(InputError, match="W has 1 entries that are NaN"):
+        layer.params = new
+    assert all(layer.params[key] is a for key, a in before.items())
+    new = {key: np.full_like(a, 3e38) for key, a in layer.params.items()}  # squares overflow, entries do not
+    layer.params = new

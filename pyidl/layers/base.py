@@ -235,7 +235,10 @@ class Layer(ABC):
         return [(self, {"_params": checked})]
 
     def _checked(self, new: Mapping[str, Any]) -> Params:
-        """Copies of the given arrays, in the layer's dtype, after everything about them has been checked."""
+        """The arrays in the layer's dtype, after everything about them has been checked: read-only copies.
+
+        What an optimiser has made is read-only and owns its memory, and is not copied again.
+        """
         shapes = self._shapes()
         expect("params", new, Mapping, "a mapping of names to arrays is needed, such as `params` gives")
         if set(new) != set(shapes):
@@ -249,10 +252,7 @@ class Layer(ABC):
         for key, array in backend.all_as_real(arrays, xp=xp, dtype=self.dtype).items():
             if array.shape != shapes[key]:
                 raise InputError(f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shapes[key]}")
-            array = xp.asarray(array, copy=True)
-            if isinstance(array, np.ndarray):
-                array.flags.writeable = False
-            checked[key] = array
+            checked[key] = backend.frozen(xp, array)
         return MappingProxyType(checked)
 
     def support(self, name: str) -> np.ndarray | None:
