@@ -36,6 +36,7 @@ __all__ = [
     "looks_are_free",
     "namespace",
     "on_device_of",
+    "own",
     "read_array",
     "real_dtype",
     "synchronize",
@@ -339,6 +340,17 @@ def freeze(a: Any) -> Any:
     if isinstance(a, np.ndarray):
         a.flags.writeable = False
     return a
+
+
+def own(admitted: Array, given: Any) -> Array:
+    """What `as_real` made of `given`, in memory that the caller cannot write into: for a pullback.
+
+    That is a copy, unless the cast was one, or the array is frozen.
+    """
+    cast_anew = is_array(given) and given.dtype != admitted.dtype
+    if cast_anew or is_frozen(admitted):
+        return admitted
+    return cast(Array, namespace(admitted).asarray(admitted, copy=True))
 
 
 # ----------------------------------------------------------------------------------------------- where libraries differ

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl.backend import is_array
+from pyidl.backend import is_array, own
 from pyidl.cells import Cell
 from pyidl.certificate import Certificate
 from pyidl.errors import InputError, expect
@@ -74,7 +74,7 @@ def equilibrium(
     on_fail: OnFail = "raise",
     certificate: Callable[[], Certificate] | None = None,
 ) -> tuple[Array, EquilibriumPullback]:
-    """Solve ``x = f(x, u)`` and return ``(x, pullback)``.
+    """Solve ``x = f(x, u)`` and return ``(x, pullback)``; the pullback keeps a copy of u, unless u is frozen.
 
     Raises
     ------
@@ -87,6 +87,21 @@ def equilibrium(
         raise InputError(f"certificate is {certificate!r}; give a function without arguments that computes it, such as model.certificate")
     if not (x0 is None or is_array(x0)):
         raise InputError(f"x0 is {type(x0).__name__}; an array with the shape of the state is needed, or None")
+    kept = own(u, u) if is_array(u) else u
+    return settled(cell, kept, forward=forward, adjoint=adjoint, x0=x0, on_fail=on_fail, certificate=certificate)
+
+
+def settled(
+    cell: Cell,
+    u: Array,
+    *,
+    forward: Solver | None = None,
+    adjoint: Solver | None = None,
+    x0: Array | None = None,
+    on_fail: OnFail = "raise",
+    certificate: Callable[[], Certificate] | None = None,
+) -> tuple[Array, EquilibriumPullback]:
+    """The same for arguments that have been checked, and a u that nobody writes into."""
     solution = (forward or DEFAULT_FORWARD)(cell.bind(u), x0)
     settle(solution, on_fail, adjoint=False, certificate=certificate)
     return solution.value, EquilibriumPullback(cell, u, solution, adjoint or DEFAULT_ADJOINT, on_fail)

@@ -19,7 +19,7 @@ from pyidl.attention_cell import AttentionCell
 from pyidl.averaging import Mask
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, equilibrium
+from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, settled
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.decoding import Cache, advance, begin
@@ -225,7 +225,7 @@ class ImplicitAttentionHead(Layer):
             How many tokens each sample of U, (m, T, e), has, at least 1; or which. The others neither see nor are seen, and their outputs
             are 0. The pullback then returns ``(dU, None)``.
         """
-        U = self._admit(U)
+        U = backend.own(self._admit(U), U)
         Y, pull = self._forward(U, Call(on_fail=on_fail, line=None if lengths is None else Timeline.read(lengths, *U.shape[:2])))
         return Y, replace(pull, lengths=lengths is not None)
 
@@ -237,7 +237,7 @@ class ImplicitAttentionHead(Layer):
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, AttentionPullback]:
         xp = namespace(U)
-        X, pull = equilibrium(
+        X, pull = settled(
             self._cell(self._mask(call.line)),
             self._inject(U),
             forward=self.forward,

@@ -52,7 +52,8 @@ class Pullback(ABC):
     """From the gradient with respect to a layer's output to those with respect to its inputs and parameters.
 
     Calling it touches nothing: it may be called twice, for several cotangents, and after the layer's parameters have been
-    replaced. The inputs of the forward call must not have been overwritten in the meantime.
+    replaced. It keeps a copy of the inputs, unless they are frozen: read-only, and owners of their memory. So a caller may
+    use its buffers again.
     """
 
     output: Array
@@ -168,7 +169,8 @@ class Layer(ABC):
         ConvergenceError
             If a solve fails and `on_fail` is "raise".
         """
-        return self._forward(self._admit(U), Call(None if rng is None else backend.as_generator(rng), on_fail))
+        call = Call(None if rng is None else backend.as_generator(rng), on_fail)
+        return self._forward(backend.own(self._admit(U), U), call)
 
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""

@@ -30,7 +30,7 @@ from pyidl.activations import Activation
 from pyidl.backend import astype, from_host, namespace
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import EquilibriumPullback, equilibrium
+from pyidl.equilibrium import EquilibriumPullback, settled
 from pyidl.errors import ConvergenceError
 from pyidl.layers.timeline import Timeline
 from pyidl.rows import max_abs, put_rows, take_rows
@@ -186,7 +186,7 @@ def unroll(
         h = before if rows is None else take_rows(xp, before, rows)
         x0 = last if last is None or rows is None else take_rows(xp, last, rows)
         with _named(t, rows, line.m):
-            X, pull = equilibrium(
+            X, pull = settled(
                 step.cell(Z[at, ...]), h, forward=forward, x0=x0, on_fail=_inner(on_fail), certificate=certificate
             )  # fmt: skip
         Z[at, ...] = pull.forward.pre  # what B_u U_t + b has been used for; the place is free

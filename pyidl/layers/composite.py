@@ -143,7 +143,7 @@ class Composite(Layer):
         lengths : array of integers, shape (m,), or of booleans, shape (m, T), optional
             How many steps each sequence of U, (m, T, ...), has, at least 1; or which. The pullback then returns ``(dU, None)``.
         """
-        U = self._admit(U)
+        U = backend.own(self._admit(U), U)
         line = self._line(U, lengths)
         Y, pull = self._forward(U, Call(None if rng is None else backend.as_generator(rng), on_fail, line))
         return Y, dataclasses.replace(pull, lengths=lengths is not None)

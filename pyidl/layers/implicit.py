@@ -23,7 +23,7 @@ from pyidl import activations, backend, initializers, sparse, structure
 from pyidl.activations import Activation, Blocks
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, equilibrium
+from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, settled
 from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.tolerance import solvers_at
@@ -268,7 +268,7 @@ class ImplicitModel(Layer):
 
         Such a start changes the answer by no more than the tolerance. Otherwise as for every `Layer`.
         """
-        admitted = self._admit(U)
+        admitted = backend.own(self._admit(U), U)
         return self._solve(admitted, self._admit_start(admitted, x0), on_fail)
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, ImplicitPullback]:
@@ -276,7 +276,7 @@ class ImplicitModel(Layer):
 
     def _solve(self, U: Any, x0: Any, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
         maps = self.maps
-        X, pull = equilibrium(
+        X, pull = settled(
             self._cell(), U, forward=self.forward, adjoint=self.adjoint, x0=x0, on_fail=on_fail, certificate=self.certificate
         )  # fmt: skip
         Y = maps["C"].rows(X)

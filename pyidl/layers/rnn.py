@@ -332,7 +332,7 @@ class ImplicitRNN(Layer):
         ConvergenceError
             If a solve fails and `on_fail` is "raise"; it names the time step.
         """
-        U = self._admit(U)
+        U = backend.own(self._admit(U), U)
         line = Timeline.read(lengths, U.shape[0], U.shape[1])
         start = None if h0 is None else self._admit_state("h0", h0, U.shape[0])
         return self._run(U, line, start, (lengths is not None, h0 is not None), on_fail)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pyidl import backend
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import equilibrium
+from pyidl.equilibrium import settled
 from pyidl.errors import InputError
 from pyidl.layers.bptt import Step
 from pyidl.solvers import Solver
@@ -90,7 +90,7 @@ class ImplicitRNNCell:
         h, x = state if isinstance(state, RNNState) else (state, None)
         h = namespace(u).zeros((u.shape[0], r), dtype=u.dtype) if h is None else self._admit("h", h, (u.shape[0], r))
         x0 = None if x is None else self._admit("x", x, (u.shape[0], n))
-        X, _ = equilibrium(
+        X, _ = settled(
             maps.cell(maps.before(u)),
             h,
             forward=self.forward,

@@ -245,7 +245,9 @@ class _Data:
         xp = backend.namespace(self.target)
         index = from_host(xp, rows)
         weights = None if self.weights is None else xp.take(self.weights, index, axis=0)
-        inputs, target = tuple(xp.take(a, index, axis=0) for a in self.inputs), xp.take(self.target, index, axis=0)
+        # Frozen, since nobody else has them: a model does not copy them again.
+        inputs = tuple(backend.freeze(xp.take(a, index, axis=0)) for a in self.inputs)
+        target = xp.take(self.target, index, axis=0)
         return replace(self, inputs=inputs, target=target, weights=weights, m=len(rows))
 
     def loss(self, loss: Loss, Y: Any) -> tuple[Any, Any]:
