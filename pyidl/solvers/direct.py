@@ -66,9 +66,9 @@ class Direct(Solver):
                 limits.append(
                     max_abs(xp, (xp.abs(matrix) @ xp.abs(v)[:, :, None])[:, :, 0] + xp.abs(h))
                 )
-            y, value = problem.start(xp.concat(parts))
-            y_image = problem.pre(value)
-            residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
+            value = xp.concat(parts)  # v itself, not f(v), the error of which |J| makes larger
+            y, image = problem.step(value)
+            residual, tolerance = problem.measure(value, y, image, tol)
             tolerance = np.maximum(
                 tolerance,
                 tol_floor(problem.like, xp) * to_numpy(xp.concat(limits)).astype(np.float64),

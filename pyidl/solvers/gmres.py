@@ -62,20 +62,21 @@ class GMRES(Iterative):
         residual, tolerance, traces = np.full(m, np.inf), np.zeros(m), []
         v = xp.zeros_like(problem.like) if x0 is None else xp.asarray(x0, copy=True)
         rows, part = np.arange(m), problem
-        best = xp.zeros_like(v)
+        best, pre = xp.zeros_like(v), xp.zeros_like(v)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             while len(rows):
                 y, image = part.step(v)
                 now, limit = part.measure(v, image, image, tol)
                 n_iter[rows] += 1
                 better = (now < residual[rows]) | (now <= limit)
-                best = put_rows(xp, best, rows[better], y, np.flatnonzero(better))
+                # v itself, not f(v): where J is large, one more step makes its error larger.
+                best = put_rows(xp, best, rows[better], v, np.flatnonzero(better))
+                pre = put_rows(xp, pre, rows[better], y, np.flatnonzero(better))
                 residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]
                 status[rows[now <= limit]] = Status.CONVERGED
                 status[rows[~np.isfinite(now)]] = Status.NONFINITE
-                status[rows[np.isfinite(now) & ~better & (n_iter[rows] < self.max_iter)]] = (
-                    Status.STAGNATED
-                )
+                idle = np.isfinite(now) & ~better & (n_iter[rows] < self.max_iter)
+                status[rows[idle]] = Status.STAGNATED
                 traces.append(np.full(m, np.nan))
                 traces[-1][rows] = now
                 go = (status[rows] == Status.MAX_ITER) & (n_iter[rows] < self.max_iter)
@@ -84,66 +85,56 @@ class GMRES(Iterative):
                 if len(rows) == 0:
                     break
                 v, r, part = take_rows(xp, v, keep), take_rows(xp, image - v, keep), part.take(keep)
-                size = min(
-                    self.restart, self.max_iter - int(n_iter[rows].min()), problem.like.size // m
-                )
+                left = self.max_iter - int(n_iter[rows].min())
+                size = min(self.restart, left, problem.like.size // m)
                 correction, products = _cycle(xp, part, r, size, limit[keep])
                 v = v + correction
                 n_iter[rows] += products
-            value = problem.image(
-                best
-            )  # one step beyond the best v: a value with its pre-activation
-            y_image = problem.pre(value)
-            residual, tolerance = problem.measure(value, y_image, problem.image(y_image), tol)
-        status = np.where(
-            (status == Status.CONVERGED) & (residual > tolerance), Status.STAGNATED, status
-        )
-        return Solution(
-            value,
-            best,
-            status,
-            n_iter + 1,
-            residual,
-            tolerance,
-            f"GMRES({self.restart})",
-            np.stack(traces) if trace else None,
-        )
+        steps, method = np.stack(traces) if trace else None, f"GMRES({self.restart})"
+        return Solution(best, pre, status, n_iter, residual, tolerance, method, steps)
 
 
 def _cycle(
     xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray
 ) -> tuple[Any, np.ndarray]:
-    """``(argmin |r - (I - J^T) c| over the Krylov space of r, products used by each sample)``."""
+    """``argmin |r - (I - J^T) c|`` over the Krylov space of r, and the products used by each sample.
+
+    c is NaN for a sample whose products overflow.
+    """
     m, n = r.shape[0], r.size // r.shape[0]
     h, one = problem.start()[1], xp.ones((1,), dtype=r.dtype)
     beta = _norm(xp, r)
     basis = xp.zeros((m, size + 1, n), dtype=r.dtype)
     basis[:, 0, :] = xp.reshape(_divide(xp, r, beta), (m, n))
-    H, used = np.zeros((m, size + 1, size)), np.full(m, size)
-    right = np.zeros((m, size + 1))
+    H, y, right = np.zeros((m, size + 1, size)), np.zeros((m, size)), np.zeros((m, size + 1))
     right[:, 0] = beta
-    y = np.zeros((m, size))
+    used, broken = np.full(m, size), np.zeros(m, bool)
     for j in range(size):
-        q = basis[:, j, :]
-        w, Q = q - xp.reshape(problem.f(xp.reshape(q, r.shape)) - h, (m, n)), basis[:, : j + 1, :]
+        q, Q = basis[:, j, :], basis[:, : j + 1, :]
+        w = q - xp.reshape(problem.f(xp.reshape(q, r.shape)) - h, (m, n))
         c = xp.zeros((m, j + 1), dtype=r.dtype)
         for _ in range(
             2
-        ):  # Gram and Schmidt, twice: once is not orthogonal enough where the basis is long
+        ):  # Gram and Schmidt: once is not orthogonal enough where the basis is long
             part = Q @ w[:, :, None]
             w, c = w - (xp.matrix_transpose(Q) @ part)[:, :, 0], c + part[:, :, 0]
+        largest = xp.max(xp.abs(w), axis=1, keepdims=True)
+        w = w / xp.where(largest > 0, largest, one)  # whose squares neither overflow nor vanish
         length = xp.sqrt(xp.sum(w * w, axis=1, keepdims=True))
         basis[:, j + 1, :] = w / xp.where(length > 0, length, one)
-        H[:, : j + 2, j] = to_numpy(xp.concat([c, length], axis=1))  # the one wait of a step
-        small = H[:, : j + 2, : j + 1]
-        y[used > j, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[used > j, :, 0]
+        H[:, : j + 2, j] = to_numpy(xp.concat([c, largest * length], axis=1))  # the one wait
+        # LAPACK's SVD may not return from a matrix that is not finite.
+        broken |= (used > j) & ~np.all(np.isfinite(H[:, : j + 2, j]), axis=1)
+        H[broken] = 0.0
+        small, running = H[:, : j + 2, : j + 1], (used > j) & ~broken
+        y[running, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[running, :, 0]
         left = np.linalg.norm(right[:, : j + 2] - (small @ y[:, : j + 1, None])[:, :, 0], axis=1)
-        used[
-            (used > j + 1)
-            & ((left <= 0.5 * limit) | (H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))))
-        ] = j + 1
+        close = left <= 0.5 * limit
+        invariant = H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))  # nothing is left
+        used[(used > j + 1) & (close | invariant | broken)] = j + 1
         if np.all(used <= j + 1):
             break
+    y[broken] = np.nan
     along = astype(xp, from_host(xp, y[:, : j + 1]), r.dtype)
     c = along[:, None, :] @ basis[:, : j + 1, :]
     return xp.reshape(c, r.shape), used
