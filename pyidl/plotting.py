@@ -174,9 +174,17 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
     activation = getattr(model, "activation", None)
     if activation is None or not ("A" in params or {"L", "R"} <= set(params)):
         raise InputError(f"{type(model).__name__} has no parameter A, and so no spectrum; give an implicit model")
-    A = params["A"] if "A" in params else params["L"] @ params["R"].T
+    with np.errstate(over="ignore", invalid="ignore"):
+        A = params["A"] if "A" in params else params["L"] @ params["R"].T
     lipschitz = np.asarray(activation.row_lipschitz(len(A)) or [1.0] * len(A))
-    eigenvalues, certificate = np.linalg.eigvals(lipschitz[:, None] * A), model.certificate()
+    with np.errstate(over="ignore", invalid="ignore"):
+        A = lipschitz[:, None] * A
+    if not np.all(np.isfinite(A)):
+        raise InputError(
+            f"{np.sum(~np.isfinite(A))} entries of A, times slopes, are too large for float64, and have "
+            "no spectrum; project the parameters: model.project(model.params)"
+        )
+    eigenvalues, certificate = np.linalg.eigvals(A), model.certificate()
     ax, span = _axes(ax), max(0.5, float(np.max(np.abs(eigenvalues))))
     ax.plot(eigenvalues.real, eigenvalues.imag, ".", label="eigenvalues of A" + ("" if np.all(lipschitz == 1.0) else " times slopes"))
     if certificate.proven and certificate.applies_to in ("Picard", "Picard within a block"):

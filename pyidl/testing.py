@@ -316,6 +316,8 @@ def _check_vector(activation: Activation, n: int, span: float, generator: np.ran
     derived, measured = np.sum(activation.vjp(z, w) * d, axis=1), 0.5 * np.sum(w * (right + left), axis=1)
     error = np.where(smooth, np.abs(measured - derived) / (1.0 + np.abs(measured)), 0.0)
     J = np.stack([activation.vjp(z, np.broadcast_to(e, z.shape)) for e in np.eye(n)], axis=1)
+    if not np.all(np.isfinite(J)):  # LAPACK's SVD need not return from such a matrix
+        raise GradientMismatchError(f"vjp of {name!r} has {np.sum(~np.isfinite(J))} entries that are NaN or infinite at random points")
     singular = np.linalg.svd(J, compute_uv=False)
     report = ActivationReport(float(error.max()), (float(singular.min()), float(singular.max())))
     if not report.max_error <= rtol:

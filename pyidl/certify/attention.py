@@ -171,7 +171,9 @@ def _examine(whole: AttentionCell, Zs: np.ndarray, Xs: np.ndarray, i: int, certi
         error = residual / (1.0 - factor) if alone and np.all(np.abs(X[0]).max(axis=(1, 2)) <= boxes) else math.inf
     diagonal = math.nan
     if cell.mask.causal:
-        diagonal = max(float(np.abs(np.linalg.eigvals(J)).max()) for J in diagonal_blocks(cell, at))
+        blocks = list(diagonal_blocks(cell, at))
+        if all(np.all(np.isfinite(J)) for J in blocks):  # otherwise they have overflowed
+            diagonal = max(float(np.abs(np.linalg.eigvals(J)).max()) for J in blocks)
     slack, radius = 1.0 - local, 0.0
     for d in 2.0 ** -np.arange(0.0, 40.0, 2.0) if isinstance(attention, Softmax) else (math.inf,):
         M = curvature(attention, heads, at, float(d), X.shape[2]) * (1.0 + allowance)

@@ -105,7 +105,13 @@ def _rescaled(layer: Layer) -> Layer:
 def _scaling(model: ImplicitModel, lipschitz: np.ndarray) -> np.ndarray:
     """``s = (I - diag(L) |A|)^{-1} 1``, with the proof that lambda_pf < 1: s > 0 and ``diag(L) |A| s < s``."""
     params = {key: to_numpy(model.params[key]).astype(np.float64) for key in model.params.keys() & {"A", "L", "R"}}
-    size = lipschitz[:, None] * np.abs(params["A"] if "A" in params else params["L"] @ params["R"].T)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = lipschitz[:, None] * np.abs(params["A"] if "A" in params else params["L"] @ params["R"].T)
+    if not np.all(np.isfinite(size)):
+        raise InputError(
+            f"{np.sum(~np.isfinite(size))} entries of |A| are too large for float64, so that its "
+            "lambda_pf is not below 1; project first, or use smaller factors"
+        )
     try:
         s: np.ndarray = np.linalg.solve(np.eye(len(size)) - size, np.ones(len(size)))
     except np.linalg.LinAlgError:

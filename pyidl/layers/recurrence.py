@@ -175,6 +175,9 @@ def _bounded(P: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
 
 
 def _radius(M: np.ndarray) -> float:
+    """The spectral radius; inf for an M that has overflowed, of which LAPACK knows none."""
+    if not np.all(np.isfinite(M)):
+        return np.inf
     return float(np.abs(np.linalg.eigvals(M)).max())
 
 

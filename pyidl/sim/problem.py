@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.backend import all_finite, from_host, namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import ElasticNet, NoPenalty, Penalty, ball_project
@@ -127,9 +127,14 @@ class Problem:
         Raises
         ------
         InputError
-            If a radius is not positive, or `ball` or the mask does not fit.
+            If a radius is not positive, `ball` or the mask does not fit, or the moments overflowed.
         """
         xp, m = namespace(moments.G), moments.count
+        if not all_finite(xp, moments.G, moments.H, moments.square):
+            raise InputError(
+                "sums of products of inputs and targets are too large for float64, of which eigenvalues "
+                "are not defined; divide the data by their size, which is above 1e150"
+            )
         G, H, square = moments.G / m, moments.H[rows, :] / m, moments.square[rows] / m
         r, k = H.shape
         ridge, rest = penalty.split()
