@@ -60,6 +60,8 @@ class Activation:
         lets `pyidl.certify_solution` use the slopes near a point; without it, it uses `slope_range` for all of them.
     kinks : tuple of float
         Where phi' jumps. A kink where it is continuous, as that of softsign at 0, is none.
+    ready : callable, optional
+        ``ready(like)`` returns phi for NumPy arrays of that shape, called as ``phi(z, out=x)``: a ufunc, and what it needs.
 
     Examples
     --------
@@ -81,14 +83,15 @@ class Activation:
     resolvent: Callable[[Any, float], Any] | None = None
     curvature: float | None = None
     kinks: tuple[float, ...] = ()
+    ready: Callable[[np.ndarray], Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         expect("name", self.name, str, "it is what messages and files call the activation")
         expect_flags(self, "homogeneous", "divides", "takes_out")
         if not (callable(self.phi) and callable(self.dphi)):
             raise InputError(f"activation {self.name!r}: phi and dphi must be functions of an array")
-        for name in ("scalar_solve", "resolvent"):
-            expect(f"{name} of {self.name!r}", getattr(self, name), (Callable, NoneType), "it must be a function of two arguments, or None")
+        for name, takes in (("scalar_solve", "two arguments"), ("resolvent", "two arguments"), ("ready", "an array")):
+            expect(f"{name} of {self.name!r}", getattr(self, name), (Callable, NoneType), f"it must be a function of {takes}, or None")
         lipschitz, slopes = self.lipschitz, self.slope_range
         if slopes is not None:
             if not (_finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1]):

@@ -18,10 +18,10 @@ import numpy as np
 
 from pyidl.attention import Attended, Attention
 from pyidl.averaging import Mask, some
-from pyidl.backend import namespace, to_numpy
+from pyidl.backend import namespace
 from pyidl.cells import Cell
-from pyidl.rows import max_abs, take_rows
-from pyidl.solvers.problem import Buffers, LinearProblem, Problem
+from pyidl.rows import take_rows
+from pyidl.solvers.problem import Buffers, Problem, sizes
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array, Grads
 
@@ -68,8 +68,7 @@ class AttentionCell(Cell):
 
     def linearize(self, solution: Solution, u: Array, g: Array) -> AttentionAdjoint:
         """``L = g + P(L) R^T`` at the solution."""
-        xp = namespace(g)
-        return AttentionAdjoint(self, self.at(solution.value, u), g, to_numpy(max_abs(xp, g)).astype(np.float64))
+        return AttentionAdjoint(self, self.at(solution.value, u), g, sizes(g))
 
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """``(P(v), {"R": X^T P(v)})``."""
@@ -100,18 +99,12 @@ class AttentionCell(Cell):
         return xp.permute_dims(xp.reshape(xp.sum(heard, axis=1), (m, T, H, width // 3)), (0, 2, 1, 3))
 
 
-@dataclass(frozen=True)
 class AttentionProblem(Problem):
     """``X = att(X R + Z)`` for m samples, of which `past` tokens may be final already."""
 
-    cell: AttentionCell
-    Z: Array
-    past: Past | None = None
-
-    @property
-    def like(self) -> Array:
-        """Some array of the shape of the state."""
-        return cast(Array, parts(self.Z)[0])
+    def __init__(self, cell: AttentionCell, Z: Array, past: Past | None = None) -> None:
+        super().__init__(cast(Array, parts(Z)[0]))
+        self.cell, self.Z, self.past = cell, Z, past
 
     def pre(self, x: Any, out: Any = None) -> Any:
         """``att(x R + Z)``; the map has no halves."""
@@ -136,25 +129,13 @@ class AttentionProblem(Problem):
         past = None if self.past is None else Past(some(self.past.b, rows), some(self.past.U, rows))
         return AttentionProblem(_of_rows(self.cell, rows), take_rows(self.xp, self.Z, rows), past)
 
-    @property
-    def in_place(self) -> bool:
-        """The map forms new arrays."""
-        return False
 
-
-@dataclass(frozen=True)
-class AttentionAdjoint(LinearProblem):
+class AttentionAdjoint(Problem):
     """``L = g + P(L) R^T``; the weights of the solution are formed once, for all steps."""
 
-    cell: AttentionCell
-    at: Attended
-    g: Array
-    reference: np.ndarray
-
-    @property
-    def like(self) -> Array:
-        """The cotangent has the shape of the state."""
-        return self.g
+    def __init__(self, cell: AttentionCell, at: Attended, g: Array, reference: np.ndarray) -> None:
+        super().__init__(g, reference)
+        self.cell, self.at, self.g = cell, at, g
 
     def pre(self, x: Any, out: Any = None) -> Any:
         """``g + P(x) R^T``."""
@@ -166,12 +147,8 @@ class AttentionAdjoint(LinearProblem):
 
     def take(self, rows: np.ndarray) -> AttentionAdjoint:
         """The same equation for some of the samples."""
+        assert self.reference is not None
         return AttentionAdjoint(_of_rows(self.cell, rows), self.at.take(rows), take_rows(self.xp, self.g, rows), self.reference[rows])
-
-    @property
-    def in_place(self) -> bool:
-        """The map forms new arrays."""
-        return False
 
 
 def parts(N: Any) -> tuple[Any, Any, Any]:

@@ -225,6 +225,8 @@ def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
     DeviceMismatchError
         If `x` is an array of another library than `xp`, or of a GPU that is not the current one.
     """
+    if type(x) is np.ndarray and xp is np and x.dtype == dtype and _has_finite_squares(x):
+        return cast(Array, x)  # nothing is to be done
     return all_as_real({name: x}, xp=xp, dtype=dtype)[name]
 
 
@@ -306,8 +308,7 @@ def all_finite(xp: Namespace, *arrays: Any) -> bool:
     that is not finite says nothing, it may have overflowed.
     """
     if xp is np:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return all(_has_finite_squares(a) or np.all(np.isfinite(a)) for a in arrays)
+        return all(_has_finite_squares(a) or bool(np.all(np.isfinite(a))) for a in arrays)
     finite = [xp.all(xp.isfinite(a)) for a in arrays]
     return bool(finite[0] if len(finite) == 1 else xp.all(xp.stack(finite)))
 
@@ -317,7 +318,8 @@ def _has_finite_squares(a: np.ndarray) -> bool:
     if not a.flags.forc:  # to be joined first
         return False
     flat = a.ravel(order="K")
-    return math.isfinite(flat.dot(flat))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(flat.dot(flat))
 
 
 def is_frozen(a: Any) -> bool:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import namespace, to_numpy
-from pyidl.rows import max_abs, take_rows
-from pyidl.solvers.problem import Affine, Iteration, LinearAffine, LinearProblem, Problem
+from pyidl.backend import namespace
+from pyidl.rows import take_rows
+from pyidl.solvers.problem import Affine, Jacobians, Problem, Times, sizes
 from pyidl.solvers.solution import Solution
-from pyidl.solvers.vector import VectorAdjoint, VectorAffine
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads
 
@@ -33,7 +32,7 @@ class Cell(ABC):
         """The forward problem for this input."""
 
     @abstractmethod
-    def linearize(self, solution: Solution, u: Array, g: Array) -> LinearProblem:
+    def linearize(self, solution: Solution, u: Array, g: Array) -> Problem:
         """The adjoint problem at a solution, for the cotangent g of x."""
 
     @abstractmethod
@@ -62,20 +61,20 @@ class AffineCell(Cell):
     b: Array | None
     activation: Activation
 
-    def bind(self, u: Array) -> Iteration:
+    def bind(self, u: Array) -> Affine:
         """``Z = U B^T + b``, once per solve."""
         Z = self.B.rows(u)
         if self.b is not None:
             Z += self.b
-        return (VectorAffine if self.activation.vector_blocks(Z.shape[1]) else Affine)(self.A, Z, self.activation)
+        return Affine(self.A, Z, self.activation)
 
-    def linearize(self, solution: Solution, u: Array, g: Array) -> LinearProblem:
+    def linearize(self, solution: Solution, u: Array, g: Array) -> Problem:
         """``V = S * (V A + G)``, with slopes, or Jacobians, at the pre-activation from which the returned X came."""
         if self.activation.vector_blocks(g.shape[1]):
             Y = solution.pre
-            return VectorAdjoint(self.A.T, g, self.activation, Y, _sizes(self.activation.vjp(Y, g)))
+            return Affine(self.A.T, g, Jacobians(self.activation, Y), sizes(self.activation.vjp(Y, g)))
         S = self.activation.dphi(solution.pre)
-        return LinearAffine(self.A.T, g, S, _sizes(g, S))
+        return Affine(self.A.T, g, Times(S), sizes(g, S))
 
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """The four products above."""
@@ -107,56 +106,32 @@ class FunctionCell(Cell):
         """The problem of which only the map is known."""
         return _FunctionProblem(self, u, self.zero(u))
 
-    def linearize(self, solution: Solution, u: Array, g: Array) -> LinearProblem:
+    def linearize(self, solution: Solution, u: Array, g: Array) -> Problem:
         """``v = g + v df/dx`` at the solution."""
-        return _FunctionAdjoint(self, solution.value, u, g, _sizes(g))
+        return _FunctionAdjoint(self, solution.value, u, g, sizes(g))
 
 
-@dataclass(frozen=True)
 class _FunctionProblem(Problem):
-    cell: FunctionCell
-    u: Array
-    zero: Array
-
-    @property
-    def like(self) -> Array:
-        return self.zero
+    def __init__(self, cell: FunctionCell, u: Array, zero: Array) -> None:
+        super().__init__(zero)
+        self.cell, self.u = cell, u
 
     def pre(self, x: Any, out: Any = None) -> Any:
         return self.cell.f(x, self.u)
 
     def take(self, rows: np.ndarray) -> _FunctionProblem:
-        return _FunctionProblem(self.cell, *(take_rows(self.xp, a, rows) for a in (self.u, self.zero)))
-
-    @property
-    def in_place(self) -> bool:
-        return False
+        return _FunctionProblem(self.cell, *(take_rows(self.xp, a, rows) for a in (self.u, self.like)))
 
 
-@dataclass(frozen=True)
-class _FunctionAdjoint(LinearProblem):
-    cell: FunctionCell
-    x: Array
-    u: Array
-    g: Array
-    reference: np.ndarray
-
-    @property
-    def like(self) -> Array:
-        return self.g
+class _FunctionAdjoint(Problem):
+    def __init__(self, cell: FunctionCell, x: Array, u: Array, g: Array, reference: np.ndarray) -> None:
+        super().__init__(g, reference)
+        self.cell, self.x, self.u = cell, x, u
 
     def pre(self, x: Any, out: Any = None) -> Any:
-        return self.g + self.cell.vjp_state(self.x, self.u, x)
+        return self.like + self.cell.vjp_state(self.x, self.u, x)
 
     def take(self, rows: np.ndarray) -> _FunctionAdjoint:
-        x, u, g = (take_rows(self.xp, a, rows) for a in (self.x, self.u, self.g))
+        x, u, g = (take_rows(self.xp, a, rows) for a in (self.x, self.u, self.like))
+        assert self.reference is not None
         return _FunctionAdjoint(self.cell, x, u, g, self.reference[rows])
-
-    @property
-    def in_place(self) -> bool:
-        return False
-
-
-def _sizes(h: Any, factor: Any = None) -> np.ndarray:
-    """``max|h|`` (or ``max|factor h|``) of every sample, on the host."""
-    return to_numpy(max_abs(namespace(h), h, factor)).astype(np.float64)

@@ -25,7 +25,7 @@ FEW = 512
 
 def take_rows(xp: Namespace, a: Any, rows: np.ndarray) -> Any:
     """Some rows of an array, numbered on the host."""
-    return xp.take(a, from_host(xp, rows), axis=0)
+    return a.take(rows, axis=0) if xp is np else xp.take(a, from_host(xp, rows), axis=0)
 
 
 def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: np.ndarray) -> Any:
@@ -93,25 +93,23 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
     return sizes
 
 
-def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """``(max |image - x|, max |x|)`` for every sample, float64, on the host (one wait on a GPU).
+def change_and_size(xp: Namespace, image: Any, x: Any) -> np.ndarray:
+    """``max |image - x|`` and ``max |x|`` of every sample, (2, m), float64, on the host (one wait on a GPU).
 
     On NumPy both are formed in pieces that fit the cache, on CuPy in one kernel; no array of the size of x is allocated.
     """
     if xp.__name__ == "cupy":
-        both = to_numpy(kernels.measure(xp, image, x))
-        return both[0], both[1]
+        return to_numpy(kernels.measure(xp, image, x))
     if xp is not np:
-        both = to_numpy(xp.stack([max_abs(xp, image - x), max_abs(xp, x)])).astype(np.float64)
-        return both[0], both[1]
+        return to_numpy(xp.stack([max_abs(xp, image - x), max_abs(xp, x)])).astype(np.float64)
     m = x.shape[0]
     if x.size <= CHUNK:
-        starts = np.arange(0, x.size, x.size // m)
+        work = np.empty((2, *x.shape), x.dtype)
+        np.subtract(image, x, out=work[0])
+        work[1] = x
         both = np.empty((2, m), x.dtype)
-        change = np.subtract(image, x)
-        _row_max(np.abs(change, out=change), starts, both[0])
-        _row_max(np.abs(x, out=change), starts, both[1])
-        return both[0].astype(np.float64), both[1].astype(np.float64)
+        _row_max(np.abs(work, out=work), np.arange(0, work.size, x.size // m), both.reshape(-1))
+        return both.astype(np.float64)
     both = np.empty((2, m), x.dtype)
     flat, there = x.reshape(m, -1), image.reshape(m, -1)
     n = flat.shape[1]
@@ -123,8 +121,7 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> tuple[np.ndarray, np.n
         np.abs(np.subtract(there[i:j], flat[i:j], out=s), out=s)
         _row_max(s, rows, both[0, i:j])
         _row_max(np.abs(flat[i:j], out=s), rows, both[1, i:j])
-    both = both.astype(np.float64)
-    return both[0], both[1]
+    return both.astype(np.float64)
 
 
 def _row_max(a: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:

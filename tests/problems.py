@@ -6,7 +6,7 @@ from helpers import host
 from pyidl import activations
 from pyidl.backend import from_host
 from pyidl.cells import FunctionCell
-from pyidl.solvers.problem import Affine, LinearAffine
+from pyidl.solvers.problem import Affine, Times
 from pyidl.structure import Full, LowRank, Tiled, read
 
 
@@ -43,10 +43,15 @@ def affine(A, Z, activation=activations.relu, dtype="float64", xp=np):
     return Affine(read(Full(from_host(xp, np.array(A, dtype)))), from_host(xp, np.array(Z, dtype)), activation)
 
 
+def linear(matrix, offset, S, reference):
+    """``V = S * (V M^T + G)``; `reference` is max|S G| of every sample."""
+    return Affine(matrix, offset, Times(S), reference)
+
+
 def adjoint(p, x, G):
     """The adjoint of an `Affine` at a solution."""
-    S = p.activation.dphi(x.pre)
-    return LinearAffine(p.matrix.T, from_host(p.xp, G.astype(host(S).dtype)), S, np.abs(host(S) * G).max(axis=1))
+    S = p.map.activation.dphi(x.pre)
+    return linear(p.matrix.T, from_host(p.xp, G.astype(host(S).dtype)), S, np.abs(host(S) * G).max(axis=1))
 
 
 def fixed_point(p, steps=40_000):
@@ -54,7 +59,7 @@ def fixed_point(p, steps=40_000):
     A, Z = host(p.matrix.dense()).astype(float), host(p.offset).astype(float)
     X = np.zeros_like(Z)
     for _ in range(steps):
-        X, old = p.activation.phi(X @ A.T + Z), X
+        X, old = p.map.activation.phi(X @ A.T + Z), X
         if np.abs(X - old).max() <= 1e-15 * (1 + np.abs(X).max()):
             break
     return X
@@ -63,7 +68,7 @@ def fixed_point(p, steps=40_000):
 def adjoint_solution(q):
     """Oracle: one dense solve for each sample, in float64."""
     A = host(q.matrix.dense()).astype(float)
-    S, G = host(q.slope).astype(float), host(q.offset).astype(float)
+    S, G = host(q.map.S).astype(float), host(q.offset).astype(float)
     return np.stack([np.linalg.solve(np.eye(len(A)) - s[:, None] * A, s * g) for s, g in zip(S, G)])
 
 
@@ -71,7 +76,7 @@ def residual(p, x):
     """``max|f(x) - x|`` for every sample, in float64."""
     A, Z, x = host(p.matrix.dense()).astype(float), host(p.offset).astype(float), host(x).astype(float)
     y = x @ A.T + Z
-    return np.abs((p.activation.phi(y) if isinstance(p, Affine) else host(p.slope) * y) - x).max(axis=1)
+    return np.abs((p.map.activation.phi(y) if p.reference is None else host(p.map.S) * y) - x).max(axis=1)
 
 
 class Tanh(FunctionCell):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from pyidl.solvers import GMRES, Direct, Status
-from pyidl.solvers.problem import LinearAffine
+from pyidl.solvers.problem import Affine, Times
 from pyidl.structure import Full
 
 
@@ -20,7 +20,7 @@ def test_a_large_skew_matrix_in_single_precision():
         K = rng.normal(size=(40, 40))
         K -= K.T
         A, g = (54 * K / np.linalg.norm(K, 2)).astype("f4"), rng.normal(size=(18, 40)).astype("f4")
-        q = LinearAffine(Full(A.T.copy()), g, np.ones_like(g), np.abs(g).max(axis=1).astype(float))
+        q = Affine(Full(A.T.copy()), g, Times(np.ones_like(g)), np.abs(g).max(axis=1).astype(float))
         exact = np.linalg.solve(np.eye(40) - A.T.astype(float), g.T.astype(float)).T
         gmres, direct = GMRES(restart=40)(q), Direct()(q)
         for s in (gmres, direct):
@@ -36,7 +36,7 @@ def test_a_large_skew_matrix_in_single_precision():
 def linear(A, *slopes):
     """A sample for each slope, with cotangents 1."""
     S = np.repeat(np.array(slopes, "f4")[:, None], len(A), axis=1)
-    return LinearAffine(Full(A), np.ones_like(S), S, np.abs(S).max(axis=1).astype(float))
+    return Affine(Full(A), np.ones_like(S), Times(S), np.abs(S).max(axis=1).astype(float))
 
 
 def test_gmres_where_squares_overflow():

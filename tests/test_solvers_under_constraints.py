@@ -61,7 +61,7 @@ def test_all_solvers_find_the_same_point(constraint, activation, dtype):
             v = ADJOINT[name](q)
             assert v.converged.all() or not (name in ("direct", "gmres") or must_converge(name, constraint, dtype)), name
             size = np.abs(exact).max(axis=1, keepdims=True)
-            gain = np.linalg.norm(np.linalg.inv(np.eye(N) - host(q.slope).astype(float)[:, :, None] * A.T), np.inf, axis=(1, 2))[:, None]
+            gain = np.linalg.norm(np.linalg.inv(np.eye(N) - host(q.map.S).astype(float)[:, :, None] * A.T), np.inf, axis=(1, 2))[:, None]
             error = np.abs(host(v.value) - exact)
             assert np.all((error <= gain * (v.residual[:, None] + 64 * np.finfo(dtype).eps * size) + 1e-12)[v.converged]), name
 
@@ -71,7 +71,7 @@ def test_where_picard_diverges_the_set_says_so():
     failed = 0
     for constraint in (c for c in CONSTRAINTS if not c.contracts and c != Unconstrained()):
         p, _ = problem(constraint, activations.relu, "float64", seed=3)
-        failed += not Picard(max_iter=300)(Affine(Full(p.matrix.dense()), p.offset, p.activation)).converged.all()
+        failed += not Picard(max_iter=300)(Affine(Full(p.matrix.dense()), p.offset, p.map.activation)).converged.all()
         assert Auto()(p).converged.all()
     assert failed > 0
 
@@ -81,7 +81,7 @@ def test_no_solver_passes_by_never_converging():
     counts = {name: [] for name in FORWARD}
     for constraint in CONSTRAINTS:
         p, _ = problem(constraint, activations.relu, "float64")
-        full = Affine(Full(p.matrix.dense()), p.offset, p.activation)
+        full = Affine(Full(p.matrix.dense()), p.offset, p.map.activation)
         for name, solver in FORWARD.items():
             if constraint != Unconstrained() and splits(name, full):
                 counts[name].append(solver(full).converged.mean())

@@ -82,14 +82,14 @@ def test_no_sample_is_left_out(m):
 def test_the_stored_matrix_is_what_is_multiplied():
     """So that the tests below compare two ways of computing, and not one with itself."""
     A = np.eye(4)
-    S = Sparse(A, None, sparse.compressed(2 * A), sparse.compressed(3 * A))
+    S = Sparse(A, stored=sparse.compressed(2 * A), turned=sparse.compressed(3 * A))
     assert (S.rows(np.ones((3, 4))) == 2).all()
     assert (S.T.rows(np.ones((3, 4))) == 3).all()
 
 
 def test_small_products_are_full(monkeypatch):
     A = np.eye(4)
-    S = Sparse(A, None, sparse.compressed(2 * A), sparse.compressed(3 * A))
+    S = Sparse(A, stored=sparse.compressed(2 * A), turned=sparse.compressed(3 * A))
     monkeypatch.setattr(sparse, "WORK", 4 * 4 * 10)
     assert (S.rows(np.ones((9, 4))) == 1).all()
     assert (S.rows(np.ones((10, 4))) == 2).all()

@@ -108,7 +108,7 @@ def test_a_step_is_a_product_and_one_kernel():
         plain = problem.pre(x.value)
         np.testing.assert_allclose(cupy.asnumpy(y), cupy.asnumpy(plain), rtol=1e-14, atol=1e-14)
         np.testing.assert_allclose(cupy.asnumpy(image), cupy.asnumpy(problem.image(plain)), rtol=1e-14, atol=1e-14)
-        assert problem.entrywise()[0]
+        assert problem.map.entrywise()[0]
     before = stand_in.ElementwiseKernel.compiled
     Picard()(p)
     assert stand_in.ElementwiseKernel.compiled == before  # compiled once

@@ -5,7 +5,7 @@ import pytest
 from helpers import host, relative
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, fixed_point, residual
+from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, fixed_point, linear, residual
 
 from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks
@@ -28,10 +28,11 @@ from pyidl.solvers import (
     Status,
     Substitution,
 )
+from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.anderson import Mixing
-from pyidl.solvers.auto import pays_from
-from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, LinearAffine
+from pyidl.solvers.cost import Costs
+from pyidl.solvers.loop import iterate, stride_of
+from pyidl.solvers.problem import Affine
 from pyidl.solvers.reduced import reduce
 from pyidl.solvers.splitting import cannot_split
 from pyidl.structure import Full, LowRank, read
@@ -63,7 +64,7 @@ def splits(name, p):
     """Whether the solver of this name serves the problem."""
     if name in ("forward-backward", "peaceman-rachford"):
         return not cannot_split(p, FORWARD[name].alpha)
-    return "jacobi" not in name or not isinstance(p, Affine) or p.activation.scalar_solve is not None
+    return "jacobi" not in name or p.reference is not None or p.map.activation.scalar_solve is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -115,15 +116,15 @@ def test_anderson_takes_the_same_steps_on_every_library(in_place, slow, xp):
     ends = []
     for library in (np, xp):
         p = make("nonnegative", xp=library)
-        mixing = Mixing(p if in_place else _Owned(p.matrix, p.offset, p.activation), 3, 1.0)
-        mixing.observe(slow, np.full(len(slow), 1e3))
+        mixing = Mixing(p if in_place else _Owned(p.matrix, p.offset, p.map.activation), 3)
+        mixing.new = slow
         y, x = p.start()
         for _ in range(10):
             y_image = p.pre(x)
             before = host(y_image).copy()
             following = mixing(y, y_image)
             assert in_place or np.array_equal(host(y_image), before)
-            y = y_image if following is None else following
+            y = from_host(library, host(following).copy())
             x = p.image(y)
         ends.append(host(y))
     plain = fixed_point(p)
@@ -132,9 +133,9 @@ def test_anderson_takes_the_same_steps_on_every_library(in_place, slow, xp):
 
 
 class _Owned(Affine):
-    @property
-    def in_place(self):
-        return False
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.in_place = False
 
 
 @pytest.mark.parametrize("name", [*FORWARD, "direct", "gmres"])
@@ -225,12 +226,12 @@ def test_the_input_and_the_start_are_not_written_into(xp):
         if name in FORWARD:
             x = solver(p, x0)
         q = adjoint(p, x, np.ones((6, 12)))
-        G, S = host(q.offset).copy(), host(q.slope).copy()
+        G, S = host(q.offset).copy(), host(q.map.S).copy()
         solver(q, x0)
         assert np.array_equal(host(x0), np.ones((6, 12))), name
         assert np.array_equal(host(p.offset), Z), name
         assert np.array_equal(host(q.offset), G), name
-        assert np.array_equal(host(q.slope), S), name
+        assert np.array_equal(host(q.map.S), S), name
 
 
 # ------------------------------------------------------------------------------------------------------------- Jacobi
@@ -270,7 +271,7 @@ def test_the_certified_rate_of_the_splitting(n, mu, activation, low, seed):
     v = solver(q)
     assert v.converged.all()
     assert relative(v.value, adjoint_solution(q)) < 1e-8
-    w, old, S = host(q.offset), None, host(q.slope)
+    w, old, S = host(q.offset), None, host(q.map.S)
     for _ in range(20):
         new = (S * w / (1 - S * d)) @ N + host(q.offset)
         change = np.abs(new - w).sum(axis=1)
@@ -296,7 +297,7 @@ def test_jacobi_refuses_by_name_and_before_it_starts():
     with pytest.raises(InputError, match="diagonal"):
         Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)), activations.abs))
     assert Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)))).converged.all()
-    q = LinearAffine(Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))  # silu has such slopes
+    q = linear(Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))  # silu has such slopes
     with pytest.raises(InputError, match=r"reaches 1\.036"):
         Jacobi()(q)
     with pytest.raises(InputError, match="only the map is known"):
@@ -327,7 +328,7 @@ def test_auto_is_not_deceived_by_bounds(kappa):
     auto = Auto()(p)
     assert auto.converged.all()
     assert "Jacobi" not in auto.method
-    assert auto.n_iter.max() <= 1.1 * picard.n_iter.max()
+    assert auto.n_iter.max() <= picard.n_iter.max() + max(5, picard.n_iter.max() // 8), "one round more"
 
 
 def test_auto_does_not_choose_what_would_be_refused():
@@ -335,21 +336,21 @@ def test_auto_does_not_choose_what_would_be_refused():
     p = affine(np.diag([0.9, -1.5]), np.ones((1, 2)), activations.abs)
     assert p.matrix.gains[1] < p.matrix.gains[0]
     assert residual(p, Auto()(p).value).max() < 1e-11
-    q = LinearAffine(read(Full(np.eye(2) * 0.95)), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))
+    q = linear(read(Full(np.eye(2) * 0.95)), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))
     np.testing.assert_allclose(Auto()(q).value, 1.09 / (1 - 1.09 * 0.95), rtol=1e-9)
 
 
 def test_auto_accelerates_the_slow_samples_alone():
     rng = np.random.default_rng(0)
     A = FAMILIES["nonnegative"](128, 0.99, rng)
-    Z = rng.normal(size=(20, 128)) - 8.0  # no unit is ever active: solved at once
+    Z = rng.normal(size=(20, 128)) - 8.0  # no unit is ever active: solved when first measured
     Z[:4] += 8.5
     p = affine(A, Z)
     x = Auto()(p)
     assert x.converged.all()
     assert "Anderson(3) for 4 slow samples of 20" in x.method
     assert 10 * x.n_iter.max() < Picard()(p).n_iter.max()
-    assert x.n_iter[4:].max() == 1
+    assert x.n_iter[4:].max() == stride_of(np, 128)
     easy = Auto()(make("gaussian", n=64, m=10))
     assert easy.method == "Auto(Picard)"
 
@@ -370,7 +371,7 @@ def test_auto_falls_back_on_a_factorisation():
     """A of spectral radius 3: no iteration contracts, and for the adjoint GMRES or a direct solve gives the answer all the same."""
     rng = np.random.default_rng(0)
     A, S, G = 3 * rng.normal(size=(80, 80)) / 80**0.5, (rng.random((5, 80)) < 0.7) * 1.0, rng.normal(size=(5, 80))
-    q = LinearAffine(Full(A.T.copy()), G, S, np.abs(S * G).max(axis=1))
+    q = linear(Full(A.T.copy()), G, S, np.abs(S * G).max(axis=1))
     assert not Picard()(q).converged.any()
     v = Auto()(q)
     assert v.converged.all()
@@ -409,11 +410,12 @@ def test_the_safeguard_keeps_anderson_convergent(family, kappa, memory, seed):
 
 def test_dropped_points_are_not_returned():
     """Residuals of accelerated points may rise; the one that is returned is the smallest that was measured."""
-    s = Anderson(max_iter=12)(make("stiff", n=40, m=20, kappa=0.99), trace=True)
-    assert np.any(np.diff(s.trace, axis=0) > 0)
+    s = Anderson(max_iter=40)(make("stiff", n=40, m=20, kappa=1.2), trace=True)
+    measured = s.trace[[5, 11, 17, 23, 29, 35, 39]]  # the others are of points that were passed by
+    assert np.any(np.diff(measured, axis=0) > 0)
     assert np.sum(~s.converged) > 10
     for i in np.flatnonzero(~s.converged):
-        assert s.residual[i] == np.nanmin(s.trace[:, i])
+        assert s.residual[i] == np.nanmin(measured[:, i])
 
 
 @pytest.mark.parametrize("solver", [Anderson(), Jacobi(), Anderson(splitting=True)])
@@ -457,11 +459,11 @@ def test_undamped_newton_cycles_and_ours_ends_in_a_fallback():
         assert not Picard()(p, start).converged.any()
         short = Newton(max_iter=1)(p, start)
         assert not short.converged.any()
-        for solver in (Newton(), Auto(), Fallback(Newton(max_iter=1), Anderson())):
+        for solver in (Newton(), Auto(), Fallback(Newton(max_iter=1), Newton())):
             s = solver(p, start)
             assert s.converged.all()
             np.testing.assert_allclose(s.value, 1 / 3, atol=1e-11)
-        assert "Newton, then Anderson(3) of Picard for 1 of 1 samples" in s.method
+        assert "Newton, then Newton for 1 of 1 samples" in s.method
 
 
 def test_newton_with_shared_active_sets(xp):
@@ -488,7 +490,7 @@ def test_gmres_solves_in_as_many_products_as_there_are_eigenvalues():
     rng = np.random.default_rng(0)
     Q = np.linalg.qr(rng.normal(size=(30, 30)))[0]
     A = Q @ np.diag(np.repeat([0.95, -0.9, 0.3], 10)) @ Q.T
-    q = LinearAffine(Full(A.T.copy()), rng.normal(size=(4, 30)), np.ones((4, 30)), np.ones(4))
+    q = linear(Full(A.T.copy()), rng.normal(size=(4, 30)), np.ones((4, 30)), np.ones(4))
     s = GMRES()(q)
     assert s.converged.all()
     assert s.n_iter.max() <= 3 + 3  # and the residuals before and after
@@ -498,11 +500,11 @@ def test_gmres_solves_in_as_many_products_as_there_are_eigenvalues():
 
 
 def test_gmres_statuses():
-    singular = LinearAffine(Full(np.array([[0.0, 1.0], [1.0, 0.0]])), np.array([[1.0, 0.0]]), np.ones((1, 2)), np.ones(1))
+    singular = linear(Full(np.array([[0.0, 1.0], [1.0, 0.0]])), np.array([[1.0, 0.0]]), np.ones((1, 2)), np.ones(1))
     assert GMRES()(singular).status[0] == Status.STAGNATED  # I - A is singular, and the right-hand side is not in its range
     slow = adjoint(make("stiff", n=40, kappa=0.99), Jacobi()(make("stiff", n=40, kappa=0.99)), np.ones((6, 40)))
     assert np.any(GMRES(max_iter=3)(slow).status == Status.MAX_ITER)
-    zero = LinearAffine(Full(np.eye(2) / 2), np.zeros((2, 2)), np.ones((2, 2)), np.zeros(2))
+    zero = linear(Full(np.eye(2) / 2), np.zeros((2, 2)), np.ones((2, 2)), np.zeros(2))
     assert GMRES()(zero).converged.all()
     assert not GMRES()(zero).value.any()
     with pytest.raises(InputError, match="linear"):
@@ -516,7 +518,7 @@ def test_truncated_adjoints_are_as_wrong_as_their_bound_allows(k, rho, tau, seed
     """In the norm in which J^T contracts: the sum of entries of w = A^T v + g, for phi' in [0, 1]."""
     p = make("nonnegative", n=8, m=3, kappa=rho, seed=seed)
     q = adjoint(p, Picard()(p), np.random.default_rng(seed).normal(size=(3, 8)))
-    q = LinearAffine(q.matrix, q.offset, np.ones((3, 8)), np.abs(q.offset).max(axis=1))  # then J^T = A^T contracts in that norm itself
+    q = linear(q.matrix, q.offset, np.ones((3, 8)), np.abs(q.offset).max(axis=1))  # then J^T = A^T contracts in that norm itself
     exact = adjoint_solution(q)
     for solver, steps, damping in ((Phantom(k, tau), k, tau), (Neumann(k), k, 1.0), (JacobianFree(), 1, 1.0)):
         s = solver(q, trace=True)
@@ -526,12 +528,12 @@ def test_truncated_adjoints_are_as_wrong_as_their_bound_allows(k, rho, tau, seed
         assert np.all(np.isinf(s.tolerance))
         assert "biased" in s.method
         assert s.trace.shape == (steps, 3)
-    terms, total = q.slope * q.offset, 0.0
+    terms, total = q.map.S * q.offset, 0.0
     for _ in range(k):
         total, terms = total + terms, terms @ host(q.matrix.dense()).T
     size = np.abs(total).max()  # an entry may cancel; its rounding is that of the terms
     np.testing.assert_allclose(Neumann(k)(q).value, total, rtol=1e-12, atol=1e-14 * size)
-    np.testing.assert_allclose(JacobianFree()(q).value, q.slope * q.offset, rtol=1e-14)
+    np.testing.assert_allclose(JacobianFree()(q).value, q.map.S * q.offset, rtol=1e-14)
     averaged = 0.0 * q.offset
     for _ in range(k):
         averaged = (1 - tau) * averaged + tau * q.f(averaged)
@@ -590,7 +592,7 @@ def test_arrays_of_a_cell_are_not_written_into(solver):
     """With samples of which some are slow, so that some are accelerated and others are not."""
     rng = np.random.default_rng(0)
     u = 1e-3 * rng.normal(size=(12, 80))
-    u[4:] += 0.05  # somewhat saturated: about a hundred plain steps
+    u[4:] += 1.0  # saturated: few plain steps
     x = solver(Guarded(FAMILIES["nonnegative"](80, 0.99, rng)).bind(u))
     assert x.converged.all()
     if isinstance(solver, Auto):
@@ -655,15 +657,17 @@ def test_far_from_its_solution_a_low_rank_state_is_measured_by_a_bound():
     q = reduce(p)
     r = q.start()[0]
     after = q.pre(r)
-    bound, true = q.measure(r, after, after, 1e-9)[0], q._measured(r, after, 1e-9)[0]
+    q.tol = 1e-9
+    bound, true = q.measure(r, after, after)[0], q._measured(r, after)[0]
     assert np.all(bound >= true)
     assert np.all(bound > true * 1.0001)
-    near = q.measure(r, after, after, 1e-2)  # so near that they are measured
+    q.tol = 1e-2
+    near = q.measure(r, after, after)  # so near that they are measured
     np.testing.assert_array_equal(near[0], true)
 
 
 def test_the_first_steps_are_measured_together():
-    """In steps 1, 3, 5 for small n, whatever the neighbours do; the same sample alone is measured, and so frozen, in the same step."""
+    """In steps 5, 10, 15 for small n, whatever the neighbours do; the same sample alone is measured, and so frozen, in the same step."""
     p = affine(FAMILIES["gaussian"](40, 0.9, np.random.default_rng(0)), np.random.default_rng(1).normal(size=(50, 40)))
     together = Picard()(p)
     for i in range(0, 50, 7):
@@ -673,8 +677,9 @@ def test_the_first_steps_are_measured_together():
 
 
 @pytest.mark.parametrize("n", [300, 40])
+@pytest.mark.parametrize("newton", [False, True])
 @pytest.mark.parametrize("family", ["gaussian", "nonnegative"])
-def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family):
+def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family, newton):
     """Beside samples that diverge, are solved at once, or are slow, each takes the steps that it takes alone."""
     A = np.zeros((n + 1, n + 1))
     A[:n, :n], A[n, n] = FAMILIES[family](n, 0.97, np.random.default_rng(0)), 1.5  # the last unit grows without bound where it is active
@@ -684,15 +689,20 @@ def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family):
     Z[5] = -1.0
     Z[7:9, :n] = 1.0 + np.abs(Z[7:9, :n])
     p = affine(A, Z)
-    p = Affine(Full(p.matrix.A), p.offset, p.activation)
-    mixing = Mixing(p, 3, pays_from(n + 1))
-    together = iterate(p, None, mixing, tol=1e-8, max_iter=3000, method="")
-    assert together.status[3] != Status.CONVERGED
-    assert mixing.count > (family == "nonnegative" and n == 300)  # the one that diverges is always heard; slow ones, too
-    for i in range(12):
-        alone = iterate(p.take(np.array([i])), None, Mixing(p.take(np.array([i])), 3, pays_from(n + 1)), tol=1e-8, max_iter=3000, method="")
-        assert alone.n_iter[0] == together.n_iter[i], i
-        assert alone.status[0] == together.status[i]
+    p = Affine(Full(p.matrix.A), p.offset, p.map.activation)
+    costs = Costs.of(12, n + 1, "d", stride_of(np, n + 1))
+    for make_advance in (lambda q: Mixing(q, 3), lambda q: Adaptive(q, costs, newton=newton, eager=False)):
+        advance = make_advance(p)
+        together = iterate(p, None, advance, tol=1e-8, max_iter=3000, method="")
+        assert together.status[3] != Status.CONVERGED
+        assert together.n_iter.min() < together.n_iter.max()
+        if isinstance(advance, Adaptive) and family == "nonnegative":
+            assert 0 < sum(advance.counts) < 24
+        for i in range(12):
+            one = p.take(np.array([i]))
+            alone = iterate(one, None, make_advance(one), tol=1e-8, max_iter=3000, method="")
+            assert alone.n_iter[0] == together.n_iter[i], i
+            assert alone.status[0] == together.status[i]
 
 
 @pytest.mark.parametrize("n", [300, 40])
@@ -723,7 +733,7 @@ def test_the_reduced_equation_starts_where_it_is_told():
 
 def test_a_repair_that_fails_changes_nothing():
     """I - J^T is singular: `Direct` gives NaN, and the best iterate of the others is what is returned."""
-    singular = LinearAffine(Full(np.eye(2)), np.array([[1.0, 2.0]]), np.array([[1.0, 0.5]]), np.array([1.0]))
+    singular = linear(Full(np.eye(2)), np.array([[1.0, 2.0]]), np.array([[1.0, 0.5]]), np.array([1.0]))
     solution = Auto()(singular)
     assert not solution.converged.any()
     assert "then Direct" in solution.method
@@ -739,7 +749,7 @@ def test_gmres_makes_no_more_products_than_it_may():
 
 
 def test_what_an_adjoint_must_reach_is_not_below_the_rounding_of_its_answer():
-    q = LinearAffine(Full(np.eye(1, dtype=np.float32)), np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.ones(1))
+    q = linear(Full(np.eye(1, dtype=np.float32)), np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.ones(1))
     eps = float(np.finfo(np.float32).eps)
     assert q.tolerance(np.array([1e4]), 1e-6)[0] == pytest.approx(8e4 * eps)
     assert q.tolerance(np.array([1e-4]), 1e-6)[0] == 1e-6

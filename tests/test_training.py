@@ -53,8 +53,8 @@ def test_training_on_another_library(xp):
     reference, model = ImplicitModel(4, 1, 12, rng=0, dtype="float64"), None
     model = moved(reference, xp)
     data = (from_host(xp, U), from_host(xp, TARGET))
-    history = fit(model, data, loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, rng=0, verbose=0)
-    same = fit(reference, (U, TARGET), loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, rng=0, verbose=0)
+    history = fit(model, data, loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, tol=None, rng=0, verbose=0)
+    same = fit(reference, (U, TARGET), loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, tol=None, rng=0, verbose=0)
     np.testing.assert_allclose(history["loss"], same["loss"], rtol=1e-6)
 
 
@@ -133,7 +133,7 @@ def test_the_recorded_loss_is_the_mean_over_samples():
     """With a learning rate too small to matter, the epoch's loss is that of the whole set, ragged last batch included."""
     model = ImplicitModel(4, 1, 12, rng=0, dtype="float64")
     expected = float(losses.mse(model.predict(U), TARGET)[0])
-    history = train(model, epochs=1, optimizer=optim.SGD(1e-12), batch_size=40)
+    history = train(model, epochs=1, optimizer=optim.SGD(1e-12), batch_size=40, tol=None)
     assert history["loss"][0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -154,7 +154,7 @@ def test_only_ratios_of_weights_matter(dtype):
     losses_of = []
     for unit in (1.0, 0.99 * float(np.finfo(dtype).max)):
         data = U, TARGET, (unit * weights).astype(dtype)
-        options = {"optimizer": optim.SGD(0.1), "epochs": 2, "rng": 0, "verbose": 0, "validation": data}
+        options = {"optimizer": optim.SGD(0.1), "epochs": 2, "tol": None, "rng": 0, "verbose": 0, "validation": data}
         history = fit(ImplicitModel(4, 1, 12, rng=0, dtype=dtype), data, loss=losses.mse, **options)
         losses_of.append([*history["loss"], *history["val_loss"]])
     np.testing.assert_allclose(*losses_of, rtol=1e-5)

@@ -13,8 +13,7 @@ from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential
 from pyidl.activations import Blocks, VectorActivation, layer_norm, named, softmax
 from pyidl.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.solvers.problem import Affine
-from pyidl.solvers.vector import VectorAdjoint, VectorAffine
+from pyidl.solvers.problem import Affine, Jacobians, Phi
 from pyidl.structure import Full, Tiled
 from pyidl.testing import check_activation, check_pullback
 
@@ -158,13 +157,16 @@ def test_names_copies_and_in_place_form(activation):
 
 def test_the_cell_chooses_its_problem():
     vector = model()._cell()
-    assert isinstance(vector.bind(inputs()), VectorAffine)
-    assert isinstance(model(activation=activations.relu)._cell().bind(inputs()), Affine)
+    p = vector.bind(inputs())
+    assert isinstance(p.map, Phi)
+    assert "together" in p.lacking
+    assert not model(activation=activations.relu)._cell().bind(inputs()).lacking
     x = model().equilibrium(inputs())
     assert x.method == "Auto(Picard)"
     assert np.array_equal(x.value, MIXED(x.pre))
     q = vector.linearize(x, inputs(), np.ones((7, 12)))
-    assert isinstance(q, VectorAdjoint)
+    assert isinstance(q.map, Jacobians)
+    assert "together" in q.lacking
     np.testing.assert_allclose(q.reference, np.abs(MIXED.vjp(x.pre, np.ones((7, 12)))).max(axis=1))
     J, h = q.system()
     v = solvers.Picard()(q)
@@ -229,7 +231,7 @@ def test_an_adjoint_is_solved_where_no_iteration_contracts():
     rng = np.random.default_rng(4)
     A, Y, G = np.linalg.qr(rng.normal(size=(12, 12)))[0], 1e-3 * rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
     phi = Blocks((layer_norm(0.01), 12))
-    q = VectorAdjoint(Full(A.T.copy()), G, phi, Y, np.abs(phi.vjp(Y, G)).max(axis=1))
+    q = Affine(Full(A.T.copy()), G, Jacobians(phi, Y), np.abs(phi.vjp(Y, G)).max(axis=1))
     J, h = q.system()
     assert np.all(np.abs(np.linalg.eigvals(np.eye(12) - J)).max(axis=1) > 5)
     assert not solvers.Picard()(q).converged.any()

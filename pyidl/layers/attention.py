@@ -19,7 +19,7 @@ from pyidl.attention_cell import AttentionCell
 from pyidl.averaging import Mask
 from pyidl.backend import namespace
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, settled
+from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, settled
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.decoding import Cache, advance, begin

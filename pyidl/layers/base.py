@@ -129,6 +129,10 @@ class Layer(ABC):
     def _forward(self, U: Any, call: Call) -> tuple[Any, Pullback]:
         """The map and its pullback, for inputs that have been checked."""
 
+    def _output(self, U: Any, call: Call) -> Any:
+        """The map alone, where that saves something."""
+        return self._forward(U, call)[0]
+
     @abstractmethod
     def _check(self, U: Any) -> None:
         """Refuse an input of the wrong shape."""
@@ -189,9 +193,9 @@ class Layer(ABC):
         """Y alone, for an input that has been checked."""
         m = U.shape[0]
         if batch_size is None or check_width("batch_size", batch_size) >= m:
-            return self._forward(U, call)[0]
+            return self._output(U, call)
         batches = (slice(i, min(i + batch_size, m)) for i in range(0, m, batch_size))
-        parts = [self._forward(U[batch, ...], call.of(batch))[0] for batch in batches]
+        parts = [self._output(U[batch, ...], call.of(batch)) for batch in batches]
         return namespace(parts[0]).concat(parts)
 
     # ------------------------------------------------------------------------------------------------- one token at a time

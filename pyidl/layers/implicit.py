@@ -23,7 +23,7 @@ from pyidl import activations, backend, initializers, sparse, structure
 from pyidl.activations import Activation, Blocks
 from pyidl.cells import AffineCell
 from pyidl.certificate import Certificate
-from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD, EquilibriumPullback, settled
+from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, settled
 from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.tolerance import solvers_at
@@ -259,7 +259,8 @@ class ImplicitModel(Layer):
         return cast(Mapping[str, Matrix], self.__dict__["_maps"])
 
     def _cell(self) -> AffineCell:
-        return AffineCell(self.maps["A"], self.maps["B"], self.params.get("b"), self.activation)
+        maps = self.maps
+        return AffineCell(maps["A"], maps["B"], self._params.get("b"), self.activation)
 
     def __call__(
         self, U: Any, *, x0: Array | None = None, rng: Rng = None, on_fail: OnFail = "raise"
@@ -274,17 +275,27 @@ class ImplicitModel(Layer):
     def _forward(self, U: Any, call: Call) -> tuple[Any, ImplicitPullback]:
         return self._solve(U, None, call.on_fail)
 
+    def _output(self, U: Any, call: Call) -> Any:
+        solver = self.forward or DEFAULT_FORWARD
+        solution = settle(solver(self._cell().bind(U)), call.on_fail, adjoint=False, certificate=self.certificate)
+        return self._read_out(solution.value, U)
+
     def _solve(self, U: Any, x0: Any, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
-        maps = self.maps
         X, pull = settled(
             self._cell(), U, forward=self.forward, adjoint=self.adjoint, x0=x0, on_fail=on_fail, certificate=self.certificate
         )  # fmt: skip
+        Y = self._read_out(X, U)
+        return Y, ImplicitPullback(Y, self.maps, self.bias, pull)
+
+    def _read_out(self, X: Any, U: Any) -> Any:
+        """``Y = X C^T + U D^T + d``."""
+        maps = self.maps
         Y = maps["C"].rows(X)
         if self.feedthrough:
             Y += maps["D"].rows(U)
         if self.bias:
             Y += self.params["d"]
-        return Y, ImplicitPullback(Y, maps, self.bias, pull)
+        return Y
 
     def _admit_start(self, U: Any, x0: Any) -> Any:
         if x0 is None:

@@ -1,7 +1,8 @@
 """A solver is a frozen configuration that, called with a problem, returns a `Solution`.
 
-To write one, subclass `Solver`, give `at` and `__call__`, and leave the loop, the stopping and the failures to
-`pyidl.solvers.loop.iterate`. A solver that needs more than the map f refuses, by name, before it starts.
+To write one, subclass `Solver`, give `at` and `__call__`, and leave the loop, the stopping and the
+failures to `pyidl.solvers.loop.iterate`. A solver that needs more than the map f refuses, by name,
+before it starts.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def check_solvers(forward: Any, adjoint: Any) -> None:
 
 
 def check_limits(tol: float | None, max_iter: int) -> float | None:
-    """Refuse a tolerance or a number of steps that is not positive; return the tolerance as Python's number, also one of a GPU."""
+    """Return the tolerance as Python's number; refuse it, or max_iter, if it is not positive."""
     if tol is not None and not (is_real(tol) and 0 < tol < 1):
         raise InputError(
             f"tol is {tol!r}; it is relative to the size of the state and lies between 0 and 1"
@@ -62,8 +63,8 @@ class Iterative(Solver):
     Parameters
     ----------
     tol : float, optional
-        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the right-hand side. Default
-        1e-6 in float32, 1e-12 in float64.
+        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the
+        right-hand side. Default 1e-6 in float32, 1e-12 in float64.
     max_iter : int
         Largest number of steps.
 

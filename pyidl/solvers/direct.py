@@ -1,7 +1,7 @@
-"""Direct solution of the linear adjoint equation, ``(I - J^T) v = h``, one dense system for each sample.
+"""Direct solution of the adjoint equation ``(I - J^T) v = h``, one dense system for each sample.
 
-It needs no contraction, only that ``I - J^T`` is invertible, and costs ``2 n^3 / 3`` flops and ``n^2`` numbers a sample:
-for small n, and where an iteration has failed.
+It needs no contraction, only that ``I - J^T`` is invertible, and costs ``2 n^3 / 3`` flops and
+``n^2`` numbers a sample: for small n, and where an iteration has failed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pyidl.backend import to_numpy
 from pyidl.errors import InputError
 from pyidl.rows import max_abs
 from pyidl.solvers.base import Solver, check_limits
-from pyidl.solvers.loop import resolve_tol, tol_floor
-from pyidl.solvers.problem import LinearProblem, Problem
+from pyidl.solvers.loop import GROWTH, resolve_tol, tol_floor
+from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array
 
@@ -30,9 +30,12 @@ CHUNK = 2**24
 class Direct(Solver):
     """LU factorisation of ``I - J^T`` for each sample.
 
-    The residual ``|J^T v + h - v|`` is verified as for any other solver, except that it need not be smaller than what rounding
-    allows for this system, ``8 eps max(|I - J^T| |v| + |h|)`` (Oettli, Prager, Numer. Math. 6, 1964): where nothing contracts,
-    J is large, and so is the rounding of J^T v. A singular system ends NONFINITE.
+    The residual ``|J^T v + h - v|`` is verified as for any other solver, except that it need not be
+    smaller than what rounding allows for this system, ``8 eps max(|I - J^T| |v| + |h|)`` (Oettli,
+    Prager, Numer. Math. 6, 1964): where nothing contracts, J is large, and so is the rounding of
+    J^T v. A singular system ends NONFINITE, one that is singular to rounding STAGNATED: as in an
+    iteration, sizes count only up to ``1e3`` times that of the right-hand side in float32, ``2e7``
+    times in float64.
 
     Parameters
     ----------
@@ -49,9 +52,9 @@ class Direct(Solver):
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Solve; a starting point is of no use here, and there are no steps to trace."""
-        if not isinstance(problem, LinearProblem):
+        if problem.reference is None:
             raise InputError(
-                "Direct solves linear equations, such as the adjoint; for the forward equation use Picard"
+                "Direct solves linear equations, such as the adjoint; forward, use Picard"
             )
         xp, (m, *rest) = problem.xp, problem.like.shape
         tol = resolve_tol(self.tol, problem.like, xp)
@@ -61,18 +64,18 @@ class Direct(Solver):
         with np.errstate(over="ignore", invalid="ignore"):
             for i in range(0, m, step):
                 matrix, h = problem.take(np.arange(i, min(i + step, m))).system()
-                v = solve_each(xp, matrix, h)
+                v = solve_each(xp, matrix, h[:, :, None])[:, :, 0]
                 parts.append(xp.reshape(v, (-1, *rest)))
                 limits.append(
                     max_abs(xp, (xp.abs(matrix) @ xp.abs(v)[:, :, None])[:, :, 0] + xp.abs(h))
                 )
             value = xp.concat(parts)  # v itself, not f(v), the error of which |J| makes larger
             y, image = problem.step(value)
-            residual, tolerance = problem.measure(value, y, image, tol)
-            tolerance = np.maximum(
-                tolerance,
-                tol_floor(problem.like, xp) * to_numpy(xp.concat(limits)).astype(np.float64),
-            )
+            residual, size = problem.measure(value, y, image)
+            floor = tol_floor(problem.like, xp)
+            most = GROWTH / (floor / 8.0) ** 0.5 * problem.reference
+            terms = np.minimum(to_numpy(xp.concat(limits)).astype(np.float64), most)
+            tolerance = np.maximum(problem.tolerance(np.minimum(size, most), tol), floor * terms)
         status = np.where(
             residual <= tolerance,
             Status.CONVERGED,
@@ -86,16 +89,15 @@ class Direct(Solver):
         return replace(self, tol=tol)
 
 
-def solve_each(xp: Any, matrix: Any, h: Any) -> Any:
-    """``matrix^{-1} h`` for every sample; NaN for the singular ones (NumPy raises for the whole batch, CuPy for none)."""
+def solve_each(xp: Any, matrix: Any, right: Any) -> Any:
+    """``matrix^{-1} right`` for every sample, (m, n, k); NaN for the singular ones.
+
+    NumPy raises for the whole batch, CuPy for none.
+    """
     try:
-        return xp.linalg.solve(matrix, h[:, :, None])[:, :, 0]
+        return xp.linalg.solve(matrix, right)
     except np.linalg.LinAlgError:
         if matrix.shape[0] == 1:
-            return xp.full_like(h, xp.nan)
-        return xp.concat(
-            [
-                solve_each(xp, matrix[i : i + 1, :, :], h[i : i + 1, :])
-                for i in range(matrix.shape[0])
-            ]
-        )
+            return xp.full_like(right, xp.nan)
+        each = (slice(i, i + 1) for i in range(matrix.shape[0]))
+        return xp.concat([solve_each(xp, matrix[i, ...], right[i, ...]) for i in each])

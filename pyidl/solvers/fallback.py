@@ -1,4 +1,4 @@
-"""One solver, then another for the samples that it could not solve, from the point where the first one left them."""
+"""One solver, then another for the samples that it could not solve."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ __all__ = ["Fallback"]
 
 @dataclass(frozen=True)
 class Fallback(Solver):
-    """Run `first`; solve the samples that have not converged by `then`. `Solution.method` says what happened.
+    """Run `first`; solve the samples that have not converged by `then`, from where they are.
 
-    Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle, an average of two iterates leaves it.
-    That happens without a contraction, but also with one: if f is computed with errors e and contracts by kappa, a cycle of
-    width ``2 e / (1 - kappa)`` can persist, which in float32 may be above the tolerance. Adjoint, ``Fallback(Picard(),
-    Direct())``: the direct solve needs no contraction at all. `Auto` repairs in the same way.
+    `Solution.method` says what happened.
+
+    Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle, an average
+    of two iterates leaves it. That happens without a contraction, but also with one: if f is
+    computed with errors e and contracts by kappa, a cycle of width ``2 e / (1 - kappa)`` can
+    persist, which in float32 may be above the tolerance. Adjoint, ``Fallback(Picard(), Direct())``:
+    the direct solve needs no contraction at all. `Auto` repairs in the same way.
     """
 
     first: Solver

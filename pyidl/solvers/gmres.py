@@ -1,8 +1,9 @@
-r"""GMRES for the linear adjoint equation ``(I - J^T) v = h``, for all samples at once, from products with J^T alone.
+r"""GMRES for the adjoint equation ``(I - J^T) v = h`` of all samples, from products with J^T.
 
-After k products, v is the point of ``v_0 + span(r_0, (I - J^T) r_0, ..., (I - J^T)^{k-1} r_0)`` with the smallest residual in the
-2-norm. It needs no contraction, only that ``I - J^T`` is invertible (and, with restarts, some luck where nothing contracts).
-Orthogonal vectors are kept for each sample, `restart` of them; their small Hessenberg systems are solved on the host.
+After k products, v is the point of ``v_0 + span(r_0, (I - J^T) r_0, ..., (I - J^T)^{k-1} r_0)``
+with the smallest residual in the 2-norm. It needs no contraction, only that ``I - J^T`` is
+invertible (and, with restarts, some luck where nothing contracts). Orthogonal vectors are kept for
+each sample, `restart` of them; their small Hessenberg systems are solved on the host.
 
 Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7(3), 1986.
 """
@@ -18,8 +19,8 @@ from pyidl.backend import astype, from_host, to_numpy
 from pyidl.errors import InputError, is_whole
 from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.base import Iterative
-from pyidl.solvers.loop import resolve_tol
-from pyidl.solvers.problem import LinearProblem, Problem
+from pyidl.solvers.loop import GROWTH, resolve_tol, tol_floor
+from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array
 
@@ -28,7 +29,9 @@ __all__ = ["GMRES"]
 
 @dataclass(frozen=True)
 class GMRES(Iterative):
-    """Restarted GMRES, one Krylov space for each sample; the residual is computed anew, not estimated, before it counts.
+    """Restarted GMRES, one Krylov space for each sample.
+
+    The residual is computed anew, not estimated, before it counts.
 
     Parameters
     ----------
@@ -52,12 +55,13 @@ class GMRES(Iterative):
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Solve from x0, or from 0. A trace has one row for each restart."""
-        if not isinstance(problem, LinearProblem):
+        if problem.reference is None:
             raise InputError(
-                "GMRES solves linear equations, such as the adjoint; for the forward equation use Anderson, which is its kin"
+                "GMRES solves linear equations, such as the adjoint; forward, use Anderson, its kin"
             )
         xp, m = problem.xp, problem.like.shape[0]
         tol = resolve_tol(self.tol, problem.like, xp)
+        growth = GROWTH / (tol_floor(problem.like, xp) / 8.0) ** 0.5  # beyond, v is of no equation
         status, n_iter = np.full(m, int(Status.MAX_ITER)), np.zeros(m, int)
         residual, tolerance, traces = np.full(m, np.inf), np.zeros(m), []
         v = xp.zeros_like(problem.like) if x0 is None else xp.asarray(x0, copy=True)
@@ -66,7 +70,8 @@ class GMRES(Iterative):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             while len(rows):
                 y, image = part.step(v)
-                now, limit = part.measure(v, image, image, tol)
+                now, size = part.measure(v, y, image)
+                limit = part.tolerance(np.minimum(size, growth * part.reference), tol)
                 n_iter[rows] += 1
                 better = (now < residual[rows]) | (now <= limit)
                 # v itself, not f(v): where J is large, one more step makes its error larger.
@@ -86,8 +91,8 @@ class GMRES(Iterative):
                     break
                 v, r, part = take_rows(xp, v, keep), take_rows(xp, image - v, keep), part.take(keep)
                 left = self.max_iter - int(n_iter[rows].min())
-                size = min(self.restart, left, problem.like.size // m)
-                correction, products = _cycle(xp, part, r, size, limit[keep])
+                dimension = min(self.restart, left, problem.like.size // m)
+                correction, products = _cycle(xp, part, r, dimension, limit[keep])
                 v = v + correction
                 n_iter[rows] += products
         steps, method = np.stack(traces) if trace else None, f"GMRES({self.restart})"
@@ -95,9 +100,9 @@ class GMRES(Iterative):
 
 
 def _cycle(
-    xp: Any, problem: LinearProblem, r: Any, size: int, limit: np.ndarray
+    xp: Any, problem: Problem, r: Any, size: int, limit: np.ndarray
 ) -> tuple[Any, np.ndarray]:
-    """``argmin |r - (I - J^T) c|`` over the Krylov space of r, and the products used by each sample.
+    """``c = argmin |r - (I - J^T) c|`` over the Krylov space of r, and the products used.
 
     c is NaN for a sample whose products overflow.
     """
@@ -113,9 +118,7 @@ def _cycle(
         q, Q = basis[:, j, :], basis[:, : j + 1, :]
         w = q - xp.reshape(problem.f(xp.reshape(q, r.shape)) - h, (m, n))
         c = xp.zeros((m, j + 1), dtype=r.dtype)
-        for _ in range(
-            2
-        ):  # Gram and Schmidt: once is not orthogonal enough where the basis is long
+        for _ in range(2):  # Gram and Schmidt: where the basis is long, once is not enough
             part = Q @ w[:, :, None]
             w, c = w - (xp.matrix_transpose(Q) @ part)[:, :, 0], c + part[:, :, 0]
         largest = xp.max(xp.abs(w), axis=1, keepdims=True)

@@ -1,61 +1,63 @@
-"""The one iteration loop: ``y <- advance(y, y(x))``, ``x = image(y)``, stopped for every sample on its own.
+"""The one loop: rounds of plain steps, each ended by one measurement of all samples at hand.
 
-    converged   max|f(x) - x| <= tolerance(x)           the sample is frozen, and soon leaves the product
-    otherwise   the best iterate of the sample is returned, with a status that says why it stopped
+    start                               y, x = f(x0)
+    repeat   a round of steps           y = y(x);  x = image(y)             in place, nothing else
+             one measurement            residual max|f(x) - x| and size max|x| of every sample
+             enter                      statuses; the best iterate, where it improved
+             retire                     when half are done, they leave the product
+             advance                    what accelerates changes the last step of the round
 
-No decision depends on another sample or on the clock: when a sample is measured next follows from how fast its own
-residual fell. The per-sample bookkeeping lives on the host; between two measurements a GPU is never waited for.
+A sample has converged when its residual is at most its tolerance, ``tol (1 + max|x|)``; otherwise
+its best iterate is returned, with a status that says why it stopped. (Where there is no solution, x
+may run to infinity until any residual is small beside it; so x counts up to ``1e3`` times its first
+size in float32, ``2e7`` in float64.) When rounds end depends on n and k alone, never on a neighbour
+or the clock. Books are kept on the host; within a round a GPU is never waited for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from pyidl.backend import from_host, looks_are_free, writes_in_place
+from pyidl.backend import looks_are_free, writes_in_place
 from pyidl.errors import InputError
-from pyidl.rows import put_rows
-from pyidl.solvers.problem import Problem
+from pyidl.rows import put_rows, take_rows
+from pyidl.solvers.problem import Buffers, Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array, Namespace
 
-__all__ = ["PATIENCE", "Advance", "iterate", "resolve_tol", "tol_floor"]
+__all__ = ["PATIENCE", "Advance", "Book", "iterate", "resolve_tol", "tol_floor"]
 
 RUNNING, CONVERGED = -1, int(Status.CONVERGED)
 PATIENCE = 50
-OPENING = {1: 3, 2: 7, 3: 7}
-"""By stride, the step before which all samples are measured together, and nothing is planned for one of them: in steps 1, 3, 5; on a GPU
-in 1, 4; or, for large n and from f(0), in 2. (The first step often brings more than the later ones, and its rate misleads.)"""
+GROWTH = 0.35
+"""In ``1 / sqrt(eps)``: what has grown so much since it was first measured is running to
+infinity."""
 
 
 class Advance:
-    """How the next pre-activation follows from ``(y, y(x))``; this one is Picard's, ``y <- y(x)``.
+    """How the next pre-activation follows from ``(y, y(x))``, where that is not ``y(x)`` itself.
 
-    An advance belongs to one solve and may remember its past, one row a sample.
+    It belongs to one solve and may remember its past, one row a sample.
     """
 
-    @property
-    def steady(self) -> bool:
-        """Whether its residuals fall at a steady rate from the start: then not every one of the first steps is measured."""
-        return True
+    stride: ClassVar[int | None] = None
+    """Steps in a round, where it does not leave them to the loop."""
 
-    @property
-    def plain(self) -> bool:
-        """Whether the next step is likely to be Picard's: then its image is computed on the way."""
-        return True
+    every_step: ClassVar[bool] = True
+    """Whether it replaces every step, or only the last one of a round."""
 
     def __call__(self, y: Any, y_image: Any) -> Any:
-        """The next y: a new array, either argument overwritten, or None for y_image as it stands."""
-        return None
+        """The next y: a new array, or either argument, overwritten if the library can."""
+        raise NotImplementedError(f"{type(self).__name__} needs __call__(y, y_image)")
 
-    def observe(self, rows: np.ndarray, to_go: np.ndarray) -> np.ndarray | None:
-        """Hear how many steps the rates of some rows predict from here; return which of them to measure often."""
-        return None
+    def acts(self, book: Book) -> bool:
+        """Whether it changes the last step of this round; it hears what was just measured."""
+        return True
 
     def take(self, rows: np.ndarray) -> None:
-        """Forget all but these rows."""
+        """Forget all but these of the samples at hand."""
 
 
 def tol_floor(like: Array, xp: Namespace) -> float:
@@ -75,157 +77,19 @@ def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
         return 1e-6 if like.dtype == xp.float32 else 1e-12
     if tol < tol_floor(like, xp):
         raise InputError(
-            f"tol = {tol:.3g} is below {tol_floor(like, xp):.3g}, the least that {like.dtype} can resolve; "
-            "raise it, leave it out, or use dtype='float64'"
+            f"tol = {tol:.3g} is below {tol_floor(like, xp):.3g}, the least that {like.dtype} can "
+            "resolve; raise it, leave it out, or use dtype='float64'"
         )
     return tol
 
 
-def _steps_to_go(
-    residual: np.ndarray, tolerance: np.ndarray, before: np.ndarray, steps: np.ndarray
-) -> np.ndarray:
-    """Steps until a residual that fell from `before` within `steps` reaches its tolerance; inf where it does not fall."""
-    rate = np.log(residual / before) / steps
-    to_go: np.ndarray = np.log(tolerance / residual) / rate
-    to_go[~(rate < 0)] = np.inf
-    return to_go
+def stride_of(xp: Namespace, n: int) -> int:
+    """Steps in the first rounds, for a sample of n numbers: a measurement costs about as much.
 
-
-class _Measured(NamedTuple):
-    """A measurement of all samples."""
-
-    k: int
-    residual: np.ndarray
-    tolerance: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Book:
-    """The host's book of one solve: a line for each sample."""
-
-    status: np.ndarray
-    n_iter: np.ndarray  # the step of the last measurement,
-    last: np.ndarray  # the residual then,
-    due: np.ndarray  # and the step of the next one
-    residual: np.ndarray  # the smallest so far, and
-    tolerance: np.ndarray  # the tolerance, and
-    best: np.ndarray  # the step that belong to it
-    first: np.ndarray
-    stride: int  # the least number of steps between two measurements
-    patience: int  # the least number of steps without a new best that count as stagnation
-
-    @classmethod
-    def after(
-        cls, opening: list[_Measured], first: np.ndarray, stride: int, patience: int
-    ) -> _Book:
-        """What is known after the opening, in which every residual fell; `first` is the first one."""
-        m = len(first)
-        book = cls(
-            status=np.full(m, RUNNING),
-            n_iter=np.zeros(m, int),
-            last=np.full(m, np.inf),
-            due=np.ones(m, int),
-            residual=np.full(m, np.inf),
-            tolerance=np.zeros(m),
-            best=np.zeros(m, int),
-            first=first,
-            stride=stride,
-            patience=patience,
-        )
-        for now in opening:
-            book.n_iter[:], book.last[:], book.best[:] = now.k, now.residual, now.k
-            book.residual[:], book.tolerance[:] = now.residual, now.tolerance
-        return book
-
-    def enter(
-        self,
-        rows: np.ndarray,
-        k: int,
-        residual: np.ndarray,
-        tolerance: np.ndarray,
-        *,
-        growth: float,
-        to_go_allowed: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Enter what was measured in step k, and the statuses that follow; return (where there is a new best, steps to go)."""
-        at = self.at(rows)
-        done = residual <= tolerance
-        improved: np.ndarray = (
-            residual < self.residual[at]
-        ) | done  # what is returned is what is entered
-        all_improved = improved.all()
-        if all_improved:
-            self.residual[at], self.tolerance[at], self.best[at] = residual, tolerance, k
-        else:
-            better = rows[improved]
-            self.residual[better], self.tolerance[better], self.best[better] = (
-                residual[improved],
-                tolerance[improved],
-                k,
-            )
-        to_go = _steps_to_go(residual, tolerance, self.last[at], k - self.n_iter[at])
-        self.last[at], self.n_iter[at] = residual, k
-        if done.any():
-            self.status[rows[done]] = CONVERGED
-        if to_go_allowed == 0 or not all_improved:
-            self._blame(
-                rows[~done],
-                k,
-                residual[~done],
-                tolerance[~done],
-                growth,
-                to_go[~done],
-                to_go_allowed,
-            )
-        return improved, to_go
-
-    def at(self, rows: np.ndarray) -> Any:
-        """The same rows; a slice, which is faster, where they are all."""
-        return slice(None) if len(rows) == len(self.status) else rows
-
-    def plan(self, rows: np.ndarray, k: int, to_go: np.ndarray, often: np.ndarray | None) -> None:
-        """When to measure again: shortly before the sample will have converged if it goes on like this.
-
-        That is not before the next step (for small n the one after it) and not long after 1.5 k, on a grid that widens with
-        k, so that a batch is measured in few steps. Where the past rate says little of the future, it is at once.
-        """
-        grid = max(self.stride, k // 8)
-        far = np.minimum(0.8 * to_go, 1 + k // 2)
-        self.due[self.at(rows)] = k + grid * np.maximum(1, far // grid)
-        if (
-            often is not None and often.any()
-        ):  # after an odd number of steps: those of a safeguard, good and bad, may alternate
-            self.due[rows[often]] = k + self.stride - 1 + self.stride % 2 + 2 * (k // 32)
-
-    def _blame(
-        self,
-        rows: np.ndarray,
-        k: int,
-        residual: np.ndarray,
-        tolerance: np.ndarray,
-        growth: float,
-        to_go: np.ndarray,
-        allowed: int,
-    ) -> None:
-        """Why samples that have not converged go no further, if they do not: lost is who has no new best, and no prospect."""
-        last = allowed == 0
-        status = np.full(len(rows), int(Status.MAX_ITER) if last else RUNNING)
-        lost = k - self.best[rows] > np.maximum(self.patience, self.best[rows] // 4)
-        lost &= ~(to_go < allowed)
-        status[lost] = Status.STAGNATED
-        status[(lost | last) & (residual > 10.0 * self.residual[rows])] = Status.DIVERGED
-        status[residual > growth * (self.first[rows] + tolerance)] = Status.DIVERGED
-        status[~np.isfinite(residual)] = Status.NONFINITE
-        self.status[rows] = status
-
-
-def _stride(xp: Namespace, n: int) -> int:
-    """The least number of steps between two measurements of a sample of n numbers: more than 1 where a step costs less than a measurement.
-
-    On a GPU a step is two launches, while a measurement makes the host wait and then do its books.
+    On a GPU a step is two launches, while a measurement makes the host wait and do its books.
     """
     if looks_are_free(xp):
-        return 2 if n < 256 else 1
+        return 6 if n <= 128 else 4 if n <= 256 else 3 if n < 512 else 2 if n < 2048 else 1
     return 3 if n < 2048 else 1
 
 
@@ -233,170 +97,221 @@ def iterate(
     problem: Problem,
     x0: Array | None,
     advance: Advance | None,
-    *,
     tol: float | None,
     max_iter: int,
     method: str,
     trace: bool = False,
     patience: int = PATIENCE,
 ) -> Solution:
-    """Solve ``x = f(x)``; ``advance=None`` is Picard's ``y <- y(x)``, which only swaps two buffers.
+    """Solve ``x = f(x)`` by rounds of plain steps, or as `advance` says.
 
-    A sample that has no new best residual for `patience` steps, and for a quarter of those that led to the last one, stagnates.
+    A sample that has no new best residual for `patience` steps, and for a quarter of those that
+    led to the last one, stagnates.
     """
-    xp, m, whole = problem.xp, problem.like.shape[0], problem
-    tol = resolve_tol(tol, problem.like, xp)
-    growth = 1.0 / float(xp.finfo(problem.like.dtype).eps)
-    stride = _stride(xp, problem.like.size // max(m, 1))
-    opening_ends = OPENING[stride] if advance is None or advance.steady else 0
-    book: _Book | None = None
-    opening: list[_Measured] = []
-    traces: list[np.ndarray] = []
-    rows = now = np.arange(m)  # the samples at hand, those of them that are measured,
-    running = np.ones(m, bool)  # and which of them are not frozen
-    here, there = problem.buffers()
-    best: Any = None
-    k, due = 0, 2 if stride == 1 and x0 is None and opening_ends else 1
-    with np.errstate(
-        over="ignore", invalid="ignore", divide="ignore"
-    ):  # the status NONFINITE says it
+    whole, xp = problem, problem.xp
+    stride = (advance and advance.stride) or problem.stride
+    stride = stride or stride_of(xp, problem.like[:1, ...].size)
+    follows = advance if advance is not None and advance.every_step else None
+    book = Book(problem, x0, resolve_tol(tol, problem.like, xp), max_iter, patience)
+    log: list[np.ndarray] | None = [] if trace else None
+    k, (here, there) = 0, problem.buffers()
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # NONFINITE says it
         y, x = problem.start(x0, here)
         while True:
-            k += 1
-            last = k == max_iter
-            checked = k >= due or last
-            if checked or trace or advance is None or advance.plain:
-                y_image, image = problem.step(x, there)
-            else:
-                y_image, image = problem.pre(x, there and there[0]), None
-            if trace:
-                traces.append(np.full(m, np.nan))
-                measured = problem.measure(x, y_image, image, tol)[0]
-                traces[-1][rows] = np.where(running, measured, np.nan)
-            if checked and book is None:
-                residual, tolerance = problem.measure(x, y_image, image, tol)
-                done = int(np.count_nonzero(residual <= tolerance))
-                if done == m:
-                    if here is not None:
-                        y, x = _kept(xp, y, best), xp.asarray(x, copy=True)
-                    status, n_iter = np.full(m, CONVERGED), np.full(m, k)
-                    return Solution(
-                        x,
-                        y,
-                        status,
-                        n_iter,
-                        residual,
-                        tolerance,
-                        method,
-                        np.stack(traces) if trace else None,
-                    )
-                falls = (
-                    np.count_nonzero(residual < (opening[-1].residual if opening else np.inf)) == m
-                )
-                if k < opening_ends and falls and not last and not done:
-                    opening.append(_Measured(k, residual, tolerance))
-                    best = _kept(xp, y, best)
-                    due, checked = k + stride, False
+            steps = min(1 if k == 0 and x0 is not None else max(stride, k // 8), max_iter - k)
+            for _ in range(steps - 1):
+                if log is not None:
+                    log.append(book.spread(problem.measure(x, *problem.step(x))[0]))
+                if follows is None:
+                    y, x = problem.step(x, here)
                 else:
-                    book = _Book.after(
-                        opening, opening[0].residual if opening else residual, stride, patience
-                    )
-            elif checked and book is not None:
-                now = np.flatnonzero(running if last else running & (book.due[book.at(rows)] <= k))
-                residual, tolerance = _measure(problem, now, x, y_image, image, tol)
-            if checked and book is not None:
-                improved, to_go = book.enter(
-                    rows[now], k, residual, tolerance, growth=growth, to_go_allowed=max_iter - k
-                )
-                running = book.status[book.at(rows)] == RUNNING
-                left = int(np.count_nonzero(running))
-                if left == 0 and len(now) == m and improved.all():
-                    if here is not None:
-                        y, x = _kept(xp, y, best), xp.asarray(x, copy=True)
-                    break  # all at once
-                if best is None:
-                    best = xp.asarray(y, copy=True)
-                elif improved.any():
-                    best = put_rows(xp, best, rows[now[improved]], y, now[improved])
-                if left == 0:
-                    del (
-                        y,
-                        x,
-                        y_image,
-                        image,
-                        here,
-                        there,
-                    )  # the work space makes room for the answer
-                    y, x = best, whole.image(best)
-                    break
-                if (
-                    k < opening_ends
-                ):  # whoever opened the book, the others are measured, and heard, no earlier than they would be alone
-                    book.plan(rows[now], k, np.zeros(len(now)), None)
-                else:
-                    book.plan(
-                        rows[now],
-                        k,
-                        to_go,
-                        None if advance is None else advance.observe(now, to_go),
-                    )
-                due = int((book.due if left == m else book.due[rows[running]]).min())
-            following = None if advance is None else advance(y, y_image)
-            if following is None:
-                if image is None:
-                    image = problem.image(y_image, there and there[1])
+                    y, x = _follow(problem, follows, y, problem.pre(x, there and there[0]), here)
+            k += steps
+            y_image, image = problem.step(x, there)
+            book.enter(k, problem.measure(x, y_image, image), y)
+            if log is not None:
+                log.append(book.spread(book.now[0]))
+            if book.left == 0:
+                del y, x, y_image, image, here, there  # the work space makes room for the answer
+                return book.solution(whole, method, log)
+            if advance is None or not advance.acts(book):
                 y, x, here, there = y_image, image, there, here
             else:
-                y, x = following, problem.image(following, here and here[1])
-                if there is not None and y is there[0]:
-                    here, there = (y, x), (here[0], there[1])
-            if checked and 2 * left <= len(rows):  # the frozen ones leave the product
-                keep = np.flatnonzero(running)
-                running = running[keep]
-                index = from_host(xp, keep)
-                problem, rows = problem.take(keep), rows[keep]
+                y, x = _follow(problem, advance, y, y_image, here)
+            if 2 * book.left <= len(book.rows):
+                keep = book.retire()
+                y, x = (take_rows(xp, a, keep) for a in (y, x))
+                problem = book.problem = problem.take(keep)
                 here, there = problem.buffers()
-                y, x = (_gather(xp, a, index, here and here[i]) for i, a in enumerate((y, x)))
                 if advance is not None:
                     advance.take(keep)
-    return Solution(
-        value=x,
-        pre=y,
-        status=book.status,
-        n_iter=book.n_iter,
-        residual=book.residual,
-        tolerance=book.tolerance,
-        method=method,
-        trace=np.stack(traces) if trace else None,
-    )
 
 
-def _kept(xp: Namespace, y: Any, room: Any) -> Any:
-    """A copy of y that outlives the work space, in `room` if there is one."""
-    if room is None or not writes_in_place(xp):
-        return xp.asarray(y, copy=True)
-    room[...] = y
-    return room
+def _follow(problem: Problem, advance: Advance, y: Any, y_image: Any, here: Buffers) -> Any:
+    """``(y, image(y))`` for the y that `advance` gives."""
+    following = advance(y, y_image)
+    if here is None:
+        return following, problem.image(following)
+    if following is not here[0]:
+        here[0][...] = following
+    return here[0], problem.image(here[0], out=here[1])
 
 
-def _measure(
-    problem: Problem, now: np.ndarray, x: Any, y_image: Any, image: Any, tol: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Residual and tolerance of the rows `now`: of all at hand if they are many, of a copy if they are few."""
-    if 2 * len(now) > x.shape[0]:
-        residual, tolerance = problem.measure(x, y_image, image, tol)
-        return (residual, tolerance) if len(now) == x.shape[0] else (residual[now], tolerance[now])
-    index = from_host(problem.xp, now)
-    x, y_image, image = (problem.xp.take(a, index, axis=0) for a in (x, y_image, image))
-    return problem.take(now).measure(x, y_image, image, tol)
+class _Closed(NamedTuple):
+    """Samples that go no further: their numbers, and what is known of them."""
+
+    rows: np.ndarray
+    k: int
+    status: Any
+    smallest: np.ndarray
+    allowed: np.ndarray
+    y: Any
 
 
-def _gather(xp: Namespace, a: Any, index: Any, out: Any) -> Any:
-    """``a[index]``, into `out` if given."""
-    if out is None:
-        return xp.take(a, index, axis=0)
-    return (
-        np.take(a, index, axis=0, out=out, mode="clip")
-        if xp is np
-        else xp.take(a, index, axis=0, out=out)
-    )  # NumPy buffers without it
+class Book:
+    """What is known of every sample at hand, in arrays that shrink with them.
+
+    Attributes
+    ----------
+    problem : Problem
+        That of those at hand.
+    rows : numpy.ndarray of int
+        Their numbers among all.
+    going, left : numpy.ndarray of bool, int
+        Which of them go on, and how many.
+    k, now, allowed : int, numpy.ndarray (2, m), numpy.ndarray (m,)
+        The last measurement: its step, residuals and sizes; and what residuals had to reach.
+    k_before, before
+        The measurement before.
+    smallest, best, y
+        Of those that go on: residual and size where the residual was smallest, in which step, and
+        the pre-activation.
+    """
+
+    def __init__(self, problem: Problem, x0: Any, tol: float, max_iter: int, patience: int) -> None:
+        m = problem.like.shape[0]
+        self.problem, self.x0, self.tol = problem, x0, tol
+        self.max_iter, self.patience = max_iter, patience
+        self.xp, self.eps = problem.xp, float(problem.xp.finfo(problem.like.dtype).eps)
+        self.closed: list[_Closed] = []
+        self.rows, self.going, self.left = np.arange(m), np.ones(m, bool), m
+        self.k = self.k_before = 0
+        self.now = self.before = self.smallest = np.full((2, m), np.inf)
+        self.best: Any = 0
+        self.y = self.first = None
+        self.limit: Any = None if x0 is None else self._limit(problem.given())
+
+    def enter(self, k: int, measured: np.ndarray, y: Any) -> None:
+        """Enter residuals and sizes, (2, m), of all at hand in step k, and what follows."""
+        self.k, self.k_before, self.now, self.before = k, self.k, measured, self.now
+        residual, size = measured
+        if self.first is None:
+            self.first = residual
+            self.limit = self._limit(size) if self.limit is None else self.limit
+        self.allowed = self._tolerance(measured)
+        done, improved = residual <= self.allowed, residual < self.smallest[0]
+        if self.left < len(done):
+            done &= self.going
+            improved &= self.going
+        if np.count_nonzero(improved) == self.left and k < self.max_iter:
+            self.smallest, self.best = measured, k
+            if self.y is None or not writes_in_place(self.xp):
+                self.y = self.xp.asarray(y, copy=True)
+            else:
+                self.y[...] = y
+            if np.count_nonzero(done):
+                self._close(done, None, self.allowed)
+            return
+        improved |= done  # what is returned is what is entered
+        self.smallest = np.where(improved, measured, self.smallest)
+        self.best = np.where(improved, k, self.best)
+        chosen = improved.nonzero()[0]
+        if self.y is None:  # what has left the range of the dtype keeps the start
+            start = self.xp.asarray(self.problem.start(self.x0)[0], copy=True)
+            self.y = put_rows(self.xp, start, chosen, y, chosen)
+        else:
+            self.y = put_rows(self.xp, self.y, chosen, y, chosen)
+        status = np.where(done, CONVERGED, self._blame())
+        self._close(self.going & (status != RUNNING), status, self._tolerance(self.smallest))
+
+    def _limit(self, size: np.ndarray) -> np.ndarray:
+        return np.asarray((GROWTH / self.eps**0.5) * size)
+
+    def _tolerance(self, measured: np.ndarray) -> np.ndarray:
+        """What residuals must reach; a size beyond the limit of growth does not count."""
+        return self.problem.tolerance(np.minimum(measured[1], self.limit), self.tol)
+
+    def _close(self, mask: np.ndarray, status: np.ndarray | None, allowed: np.ndarray) -> None:
+        """Put on record those that go no further; they have converged where `status` is None."""
+        places = mask.nonzero()[0]
+        if len(places):
+            whole = len(places) == len(self.rows)
+            y = self.y if whole else take_rows(self.xp, self.y, places)
+            status = np.zeros(len(places), int) if status is None else status[places]
+            known = self.smallest.take(places, axis=1), allowed.take(places)
+            self.closed.append(_Closed(self.rows.take(places), self.k, status, *known, y))
+            self.going, self.left = self.going & ~mask, self.left - len(places)
+
+    def misses(self, steps: float) -> np.ndarray:
+        """Which samples will not have converged within so many steps, if they go on like this."""
+        share = steps / (self.k - self.k_before)
+        ahead = self.now[0] * (self.now[0] / self.before[0]) ** share
+        return np.asarray(~(ahead <= self.allowed) & self.going)
+
+    def rate(self) -> np.ndarray:
+        """By how much the log of each residual has changed a step, since the measurement before."""
+        return np.asarray(np.log(self.now[0] / self.before[0]) / (self.k - self.k_before))
+
+    def steps_to_go(self) -> np.ndarray:
+        """Steps to the tolerance at that rate; inf where it does not fall."""
+        rate = self.rate()
+        return np.where(rate < 0, np.log(self.allowed / self.now[0]) / rate, np.inf)
+
+    def _blame(self) -> np.ndarray:
+        """Why samples that have not converged go no further, if they do not.
+
+        Lost is who has no new best, and no prospect of one within the steps that are left.
+        """
+        residual, last = self.now[0], self.k == self.max_iter
+        status = np.full(len(residual), int(Status.MAX_ITER) if last else RUNNING)
+        lost = self.k - self.best > np.maximum(self.patience, self.best // 4)
+        lost &= ~(self.steps_to_go() < self.max_iter - self.k)
+        status[lost] = Status.STAGNATED
+        status[(lost | last) & (residual > 10.0 * self.smallest[0])] = Status.DIVERGED
+        status[residual > (self.first + self.allowed) / self.eps] = Status.DIVERGED
+        status[~np.isfinite(residual)] = Status.NONFINITE
+        return status
+
+    def retire(self) -> np.ndarray:
+        """Forget those that are closed; return the others, by their places at hand."""
+        keep = self.going.nonzero()[0]
+        for name in ("rows", "going", "now", "before", "smallest", "first", "limit", "allowed"):
+            setattr(self, name, getattr(self, name).take(keep, axis=-1))
+        self.best = self.best if isinstance(self.best, int) else self.best[keep]
+        self.y = take_rows(self.xp, self.y, keep)
+        return keep
+
+    def spread(self, residual: np.ndarray) -> np.ndarray:
+        """Residuals of those at hand, in their places among all."""
+        row = np.full(sum(len(c.rows) for c in self.closed) + self.left, np.nan)
+        row[self.rows] = residual
+        return row
+
+    def solution(self, whole: Problem, method: str, log: list[np.ndarray] | None) -> Solution:
+        """The answer, when all are closed."""
+        closed, xp = self.closed, self.xp
+        if len(closed) == 1:
+            (c,) = closed
+            n_iter = np.full(len(c.rows), c.k)
+            residual, tolerance, status, y = c.smallest[0], c.allowed, c.status, c.y
+        else:
+            order = np.argsort(np.concatenate([c.rows for c in closed]))
+            residual = np.concatenate([c.smallest[0] for c in closed])[order]
+            tolerance = np.concatenate([c.allowed for c in closed])[order]
+            status = np.concatenate([c.status for c in closed])[order]
+            n_iter = np.repeat([c.k for c in closed], [len(c.rows) for c in closed])[order]
+            y = take_rows(xp, xp.concat([c.y for c in closed]), order)
+        trace = None if log is None else np.stack(log)
+        if trace is not None:
+            trace[np.arange(len(trace))[:, None] >= n_iter] = np.nan
+        return Solution(whole.image(y), y, status, n_iter, residual, tolerance, method, trace)

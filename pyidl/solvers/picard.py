@@ -1,17 +1,21 @@
-r"""Picard iteration, ``x <- f(x)``, or averaged with the last pre-activation, ``y <- d y + (1 - d) (A phi(y) + z)``.
+r"""Picard iteration, ``x <- f(x)``, or averaged with the last pre-activation.
 
-If f contracts by kappa, so does the iteration: after k steps the residual is at most kappa^k times the first one, and
-the error at x is at most ``|f(x) - x| / (1 - kappa)``. Both equations, forward and adjoint, are solved by the same loop.
+    y <- d y + (1 - d) (A phi(y) + z)
+
+If f contracts by kappa, so does the iteration: after k steps the residual is at most kappa^k times
+the first one, and the error at x is at most ``|f(x) - x| / (1 - kappa)``. Both equations, forward
+and adjoint, are solved by the same loop.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from pyidl.errors import InputError, is_real
 from pyidl.solvers.base import Iterative
-from pyidl.solvers.loop import Advance, iterate
+from pyidl.solvers.loop import PATIENCE, Advance, iterate
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
@@ -23,11 +27,6 @@ __all__ = ["Picard"]
 class _Average(Advance):
     d: float
     in_place: bool
-
-    @property
-    def plain(self) -> bool:
-        """The image of y(x) is of no use."""
-        return False
 
     def __call__(self, y: Any, y_image: Any) -> Any:
         if not self.in_place:
@@ -45,12 +44,13 @@ class Picard(Iterative):
     Parameters
     ----------
     tol : float, optional
-        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the right-hand side. Default
-        1e-6 in float32, 1e-12 in float64.
+        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the
+        right-hand side. Default 1e-6 in float32, 1e-12 in float64.
     max_iter : int
         Largest number of steps.
     damping : float
-        d in [0, 1): the share of the old pre-activation. It helps where f overshoots, and slows down where it does not.
+        d in [0, 1): the share of the old pre-activation. It helps where f overshoots, and slows
+        down where it does not.
 
     Examples
     --------
@@ -66,16 +66,16 @@ class Picard(Iterative):
             raise InputError(
                 f"damping is {self.damping!r}; it is the share of the old iterate, 0 <= damping < 1"
             )
-        object.__setattr__(
-            self, "damping", float(self.damping)
-        )  # one of NumPy's would make float64 of float32
+        # A number of NumPy's would make float64 of float32.
+        object.__setattr__(self, "damping", float(self.damping))
 
     def __call__(
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Iterate from f(x0), or from f(0)."""
-        method = f"Picard(damping={self.damping:g})" if self.damping else "Picard"
-        advance = _Average(self.damping, problem.in_place) if self.damping else None
-        return iterate(
-            problem, x0, advance, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace
-        )
+        d, limits = self.damping, (self.tol, self.max_iter)
+        if d == 0:
+            return iterate(problem, x0, None, *limits, "Picard", trace)
+        # A step goes a share 1 - d of the way; where phi saturates, y may go far before x moves.
+        patience, name = math.ceil(PATIENCE / (1.0 - d)), f"Picard(damping={d:g})"
+        return iterate(problem, x0, _Average(d, problem.in_place), *limits, name, trace, patience)

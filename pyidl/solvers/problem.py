@@ -1,71 +1,102 @@
 """A fixed-point problem ``x = f(x)`` for a batch, one sample a row, as the solvers see it.
 
-Always there: the map f, in two halves. A *pre-activation* y is computed from x, and x is its *image*: ``f(x) =
-image(y(x))``. A value is thus always returned with the y that it came from, and slopes are taken at that same y. A map
-without halves lets y = f(x).
+The map has two halves: a *pre-activation* y is computed from x, and x is its *image*,
 
-Where the map is affine followed by a componentwise function, its parts are there too, because structure is where speed
-comes from:
+    y = y(x),      x = image(y),      f(x) = image(y(x)).
 
-    forward   X = phi(Y),  Y = X A^T + Z       `Affine`
-    adjoint   V = S * W,   W = V A + G         `LinearAffine`: A transposed, phi replaced by the slopes S = phi'(Y*)
+A value is always returned with the y that it came from, and slopes are taken at that same y, so
+the two cannot disagree at a kink. A map without halves lets y = f(x). Most problems are `Affine`,
+
+    y = M x + z,   x = image(y)
+
+forward     X = phi(Y),    Y = X A^T + Z,  Z = U B^T + b      `Phi`
+adjoint     V = S * W,     W = V A + G                        `Times`: S = phi'(Y*), or `Jacobians`
+
+because structure is where speed comes from: M may be sparse, of low rank, in tiles; the image may
+be known to have slopes. An adjoint equation is linear, and has a `reference`, the size of its
+right-hand side.
 """
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace
+from pyidl.backend import (
+    astype,
+    from_host,
+    looks_are_free,
+    namespace,
+    to_numpy,
+    writes_in_place,
+)
 from pyidl.fusion import fused
 from pyidl.pattern import Groups
-from pyidl.rows import CHUNK, change_and_size, take_rows
+from pyidl.rows import CHUNK, change_and_size, max_abs, take_rows
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
-from pyidl.typing import Array, Namespace
+from pyidl.typing import Array
 
 __all__ = [
     "Affine",
-    "AffineMap",
     "Buffers",
-    "Iteration",
-    "LinearAffine",
-    "LinearProblem",
+    "Image",
+    "Jacobians",
+    "Phi",
     "Problem",
-    "product",
+    "Rewritten",
+    "Times",
+    "pieces",
+    "sizes",
 ]
+
+TOGETHER = "here phi acts on several components together"
 
 Buffers = tuple[Any, Any] | None
 """Where y and its image are written; None where the library has no ``out=``."""
 
 
 class Problem(ABC):
-    """``x = f(x)`` for m samples."""
+    """``x = f(x)`` for m samples.
 
-    lacking: ClassVar[str] = "of this problem only the map is known"
-    """Why a solver that needs the parts of an `AffineMap` finds none."""
+    A subclass gives `pre` and `take`, and perhaps `image`.
 
-    @property
-    @abstractmethod
-    def like(self) -> Array:
-        """An array with the shape, dtype and library of the state."""
+    Parameters
+    ----------
+    like : array, shape (m, ...)
+        Any array with the shape, dtype and library of the state.
+    reference : numpy.ndarray, shape (m,), optional
+        For a linear problem ``v = J^T v + h``, and only for one: ``max|h|`` of every sample.
+    """
+
+    def __init__(self, like: Array, reference: np.ndarray | None = None) -> None:
+        self.like, self.reference, self.xp = like, reference, namespace(like)
+        self.in_place = False
+        """Whether a solve may work in buffers of its own."""
+        if reference is not None:
+            limits = self.xp.finfo(like.dtype)
+            self.resolved = 8.0 * float(limits.eps), 8.0 * float(limits.smallest_normal)
+        self.stride: int | None = 1 if looks_are_free(self.xp) else None
+        """Steps in a first round: a map of which nothing is known may cost more than a look."""
+        self.lacking = "of this problem only the map is known"
+        """Why a solver that needs an affine map and slopes finds none; "" where they are."""
 
     @abstractmethod
     def pre(self, x: Any, out: Any = None) -> Any:
         """The pre-activation ``y(x)``; f(x) itself where f has no halves."""
 
     @abstractmethod
-    def take(self, rows: np.ndarray) -> Self:
+    def take(self, rows: np.ndarray) -> Problem:
         """The same problem for some of the samples, numbered on the host."""
 
     def image(self, y: Any, out: Any = None) -> Any:
-        """The value that belongs to the pre-activation y: y itself (a copy in `out`) where f has no halves."""
+        """The value that belongs to y: y itself (a copy in `out`) where f has no halves."""
         if out is None:
             return y
         out[...] = y
@@ -75,121 +106,201 @@ class Problem(ABC):
         """``image(y(x))``."""
         return self.step(x)[1]
 
-    def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
-        """``(y, f(x0))``, with x0 = 0 unless a warm start is given."""
-        return self.step(self.xp.zeros_like(self.like) if x0 is None else x0, out)
-
     def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
-        """``(y(x), f(x))``."""
+        """``(y(x), f(x))``; the second buffer may be x itself."""
         into_y, into_x = out or (None, None)
         y = self.pre(x, into_y)
         return y, self.image(y, into_x)
 
-    def measure(
-        self, x: Any, y_image: Any, image: Any, tol: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """``max|f(x) - x|`` of every sample, where ``y_image = y(x)`` and ``image = f(x)``, and what it must reach; on the host."""
-        residual, size = change_and_size(self.xp, image, x)
-        return residual, self.tolerance(size, tol)
+    def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
+        """``(y, f(x0))``, with x0 = 0 unless a warm start is given."""
+        return self.step(self.xp.zeros_like(self.like) if x0 is None else x0, out)
+
+    def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
+        """``max|f(x) - x|`` and ``max|x|`` of every sample, (2, m), on the host.
+
+        Known are ``y_image = y(x)`` and ``image = f(x)``.
+        """
+        return change_and_size(self.xp, image, x)
 
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
-        """What the residual of each sample must reach, ``tol (1 + max|x|)``, for samples of that size ``max|x|``."""
-        return tol * (1.0 + size)
+        """What the residual of each sample must reach, for samples of that size ``max|x|``.
+
+        Forward ``tol (1 + max|x|)``. The answer of a linear problem scales with its right-hand
+        side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule: there it is ``max(tol
+        max|h|, 8 eps max|v|)``, the second being what the dtype can resolve. Below its smallest
+        normal number it resolves nothing (CuPy makes it 0), so a residual of 8 of those counts as
+        none: cotangents of confidently classified samples get there.
+        """
+        if self.reference is None:
+            return tol * (1.0 + size)
+        return np.maximum(tol * self.reference, self.resolved[0] * size + self.resolved[1])
+
+    def given(self) -> np.ndarray:
+        """``max|f(0)|`` of every sample, on the host: the size of what the equation was given."""
+        return sizes(self.start()[1]) if self.reference is None else self.reference
 
     def restore(self, solution: Solution) -> Solution:
-        """The solution in the terms of the equation that this one was made from; itself where there is none."""
+        """The solution in the terms of the equation that this one was made from, if any."""
         return solution
 
-    @property
-    def in_place(self) -> bool:
-        """Whether a solve may work in buffers of its own."""
-        return backend.writes_in_place(self.xp)
+    def system(self) -> tuple[Any, Any]:
+        """``I - J^T``, (m, n, n), and h, (m, n), of a linear problem; ``J^T e = f(e) - f(0)``."""
+        xp, shape, dtype = self.xp, self.like.shape, self.like.dtype
+        m, n = shape[0], self.like.size // shape[0]
+        h = self.start()[1]
+        columns = []
+        for j in range(n):
+            unit = np.zeros((m, n))
+            unit[:, j] = 1.0
+            e = xp.reshape(astype(xp, from_host(xp, unit), dtype), shape)
+            columns.append(xp.reshape(e - (self.f(e) - h), (m, n)))
+        return xp.stack(columns, axis=2), xp.reshape(h, (m, n))
 
     def buffers(self) -> tuple[Buffers, Buffers]:
         """Room for two y and their images, which serve a whole solve.
 
-        They are one block of memory: an allocator gives one block back in the next solve without asking the system for it,
-        while for several (measured on Linux) it asks again each time, which costs as much as a product with A.
+        They are one block of memory: an allocator gives one block back in the next solve without
+        asking the system for it, while for several (measured on Linux) it asks again each time,
+        which costs as much as a product with A.
         """
         if not self.in_place:
             return None, None
         block = self.xp.empty((4, *self.like.shape), dtype=self.like.dtype)
         return (block[0, ...], block[1, ...]), (block[2, ...], block[3, ...])
 
-    @property
-    def xp(self) -> Namespace:
-        """The module that owns the arrays."""
-        return namespace(self.like)
+
+# ------------------------------------------------------------------------------------------ images
 
 
-class Iteration(Problem):
-    """The loop body that `Affine`, `LinearAffine` and their splittings share: one product, one sum, one componentwise pass."""
+class Image(ABC):
+    """``x = image(y)``, one sample a row: the nonlinear half of an `Affine` problem."""
 
-    matrix: Matrix
-    offset: Array
-
-    @property
-    def like(self) -> Array:
-        """The offset has the shape of the state."""
-        return self.offset
-
-    def pre(self, x: Any, out: Any = None) -> Any:
-        """``y = x M^T + offset``."""
-        y = self.matrix.rows(x, out)
-        y += self.offset
-        return y
-
-    def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
-        """``(y(x), f(x))``: the product, and one pass for the sum and the image.
-
-        On CuPy that pass is one kernel; on NumPy it is made piece by piece, while a piece is in the cache.
-        """
-        if out is None:
-            return super().step(x, out)
-        (y, image), xp = out, self.xp
-        self.matrix.rows(x, y)
-        if xp is not np:
-            function, *others = self.entrywise()
-            if xp.__name__ == "cupy" and function is not None:
-                _sum_and_image(function)(y, self.offset, *others, out=(y, image))
-            else:
-                y += self.offset
-                self.image(y, image)
-            return y, image
-        if y.size <= CHUNK:
-            y += self.offset
-            return y, self.image(y, image)
-        rows = max(1, CHUNK // y.shape[1])
-        for i in range(0, y.shape[0], rows):
-            piece = slice(i, i + rows)
-            y[piece] += self.offset[piece]
-            self.image_of(piece, y[piece], image[piece])
-        return y, image
-
-    def image(self, y: Any, out: Any = None) -> Any:
-        """The image of all samples."""
-        return self.image_of(slice(None), y, out)
-
-    def entrywise(self) -> tuple[Any, ...]:
-        """The image of y as a `fused` function of y and of the operands that follow here; None where it is none."""
-        return (None,)
+    def lacking(self, n: int) -> str:
+        """Why it has no slopes, for n components; "" where it has."""
+        return ""
 
     @abstractmethod
-    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
-        """The image of the samples `rows`, of which y holds the pre-activations."""
+    def __call__(self, y: Any, out: Any = None) -> Any:
+        """The image, into `out` if given."""
 
-    def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
-        """f(0) needs no product: its y is the offset."""
-        if x0 is not None:
-            return super().start(x0, out)
+    def ready(self, like: Any) -> Callable[..., Any]:
+        """The same for NumPy arrays of this shape, with as few calls as may be."""
+        return self
+
+    def entrywise(self) -> tuple[Any, ...]:
+        """It as a `fused` function of y and of the operands that follow; None where it is none."""
+        return (None,)
+
+    def slopes(self, y: Any) -> Any:
+        """Its derivative at y, entry by entry."""
+        raise AssertionError("asked for slopes of an image without")
+
+    def resolvent(self, u: Any, alpha: float) -> Any:
+        """The y with ``(1 - alpha) image(y) + alpha y = u``, for slopes in [0, 1]."""
+        raise AssertionError("asked for the proximal map of an image without")
+
+    def take(self, rows: Any) -> Image:
+        """That of some samples: host numbers, or a slice."""
+        return self
+
+
+@dataclass(frozen=True)
+class Phi(Image):
+    """``phi(y)``."""
+
+    activation: Activation
+
+    def __call__(self, y: Any, out: Any = None) -> Any:
+        """phi(y)."""
+        return self.activation(y, out)
+
+    def lacking(self, n: int) -> str:
+        """A phi that acts on blocks has no slopes."""
+        return TOGETHER if self.activation.vector_blocks(n) else ""
+
+    def ready(self, like: Any) -> Callable[..., Any]:
+        """A ufunc, where phi is one."""
+        return self if self.activation.ready is None else self.activation.ready(like)
+
+    def entrywise(self) -> tuple[Any, ...]:
+        """Phi, if it is fused."""
+        return (self.activation.phi if isinstance(self.activation.phi, fused) else None,)
+
+    def slopes(self, y: Any) -> Any:
+        """``phi'(y)``."""
+        return self.activation.dphi(y)
+
+    def resolvent(self, u: Any, alpha: float) -> Any:
+        """That of the activation, which needs none for alpha = 1."""
+        return u if alpha == 1 else self.activation.resolvent(u, alpha)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Times(Image):
+    """``S y``, entry by entry: the image of an adjoint equation, with S = phi'(Y*)."""
+
+    S: Array
+
+    def __call__(self, y: Any, out: Any = None) -> Any:
+        """The product."""
+        return y * self.S if out is None else namespace(y).multiply(y, self.S, out=out)
+
+    def ready(self, like: Any) -> Callable[..., Any]:
+        """NumPy's product."""
+        return functools.partial(np.multiply, self.S)
+
+    def entrywise(self) -> tuple[Any, ...]:
+        """The product, and S."""
+        return _product, self.S
+
+    def slopes(self, y: Any) -> Any:
+        """S, whatever y."""
+        return self.S
+
+    def resolvent(self, u: Any, alpha: float) -> Any:
+        """``(1 - alpha) s y + alpha y = u``."""
+        return u if alpha == 1 else u / ((1.0 - alpha) * self.S + alpha)
+
+    def take(self, rows: Any) -> Times:
+        """Some rows of S."""
+        return Times(_some(self.S, rows))
+
+
+@dataclass(frozen=True)
+class Jacobians(Image):
+    """``J(Y*)^T y``, sample by sample, where phi acts on blocks of components (softmax, ...).
+
+    Let ``y = A phi(y) + z``; along any direction ``dy = A J dy + dz``, and a loss with gradient g
+    with respect to x = phi(y) changes by ``<g, J dy> = <v, dz>``, ``v = J^T (A^T v + g)``.
+    """
+
+    activation: Activation
+    Y: Array
+
+    def lacking(self, n: int) -> str:
+        """Jacobians, but no slopes."""
+        return TOGETHER
+
+    def __call__(self, y: Any, out: Any = None) -> Any:
+        """The product with the transposed Jacobian."""
+        v = self.activation.vjp(self.Y, y)
         if out is None:
-            return self.offset, self.image(self.offset)
-        out[0][...] = self.offset
-        return out[0], self.image(out[0], out[1])
+            return v
+        out[...] = v
+        return out
+
+    def take(self, rows: Any) -> Jacobians:
+        """Some rows of Y*."""
+        return Jacobians(self.activation, _some(self.Y, rows))
+
+
+def _some(a: Any, rows: Any) -> Any:
+    return a[rows, ...] if isinstance(rows, slice) else take_rows(namespace(a), a, rows)
 
 
 @fused
-def product(y: Any, s: Any) -> Any:
+def _product(y: Any, s: Any) -> Any:
     """``y s``."""
     return y * s
 
@@ -203,129 +314,173 @@ def _sum_and_image(image: fused) -> fused:
     return fused(step)
 
 
-class AffineMap(Iteration):
-    """What `Affine` and `LinearAffine` have in common for the solvers that use their parts."""
-
-    @abstractmethod
-    def slopes(self, y: Any) -> Any:
-        """The derivative of the image with respect to y, entry by entry."""
-
-    @abstractmethod
-    def resolvent(self, u: Any, alpha: float) -> Any:
-        """The y with ``(1 - alpha) image(y) + alpha y = u``, for slopes in [0, 1]; u itself for alpha = 1."""
-
-    @abstractmethod
-    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> AffineMap:
-        """The equation of one group of components."""
+# ------------------------------------------------------------------------------------------ affine
 
 
-@dataclass(frozen=True)
-class Affine(AffineMap):
-    """``X = phi(X A^T + Z)``, with the offset Z = U B^T + b formed once."""
+class Affine(Problem):
+    """``y = x M^T + offset``, ``x = image(y)``: one product, one sum, one pass over the rows.
 
-    matrix: Matrix
-    offset: Array
-    activation: Activation
+    Parameters
+    ----------
+    matrix : Matrix
+        M: A forward, A^T in the adjoint.
+    offset : array, shape (m, n)
+        Z = U B^T + b, formed once; in the adjoint the cotangent G of the state.
+    image : Image or Activation
+        An activation phi stands for ``Phi(phi)``.
+    reference : numpy.ndarray, shape (m,), optional
+        In the adjoint, ``max|S G|`` of every sample.
 
-    def entrywise(self) -> tuple[Any, ...]:
-        """Phi, if it is fused."""
-        return (self.activation.phi if isinstance(self.activation.phi, fused) else None,)
-
-    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
-        """``phi(y)``."""
-        return self.activation(y, out)
-
-    def slopes(self, y: Any) -> Any:
-        """``phi'(y)``."""
-        return self.activation.dphi(y)
-
-    def resolvent(self, u: Any, alpha: float) -> Any:
-        """That of the activation, which needs none for alpha = 1."""
-        return u if alpha == 1 else self.activation.resolvent(u, alpha)  # type: ignore[misc]
-
-    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> Affine:
-        """The equation of one group of components, given what the others contribute to the offset."""
-        return Affine(matrix, offset, self.activation.columns(groups.members[i]))
-
-    def take(self, rows: np.ndarray) -> Affine:
-        """The same equation with some rows of Z."""
-        return Affine(self.matrix, take_rows(self.xp, self.offset, rows), self.activation)
-
-
-class LinearProblem(Problem):
-    """A fixed-point equation that is linear, ``v = J^T v + h``: every adjoint equation is one.
-
-    Its answer scales with its right-hand side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule:
-    ``residual <= max(tol max|h|, 8 eps max|v|)``, where the second term is what the dtype can resolve. (Below its smallest normal
-    number it resolves nothing, and CuPy's kernels of float32 make all of that 0: a residual of 8 such numbers counts as none. Cotangents
-    do get there, those of confidently classified samples, and those that vanish in a long recurrence.)
+    Examples
+    --------
+    >>> from pyidl import activations
+    >>> from pyidl.structure import Full
+    >>> half = Affine(Full(np.array([[0.5]])), np.ones((1, 1)), activations.relu)
+    >>> half.f(np.array([[2.0]]))
+    array([[2.]])
     """
 
-    reference: np.ndarray
-    """``max|h|`` of every sample, shape (m,), float64, on the host."""
+    def __init__(
+        self,
+        matrix: Matrix,
+        offset: Array,
+        image: Image | Activation,
+        reference: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(offset, reference)
+        self.matrix = matrix
+        self.in_place, self.stride = writes_in_place(self.xp), None
+        self.rounding = 0.0
+        """How much a rounding of x, relative to its size, may change f(x), where that matters."""
+        self._hold(offset, Phi(image) if isinstance(image, Activation) else image)
+        self.lacking = self.map.lacking(offset.shape[1])
+
+    def _hold(self, offset: Array, image: Image) -> None:
+        self.like = self.offset = offset
+        self.map = image
+        self.image = image.ready(offset) if self.xp is np else image  # type: ignore[method-assign]
+
+    def pre(self, x: Any, out: Any = None) -> Any:
+        """``y = x M^T + offset``."""
+        y = self.matrix.rows(x, out)
+        y += self.offset
+        return y
+
+    def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
+        """``(y(x), f(x))``.
+
+        On CuPy sum and image are one kernel; on NumPy they are made piece by piece, while a piece
+        is in the cache.
+        """
+        if out is None:
+            y = self.pre(x)
+            return y, self.image(y)
+        y, image = out
+        self.matrix.rows(x, y)
+        if self.xp is np and y.size <= CHUNK:
+            y += self.offset
+            return y, self.image(y, out=image)
+        if self.xp is np:
+            for piece in pieces(*y.shape):
+                y[piece] += self.offset[piece]
+                self.map.take(piece)(y[piece], image[piece])
+            return y, image
+        function, *others = self.map.entrywise()
+        if self.xp.__name__ == "cupy" and function is not None:
+            _sum_and_image(function)(y, self.offset, *others, out=(y, image))
+            return y, image
+        y += self.offset
+        return y, self.map(y, image)
+
+    def start(self, x0: Any = None, out: Buffers = None) -> tuple[Any, Any]:
+        """f(0) needs no product: its y is the offset."""
+        if x0 is not None:
+            return self.step(astype(self.xp, x0, self.like.dtype), out)
+        if out is None:
+            return self.offset, self.image(self.offset)
+        out[0][...] = self.offset
+        return out[0], self.image(out[0], out=out[1])
+
+    def take(self, rows: np.ndarray) -> Self:
+        """The same equation for some of the samples."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._hold(take_rows(self.xp, self.offset, rows), self.map.take(rows))
+        part.reference = None if self.reference is None else self.reference[rows]
+        return part
+
+    def resolvable(self) -> Self:
+        """The same, to be solved as far as its dtype can where A is large.
+
+        x is known to eps |x|, and so f(x) to eps ||A||_inf |x|: no residual below is asked for.
+        """
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        xp, A = self.xp, self.matrix.dense()
+        norm = float(xp.max(xp.sum(xp.abs(A), axis=1)))
+        part.rounding = 4.0 * float(xp.finfo(self.like.dtype).eps) * norm
+        return part
 
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
-        """``max(tol max|h|, 8 eps max|v|)``, and some of the smallest normal numbers."""
-        limits = self.xp.finfo(self.like.dtype)
-        return np.maximum(
-            tol * self.reference, 8.0 * (float(limits.eps) * size + float(limits.smallest_normal))
-        )
-
-    def system(self) -> tuple[Any, Any]:
-        """``I - J^T``, shape (m, n, n), and h, shape (m, n); column j of J^T is ``f(e_j) - f(0)``."""
-        xp, shape, dtype = self.xp, self.like.shape, self.like.dtype
-        m, n = shape[0], self.like.size // shape[0]
-        h = self.start()[1]
-        columns = []
-        for j in range(n):
-            unit = np.zeros((m, n))
-            unit[:, j] = 1.0
-            e = xp.reshape(backend.astype(xp, backend.from_host(xp, unit), dtype), shape)
-            columns.append(xp.reshape(e - (self.f(e) - h), (m, n)))
-        return xp.stack(columns, axis=2), xp.reshape(h, (m, n))
-
-
-@dataclass(frozen=True)
-class LinearAffine(AffineMap, LinearProblem):
-    """``V = S * W, W = V A + G``, with slopes S and the cotangent G of the state as offset; `matrix` is A transposed.
-
-    At the solution W is the total derivative of the loss with respect to the state, V that with respect to Y.
-    """
-
-    matrix: Matrix
-    offset: Array
-    slope: Array
-    reference: np.ndarray
-
-    def entrywise(self) -> tuple[Any, ...]:
-        """A product with the slopes."""
-        return product, self.slope
-
-    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
-        """``S * y``."""
-        slope = self.slope[rows, ...]
-        return y * slope if out is None else self.xp.multiply(y, slope, out=out)
+        """As for any problem, but not below the rounding of f(x)."""
+        tolerance = super().tolerance(size, tol)
+        return np.maximum(tolerance, self.rounding * size) if self.rounding else tolerance
 
     def slopes(self, y: Any) -> Any:
-        """S, whatever y."""
-        return self.slope
+        """The derivative of the image with respect to y, entry by entry."""
+        return self.map.slopes(y)
 
-    def resolvent(self, u: Any, alpha: float) -> Any:
-        """``(1 - alpha) s w + alpha w = u``."""
-        return u if alpha == 1 else u / ((1.0 - alpha) * self.slope + alpha)
+    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> Affine:
+        """The equation of one group of components, given what the others add to its offset.
 
-    def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> LinearAffine:
-        """The equation of one group of components; its residual counts against the whole right-hand side."""
-        return LinearAffine(matrix, offset, groups.piece(self.slope, i), self.reference)
-
-    def take(self, rows: np.ndarray) -> LinearAffine:
-        """The same equation with some rows of G and S."""
-        G, S = (take_rows(self.xp, a, rows) for a in (self.offset, self.slope))
-        return LinearAffine(self.matrix, G, S, self.reference[rows])
+        In the adjoint its residual counts against the whole right-hand side.
+        """
+        if isinstance(self.map, Times):
+            return Affine(matrix, offset, Times(groups.piece(self.map.S, i)), self.reference)
+        assert isinstance(self.map, Phi)
+        return Affine(matrix, offset, self.map.activation.columns(groups.members[i]))
 
     def system(self) -> tuple[Any, Any]:
         """``I - diag(s) A^T`` and ``s * g``, written down instead of probed."""
-        eye = self.xp.eye(self.slope.shape[1], dtype=self.slope.dtype)
-        return eye - self.slope[:, :, None] * self.matrix.dense()[
-            None, :, :
-        ], self.slope * self.offset
+        if not isinstance(self.map, Times):
+            return super().system()
+        S, xp = self.map.S, self.xp
+        eye = xp.eye(S.shape[1], dtype=S.dtype)
+        return eye - S[:, :, None] * self.matrix.dense()[None, :, :], S * self.offset
+
+
+class Rewritten(Affine):
+    """The same equation, iterated over another pre-activation: a splitting is no solver of its own.
+
+    Its residual is that of the original equation. A subclass says how it is measured, and how the
+    solution is restored.
+    """
+
+    def __init__(self, original: Affine, matrix: Matrix, offset: Array, image: Image) -> None:
+        super().__init__(matrix, offset, image, original.reference)
+        self.original = original
+
+    def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
+        """That of the original equation."""
+        return self.original.tolerance(size, tol)
+
+    def given(self) -> np.ndarray:
+        """That of the original equation."""
+        return self.original.given()
+
+    def take(self, rows: np.ndarray) -> Self:
+        """The same equation for some of the samples."""
+        part = super().take(rows)
+        part.original = self.original.take(rows)
+        return part
+
+
+def pieces(m: int, n: int) -> list[slice]:
+    """The rows of an (m, n) array in pieces that stay in the cache."""
+    count = max(1, CHUNK // n)
+    return [slice(i, min(i + count, m)) for i in range(0, m, count)]
+
+
+def sizes(h: Any, factor: Any = None) -> np.ndarray:
+    """``max|h|``, or ``max|factor h|``, of every sample, on the host."""
+    return to_numpy(max_abs(namespace(h), h, factor)).astype(np.float64)

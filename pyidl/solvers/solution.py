@@ -1,4 +1,4 @@
-"""What a solve achieved, per sample, forward and backward alike; and what happens when it did not converge."""
+"""What a solve achieved, sample by sample, and what happens where it did not converge."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ class Status(enum.IntEnum):
 
 CURE = {
     Status.MAX_ITER: "raise max_iter, or lower kappa so that the iteration contracts faster",
-    Status.STAGNATED: "the residual stopped falling: at the limit of the dtype use dtype='float64' or a larger tol; "
-    "far above it the iteration cycles, so project the parameters, or try Picard(damping=0.5)",
-    Status.DIVERGED: "the iteration grows: bring the parameters into a well-posed set, model.params = model.project(model.params)",
-    Status.NONFINITE: "the iteration left the range of the dtype: rescale the inputs, or project the parameters",
+    Status.STAGNATED: "the residual stopped falling: at the limit of the dtype use dtype='float64' "
+    "or a larger tol; far above it the iteration cycles, so project the parameters, or try "
+    "Picard(damping=0.5)",
+    Status.DIVERGED: "the iteration grows: bring the parameters into a well-posed set, "
+    "model.params = model.project(model.params)",
+    Status.NONFINITE: "the iteration left the range of the dtype: rescale the inputs, or project "
+    "the parameters",
 }
 
 
@@ -53,7 +56,8 @@ class Solution:
     value : array, shape (m, ...)
         The returned point x: converged, or the best one seen, for each sample.
     pre : array
-        The pre-activation with ``value = phi(pre)``; slopes are taken here. The value itself where f has none.
+        The pre-activation with ``value = phi(pre)``; slopes are taken here. The value itself where
+        f has none.
     status : numpy.ndarray of int, shape (m,)
         A `Status` for each sample.
     n_iter : numpy.ndarray of int, shape (m,)
@@ -65,7 +69,8 @@ class Solution:
     method : str
         Which solver, and why.
     trace : numpy.ndarray, shape (steps, m), or None
-        The residual of every step, if asked for; NaN once a sample has left. After a fallback, that of the first solver.
+        The residual of every step, if asked for; NaN once a sample has left. After a fallback, that
+        of the first solver.
     """
 
     value: Array
@@ -93,11 +98,12 @@ class Solution:
         words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         return (
             f"Solution of {m} samples by {self.method}: {words}; "
-            f"{np.mean(self.n_iter):.1f} steps on average, {np.max(self.n_iter)} at most; worst residual {np.max(self.residual):.3g}"
+            f"{np.mean(self.n_iter):.1f} steps on average, {np.max(self.n_iter)} at most; "
+            f"worst residual {np.max(self.residual):.3g}"
         )
 
     def merged(self, other: Solution, rows: np.ndarray, xp: Namespace) -> Solution:
-        """Return this solution with the samples `rows` replaced by those of `other`, where that came closer."""
+        """Return this solution, with the samples `rows` of `other` where that came closer."""
         m = len(self.status)
         index = np.arange(m)
         before = self.residual[rows]
@@ -133,12 +139,13 @@ def settle(
     adjoint: bool,
     certificate: Callable[[], object] | None = None,
 ) -> Solution:
-    """Return `solution` if every sample converged; otherwise raise, warn or pass, as `on_fail` says.
+    """Return `solution` if all samples converged; else raise, warn or pass, as `on_fail` says.
 
     Raises
     ------
     ConvergenceError, GradientConvergenceError
-        With the cause, the numbers, the model's certificate, and the cure for the most frequent status.
+        With the cause, the numbers, the model's certificate, and the cure for the most frequent
+        status.
     """
     check_on_fail(on_fail)
     if on_fail == "ignore" or solution.all_converged:
@@ -156,9 +163,10 @@ def settle(
         )
     )
     message = (
-        f"the {'adjoint' if adjoint else 'forward'} solve of {int(failed.sum())} of {len(failed)} samples ended {status.name} "
-        f"after {int(solution.n_iter[worst])} steps of {solution.method}, with a residual of {solution.residual[worst]:.3g} "
-        f"where {solution.tolerance[worst]:.3g} is asked. "
+        f"the {'adjoint' if adjoint else 'forward'} solve of {int(failed.sum())} of {len(failed)} "
+        f"samples ended {status.name} after {int(solution.n_iter[worst])} steps of "
+        f"{solution.method}, with a residual of {solution.residual[worst]:.3g} where "
+        f"{solution.tolerance[worst]:.3g} is asked. "
     )
     if certificate is not None:
         message += f"The model is {certificate()!r}. "

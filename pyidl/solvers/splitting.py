@@ -1,28 +1,35 @@
 r"""Operator splittings for monotone models: forward-backward and Peaceman-Rachford.
 
-Let phi have slopes in [0, 1]. It is then the proximal map of a convex f (`pyidl.resolvents`), and ``x = phi(A x + z)`` says that
-``F x + (subdifferential of f at x)`` contains 0, with ``F x = (I - A) x - z``. Both methods iterate over u, of which x is the proximal map
-of alpha f: ``x = phi(y)`` with ``(1 - alpha) phi(y) + alpha y = u``.
+Let phi have slopes in [0, 1]. It is then the proximal map of a convex f (`pyidl.resolvents`), and
+``x = phi(A x + z)`` says that ``F x + (subdifferential of f at x)`` contains 0, with ``F x = (I -
+A) x - z``. Both methods iterate over u, of which x is the proximal map of alpha f: ``x = phi(y)``
+with ``(1 - alpha) phi(y) + alpha y = u``.
 
     forward-backward     u <- x - alpha F x = (1 - alpha) x + alpha (A x + z)
     Peaceman-Rachford    r = 2 x - u,   s = (I + alpha (I - A))^{-1} (r + alpha z),   u <- 2 s - r
 
-In either, u follows from x, or from r, by one product and one sum: again a loop of one product, one sum, one componentwise pass.
+In either, u follows from x, or from r, by one product and one sum: again a loop of one product, one
+sum, one componentwise pass.
 
-**Theorem.** Let ``(A + A^T) / 2 <= (1 - m) I`` with m > 0, and ``L = |I - A|_2``. There is exactly one solution. In the Euclidean norm
-forward-backward contracts by ``sqrt(1 - 2 alpha m + alpha^2 L^2)``, below 1 for ``alpha < 2 m / L^2`` and least, ``sqrt(1 - (m / L)^2)``,
-for ``alpha = m / L^2``; Peaceman-Rachford contracts by ``sqrt(1 - 4 alpha m / (1 + alpha L)^2)`` for every alpha > 0.
-*Proof.* For the difference d of two points, with F linear, ``<d, F d> >= m |d|^2`` and ``|F d| <= L |d|``. Proximal maps do not expand, so
-the first factor is that of ``d - alpha F d``: its square is ``|d|^2 - 2 alpha <d, F d> + alpha^2 |F d|^2``. A proximal map P is even
-firmly nonexpansive, so 2 P - 1 does not expand; and where d is the difference of two s, that of r is ``e = d + alpha F d``, and
-``|2 d - e|^2 = |d - alpha F d|^2 = |e|^2 - 4 alpha <d, F d>``, with ``<d, F d> >= m |d|^2 >= m |e|^2 / (1 + alpha L)^2``. A fixed point
-of either is a solution: there ``y = A x + z``.
+**Theorem.** Let ``(A + A^T) / 2 <= (1 - m) I`` with m > 0, and ``L = |I - A|_2``. There is exactly
+one solution. In the Euclidean norm forward-backward contracts by ``sqrt(1 - 2 alpha m + alpha^2
+L^2)``, below 1 for ``alpha < 2 m / L^2`` and least, ``sqrt(1 - (m / L)^2)``, for ``alpha = m /
+L^2``; Peaceman-Rachford contracts by ``sqrt(1 - 4 alpha m / (1 + alpha L)^2)`` for every alpha > 0.
+*Proof.* For the difference d of two points, with F linear, ``<d, F d> >= m |d|^2`` and ``|F d| <= L
+|d|``. Proximal maps do not expand, so the first factor is that of ``d - alpha F d``: its square is
+``|d|^2 - 2 alpha <d, F d> + alpha^2 |F d|^2``. A proximal map P is even firmly nonexpansive, so 2 P
+- 1 does not expand; and where d is the difference of two s, that of r is ``e = d + alpha F d``, and
+``|2 d - e|^2 = |d - alpha F d|^2 = |e|^2 - 4 alpha <d, F d>``, with ``<d, F d> >= m |d|^2 >= m
+|e|^2 / (1 + alpha L)^2``. A fixed point of either is a solution: there ``y = A x + z``.
 
-The adjoint ``v = S * (A^T v + g)`` has the same form with multiplication by the slopes in place of phi, and the same m and L.
+The adjoint ``v = S * (A^T v + g)`` has the same form with multiplication by the slopes in place of
+phi, and the same m and L.
 
-The residual is that of the original equation, not the change of u. The point that is measured, and returned, is the x of the next u.
+The residual is that of the original equation, not the change of u. The point that is measured, and
+returned, is the x of the next u.
 
-Source: Ryu, Boyd, "A primer on monotone operator methods", 2016; Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020.
+Source: Ryu, Boyd, "A primer on monotone operator methods", 2016; Winston, Kolter, "Monotone
+operator equilibrium networks", NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -37,10 +44,10 @@ import numpy as np
 from pyidl.backend import all_finite, astype, to_numpy
 from pyidl.errors import InputError, is_real
 from pyidl.fusion import fused
-from pyidl.rows import change_and_size, take_rows
+from pyidl.rows import change_and_size
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import PATIENCE, iterate
-from pyidl.solvers.problem import Affine, AffineMap, Iteration, Problem, product
+from pyidl.solvers.problem import Affine, Image, Phi, Problem, Rewritten, Times
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Full, Matrix
 from pyidl.typing import Array
@@ -49,39 +56,47 @@ __all__ = ["ForwardBackward", "PeacemanRachford", "cannot_split", "is_monotone",
 
 
 @dataclass(frozen=True)
-class Proximal(Iteration):
-    """The same equation, iterated over u: ``u = M r + c``, with image ``r = x``, or ``r = 2 x - u`` where `reflect` says so."""
+class Resolvent(Image):
+    """``x = phi(y)``, ``(1 - alpha) phi(y) + alpha y = u``; or ``2 x - u`` where `reflect`."""
 
-    original: AffineMap
-    matrix: Matrix
-    offset: Array
+    phi: Phi
     alpha: float
     reflect: bool
-    factor: Array | None
-    """Of the adjoint: r / u."""
+
+    def __call__(self, u: Any, out: Any = None) -> Any:
+        """The proximal map of alpha f, perhaps reflected."""
+        x = self.phi(self.phi.resolvent(u, self.alpha), out)
+        if not self.reflect:
+            return x
+        if out is None:
+            return 2.0 * x - u
+        x *= 2.0
+        x -= u
+        return x
 
     def entrywise(self) -> tuple[Any, ...]:
-        """A product with r / u, or the proximal map, perhaps reflected, where its parts are fused."""
-        if self.factor is not None:
-            return product, self.factor
-        (phi,), resolvent = self.original.entrywise(), self.original.activation.resolvent  # type: ignore[attr-defined]
+        """The same, where its parts are fused."""
+        (phi,), resolvent = self.phi.entrywise(), self.phi.activation.resolvent
         if phi is None or not (self.alpha == 1 or isinstance(resolvent, fused)):
             return (None,)
         return _proximal_map(phi, None if self.alpha == 1 else resolvent, self.reflect), self.alpha
 
-    def image_of(self, rows: slice, y: Any, out: Any = None) -> Any:
-        """The proximal map, perhaps reflected."""
-        if self.factor is not None:
-            factor = self.factor[rows, ...]
-            return y * factor if out is None else self.xp.multiply(y, factor, out=out)
-        x = self.original.image_of(rows, self.original.resolvent(y, self.alpha), out)
-        if not self.reflect:
-            return x
-        if out is None:
-            return 2.0 * x - y
-        x *= 2.0
-        x -= y
-        return x
+
+class Proximal(Rewritten):
+    """The same equation over u: ``u = M r + c``, with image r = x, or r = 2 x - u."""
+
+    def __init__(
+        self, original: Affine, M: Any, offset: Array, alpha: float, *, reflect: bool
+    ) -> None:
+        image = original.map
+        if isinstance(image, Times):  # x / u = s / ((1 - alpha) s + alpha)
+            factor = image.resolvent(image.S, alpha)
+            image = Times(2.0 * factor - 1.0 if reflect else factor)
+        else:
+            assert isinstance(image, Phi)
+            image = Resolvent(image, alpha, reflect)
+        super().__init__(original, Full(M), offset, image)
+        self.alpha, self.reflect = alpha, reflect
 
     def start(self, x0: Any = None, out: Any = None) -> tuple[Any, Any]:
         """From x0, or from r = 0."""
@@ -89,26 +104,15 @@ class Proximal(Iteration):
             x0 = (1.0 + self.alpha) * x0 - self.alpha * self.original.pre(x0)
         return super().start(x0, out)
 
-    def measure(
-        self, x: Any, y_image: Any, image: Any, tol: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
         """The original residual, at the x of the next u."""
-        following = self.original.image(self.original.resolvent(y_image, self.alpha))
-        residual, size = change_and_size(self.xp, self.original.f(following), following)
-        return residual, self.original.tolerance(size, tol)
-
-    def take(self, rows: np.ndarray) -> Proximal:
-        """The same equation for some of the samples."""
-        factor = None if self.factor is None else take_rows(self.xp, self.factor, rows)
-        offset = take_rows(self.xp, self.offset, rows)
-        return Proximal(
-            self.original.take(rows), self.matrix, offset, self.alpha, self.reflect, factor
-        )
+        following = self.original.image(self.original.map.resolvent(y_image, self.alpha))
+        return change_and_size(self.xp, self.original.f(following), following)
 
     def restore(self, solution: Solution) -> Solution:
         """One step on, to the point that was measured."""
         with np.errstate(over="ignore", invalid="ignore"):
-            y = self.original.resolvent(self.pre(solution.value), self.alpha)
+            y = self.original.map.resolvent(self.pre(solution.value), self.alpha)
             return replace(solution, pre=y, value=self.original.image(y))
 
 
@@ -123,18 +127,26 @@ def _proximal_map(phi: fused, resolvent: fused | None, reflect: bool) -> fused:
 
 def cannot_split(problem: Problem, alpha: float) -> str:
     """Why an operator splitting with this step does not apply, in words; "" if it does."""
-    if not isinstance(problem, AffineMap):
+    if problem.lacking:
         return f"it needs the matrix A and a componentwise phi, and {problem.lacking}"
-    if isinstance(problem, Affine):
-        phi = problem.activation
+    assert isinstance(problem, Affine)
+    if isinstance(problem.map, Phi):
+        phi = problem.map.activation
         low, high = phi.slope_range or (-math.inf, math.inf)
         if not 0 <= low <= high <= 1:
-            return f"it needs slopes in [0, 1], and those of {phi.name} lie in [{low:.4g}, {high:.4g}], as far as is known"
+            return (
+                f"it needs slopes in [0, 1], and those of {phi.name} lie in "
+                f"[{low:.4g}, {high:.4g}], as far as is known"
+            )
         if alpha != 1 and phi.resolvent is None:
-            return f"with alpha = {alpha:.4g} it needs the proximal map of alpha f, and {phi.name} has none (`resolvent`); use alpha = 1"
+            return (
+                f"with alpha = {alpha:.4g} it needs the proximal map of alpha f, and {phi.name} "
+                "has none (`resolvent`); use alpha = 1"
+            )
         return ""
-    slopes, slack = problem.slopes(None), 8.0 * float(problem.xp.finfo(problem.like.dtype).eps)
-    low, high = float(problem.xp.min(slopes)), float(problem.xp.max(slopes))
+    xp, slopes = problem.xp, problem.slopes(None)
+    slack = 8.0 * float(xp.finfo(problem.like.dtype).eps)
+    low, high = to_numpy(xp.stack([xp.min(slopes), xp.max(slopes)])).tolist()  # one wait
     if not -slack <= low <= high <= 1 + slack:
         return (
             f"it needs slopes in [0, 1], and those at this solution lie in [{low:.4g}, {high:.4g}]"
@@ -143,7 +155,7 @@ def cannot_split(problem: Problem, alpha: float) -> str:
 
 
 def is_monotone(matrix: Matrix) -> bool:
-    """Whether ``I - (A + A^T) / 2`` is positive definite: it then has a Cholesky factor, n^3 / 3 flops on the host."""
+    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor: n^3 / 3 flops, on the host."""
     A = to_numpy(matrix.dense()).astype(np.float64)
     try:
         np.linalg.cholesky(np.eye(len(A)) - 0.5 * (A + A.T))
@@ -152,29 +164,21 @@ def is_monotone(matrix: Matrix) -> bool:
     return True
 
 
-def _proximal(problem: AffineMap, M: Any, offset: Any, alpha: float, reflect: bool) -> Proximal:
-    factor = None
-    if not isinstance(problem, Affine):  # image(y) / u = s / ((1 - alpha) s + alpha)
-        s = problem.slopes(None)
-        factor = problem.resolvent(s, alpha)
-        factor = 2.0 * factor - 1.0 if reflect else factor
-    return Proximal(problem, Full(M), offset, alpha, reflect, factor)
-
-
-def _admit(problem: Problem, alpha: float, name: str) -> AffineMap:
+def _admit(problem: Problem, alpha: float, name: str) -> Affine:
     reason = cannot_split(problem, alpha)
     if reason:
         raise InputError(
             f"{name} cannot solve this problem: {reason}; use Picard, Anderson or Newton"
         )
-    assert isinstance(problem, AffineMap)
-    return problem
+    assert isinstance(problem, Affine)
+    return problem.resolvable()
 
 
 def reflected(problem: Problem, alpha: float) -> Proximal:
-    """The iteration of Peaceman and Rachford: ``u = (2 V - I) r + 2 alpha V z`` with ``V = (I + alpha (I - A))^{-1}``.
+    """The iteration of Peaceman and Rachford: ``u = (2 V - I) r + 2 alpha V z``.
 
-    V is formed in float64, once: its rounding would otherwise grow by |I + alpha (I - A)| in the residual.
+    ``V = (I + alpha (I - A))^{-1}`` is formed in float64, once: its rounding would otherwise grow
+    by ``|I + alpha (I - A)|`` in the residual.
 
     Raises
     ------
@@ -192,11 +196,12 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
         invertible = False
     if not invertible:
         raise InputError(
-            f"PeacemanRachford cannot solve this problem: {1 + alpha:.4g} I - {alpha:.4g} A is singular, which it is not where A is "
-            "monotone; project the parameters, use another alpha, or Newton"
+            f"PeacemanRachford cannot solve this problem: {1 + alpha:.4g} I - {alpha:.4g} A is "
+            "singular, which it is not where A is monotone; project the parameters, use another "
+            "alpha, or Newton"
         )
     offset = problem.offset @ astype(xp, 2.0 * alpha * V, dtype).T
-    return _proximal(problem, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
+    return Proximal(problem, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
 
 
 def _step(alpha: Any) -> float:
@@ -208,18 +213,19 @@ def _step(alpha: Any) -> float:
 
 @dataclass(frozen=True)
 class ForwardBackward(Iterative):
-    """``x <- prox((1 - alpha) x + alpha (A x + z))``: products with A alone, many steps where L is large.
+    """``x <- prox((1 - alpha) x + alpha (A x + z))``: products with A, many steps where L is large.
 
-    A factored A is multiplied out. In float32 a small alpha limits what can be reached: u is rounded, and the residual at x is at least
-    that rounding divided by alpha.
+    A factored A is multiplied out. In float32 a small alpha limits what can be reached: u is
+    rounded, and the residual at x is at least that rounding divided by alpha.
 
     Parameters
     ----------
     tol, max_iter
         As for `Picard`.
     alpha : float, optional
-        The step; 1 is Picard. Others need an activation with a `resolvent`. By default ``m / L^2``, from the eigenvalues of the symmetric
-        part and the singular values of I - A, on the host, in every solve.
+        The step; 1 is Picard. Others need an activation with a `resolvent`. By default ``m / L^2``,
+        from the eigenvalues of the symmetric part and the singular values of I - A, on the host, in
+        every solve.
 
     Raises
     ------
@@ -229,7 +235,8 @@ class ForwardBackward(Iterative):
     Examples
     --------
     >>> from pyidl import activations
-    >>> turn = Affine(Full(np.array([[0.0, 2.0], [-2.0, 0.0]])), np.ones((1, 2)), activations.relu)  # Picard ends in a cycle
+    >>> A = np.array([[0.0, 2.0], [-2.0, 0.0]])  # Picard ends in a cycle
+    >>> turn = Affine(Full(A), np.ones((1, 2)), activations.relu)
     >>> solution = ForwardBackward()(turn)
     >>> solution.value.round(6).tolist(), solution.method
     ([[1.0, 0.0]], 'ForwardBackward(alpha=0.2)')
@@ -246,44 +253,47 @@ class ForwardBackward(Iterative):
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Iterate from x0, or from 0."""
-        _admit(problem, 1.0, "ForwardBackward")  # before anything is computed
-        assert isinstance(problem, AffineMap)
-        A = problem.matrix.dense()
-        alpha, patience = _best_step(to_numpy(A)) if self.alpha is None else (self.alpha, PATIENCE)
-        problem = _admit(problem, alpha, "ForwardBackward")
-        M = alpha * A + (1.0 - alpha) * problem.xp.eye(A.shape[0], dtype=A.dtype)
-        target = _proximal(problem, M, alpha * problem.offset, alpha, reflect=False)
-        method = f"ForwardBackward(alpha={alpha:.3g})"
-        solution = iterate(
-            target, x0, None, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace, patience=patience
-        )  # fmt: skip
-        return target.restore(solution)
+        alpha, patience = self.alpha, PATIENCE
+        admitted = _admit(problem, alpha or 1.0, "ForwardBackward")  # before anything is computed
+        A = admitted.matrix.dense()
+        if alpha is None:
+            alpha, patience = _best_step(to_numpy(A))
+            admitted = _admit(problem, alpha, "ForwardBackward")
+        M = alpha * A + (1.0 - alpha) * admitted.xp.eye(A.shape[0], dtype=A.dtype)
+        target = Proximal(admitted, M, alpha * admitted.offset, alpha, reflect=False)
+        limits, method = (self.tol, self.max_iter), f"ForwardBackward(alpha={alpha:.3g})"
+        return target.restore(iterate(target, x0, None, *limits, method, trace, patience))
 
 
 def _best_step(A: np.ndarray) -> tuple[float, int]:
-    """``m / L^2``, and the steps in which the distance to the solution falls by e^-10: in its own norm the residual may rise meanwhile."""
+    """``m / L^2``, and the steps in which the distance to the solution falls by e^-10.
+
+    A step brings it down by ``(1 - (m / L)^2)^(1/2)``, in its own norm; the residual may rise.
+    """
     F = np.eye(len(A)) - A.astype(np.float64)
     m, L = float(np.linalg.eigvalsh(0.5 * (F + F.T))[0]), float(np.linalg.norm(F, 2))
     if not m > 0:
         raise InputError(
-            f"ForwardBackward has no step: the largest eigenvalue of (A + A^T) / 2 is {1 - m:.4g}, and A is monotone only below 1; "
-            "project the parameters onto wellposed.Monotone, or give alpha"
+            "ForwardBackward has no step: the largest eigenvalue of (A + A^T) / 2 is "
+            f"{1 - m:.4g}, and A is monotone only below 1; project the parameters onto "
+            "wellposed.Monotone, or give alpha"
         )
-    return m / L**2, max(
-        PATIENCE, math.ceil(20.0 * (L / m) ** 2)
-    )  # the distance falls by (1 - (m / L)^2)^(1/2) a step
+    return m / L**2, max(PATIENCE, math.ceil(20.0 * (L / m) ** 2))
 
 
 @dataclass(frozen=True)
 class PeacemanRachford(Iterative):
-    """Few steps where A is monotone, however large it is; one inverse a solve, ``2 n^3`` flops. A factored A is multiplied out.
+    """Few steps where A is monotone, also where it is large; one inverse a solve, ``2 n^3`` flops.
+
+    A factored A is multiplied out.
 
     Parameters
     ----------
     tol, max_iter
         As for `Picard`.
     alpha : float
-        1 goes with every phi with slopes in [0, 1]. Others need an activation with a `resolvent`; ``1 / L`` has the best bound.
+        1 goes with every phi with slopes in [0, 1]. Others need an activation with a `resolvent`;
+        ``1 / L`` has the best bound.
 
     Raises
     ------
@@ -293,7 +303,8 @@ class PeacemanRachford(Iterative):
     Examples
     --------
     >>> from pyidl import activations
-    >>> turn = Affine(Full(np.array([[0.0, 2.0], [-2.0, 0.0]])), np.ones((1, 2)), activations.relu)  # Picard ends in a cycle
+    >>> A = np.array([[0.0, 2.0], [-2.0, 0.0]])  # Picard ends in a cycle
+    >>> turn = Affine(Full(A), np.ones((1, 2)), activations.relu)
     >>> PeacemanRachford()(turn).value.round(6).tolist()
     [[1.0, 0.0]]
     """
@@ -308,10 +319,6 @@ class PeacemanRachford(Iterative):
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Iterate from x0, or from r = 0."""
-        target = reflected(problem, self.alpha)
+        target, limits = reflected(problem, self.alpha), (self.tol, self.max_iter)
         method = f"PeacemanRachford(alpha={self.alpha:.3g})"
-        return target.restore(
-            iterate(
-                target, x0, None, tol=self.tol, max_iter=self.max_iter, method=method, trace=trace
-            )
-        )
+        return target.restore(iterate(target, x0, None, *limits, method, trace))

@@ -1,12 +1,13 @@
 r"""Biased adjoints, by name only: a few steps instead of a solve.
 
-From v = 0, ``v <- (1 - tau) v + tau (J^T v + h)``, k times. In a norm in which J^T contracts by rho, a step contracts by
-``1 - tau (1 - rho)``; v starts at distance |v*| from the answer. So
+From v = 0, ``v <- (1 - tau) v + tau (J^T v + h)``, k times. In a norm in which J^T contracts by
+rho, a step contracts by ``1 - tau (1 - rho)``; v starts at distance |v*| from the answer. So
 
     |v_k - v*| <= (1 - tau (1 - rho))^k |v*|:
 
-a relative error that no tolerance controls. For k = 1, tau = 1 it is up to rho. The gradients made of such a v are wrong by
-as much; in exchange the backward pass costs k - 1 products (and one more, with which the residual is reported).
+a relative error that no tolerance controls. For k = 1, tau = 1 it is up to rho. The gradients made
+of such a v are wrong by as much; in exchange the backward pass costs k - 1 products (and one more,
+with which the residual is reported).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from pyidl.errors import InputError, is_real, is_whole
 from pyidl.solvers.base import Solver
-from pyidl.solvers.problem import LinearProblem, Problem
+from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array
 
@@ -29,8 +30,8 @@ __all__ = ["JacobianFree", "Neumann", "Phantom"]
 class Phantom(Solver):
     """k averaged steps, ``v <- (1 - tau) v + tau (J^T v + h)``: the phantom gradient.
 
-    Biased: relative error up to ``(1 - tau (1 - rho))^steps`` where J^T contracts by rho. The residual is reported, but no tolerance is
-    asked of it (`Solution.tolerance` is infinite).
+    Biased: relative error up to ``(1 - tau (1 - rho))^steps`` where J^T contracts by rho. The
+    residual is reported, but no tolerance is asked of it (`Solution.tolerance` is infinite).
 
     Parameters
     ----------
@@ -52,19 +53,19 @@ class Phantom(Solver):
             is_whole(self.steps) and self.steps >= 1 and is_real(self.tau) and 0 < self.tau <= 1
         ):
             raise InputError(
-                f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, and 0 < tau <= 1"
+                f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, "
+                "and 0 < tau <= 1"
             )
-        object.__setattr__(
-            self, "tau", float(self.tau)
-        )  # one of NumPy's would make float64 of float32
+        # One of NumPy's would make float64 of float32.
+        object.__setattr__(self, "tau", float(self.tau))
 
     def __call__(
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Take the steps, from 0: what the bound is for. x0 is not used."""
-        if not isinstance(problem, LinearProblem):
+        if problem.reference is None:
             raise InputError(
-                f"{self!r} is a truncated adjoint; the forward equation is solved, by Picard for example"
+                f"{self!r} is a truncated adjoint; the forward equation is solved, as by Picard"
             )
         tau, traces = self.tau, []
         y, h = problem.start()
@@ -72,11 +73,11 @@ class Phantom(Solver):
         y_image = problem.pre(v)
         for _ in range(self.steps - 1):
             if trace:
-                traces.append(problem.measure(v, y_image, problem.image(y_image), 1.0)[0])
+                traces.append(problem.measure(v, y_image, problem.image(y_image))[0])
             y = (1.0 - tau) * y + tau * y_image
             v = problem.image(y)
             y_image = problem.pre(v)
-        residual, _ = problem.measure(v, y_image, problem.image(y_image), 1.0)
+        residual, _ = problem.measure(v, y_image, problem.image(y_image))
         m = len(residual)
         status = np.where(np.isfinite(residual), Status.CONVERGED, Status.NONFINITE)
         kept = np.stack([*traces, residual]) if trace else None
@@ -117,7 +118,8 @@ class JacobianFree(Phantom):
 
     Notes
     -----
-    Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for implicit networks", AAAI 2022.
+    Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for implicit
+    networks", AAAI 2022.
     """
 
     steps: int = field(default=1, init=False)

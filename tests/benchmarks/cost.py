@@ -168,7 +168,7 @@ def solve_batched(n, m, dtype):
     def call():
         for i in range(0, m, count):
             d = D[i : i + count]
-            solve_each(np, eye[None] - A[None] * d[:, None, :], F[i : i + count])
+            solve_each(np, eye[None] - A[None] * d[:, None, :], F[i : i + count, :, None])
 
     return seconds(call)
 

@@ -67,14 +67,14 @@ def counting(n):
         return rows
 
     def measurement(original):
-        def measure(self, x, y_image, image, tol):
+        def measure(self, x, y_image, image):
             if inside[0]:  # one that is made of another
-                return original(self, x, y_image, image, tol)
+                return original(self, x, y_image, image)
             inside[0] = True
             counts.measurements += 1
             counts.measured += len(x)
             try:
-                return original(self, x, y_image, image, tol)
+                return original(self, x, y_image, image)
             finally:
                 inside[0] = False
 

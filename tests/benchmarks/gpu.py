@@ -26,9 +26,9 @@ import pyidl
 from pyidl import activations, losses, optim, sim, solvers
 from pyidl.backend import to_numpy
 from pyidl.layers import Embedding, ImplicitModel, ImplicitRNN, Linear, Sequential
-from pyidl.solvers.auto import cost
+from pyidl.solvers.cost import Costs
 from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, LinearAffine
+from pyidl.solvers.problem import Affine, Times
 from pyidl.structure import Full
 
 KIND = {"float32": np.float32, "float64": np.float64}
@@ -147,9 +147,8 @@ def adjoint(bench, p):
     dtype = str(p.like.dtype)
     G = numbers(*p.like.shape, dtype)
     S = (np.roll(G, 1) > 0).astype(dtype)
-    return LinearAffine(
-        p.matrix.T, bench.there(G, dtype), bench.there(S, dtype), np.abs(S * G).max(axis=1)
-    )
+    image, reference = Times(bench.there(S, dtype)), np.abs(S * G).max(axis=1)
+    return Affine(p.matrix.T, bench.there(G, dtype), image, reference)
 
 
 def stepping(bench, p):
@@ -228,7 +227,7 @@ def checks(bench):
                 for k in range(1, count + 1):
                     y, image = p.step(x, there)
                     if every and k % every == 0:
-                        p.measure(x, y, image, 1e-6)
+                        p.measure(x, y, image)
                     x, here, there = image, there, here
 
             times = [
@@ -236,7 +235,8 @@ def checks(bench):
                 for every in (0, 1, 4, 16)
             ]
             looks = []
-            watched = Watched(p.matrix, p.offset, p.activation, looks)
+            watched = Watched(p.matrix, p.offset, p.map)
+            watched.looks = looks
             steps = int(solvers.Picard()(watched).n_iter.max())
             row(
                 str(n),
@@ -248,19 +248,14 @@ def checks(bench):
             )
 
 
-@dataclass(frozen=True)
 class Watched(Affine):
     """A problem that counts its measurements."""
 
-    looks: list = None
+    looks: list
 
     def measure(self, *arguments):
         self.looks.append(1)
         return super().measure(*arguments)
-
-    def take(self, rows):
-        part = super().take(rows)
-        return Watched(part.matrix, part.offset, part.activation, self.looks)
 
 
 def launches(bench):
@@ -321,8 +316,14 @@ def launches(bench):
                 1e6 * bench.seconds(bare, 0.1),
                 1e6 * mixed,
                 mixed / plain,
-                cost(n, bench.card),
+                assumed(m, n, bench.card),
             )
+
+
+def assumed(m, n, card):
+    """The same as `Auto` counts it: a plain step, and Anderson's, in plain steps."""
+    costs = Costs.of_launches(1) if card else Costs.of(m, n, "f", 1)
+    return (costs.step + costs.mix) / costs.step
 
 
 def fixed(p, steps):
@@ -334,10 +335,8 @@ def fixed(p, steps):
     y, x = p.start(None, here)
     for _ in range(steps):
         y_image = p.pre(x, there[0])
-        following = mixing(y, y_image)
-        if following is not y:
-            y, here, there = y_image, (y_image, here[1]), (here[0], there[1])
-        x = p.image(y, here[1])
+        y = mixing(y, y_image)
+        x = p.image(y, out=here[1])
 
 
 def fusion(bench):
@@ -466,7 +465,7 @@ def by_pyidl(bench, A, B, U, G):
         x = solvers.Auto(tol=1e-5)(p)
         S = activations.relu.dphi(x.pre)
         reference = to_numpy(bench.xp.max(bench.xp.abs(S * G), axis=1)).astype(float)
-        v = solvers.Auto(tol=1e-5)(LinearAffine(Full(A).T, G, S, reference)).value
+        v = solvers.Auto(tol=1e-5)(Affine(Full(A).T, G, Times(S), reference)).value
         return v.T @ x.value, v.T @ U, v @ B
 
     return run
@@ -563,7 +562,7 @@ def fits_in(bench, n, m):
             xp.ones((m, n), dtype=xp.float32),
             activations.relu,
         )
-        iterate(p, None, None, tol=None, max_iter=3, method="Picard")
+        iterate(p, None, None, None, 3, "Picard")
     except xp.cuda.memory.OutOfMemoryError:
         return False
     finally:

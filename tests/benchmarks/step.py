@@ -1,8 +1,10 @@
-"""What a training step pays after its gradients, beside plain NumPy: ``python tests/benchmarks/step.py``.
+"""What a training step pays after its gradients, beside plain NumPy.
 
-One implicit layer (p 784, n 100, q 10, float32), Adam, InfNorm(0.99), A at the boundary of its ball.
-The floor is Adam and the projection of rows written for this case, in place, without a check. Microseconds:
-medians of rounds in which both take their turns, of some steps each, with the same gradients.
+    python tests/benchmarks/step.py
+
+One implicit layer (p 784, n 100, q 10, float32), Adam, InfNorm(0.99), A at the boundary of its
+ball. The floor is Adam and the projection of rows written for this case, in place, without a
+check. Microseconds: medians of rounds in which both take their turns, with the same gradients.
 """
 
 import time
@@ -40,7 +42,9 @@ class Floor:
 
     def __init__(self):
         self.P, self.t = start(), 0
-        self.M, self.V, self.W = ({k: np.zeros_like(a) for k, a in self.P.items()} for _ in range(3))
+        self.M, self.V, self.W = (
+            {k: np.zeros_like(a) for k, a in self.P.items()} for _ in range(3)
+        )
 
     def adam(self, grads):
         self.t += 1
@@ -75,7 +79,11 @@ class Floor:
 
 def main():
     clock = time.perf_counter
-    floor, model, adam = Floor(), pyidl.ImplicitModel(P, Q, N, bias=False, rng=0), pyidl.optim.Adam(RATE)
+    floor, model, adam = (
+        Floor(),
+        pyidl.ImplicitModel(P, Q, N, bias=False, rng=0),
+        pyidl.optim.Adam(RATE),
+    )
     model.params = start()
     batches = [gradients(seed, 1e-3) for seed in range(8)]
     times = {name: [] for name in ("floor adam", "floor project", "adam", "project", "set")}
@@ -106,8 +114,14 @@ def main():
     t = {name: float(np.median(found)) for name, found in times.items()}
     print("   ".join(f"{name} {value:.0f}" for name, value in t.items()), " microseconds")
     ours, theirs = t["adam"] + t["project"], t["floor adam"] + t["floor project"]
-    print(f"rows outside: {np.mean(outside):.0f} of {N}; Adam {t['adam'] / t['floor adam']:.2f}", end=", ")
-    print(f"projection {t['project'] / t['floor project']:.2f}, both {ours / theirs:.2f} of the floor's time")
+    print(
+        f"rows outside: {np.mean(outside):.0f} of {N}; Adam {t['adam'] / t['floor adam']:.2f}",
+        end=", ",
+    )
+    print(
+        f"projection {t['project'] / t['floor project']:.2f}, "
+        f"both {ours / theirs:.2f} of the floor's time"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""Who is accelerated, from when, by what, and for how long: each sample by its own residuals.
+
+Where a residual fell by the factor q in the last step, the tolerance is ``s = log(tol / residual) /
+log(q)`` steps away. `Costs` says what s plain steps cost, and what others would:
+
+    Newton      2.5 dense solves, one for each set of slopes; one where f is linear
+    Anderson    R plain rounds become about ``2 + R / 10`` of its own
+
+Either is taken where it promises to save enough, and is then judged by what it achieves. Anderson's
+steps must bring the residual down, in `TRIAL` rounds, by more than plain steps of the same cost
+would have done at the rate before; of Newton's, so many may fail to halve it as cost a share of the
+plain steps to go. What does not pay is handed back, and the sample goes on from its best iterate.
+First rates may mislead, so Anderson's method has `CHANCES`; the next one comes when as many steps
+more have been taken.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pyidl.rows import put_rows, take_rows
+from pyidl.solvers.anderson import Mixing
+from pyidl.solvers.cost import SURE, Costs
+from pyidl.solvers.loop import Advance, Book
+from pyidl.solvers.newton import newton_direction
+from pyidl.solvers.problem import Problem
+
+__all__ = ["Adaptive"]
+
+MEMORY = 3
+"""Differences that Anderson's method keeps."""
+
+TRIAL, CHANCES = 4, 2
+"""Rounds after which it is judged, and how often it may begin."""
+
+TRIES = 12
+"""At most so many steps of Newton's may fail to halve the residual."""
+
+PLAIN, MIXED, DIRECT = range(3)
+
+
+class Adaptive(Advance):
+    """Plain steps; at the end of a round Anderson's or Newton's for the samples that are slow.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is solved.
+    costs : Costs
+        Of a call with so many rows.
+    newton : bool
+        Whether Newton's method may be used.
+    eager : bool
+        Whether every sample begins with it, in rounds of one step.
+    """
+
+    every_step = False
+
+    def __init__(self, problem: Problem, costs: Costs, *, newton: bool, eager: bool) -> None:
+        self.problem, self.costs, self.eager = problem, costs, eager
+        self.stride = 1 if eager else None  # type: ignore[misc]
+        solves = costs.newton_from if problem.reference is None else costs.direct_from
+        self.newton_from = solves if newton else math.inf
+        self.least = min(costs.mixing_from, self.newton_from)
+        self.counts = [0, 0, 0]
+        self.mode: Any = None
+
+    def _begin(self, m: int) -> None:
+        self.mode = np.full(m, DIRECT if self.eager else PLAIN)
+        self.banned = np.zeros((3, m), bool)
+        self.banned[DIRECT] = self.newton_from == math.inf
+        self.slow = np.zeros(m, bool)  # who was slow when last measured: once may be a transient
+        self.start = np.zeros((3, m))  # where acceleration began: step, log residual, rate
+        self.tries = np.full(m, TRIES)  # steps of Newton's that may still fail
+        # Trials of Anderson's that may still fail, and the step before which none begins.
+        self.chances, self.until = np.full(m, CHANCES), np.zeros(m, int)
+        self.back = np.empty(0, int)  # who goes on from its best iterate
+        self.mixing = Mixing(self.problem, MEMORY)
+        self.mixing.new = self.mixing.rows
+        self.counts[DIRECT] = m if self.eager else 0
+
+    def acts(self, book: Book) -> bool:
+        """Judge those accelerated, choose who will be."""
+        self.book = book
+        if self.mode is None:
+            if not (self.eager or (book.k_before and np.count_nonzero(book.misses(self.least)))):
+                return False
+            self._begin(len(book.rows))
+            engaged = self.eager
+        else:
+            engaged = bool(np.count_nonzero(self.mode))
+        self.back = self.back[:0]
+        if engaged and book.k_before:
+            self._judge(book, np.log(book.now[0]))
+        if book.k_before:
+            slow = book.misses(self.least) & ~self.banned[1:].all(axis=0) & (self.mode == PLAIN)
+            if np.count_nonzero(slow):
+                self._choose(book, book.steps_to_go(), slow)
+            self.slow = slow
+            self.back = self.back[self.mode[self.back] == PLAIN]
+        return bool(np.count_nonzero(self.mode) or len(self.back))
+
+    def _judge(self, book: Book, log_residual: np.ndarray) -> None:
+        """Hand back what does not pay."""
+        k, began, rate = self.start
+        fell, steps = log_residual - began, book.k - k
+        tried = (self.mode == MIXED) & (steps >= TRIAL * self.costs.stride)
+        poor = tried & ~(fell < np.minimum(rate, 0.0) * steps * self.costs.fair)
+        again = tried & ~poor  # the next trial begins here, against the same rate
+        self.start[0, again], self.start[1, again] = book.k, log_residual[again]
+        newton = self.mode == DIRECT
+        self.tries[newton & ~(book.now[0] < 0.5 * book.before[0])] -= 1
+        worse = newton & (self.tries <= 0)
+        self.banned[DIRECT] |= worse
+        self.chances[poor] -= 1
+        self.until[poor] = 2 * book.k
+        self.banned[MIXED] |= self.chances <= 0
+        self.mode[worse | poor | ~book.going] = PLAIN
+        self.back = ((worse | poor) & book.going).nonzero()[0]
+        if len(self.mixing.rows):
+            self.mixing.release(self.mode[self.mixing.rows] != MIXED)
+
+    def _choose(self, book: Book, to_go: np.ndarray, slow: np.ndarray) -> None:
+        """Engage who is slow, and was so a round ago."""
+        sure = slow & (self.slow | (to_go > 1.5 * self.least))
+        direct = sure & (to_go > self.newton_from) & np.isfinite(to_go) & ~self.banned[DIRECT]
+        mixed = sure & (to_go > self.costs.mixing_from) & ~self.banned[MIXED]
+        mixed &= self.until <= book.k
+        if self.newton_from <= self.costs.mixing_from:
+            mixed &= ~direct
+        else:
+            direct &= ~mixed
+        new = direct | mixed
+        self.mode = np.where(direct, DIRECT, np.where(mixed, MIXED, self.mode))
+        self.counts[DIRECT] += int(np.count_nonzero(direct))
+        self.counts[MIXED] += int(np.count_nonzero(mixed))
+        now = np.stack([np.full(len(new), float(book.k)), np.log(book.now[0]), book.rate()])
+        self.start = np.where(new, now, self.start)
+        # As many as cost no more than half of the plain steps to go.
+        worth = (
+            np.minimum(SURE * to_go / self.newton_from, TRIES).astype(int) if direct.any() else 0
+        )
+        self.tries = np.where(direct, np.maximum(1, worth), self.tries)
+        self.mixing.new = mixed.nonzero()[0]
+
+    def __call__(self, y: Any, y_image: Any) -> Any:
+        """The next y of all at hand."""
+        xp, following = self.problem.xp, self.mixing(y, y_image)
+        direct = np.flatnonzero(self.mode == DIRECT)
+        if following is y_image and not self.problem.in_place:
+            following = xp.asarray(y_image, copy=True)
+        if len(direct):
+            own, image = take_rows(xp, y, direct), take_rows(xp, y_image, direct)
+            F = image - own
+            problem: Any = self.book.problem.take(direct)
+            slopes = problem.slopes(own)
+            next_y = own + newton_direction(problem.matrix.dense(), slopes, F, share=False)
+            finite = xp.all(xp.isfinite(next_y), axis=1)
+            next_y = xp.where(finite[:, None], next_y, image)
+            following = put_rows(xp, following, direct, next_y, np.arange(len(direct)))
+        if len(self.back):
+            following = put_rows(xp, following, self.back, self.book.y, self.back)
+        return following
+
+    def words(self, name: str, m: int) -> str:
+        """What was done for m samples, `name` for most of them."""
+        parts = [] if self.eager else [name]
+        for kind, word in (DIRECT, "Newton"), (MIXED, f"Anderson({MEMORY})"):
+            count = self.counts[kind]
+            if count:
+                some = "" if self.eager and kind == DIRECT else f" for {count} slow samples of {m}"
+                parts.append(word + some)
+        return ", ".join(parts)
+
+    def take(self, rows: np.ndarray) -> None:
+        """Forget all but these of the samples at hand."""
+        if self.mode is not None:
+            self.mode, self.slow = self.mode[rows], self.slow[rows]
+            self.banned, self.start = self.banned[:, rows], self.start[:, rows]
+            self.tries, self.chances = self.tries[rows], self.chances[rows]
+            self.until = self.until[rows]
+            self.mixing.take(rows)

@@ -1,0 +1,120 @@
+"""What the parts of a solve cost, in microseconds: the model by which `Auto` chooses.
+
+    cost(m, n) = a + b m + c m n + d n^2 + e m n^2 + f m n^3
+
+with the constants of `TABLE`, nonnegative least squares of relative errors over n = 1 ... 2048 and
+m = 1 ... 4096 (`tests/benchmarks/cost.py`; two cores of an AMD EPYC, OpenBLAS; median error 5 to
+10 %, at most twofold). Only ratios matter. The clock is never asked: a choice follows from n, the
+dtype and the number of rows of a call alone, and can be repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+__all__ = ["NEWTON", "ORDINARY", "TABLE", "Costs"]
+
+#                        1     m        m n      n^2      m n^2    m n^3
+TABLE = {
+    "float32": {
+        "step": (1.8, 0.0, 7.4e-4, 3.1e-5, 1.25e-5, 0.0),
+        "measure": (16.0, 5.0e-2, 5.0e-4, 0.0, 0.0, 0.0),
+        "mix": (50.0, 4.5e-1, 4.0e-3, 0.0, 0.0, 0.0),
+        "factor": (20.0, 2.0e-2, 3.4e-2, 0.0, 5.4e-3, 2.35e-5),
+    },
+    "float64": {
+        "step": (1.8, 0.0, 1.3e-3, 5.7e-5, 2.2e-5, 0.0),
+        "measure": (16.0, 5.0e-2, 1.0e-3, 0.0, 0.0, 0.0),
+        "mix": (50.0, 4.5e-1, 8.0e-3, 0.0, 0.0, 0.0),
+        "factor": (20.0, 2.2e-2, 3.1e-2, 0.0, 5.7e-3, 2.2e-5),
+    },
+}
+"""A plain step; a measurement with its books; a step of Anderson; a dense solve for every row."""
+
+NEWTON = 2.5
+"""Dense solves that Newton's method needs where phi is not linear, a little more than usual."""
+
+ORDINARY = 15
+"""Steps of an ordinary solve, as default models need them when they are trained."""
+
+
+MARGIN, SURE = 1.3, 6.0
+"""How many times its cost Anderson's method, or Newton's, must promise to save to be tried."""
+
+ENGAGED = 60.0
+"""What the books of an acceleration cost in all."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of a call with m rows of n numbers, in microseconds, and what follows from them.
+
+    Attributes
+    ----------
+    step, measure, mix, factor : float
+        As in the table.
+    stride : int
+        Steps in a round.
+    fair : float
+        A round with Anderson's step, in plain rounds.
+    mixing_from, newton_from, direct_from : float
+        Steps to go from which Anderson's method pays, Newton's, and Newton's on linear equations.
+    newton_first, direct_first : bool
+        Whether Newton's method costs less than an ordinary solve, and so on linear equations.
+    """
+
+    step: float
+    measure: float
+    mix: float
+    factor: float
+    stride: int
+    fair: float
+    mixing_from: float
+    newton_from: float
+    direct_from: float
+    newton_first: bool
+    direct_first: bool
+
+    @classmethod
+    @functools.lru_cache(maxsize=256)
+    def of(cls, m: int, n: int, dtype: str, stride: int) -> Costs:
+        """From the table; `dtype` is "f" for float32, as NumPy has it."""
+        terms = 1.0, m, m * n, n**2, m * n**2, m * n**3
+        parts = TABLE["float32" if dtype == "f" else "float64"]
+        step, measure, mix, factor = (
+            sum(a * t for a, t in zip(row, terms, strict=True)) for row in parts.values()
+        )
+        return cls._with(step, measure, mix, factor, stride)
+
+    @classmethod
+    def of_launches(cls, stride: int) -> Costs:
+        """On a GPU, counted: a step is 2 launches, Anderson's 2 more; a measurement waits."""
+        return cls._with(2.0, 4.0, 3.0, math.inf, stride)
+
+    @classmethod
+    def _with(cls, step: float, measure: float, mix: float, factor: float, stride: int) -> Costs:
+        plain = stride * step + measure
+        # R plain rounds cost more than 2 + R / 10 mixed ones.
+        mixed = MARGIN * (plain + mix)
+        rounds = (2.0 * mixed + ENGAGED) / max(0.02 * plain, plain - 0.1 * mixed)
+        newton, ordinary = factor + step + measure, ORDINARY * plain / stride
+        forward, linear = (SURE * (ENGAGED + k * newton) / plain * stride for k in (NEWTON, 1.0))
+        return cls(
+            step=step,
+            measure=measure,
+            mix=mix,
+            factor=factor,
+            stride=stride,
+            fair=1.0 + mix / plain,
+            mixing_from=rounds * stride,
+            newton_from=forward,
+            direct_from=linear,
+            newton_first=NEWTON * newton <= ordinary,
+            direct_first=newton <= ordinary,
+        )
+
+    def plain(self, steps: float) -> float:
+        """So many plain steps."""
+        return steps * (self.step + self.measure / self.stride)
