@@ -17,14 +17,15 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pyidl import sim
+from pyidl import InfNorm, optim, sim
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
 
 warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the budget
 REPEATS = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 UNITS, EPOCHS, RATE, ALPHA = 50, 100, 5e-3, 1e-4
 THEIRS = {"max_iter": EPOCHS, "learning_rate_init": RATE, "alpha": ALPHA, "n_iter_no_change": EPOCHS, "batch_size": 100}
-OURS = {"max_iter": EPOCHS, "learning_rate": RATE, "alpha": ALPHA, "n_iter_no_change": EPOCHS, "batch_size": 100}
+OURS = {"max_iter": EPOCHS, "learning_rate": optim.Constant(RATE), "alpha": ALPHA, "n_iter_no_change": EPOCHS}
+OURS |= {"batch_size": 100, "constraint": InfNorm(0.95)}
 
 
 def classifiers(seed):

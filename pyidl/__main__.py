@@ -26,6 +26,7 @@ from pyidl.errors import DeviceError, FileFormatError, InputError, PyidlError
 from pyidl.io import replacing
 from pyidl.layers import ImplicitModel, Layer
 from pyidl.table import Table, read_table
+from pyidl.training import recipe
 from pyidl.training.ridge import ridge
 from pyidl.training.scaling import Scaling, fold
 
@@ -95,11 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help="leave out a column; may be repeated")
     train.add_argument("--hidden-dim", type=int, default=50, metavar="N", help="hidden units (default: %(default)s)")
     train.add_argument("--activation", default="relu", metavar="NAME", help="as in pyidl.activations (default: %(default)s)")
-    train.add_argument("--kappa", type=float, default=0.95, help="bound of the row sums of |A|, below 1 (default: %(default)s)")
+    kappa = "bound of the row sums of |A|, below 1 (default: %(default)s)"
+    train.add_argument("--kappa", type=float, default=recipe.KAPPA, help=kappa)
     train.add_argument("--epochs", type=int, default=100, metavar="N", help="(default: %(default)s)")
     train.add_argument("--batch-size", type=int, default=100, metavar="N", help="(default: %(default)s)")
-    train.add_argument("--learning-rate", type=float, default=1e-2, metavar="RATE", help="of Adam, falling to 0 (default: %(default)s)")
-    train.add_argument("--alpha", type=float, default=1e-2, help="weight of the squares of all matrices (default: %(default)s)")
+    rate = "of Adam, falling to 0 (default: %(default)s)"
+    initial = recipe.LEARNING_RATE
+    train.add_argument("--learning-rate", type=float, default=initial, metavar="RATE", help=rate)
+    alpha = "weight of the squares of all matrices (default: %(default)s)"
+    train.add_argument("--alpha", type=float, default=recipe.ALPHA, help=alpha)
     train.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="of the rows, held out (default: %(default)s)")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     train.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -254,7 +259,7 @@ def _train(options: Any) -> int:
         epochs=options.epochs,
         batch_size=options.batch_size,
         penalty=ridge(options.alpha) if options.alpha else None,
-        tol=(1e-8, 1e-8),
+        tol=recipe.TOL,
         rng=rng,
         verbose=0 if options.quiet else 1,
     )

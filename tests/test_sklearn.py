@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyidl
 from pyidl import activations, optim, sim
+from pyidl.__main__ import _parser
 from pyidl.errors import InputError
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
 from pyidl.training.scaling import Scaling, fold
@@ -28,7 +29,7 @@ from pyidl.wellposed import SpectralNorm
 
 IRIS, DIABETES = load_iris(return_X_y=True), load_diabetes(return_X_y=True)
 QUICK = [
-    ImplicitClassifier(hidden_dim=5, max_iter=40),
+    ImplicitClassifier(hidden_dim=5, learning_rate=0.04, max_iter=40),
     ImplicitRegressor(hidden_dim=8, max_iter=120),
     SIMClassifier(MLPClassifier((5,), learning_rate_init=0.03)),
 ]
@@ -55,7 +56,8 @@ def test_conforms_as_it_is(estimator, check):
 
 
 def classifier(**options):
-    return ImplicitClassifier(**({"hidden_dim": 10, "max_iter": 60, "n_iter_no_change": 100, "random_state": 0} | options))
+    few = {"hidden_dim": 10, "max_iter": 60, "n_iter_no_change": 100, "random_state": 0}
+    return ImplicitClassifier(**(few | {"learning_rate": 0.04} | options))
 
 
 def fitted(estimator, *data, **options):
@@ -119,7 +121,11 @@ def test_probabilities_and_labels():
     assert np.allclose(1 / (1 + np.exp(-odds)), two.predict_proba(X[:100])[:, 1])
 
 
-@pytest.mark.parametrize("make", [classifier, lambda: ImplicitRegressor(8, max_iter=30, random_state=0)])
+def regressor():
+    return ImplicitRegressor(8, learning_rate=0.04, max_iter=30, random_state=0)
+
+
+@pytest.mark.parametrize("make", [classifier, regressor])
 def test_the_model_takes_inputs_as_they_are(make):
     X = 1000 + 50 * IRIS[0]
     y = IRIS[1] if make is classifier else np.stack([1e4 * IRIS[0][:, 0], IRIS[0][:, 1]], axis=1)
@@ -216,6 +222,62 @@ def test_what_a_later_call_may_change():
         two.partial_fit(X, y)
 
 
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of every step."""
+    step, seen = optim.Adam.step, []
+
+    def noted(self, *arguments):
+        seen.append(self.current_rate)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(optim.Adam, "step", noted)
+    return seen
+
+
+def test_a_rate_that_is_a_number_falls_to_zero_in_every_fit(rates):
+    X, y = IRIS
+    options = {"max_iter": 5, "batch_size": 40, "warm_start": True}
+    cosine = optim.Cosine(0.02, steps=20)  # 4 steps an epoch
+    model = fitted(classifier(learning_rate=0.02, **options), X, y)
+    assert rates == [cosine(i) for i in range(20)]
+    fitted(model.set_params(learning_rate=0.01), X, y)
+    assert rates[20:] == pytest.approx([0.5 * cosine(i) for i in range(20)], rel=1e-14)
+    again = pickle.loads(pickle.dumps(model))
+    model.partial_fit(X, y)  # nobody knows how many are to come
+    again.partial_fit(X, y)
+    assert rates[40:] == 8 * [0.01]
+
+
+def test_samples_without_weight_are_no_steps_of_the_fall(rates):
+    X, y = IRIS
+    weights = np.where(np.arange(150) % 3 == 0, 0.0, 1.0)
+    fitted(classifier(learning_rate=0.02, max_iter=3, batch_size=40), X, y, sample_weight=weights)
+    assert rates == [optim.Cosine(0.02, steps=9)(i) for i in range(9)]
+    rates.clear()
+    fitted(classifier(learning_rate=0.02, max_iter=3, early_stopping=True, batch_size=45), X, y)
+    assert rates == [optim.Cosine(0.02, steps=9)(i) for i in range(9)]  # of 135
+
+
+def test_a_schedule_is_taken_as_it_is(rates):
+    X, y = IRIS
+    options = {"max_iter": 3, "warm_start": True}
+    model = fitted(classifier(learning_rate=optim.Constant(0.01), **options), X, y)
+    assert rates == 3 * [0.01]
+    fitted(model.set_params(learning_rate=optim.Exponential(0.5, rate=0.5)), X, y)
+    assert rates[3:] == [0.5**i for i in (4, 5, 6)]
+
+
+def test_the_command_line_has_the_same_recipe():
+    given = _parser().parse_args(["train", "x.csv", "--target", "y"])
+    for cls in (ImplicitClassifier, ImplicitRegressor):
+        defaults = cls().get_params()
+        assert given.learning_rate == defaults["learning_rate"]
+        assert given.alpha == defaults["alpha"]
+    model = classifier(max_iter=1).partial_fit(*IRIS).model_
+    assert model.constraint.kappa == given.kappa
+
+
 def test_a_step_that_fails_is_not_half_taken(monkeypatch):
     X, y = IRIS
     model = classifier(batch_size=50).partial_fit(X, y)
@@ -249,6 +311,19 @@ def test_a_run_that_does_not_settle_says_so():
         ImplicitRegressor(5, max_iter=3, random_state=0).fit(*DIABETES)
     settled = ImplicitRegressor(5, tol=1.0, n_iter_no_change=2, random_state=0).fit(*DIABETES)
     assert settled.n_iter_ < 10
+
+
+def test_a_rate_that_has_fallen_is_an_end_unless_much_was_still_gained():
+    X, y = IRIS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        done = ImplicitClassifier(10, max_iter=80, random_state=0).fit(X, y)
+        assert done.n_iter_ == 80
+        late = done.loss_curve_[-11] - done.loss_curve_[-1]
+        assert 1e-4 < late < 0.01 * (done.loss_curve_[0] - done.loss_curve_[-1])
+    for options in ({"max_iter": 12}, {"learning_rate": optim.Constant(0.02), "max_iter": 80}):
+        with pytest.warns(ConvergenceWarning, match="while loss still fell"):
+            ImplicitClassifier(10, random_state=0, tol=1e-9, **options).fit(X, y)
 
 
 def test_options_reach_the_model():
