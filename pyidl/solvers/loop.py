@@ -198,7 +198,8 @@ class Book:
         self.k = self.k_before = 0
         self.now = self.before = self.smallest = np.full((2, m), np.inf)
         self.best: Any = 0
-        self.y = self.first = None
+        self.y: Any = None
+        self.first: Any = None
         self.limit: Any = None if x0 is None else self._limit(problem.given())
 
     def enter(self, k: int, measured: np.ndarray, y: Any) -> None:
@@ -285,8 +286,12 @@ class Book:
     def retire(self) -> np.ndarray:
         """Forget those that are closed; return the others, by their places at hand."""
         keep = self.going.nonzero()[0]
-        for name in ("rows", "going", "now", "before", "smallest", "first", "limit", "allowed"):
-            setattr(self, name, getattr(self, name).take(keep, axis=-1))
+        self.rows, self.going, self.first, self.limit = (
+            a.take(keep) for a in (self.rows, self.going, self.first, self.limit)
+        )
+        now, self.now = self.now, self.now.take(keep, axis=1)
+        same = self.smallest is now
+        self.smallest = self.now if same else self.smallest.take(keep, axis=1)
         self.best = self.best if isinstance(self.best, int) else self.best[keep]
         self.y = take_rows(self.xp, self.y, keep)
         return keep
