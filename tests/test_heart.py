@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import auto
 from counting import counting
 
-BAR = 3.0
-"""How many times the products of the best fixed choice Auto may need, which is not known in advance."""
+BAR = {"positive .99": 3.0, "stiff diagonal": 1.3, "gaussian": 1.3, "roll .99": 3.5}
+"""How many times the products of the best fixed choice `Auto` may need. On `roll` Picard ends all at once, where ReLU cuts the cycle."""
 
 EVERY = [Picard(), Picard(damping=0.3), Anderson(), Newton(), Auto()]
 
@@ -109,13 +109,13 @@ def test_a_slow_sample_and_a_fast_one_take_the_steps_that_they_take_alone(n, new
     Z[2, h:] += 21.0
     p = Affine(Full(A), Z, activations.relu)
     costs = Costs.of(6, n, "d", stride_of(np, n))
-    advance = Adaptive(p, costs, newton=newton, eager=False)
+    advance = Adaptive(p, costs, newton=newton)
     together = iterate(p, None, advance, 1e-10, 5000, "")
     assert together.converged.all()
     assert sum(advance.counts) >= 1
     for i in range(6):
         one = p.take(np.array([i]))
-        alone = iterate(one, None, Adaptive(one, costs, newton=newton, eager=False), 1e-10, 5000, "")
+        alone = iterate(one, None, Adaptive(one, costs, newton=newton), 1e-10, 5000, "")
         assert alone.n_iter[0] == together.n_iter[i]
         assert relative(alone.value[0], together.value[i]) < 1e-12
     assert together.n_iter[2] > np.delete(together.n_iter, 2).max()
@@ -138,7 +138,7 @@ def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
             counts = case.count(direction, solver)
             spent[type(solver).__name__] = counts.rows + counts.systems * costs.factor / costs.step
         ours = spent.pop("Auto")
-        assert ours <= BAR * min(spent.values()), (direction, ours, spent)
+        assert ours <= BAR[family] * min(spent.values()), (direction, ours, spent)
 
 
 # -------------------------------------------------------------------------------------------------- the best iterate
@@ -320,3 +320,17 @@ def test_two_thousand_rows_and_each_alone(solver):
             bound = 2e-12 / (1 - 0.9) * (1 + np.abs(alone.value).max() if problem is p else problem.reference[i])
             assert alone.converged[0]
             assert np.abs(alone.value[0] - together.value[i]).max() <= bound + 1e-14 * np.abs(alone.value).max()
+
+
+@pytest.mark.parametrize("size", [30.0, 100.0, 300.0])
+def test_a_monotone_model_with_a_large_skew_part_is_solved(size):
+    """The step of Peaceman and Rachford's follows |I - A|; with 1, and residuals asked for below rounding, up to 16 of 40 failed."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        S, K = rng.normal(size=(2, 20, 20))
+        S, K = (S + S.T) / 2, K - K.T
+        A = S - (np.linalg.eigvalsh(S)[-1] - 0.5) * np.eye(20) + size / np.linalg.norm(K, 2) * K
+        p = Affine(Full(A), rng.normal(size=(1, 20)), activations.relu)
+        s = Auto()(p)
+        assert s.converged.all()
+        assert s.tolerance[0] <= 1e-12 * (1 + np.abs(s.value).max()) + 1e-15 * np.abs(A).sum(axis=1).max() * np.abs(s.value).max()

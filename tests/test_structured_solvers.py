@@ -691,7 +691,7 @@ def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family, newton):
     p = affine(A, Z)
     p = Affine(Full(p.matrix.A), p.offset, p.map.activation)
     costs = Costs.of(12, n + 1, "d", stride_of(np, n + 1))
-    for make_advance in (lambda q: Mixing(q, 3), lambda q: Adaptive(q, costs, newton=newton, eager=False)):
+    for make_advance in (lambda q: Mixing(q, 3), lambda q: Adaptive(q, costs, newton=newton)):
         advance = make_advance(p)
         together = iterate(p, None, advance, tol=1e-8, max_iter=3000, method="")
         assert together.status[3] != Status.CONVERGED

@@ -53,15 +53,12 @@ class Adaptive(Advance):
         Of a call with so many rows.
     newton : bool
         Whether Newton's method may be used.
-    eager : bool
-        Whether every sample begins with it, in rounds of one step.
     """
 
     every_step = False
 
-    def __init__(self, problem: Problem, costs: Costs, *, newton: bool, eager: bool) -> None:
-        self.problem, self.costs, self.eager = problem, costs, eager
-        self.stride = 1 if eager else None  # type: ignore[misc]
+    def __init__(self, problem: Problem, costs: Costs, *, newton: bool) -> None:
+        self.problem, self.costs = problem, costs
         solves = costs.newton_from if problem.reference is None else costs.direct_from
         self.newton_from = solves if newton else math.inf
         self.least = min(costs.mixing_from, self.newton_from)
@@ -69,7 +66,7 @@ class Adaptive(Advance):
         self.mode: Any = None
 
     def _begin(self, m: int) -> None:
-        self.mode = np.full(m, DIRECT if self.eager else PLAIN)
+        self.mode = np.full(m, PLAIN)
         self.banned = np.zeros((3, m), bool)
         self.banned[DIRECT] = self.newton_from == math.inf
         self.slow = np.zeros(m, bool)  # who was slow when last measured: once may be a transient
@@ -80,27 +77,22 @@ class Adaptive(Advance):
         self.back = np.empty(0, int)  # who goes on from its best iterate
         self.mixing = Mixing(self.problem, MEMORY)
         self.mixing.new = self.mixing.rows
-        self.counts[DIRECT] = m if self.eager else 0
 
     def acts(self, book: Book) -> bool:
         """Judge those accelerated, choose who will be."""
         self.book = book
         if self.mode is None:
-            if not (self.eager or (book.k_before and np.count_nonzero(book.misses(self.least)))):
+            if book.k_before == 0 or not np.count_nonzero(book.misses(self.least)):
                 return False
             self._begin(len(book.rows))
-            engaged = self.eager
-        else:
-            engaged = bool(np.count_nonzero(self.mode))
         self.back = self.back[:0]
-        if engaged and book.k_before:
+        if np.count_nonzero(self.mode):
             self._judge(book, np.log(book.now[0]))
-        if book.k_before:
-            slow = book.misses(self.least) & ~self.banned[1:].all(axis=0) & (self.mode == PLAIN)
-            if np.count_nonzero(slow):
-                self._choose(book, book.steps_to_go(), slow)
-            self.slow = slow
-            self.back = self.back[self.mode[self.back] == PLAIN]
+        slow = book.misses(self.least) & ~self.banned[1:].all(axis=0) & (self.mode == PLAIN)
+        if np.count_nonzero(slow):
+            self._choose(book, book.steps_to_go(), slow)
+        self.slow = slow
+        self.back = self.back[self.mode[self.back] == PLAIN]
         return bool(np.count_nonzero(self.mode) or len(self.back))
 
     def _judge(self, book: Book, log_residual: np.ndarray) -> None:
@@ -136,7 +128,7 @@ class Adaptive(Advance):
         new = direct | mixed
         self.mode = np.where(direct, DIRECT, np.where(mixed, MIXED, self.mode))
         self.counts[DIRECT] += int(np.count_nonzero(direct))
-        self.counts[MIXED] += int(np.count_nonzero(mixed))
+        self.counts[MIXED] += int(np.count_nonzero(mixed & (self.chances == CHANCES)))
         now = np.stack([np.full(len(new), float(book.k)), np.log(book.now[0]), book.rate()])
         self.start = np.where(new, now, self.start)
         # As many as cost no more than half of the plain steps to go.
@@ -167,12 +159,10 @@ class Adaptive(Advance):
 
     def words(self, name: str, m: int) -> str:
         """What was done for m samples, `name` for most of them."""
-        parts = [] if self.eager else [name]
+        parts = [name]
         for kind, word in (DIRECT, "Newton"), (MIXED, f"Anderson({MEMORY})"):
-            count = self.counts[kind]
-            if count:
-                some = "" if self.eager and kind == DIRECT else f" for {count} slow samples of {m}"
-                parts.append(word + some)
+            if self.counts[kind]:
+                parts.append(f"{word} for {self.counts[kind]} slow samples of {m}")
         return ", ".join(parts)
 
     def take(self, rows: np.ndarray) -> None:

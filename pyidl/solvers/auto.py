@@ -1,8 +1,6 @@
 """The solver that chooses: from what is known of the parameters, and from each sample's own rate.
 
     A is block triangular, and that saves work     block by block (`Substitution`), by these rules
-    so few rows of so small a state that a dense   Newton's method from the start
-      solve costs less than an ordinary solve
     A = L R^T                                      Picard on ``r = R^T x`` (`reduced`)
     the growths of A and of its splitting are      `Jacobi` where its growth is the smaller one,
       known, since its diagonal is large           otherwise Picard
@@ -20,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -34,10 +31,10 @@ from pyidl.solvers.jacobi import Split, can_split, split
 from pyidl.solvers.loop import iterate, stride_of
 from pyidl.solvers.newton import Newton
 from pyidl.solvers.picard import Picard
-from pyidl.solvers.problem import Affine, Phi, Problem
+from pyidl.solvers.problem import Affine, Problem
 from pyidl.solvers.reduced import reduce
 from pyidl.solvers.solution import Solution, Status
-from pyidl.solvers.splitting import PeacemanRachford, cannot_split, is_monotone
+from pyidl.solvers.splitting import PeacemanRachford, best_alpha, cannot_split, is_monotone
 from pyidl.solvers.substitution import Substitution, worthwhile
 from pyidl.structure import Full, Tiled
 from pyidl.typing import Array
@@ -77,10 +74,9 @@ class Auto(Iterative):
         if worthwhile(problem, costs, dtype):
             solution = Substitution(self)(problem, x0, trace=trace)
             return replace(solution, method=f"Auto({solution.method})")
-        dense = xp is np and _is_dense(problem)
-        eager = dense and _eager(problem, costs)
-        target, name = (problem, "Picard") if eager else _choose(problem, self.tol or 1e-6)
-        advance = Adaptive(target, costs, newton=dense and target is problem, eager=eager)
+        target, name = _choose(problem, self.tol or 1e-6)
+        dense = xp is np and target is problem and _is_dense(problem)
+        advance = Adaptive(target, costs, newton=dense)
         limits = self.tol, self.max_iter
         solution = target.restore(iterate(target, x0, advance, *limits, f"Auto({name})", trace))
         if advance.mode is not None:
@@ -109,8 +105,8 @@ class Auto(Iterative):
             yield Direct(self.tol)
             return
         small = not problem.lacking and problem.like.shape[1] <= DENSE
-        if small and not cannot_split(problem, 1.0) and _is_monotone(problem):
-            yield PeacemanRachford(self.tol, self.max_iter)
+        if small and isinstance(problem, Affine) and _is_monotone(problem):
+            yield PeacemanRachford(self.tol, self.max_iter, best_alpha(problem))
         yield Picard(self.tol, self.max_iter, damping=0.5)
         if small:
             yield Newton(self.tol)
@@ -120,25 +116,12 @@ def _has_tiles(problem: Problem) -> bool:
     return isinstance(problem, Affine) and isinstance(problem.matrix, Tiled)
 
 
-def _is_monotone(problem: Problem) -> bool:
-    return isinstance(problem, Affine) and is_monotone(problem.matrix)
+def _is_monotone(problem: Affine) -> bool:
+    return not cannot_split(problem, 1.0) and is_monotone(problem.matrix)
 
 
 def _is_dense(problem: Problem) -> bool:
     return isinstance(problem, Affine) and not problem.lacking and type(problem.matrix) is Full
-
-
-def _eager(problem: Problem, costs: Costs) -> bool:
-    """Whether dense solves cost less than an ordinary solve, and there is one solution."""
-    if problem.reference is not None:
-        return costs.direct_first
-    if not costs.newton_first:
-        return False
-    assert isinstance(problem, Affine)
-    assert isinstance(problem.map, Phi)
-    A: Any = problem.matrix.dense()
-    lipschitz = problem.map.activation.lipschitz
-    return lipschitz is not None and lipschitz * float(np.abs(A).sum(axis=1).max()) < 1.0
 
 
 def _choose(problem: Problem, tol: float) -> tuple[Problem, str]:

@@ -14,7 +14,7 @@ import functools
 import math
 from dataclasses import dataclass
 
-__all__ = ["NEWTON", "ORDINARY", "TABLE", "Costs"]
+__all__ = ["ORDINARY", "SURE", "TABLE", "Costs"]
 
 #                        1     m        m n      n^2      m n^2    m n^3
 TABLE = {
@@ -61,8 +61,6 @@ class Costs:
         A round with Anderson's step, in plain rounds.
     mixing_from, newton_from, direct_from : float
         Steps to go from which Anderson's method pays, Newton's, and Newton's on linear equations.
-    newton_first, direct_first : bool
-        Whether Newton's method costs less than an ordinary solve, and so on linear equations.
     """
 
     step: float
@@ -74,8 +72,6 @@ class Costs:
     mixing_from: float
     newton_from: float
     direct_from: float
-    newton_first: bool
-    direct_first: bool
 
     @classmethod
     @functools.lru_cache(maxsize=256)
@@ -99,8 +95,7 @@ class Costs:
         # R plain rounds cost more than 2 + R / 10 mixed ones.
         mixed = MARGIN * (plain + mix)
         rounds = (2.0 * mixed + ENGAGED) / max(0.02 * plain, plain - 0.1 * mixed)
-        newton, ordinary = factor + step + measure, ORDINARY * plain / stride
-        forward, linear = (SURE * (ENGAGED + k * newton) / plain * stride for k in (NEWTON, 1.0))
+        newton, one = factor + step + measure, plain / stride
         return cls(
             step=step,
             measure=measure,
@@ -109,10 +104,8 @@ class Costs:
             stride=stride,
             fair=1.0 + mix / plain,
             mixing_from=rounds * stride,
-            newton_from=forward,
-            direct_from=linear,
-            newton_first=NEWTON * newton <= ordinary,
-            direct_first=newton <= ordinary,
+            newton_from=SURE * (ENGAGED + NEWTON * newton) / one,
+            direct_from=MARGIN * (ENGAGED + newton) / one,
         )
 
     def plain(self, steps: float) -> float:

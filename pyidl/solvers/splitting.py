@@ -52,7 +52,14 @@ from pyidl.solvers.solution import Solution
 from pyidl.structure import Full, Matrix
 from pyidl.typing import Array
 
-__all__ = ["ForwardBackward", "PeacemanRachford", "cannot_split", "is_monotone", "reflected"]
+__all__ = [
+    "ForwardBackward",
+    "PeacemanRachford",
+    "best_alpha",
+    "cannot_split",
+    "is_monotone",
+    "reflected",
+]
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,17 @@ def is_monotone(matrix: Matrix) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def best_alpha(problem: Affine) -> float:
+    """``1 / |I - A|_2``, at which the rate of Peaceman and Rachford has its best bound.
+
+    It is 1 where |I - A| is smaller, or phi has no proximal map of another alpha f.
+    """
+    if cannot_split(problem, 0.5):
+        return 1.0
+    A = to_numpy(problem.matrix.dense()).astype(np.float64)
+    return 1.0 / max(1.0, float(np.linalg.norm(np.eye(len(A)) - A, 2)))
 
 
 def _admit(problem: Problem, alpha: float, name: str) -> Affine:
