@@ -355,7 +355,6 @@ def test_auto_goes_on_with_picard_where_nothing_else_applies():
     A = monotone(20, 0.5, 5.0, rng)
     assert Auto()(doubtful(A, rng.normal(size=(3, 20)), activations.silu)).method.startswith("Auto(Picard")
     easy = doubtful(FAMILIES["gaussian"](20, 0.9, rng), rng.normal(size=(3, 20)))
-    assert Auto()(easy).method in ("Auto(Picard)", Auto()(easy).method)
     assert "Peaceman" not in Auto()(easy).method
     steep = doubtful(np.diag([1.5, -0.3]), [[-1.0, 1.0]])  # no splitting where an entry of the diagonal reaches 1
     assert steep.matrix.gains[1] == np.inf

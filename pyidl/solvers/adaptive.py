@@ -131,7 +131,7 @@ class Adaptive(Advance):
         self.counts[MIXED] += int(np.count_nonzero(mixed & (self.chances == CHANCES)))
         now = np.stack([np.full(len(new), float(book.k)), np.log(book.now[0]), book.rate()])
         self.start = np.where(new, now, self.start)
-        # As many as cost no more than half of the plain steps to go.
+        # As many as cost two fifths of the plain steps to go.
         worth = (
             np.minimum(SURE * to_go / self.newton_from, TRIES).astype(int) if direct.any() else 0
         )

@@ -2,10 +2,11 @@
 
     cost(m, n) = a + b m + c m n + d n^2 + e m n^2 + f m n^3
 
-with the constants of `TABLE`, nonnegative least squares of relative errors over n = 1 ... 2048 and
+with the constants of `TABLE`: nonnegative least squares of relative errors over n = 1 ... 2048 and
 m = 1 ... 4096 (`tests/benchmarks/cost.py`; two cores of an AMD EPYC, OpenBLAS; median error 5 to
-10 %, at most twofold). Only ratios matter. The clock is never asked: a choice follows from n, the
-dtype and the number of rows of a call alone, and can be repeated.
+10 %, at most twofold), rounded, the fixed costs those of this library's loop. Only ratios matter.
+The clock is never asked: a choice follows from n, the dtype and the number of rows of a call alone,
+and can be repeated.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class Costs:
 
     @classmethod
     def of_launches(cls, stride: int) -> Costs:
-        """On a GPU, counted: a step is 2 launches, Anderson's 2 more; a measurement waits."""
-        return cls._with(2.0, 4.0, 3.0, math.inf, stride)
+        """On a GPU, counted, at 5 µs each: a step is 2 launches, Anderson's 3; a look waits."""
+        return cls._with(10.0, 20.0, 15.0, math.inf, stride)
 
     @classmethod
     def _with(cls, step: float, measure: float, mix: float, factor: float, stride: int) -> Costs:
