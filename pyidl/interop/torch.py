@@ -8,7 +8,7 @@ of the solve is recorded, and the gradients are the exact ones of the implicit f
 differentiated again; whoever differentiates twice is told so.
 
 Tensors and arrays share their memory, in both directions: on the CPU through the buffer itself, on a GPU through DLPack and CuPy. The
-parameters alone are copied, once a call: optimisers of torch edit them in place, and a pullback stays that of its forward call.
+input and the parameters are copied, once a call: a pullback stays that of its forward call, whatever is edited in place.
 """
 
 from __future__ import annotations
