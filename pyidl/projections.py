@@ -110,7 +110,8 @@ def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
     slack = float(xp.finfo(A.dtype).eps) + 2 * (k + 2) * EPS
     # Measured from the largest u_1, theta = u_1 - t: nothing cancels, however far outside the row is.
     if w is None:  # sorted in the dtype of A, which is faster
-        falling = backend.astype(xp, xp.sort(xp.abs(A), axis=1)[:, ::-1], "float64")
+        own = u if u.dtype == A.dtype else xp.abs(A)
+        falling = backend.astype(xp, xp.sort(own, axis=1)[:, ::-1], "float64")
         top = falling[:, :1]
         totals = backend.cumsum(xp, falling - top, axis=1)
         mass = backend.astype(xp, xp.arange(1, k + 1), "float64")
