@@ -16,7 +16,8 @@ import numpy as np
 from pyidl.activations import Activation
 from pyidl.backend import namespace
 from pyidl.rows import take_rows
-from pyidl.solvers.problem import Affine, Jacobians, Problem, Times, sizes
+from pyidl.solvers.image import Jacobians, Times
+from pyidl.solvers.problem import Affine, Problem, sizes
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads

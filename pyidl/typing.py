@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Array", "Grads", "Namespace", "Params", "Rng"]
+__all__ = ["Array", "Grads", "Namespace", "Params", "Rng", "Tol"]
 
 
 @runtime_checkable

@@ -6,7 +6,8 @@ from helpers import host
 from pyidl import activations
 from pyidl.backend import from_host
 from pyidl.cells import FunctionCell
-from pyidl.solvers.problem import Affine, Times
+from pyidl.solvers.image import Times
+from pyidl.solvers.problem import Affine
 from pyidl.structure import Full, LowRank, Tiled, read
 
 

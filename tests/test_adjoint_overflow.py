@@ -8,7 +8,8 @@ import sys
 import numpy as np
 
 from pyidl.solvers import GMRES, Direct, Status
-from pyidl.solvers.problem import Affine, Times
+from pyidl.solvers.image import Times
+from pyidl.solvers.problem import Affine
 from pyidl.structure import Full
 
 

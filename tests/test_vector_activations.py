@@ -13,7 +13,8 @@ from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential
 from pyidl.activations import Blocks, VectorActivation, layer_norm, named, softmax
 from pyidl.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.solvers.problem import Affine, Jacobians, Phi
+from pyidl.solvers.image import Jacobians, Phi
+from pyidl.solvers.problem import Affine
 from pyidl.structure import Full, Tiled
 from pyidl.testing import check_activation, check_pullback
 

@@ -21,9 +21,10 @@ from pyidl.layers import ImplicitAttentionHead, ImplicitModel, ImplicitRNN, Laye
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard, Substitution
 from pyidl.solvers.anderson import Mixing
+from pyidl.solvers.image import Phi
 from pyidl.solvers.jacobi import split
 from pyidl.solvers.loop import _follow
-from pyidl.solvers.problem import Affine, Phi
+from pyidl.solvers.problem import Affine
 from pyidl.structure import LowRank
 from pyidl.wellposed import Unconstrained
 

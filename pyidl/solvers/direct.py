@@ -15,7 +15,7 @@ from pyidl.backend import to_numpy
 from pyidl.errors import InputError
 from pyidl.rows import max_abs
 from pyidl.solvers.base import Solver, check_limits
-from pyidl.solvers.loop import GROWTH, resolve_tol, tol_floor
+from pyidl.solvers.loop import growth_limit, resolve_tol, tol_floor
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array
@@ -73,7 +73,7 @@ class Direct(Solver):
             y, image = problem.step(value)
             residual, size = problem.measure(value, y, image)
             floor = tol_floor(problem.like, xp)
-            most = GROWTH / (floor / 8.0) ** 0.5 * problem.reference
+            most = growth_limit(problem.like, xp) * problem.reference
             terms = np.minimum(to_numpy(xp.concat(limits)).astype(np.float64), most)
             tolerance = np.maximum(problem.tolerance(np.minimum(size, most), tol), floor * terms)
         status = np.where(

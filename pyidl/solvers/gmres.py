@@ -19,7 +19,7 @@ from pyidl.backend import astype, from_host, to_numpy
 from pyidl.errors import InputError, is_whole
 from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.base import Iterative
-from pyidl.solvers.loop import GROWTH, resolve_tol, tol_floor
+from pyidl.solvers.loop import growth_limit, resolve_tol
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array
@@ -61,7 +61,7 @@ class GMRES(Iterative):
             )
         xp, m = problem.xp, problem.like.shape[0]
         tol = resolve_tol(self.tol, problem.like, xp)
-        growth = GROWTH / (tol_floor(problem.like, xp) / 8.0) ** 0.5  # beyond, v is of no equation
+        most = growth_limit(problem.like, xp) * problem.reference
         status, n_iter = np.full(m, int(Status.MAX_ITER)), np.zeros(m, int)
         residual, tolerance, traces = np.full(m, np.inf), np.zeros(m), []
         v = xp.zeros_like(problem.like) if x0 is None else xp.asarray(x0, copy=True)
@@ -71,7 +71,7 @@ class GMRES(Iterative):
             while len(rows):
                 y, image = part.step(v)
                 now, size = part.measure(v, y, image)
-                limit = part.tolerance(np.minimum(size, growth * part.reference), tol)
+                limit = part.tolerance(np.minimum(size, most[rows]), tol)
                 n_iter[rows] += 1
                 better = (now < residual[rows]) | (now <= limit)
                 # v itself, not f(v): where J is large, one more step makes its error larger.

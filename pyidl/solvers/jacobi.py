@@ -37,8 +37,9 @@ from pyidl.errors import InputError
 from pyidl.fusion import fused
 from pyidl.rows import CHUNK, change_and_size
 from pyidl.solvers.base import Iterative
+from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, Image, Phi, Problem, Rewritten, Times, pieces
+from pyidl.solvers.problem import Affine, Problem, Rewritten, pieces
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 

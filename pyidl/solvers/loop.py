@@ -16,6 +16,7 @@ or the clock. Books are kept on the host; within a round a GPU is never waited f
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,13 +28,12 @@ from pyidl.solvers.problem import Buffers, Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array, Namespace
 
-__all__ = ["PATIENCE", "Advance", "Book", "iterate", "resolve_tol", "tol_floor"]
+__all__ = ["PATIENCE", "Advance", "Book", "growth_limit", "iterate", "resolve_tol", "tol_floor"]
 
 RUNNING, CONVERGED = -1, int(Status.CONVERGED)
 PATIENCE = 50
 GROWTH = 0.35
-"""In ``1 / sqrt(eps)``: what has grown so much since it was first measured is running to
-infinity."""
+"""In ``1 / sqrt(eps)``, see `growth_limit`."""
 
 
 class Advance:
@@ -63,6 +63,11 @@ class Advance:
 def tol_floor(like: Array, xp: Namespace) -> float:
     """``8 eps``: the least residual, relative to the state, that a dtype can resolve."""
     return 8.0 * float(xp.finfo(like.dtype).eps)
+
+
+def growth_limit(like: Array, xp: Namespace) -> float:
+    """Up to how many times its first size a state counts: beyond, it is running to infinity."""
+    return GROWTH / math.sqrt(xp.finfo(like.dtype).eps)
 
 
 def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
@@ -200,7 +205,8 @@ class Book:
         self.best: Any = 0
         self.y: Any = None
         self.first: Any = None
-        self.limit: Any = None if x0 is None else self._limit(problem.given())
+        self.growth = growth_limit(problem.like, self.xp)
+        self.limit: Any = None if x0 is None else self.growth * problem.given()
 
     def enter(self, k: int, measured: np.ndarray, y: Any) -> None:
         """Enter residuals and sizes, (2, m), of all at hand in step k, and what follows."""
@@ -208,7 +214,7 @@ class Book:
         residual, size = measured
         if self.first is None:
             self.first = residual
-            self.limit = self._limit(size) if self.limit is None else self.limit
+            self.limit = self.growth * size if self.limit is None else self.limit
         self.allowed = self._tolerance(measured)
         done, improved = residual <= self.allowed, residual < self.smallest[0]
         if self.left < len(done):
@@ -234,9 +240,6 @@ class Book:
             self.y = put_rows(self.xp, self.y, chosen, y, chosen)
         status = np.where(done, CONVERGED, self._blame())
         self._close(self.going & (status != RUNNING), status, self._tolerance(self.smallest))
-
-    def _limit(self, size: np.ndarray) -> np.ndarray:
-        return np.asarray((GROWTH / self.eps**0.5) * size)
 
     def _tolerance(self, measured: np.ndarray) -> np.ndarray:
         """What residuals must reach; a size beyond the limit of growth does not count."""

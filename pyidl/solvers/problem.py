@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +37,7 @@ from pyidl.backend import (
 from pyidl.fusion import fused
 from pyidl.pattern import Groups
 from pyidl.rows import CHUNK, change_and_size, max_abs, take_rows
+from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Matrix
 from pyidl.typing import Array
@@ -46,17 +45,11 @@ from pyidl.typing import Array
 __all__ = [
     "Affine",
     "Buffers",
-    "Image",
-    "Jacobians",
-    "Phi",
     "Problem",
     "Rewritten",
-    "Times",
     "pieces",
     "sizes",
 ]
-
-TOGETHER = "here phi acts on several components together"
 
 Buffers = tuple[Any, Any] | None
 """Where y and its image are written; None where the library has no ``out=``."""
@@ -170,141 +163,6 @@ class Problem(ABC):
         return (block[0, ...], block[1, ...]), (block[2, ...], block[3, ...])
 
 
-# ------------------------------------------------------------------------------------------ images
-
-
-class Image(ABC):
-    """``x = image(y)``, one sample a row: the nonlinear half of an `Affine` problem."""
-
-    def lacking(self, n: int) -> str:
-        """Why it has no slopes, for n components; "" where it has."""
-        return ""
-
-    @abstractmethod
-    def __call__(self, y: Any, out: Any = None) -> Any:
-        """The image, into `out` if given."""
-
-    def ready(self, like: Any) -> Callable[..., Any]:
-        """The same for NumPy arrays of this shape, with as few calls as may be."""
-        return self
-
-    def entrywise(self) -> tuple[Any, ...]:
-        """It as a `fused` function of y and of the operands that follow; None where it is none."""
-        return (None,)
-
-    def slopes(self, y: Any) -> Any:
-        """Its derivative at y, entry by entry."""
-        raise AssertionError("asked for slopes of an image without")
-
-    def resolvent(self, u: Any, alpha: float) -> Any:
-        """The y with ``(1 - alpha) image(y) + alpha y = u``, for slopes in [0, 1]."""
-        raise AssertionError("asked for the proximal map of an image without")
-
-    def take(self, rows: Any) -> Image:
-        """That of some samples: host numbers, or a slice."""
-        return self
-
-
-@dataclass(frozen=True)
-class Phi(Image):
-    """``phi(y)``."""
-
-    activation: Activation
-
-    def __call__(self, y: Any, out: Any = None) -> Any:
-        """phi(y)."""
-        return self.activation(y, out)
-
-    def lacking(self, n: int) -> str:
-        """A phi that acts on blocks has no slopes."""
-        return TOGETHER if self.activation.vector_blocks(n) else ""
-
-    def ready(self, like: Any) -> Callable[..., Any]:
-        """A ufunc, where phi is one."""
-        return self if self.activation.ready is None else self.activation.ready(like)
-
-    def entrywise(self) -> tuple[Any, ...]:
-        """Phi, if it is fused."""
-        return (self.activation.phi if isinstance(self.activation.phi, fused) else None,)
-
-    def slopes(self, y: Any) -> Any:
-        """``phi'(y)``."""
-        return self.activation.dphi(y)
-
-    def resolvent(self, u: Any, alpha: float) -> Any:
-        """That of the activation, which needs none for alpha = 1."""
-        return u if alpha == 1 else self.activation.resolvent(u, alpha)  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class Times(Image):
-    """``S y``, entry by entry: the image of an adjoint equation, with S = phi'(Y*)."""
-
-    S: Array
-
-    def __call__(self, y: Any, out: Any = None) -> Any:
-        """The product."""
-        return y * self.S if out is None else namespace(y).multiply(y, self.S, out=out)
-
-    def ready(self, like: Any) -> Callable[..., Any]:
-        """NumPy's product."""
-        return functools.partial(np.multiply, self.S)
-
-    def entrywise(self) -> tuple[Any, ...]:
-        """The product, and S."""
-        return _product, self.S
-
-    def slopes(self, y: Any) -> Any:
-        """S, whatever y."""
-        return self.S
-
-    def resolvent(self, u: Any, alpha: float) -> Any:
-        """``(1 - alpha) s y + alpha y = u``."""
-        return u if alpha == 1 else u / ((1.0 - alpha) * self.S + alpha)
-
-    def take(self, rows: Any) -> Times:
-        """Some rows of S."""
-        return Times(_some(self.S, rows))
-
-
-@dataclass(frozen=True)
-class Jacobians(Image):
-    """``J(Y*)^T y``, sample by sample, where phi acts on blocks of components (softmax, ...).
-
-    Let ``y = A phi(y) + z``; along any direction ``dy = A J dy + dz``, and a loss with gradient g
-    with respect to x = phi(y) changes by ``<g, J dy> = <v, dz>``, ``v = J^T (A^T v + g)``.
-    """
-
-    activation: Activation
-    Y: Array
-
-    def lacking(self, n: int) -> str:
-        """Jacobians, but no slopes."""
-        return TOGETHER
-
-    def __call__(self, y: Any, out: Any = None) -> Any:
-        """The product with the transposed Jacobian."""
-        v = self.activation.vjp(self.Y, y)
-        if out is None:
-            return v
-        out[...] = v
-        return out
-
-    def take(self, rows: Any) -> Jacobians:
-        """Some rows of Y*."""
-        return Jacobians(self.activation, _some(self.Y, rows))
-
-
-def _some(a: Any, rows: Any) -> Any:
-    return a[rows, ...] if isinstance(rows, slice) else take_rows(namespace(a), a, rows)
-
-
-@fused
-def _product(y: Any, s: Any) -> Any:
-    """``y s``."""
-    return y * s
-
-
 @functools.lru_cache(maxsize=1024)
 def _sum_and_image(image: fused) -> fused:
     def step(y: Any, offset: Any, *others: Any) -> tuple[Any, Any]:
@@ -312,9 +170,6 @@ def _sum_and_image(image: fused) -> fused:
         return y, image(y, *others)
 
     return fused(step)
-
-
-# ------------------------------------------------------------------------------------------ affine
 
 
 class Affine(Problem):
@@ -401,10 +256,14 @@ class Affine(Problem):
         out[0][...] = self.offset
         return out[0], self.image(out[0], out=out[1])
 
-    def take(self, rows: np.ndarray) -> Self:
-        """The same equation for some of the samples."""
+    def _copy(self) -> Self:
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
+        return part
+
+    def take(self, rows: np.ndarray) -> Self:
+        """The same equation for some of the samples."""
+        part = self._copy()
         part._hold(take_rows(self.xp, self.offset, rows), self.map.take(rows))
         part.reference = None if self.reference is None else self.reference[rows]
         return part
@@ -414,8 +273,7 @@ class Affine(Problem):
 
         x is known to eps |x|, and so f(x) to eps ||A||_inf |x|: no residual below is asked for.
         """
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
+        part = self._copy()
         xp, A = self.xp, self.matrix.dense()
         norm = float(xp.max(xp.sum(xp.abs(A), axis=1)))
         part.rounding = 4.0 * float(xp.finfo(self.like.dtype).eps) * norm

@@ -46,8 +46,9 @@ from pyidl.errors import InputError, is_real
 from pyidl.fusion import fused
 from pyidl.rows import change_and_size
 from pyidl.solvers.base import Iterative
+from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.loop import PATIENCE, iterate
-from pyidl.solvers.problem import Affine, Image, Phi, Problem, Rewritten, Times
+from pyidl.solvers.problem import Affine, Problem, Rewritten
 from pyidl.solvers.solution import Solution
 from pyidl.structure import Full, Matrix
 from pyidl.typing import Array

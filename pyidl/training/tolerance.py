@@ -30,9 +30,9 @@ def read_tol(tol: Any, model: Layer) -> Tolerances | None:
         wanted = "a pair (forward, adjoint) of numbers between 0 and 1, or None for the model's own"
         raise InputError(f"tol is {tol!r}; {wanted}")
     forward, adjoint = (float(value) for value in pair)
-    for like in model.params.values():  # without parameters there is no solve
+    like = next(iter(model.params.values()), None)
+    if like is not None:  # without parameters there is no solve
         resolve_tol(min(forward, adjoint), like, model.xp)
-        break
     return forward, adjoint
 
 
