@@ -30,7 +30,7 @@ from pyidl.errors import InputError
 from pyidl.fusion import fused
 from pyidl.sim import penalties
 from pyidl.sim.solvers import admm, fista
-from pyidl.solvers import problem, splitting
+from pyidl.solvers import image, problem, splitting
 from pyidl.structure import Full
 
 ACTIVATIONS = [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)]
@@ -48,8 +48,8 @@ def functions():
         if isinstance(a.resolvent, fused):
             found[f"resolvent of {a.name}"] = a.resolvent, "Td"
             found[f"reflected {a.name}"] = splitting._proximal_map(a.phi, a.resolvent, True), "Td"
-    found["product"] = problem._product, "TT"
-    found["step of the adjoint"] = problem._sum_and_image(problem._product), "TTT"
+    found["product"] = image._product, "TT"
+    found["step of the adjoint"] = problem._sum_and_image(image._product), "TTT"
     found["Adam"], found["the first step of Adam"] = (optim._adam, "TTTTdddd"), (optim._adam, "TTdddddd")
     found["attention's phi"], found["attention's phi'"] = (attention.phi, "T"), (attention.phi_slope, "T")
     found["kernel's pull"], found["inverse of a sum"] = (attention._difference, "TTTdd"), (averaging._inverse, "Td")
@@ -299,7 +299,7 @@ def test_functions_on_a_card(name, dtype, card):
 def test_operands_are_broadcast(shapes, card):
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=shape) for shape in shapes)
-    ours = problem._product(card.asarray(a), card.asarray(b))
+    ours = image._product(card.asarray(a), card.asarray(b))
     np.testing.assert_array_equal(card.asnumpy(ours), a * b)
 
 
