@@ -240,7 +240,7 @@ _TANH_BEND, _SIGMOID_BEND, _GELU_BEND = 0.7698003590, 0.0962250449, 0.7978845609
 
 def _against_zeros(like: np.ndarray) -> Callable[..., Any]:
     """NumPy's maximum with an array of zeros: a quarter of the time that it takes with the number (measured, 2.4)."""
-    return functools.partial(np.maximum, np.zeros_like(like if like.size <= 2**16 else like[:1]))
+    return functools.partial(np.maximum, np.zeros(like.shape if like.size <= 2**16 else like.shape[1:], like.dtype))
 
 
 relu = _BuiltIn(

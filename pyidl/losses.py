@@ -226,25 +226,27 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
     """The given probabilities, or those that labels stand for, 1 at the label and 0 elsewhere; and their sums."""
     if Y.ndim < 2:
         raise InputError(f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)")
-    t = _real(xp, Y, target, "target")
-    if t.shape == Y.shape:
+    given, q = backend.read_array(target, "target"), Y.shape[-1]
+    if given.shape == Y.shape:
+        t = _real(xp, Y, target, "target")
         mass = xp.sum(t, axis=-1, keepdims=True)
         if looks_are_free(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(mass - 1.0) < 1e-3)):
             raise InputError("the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum")
         return t, mass
-    if t.shape != Y.shape[:-1]:
-        raise InputError(f"target has shape {t.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}")
-    labels = target if backend.is_array(target) else np.asarray(target)
-    if not namespace(labels).isdtype(labels.dtype, "integral"):
-        raise InputError(f"the labels have dtype {labels.dtype}; cast them to integers, or give probabilities with the shape {Y.shape}")
-    q = Y.shape[-1]
-    # Compared in the dtype of Y: in uint8 the classes 0 and 256 would be one. In float32, labels are exact up to 2^24.
-    one_hot = t[..., None] == xp.arange(q, dtype=Y.dtype)
-    if not looks_are_free(xp):
-        return xp.where(((t >= 0) & (t < q))[..., None], backend.astype(xp, one_hot, Y.dtype), math.nan), 1.0
-    if int(xp.min(t)) < 0 or int(xp.max(t)) >= q:
-        raise InputError(f"the labels lie between {int(xp.min(t))} and {int(xp.max(t))}; with {q} classes they are 0, ..., {q - 1}")
-    return backend.astype(xp, one_hot, Y.dtype), 1.0
+    if given.shape != Y.shape[:-1]:
+        raise InputError(f"target has shape {given.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}")
+    if not backend.is_integral(given):
+        raise InputError(f"the labels have dtype {given.dtype}; cast them to integers, or give probabilities with the shape {Y.shape}")
+    labels = given if xp is np and type(given) is np.ndarray else _real(xp, Y, target, "target")
+    if looks_are_free(xp) and (int(xp.min(labels)) < 0 or int(xp.max(labels)) >= q):
+        raise InputError(
+            f"the labels lie between {int(xp.min(labels))} and {int(xp.max(labels))}; with {q} classes they are 0, ..., {q - 1}"
+        )
+    labels = backend.astype(xp, labels, xp.int64)  # in uint8 the classes 0 and 256 would be one
+    one_hot = backend.astype(xp, labels[..., None] == xp.arange(q, dtype=xp.int64), Y.dtype)
+    if looks_are_free(xp):
+        return one_hot, 1.0
+    return xp.where(((labels >= 0) & (labels < q))[..., None], one_hot, math.nan), 1.0
 
 
 def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ or the clock. Books are kept on the host; within a round a GPU is never waited f
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -162,17 +162,6 @@ def _follow(problem: Problem, advance: Advance, y: Any, y_image: Any, here: Buff
     return here[0], problem.image(here[0], out=here[1])
 
 
-class _Closed(NamedTuple):
-    """Samples that go no further: their numbers, and what is known of them."""
-
-    rows: np.ndarray
-    k: int
-    status: Any
-    smallest: np.ndarray
-    allowed: np.ndarray
-    y: Any
-
-
 class Book:
     """What is known of every sample at hand, in arrays that shrink with them.
 
@@ -191,6 +180,8 @@ class Book:
     smallest, best, y
         Of those that go on: residual and size where the residual was smallest, in which step, and
         the pre-activation.
+    status, n_iter, residual, tolerance, answer
+        Of those that go no further, each in its place among all.
     """
 
     def __init__(self, problem: Problem, x0: Any, tol: float, max_iter: int, patience: int) -> None:
@@ -198,7 +189,9 @@ class Book:
         self.problem, self.x0, self.tol = problem, x0, tol
         self.max_iter, self.patience = max_iter, patience
         self.xp, self.eps = problem.xp, float(problem.xp.finfo(problem.like.dtype).eps)
-        self.closed: list[_Closed] = []
+        self.status, self.n_iter = np.zeros(m, int), np.zeros(m, int)
+        self.residual, self.tolerance = np.zeros(m), np.zeros(m)
+        self.answer: Any = None
         self.rows, self.going, self.left = np.arange(m), np.ones(m, bool), m
         self.k = self.k_before = 0
         self.now = self.before = self.smallest = np.full((2, m), np.inf)
@@ -248,13 +241,23 @@ class Book:
     def _close(self, mask: np.ndarray, status: np.ndarray | None, allowed: np.ndarray) -> None:
         """Put on record those that go no further; they have converged where `status` is None."""
         places = mask.nonzero()[0]
-        if len(places):
-            whole = len(places) == len(self.rows)
-            y = self.y if whole else take_rows(self.xp, self.y, places)
-            status = np.zeros(len(places), int) if status is None else status[places]
-            known = self.smallest.take(places, axis=1), allowed.take(places)
-            self.closed.append(_Closed(self.rows.take(places), self.k, status, *known, y))
-            self.going, self.left = self.going & ~mask, self.left - len(places)
+        if len(places) == 0:
+            return
+        rows = self.rows.take(places)
+        if status is not None:
+            self.status[rows] = status.take(places)
+        self.n_iter[rows] = self.k
+        self.residual[rows], self.tolerance[rows] = (
+            self.smallest[0].take(places),
+            allowed.take(places),
+        )
+        if len(places) == len(self.status):
+            self.answer = self.y
+        else:
+            if self.answer is None:  # nobody has left yet
+                self.answer = self.xp.empty_like(self.y)
+            self.answer = put_rows(self.xp, self.answer, rows, self.y, places)
+        self.going, self.left = self.going & ~mask, self.left - len(places)
 
     def misses(self, steps: float) -> np.ndarray:
         """Which samples will not have converged within so many steps, if they go on like this."""
@@ -301,25 +304,14 @@ class Book:
 
     def spread(self, residual: np.ndarray) -> np.ndarray:
         """Residuals of those at hand, in their places among all."""
-        row = np.full(sum(len(c.rows) for c in self.closed) + self.left, np.nan)
+        row = np.full(len(self.status), np.nan)
         row[self.rows] = residual
         return row
 
     def solution(self, whole: Problem, method: str, log: list[np.ndarray] | None) -> Solution:
         """The answer, when all are closed."""
-        closed, xp = self.closed, self.xp
-        if len(closed) == 1:
-            (c,) = closed
-            n_iter = np.full(len(c.rows), c.k)
-            residual, tolerance, status, y = c.smallest[0], c.allowed, c.status, c.y
-        else:
-            order = np.argsort(np.concatenate([c.rows for c in closed]))
-            residual = np.concatenate([c.smallest[0] for c in closed])[order]
-            tolerance = np.concatenate([c.allowed for c in closed])[order]
-            status = np.concatenate([c.status for c in closed])[order]
-            n_iter = np.repeat([c.k for c in closed], [len(c.rows) for c in closed])[order]
-            y = take_rows(xp, xp.concat([c.y for c in closed]), order)
         trace = None if log is None else np.stack(log)
         if trace is not None:
-            trace[np.arange(len(trace))[:, None] >= n_iter] = np.nan
-        return Solution(whole.image(y), y, status, n_iter, residual, tolerance, method, trace)
+            trace[np.arange(len(trace))[:, None] >= self.n_iter] = np.nan
+        known = self.status, self.n_iter, self.residual, self.tolerance
+        return Solution(whole.image(self.answer), self.answer, *known, method, trace)
