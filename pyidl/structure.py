@@ -167,6 +167,10 @@ class LowRank:
         return LowRank(scale[:, None] * self.L, self.R, scale * self.diagonal())
 
 
+TILE = 3000
+"""Entries of A that a tile must spare: besides its arithmetic its product costs 2.5 us, as much as these with 64 rows (measured)."""
+
+
 @dataclass(frozen=True)
 class Tiled:
     """A matrix of which whole tiles are zero: products with those are not computed.
@@ -183,6 +187,8 @@ class Tiled:
     """Where A may be nonzero; on the host."""
     mask: Array | None = None
     """The same as numbers, if it is prescribed: gradients are confined to it. Otherwise they are full."""
+    whole: Full | None = None
+    """A in one piece, where its tiles are so many that products with all of them take longer."""
 
     @classmethod
     def of(
@@ -204,7 +210,10 @@ class Tiled:
                     tile = Sparse.of(_cut(_cut(A, rows, 0), columns, 1), below)
                     tiles[i, j] = read(tile, doubtful) if i == j and row_groups is column_groups else tile
         mask = astype(xp, from_host(xp, support), A.dtype) if confined else None
-        return cls(A, row_groups, column_groups, tiles, support, mask)
+        spared = A.size - sum(tile.A.size for tile in tiles.values())
+        many = (len(tiles) - 1) * TILE > spared
+        whole = (_laid_out(Full(A)) if row_groups is column_groups else Full(A)) if many else None
+        return cls(A, row_groups, column_groups, tiles, support, mask, whole)
 
     def product(self, i: int, pieces: dict[int, Any], out: Any = None) -> Any:
         """``sum_j x_j A_ij^T`` over the column groups whose x_j is among the pieces; None if there are none."""
@@ -218,7 +227,9 @@ class Tiled:
         return total
 
     def rows(self, x: Any, out: Any = None) -> Any:
-        """``x A^T``, tile by tile."""
+        """``x A^T``, tile by tile, or in one piece; which does not depend on x."""
+        if self.whole is not None:
+            return self.whole.rows(x, out)
         pieces = self.column_groups.cut(x)
         shape, xp = (x.shape[0],), namespace(x)
         if out is None and self.row_groups.in_order and writes_in_place(xp):
@@ -238,8 +249,8 @@ class Tiled:
 
     def grads(self, name: str, v: Any, x: Any) -> dict[str, Any]:
         """``dA = v^T x``, of the tiles alone where A is confined to its pattern."""
-        if self.mask is None:
-            return {name: v.T @ x}
+        if self.mask is None or self.whole is not None:
+            return {name: v.T @ x if self.mask is None else (v.T @ x) * self.mask}
         left, right, xp = self.row_groups.cut(v), self.column_groups.cut(x), namespace(v)
         rows = []
         for i, r in enumerate(self.row_groups.sizes):
@@ -255,7 +266,8 @@ class Tiled:
         """Tiles transposed, in transposed places."""
         tiles = {(j, i): tile.T for (i, j), tile in self.tiles.items()}
         mask = None if self.mask is None else self.mask.T
-        return Tiled(self.A.T, self.column_groups, self.row_groups, tiles, self.support.T, mask)
+        whole = None if self.whole is None else self.whole.T
+        return Tiled(self.A.T, self.column_groups, self.row_groups, tiles, self.support.T, mask, whole)
 
     def dense(self) -> Any:
         """A."""

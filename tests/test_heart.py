@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import FAMILIES, adjoint, affine, linear
 
-from pyidl import ImplicitModel, activations, rows
+from pyidl import ImplicitModel, Pattern, activations, rows
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import auto
 from counting import counting
 
-BAR = {"positive .99": 3.0, "stiff diagonal": 1.3, "gaussian": 1.3, "roll .99": 3.5}
+BAR = {"positive .99": 3.0, "stiff diagonal": 1.3, "gaussian": 1.3, "roll .99": 3.5, "monotone": 2.5, "monotone, saturated": 2.5}
 """How many times the products of the best fixed choice `Auto` may need. On `roll` Picard ends all at once, where ReLU cuts the cycle."""
 
 EVERY = [Picard(), Picard(damping=0.3), Anderson(), Newton(), Auto()]
@@ -122,7 +122,7 @@ def test_a_slow_sample_and_a_fast_one_take_the_steps_that_they_take_alone(n, new
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (128, 64), (300, 30)], ids=str)
-@pytest.mark.parametrize("family", ["positive .99", "stiff diagonal", "gaussian", "roll .99"])
+@pytest.mark.parametrize("family", BAR)
 def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
     """Samples that are multiplied, forward and adjoint; a dense system counts for as many as `Costs` says.
 
@@ -133,12 +133,32 @@ def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
     costs = Costs.of(m, n, "d", stride_of(np, n))
     for direction in ("forward", "adjoint"):
         spent = {}
-        for solver in (Auto(), Picard(), Jacobi(), Anderson()):
-            assert case.run(direction, solver)().all_converged
+        for solver in (Auto(), Picard(), Jacobi(), Anderson(), PeacemanRachford()):
+            if not case.run(direction, solver)().all_converged:
+                assert family.startswith("monotone")
+                assert not isinstance(solver, (Auto, PeacemanRachford))
+                continue
             counts = case.count(direction, solver)
             spent[type(solver).__name__] = counts.rows + counts.systems * costs.factor / costs.step
         ours = spent.pop("Auto")
         assert ours <= BAR[family] * min(spent.values()), (direction, ours, spent)
+
+
+def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
+    """By its 190 tiles a step of n = 20 took 0.5 ms instead of 5 us; large tiles of zeros are still spared."""
+    case = auto.FAMILIES["triangular"](auto.Draw(np.random.default_rng(0), 20, 16, activations.relu, "float64"))
+    counts = case.count()
+    assert counts.products <= 24
+    network = Pattern.feed_forward(64, 128, 128, 10)
+    model = ImplicitModel(64, 10, 256, pattern=network, rng=0)
+    assert model.maps["A"].whole is None
+    assert case.model.maps["A"].whole is not None
+    X = np.random.default_rng(1).normal(size=(16, 20))
+    for M in (case.model.maps["A"], case.model.maps["A"].T):
+        assert relative(M.rows(X), X @ M.dense().T) < 1e-15
+        out = np.empty_like(X)
+        assert M.rows(X, out) is out
+        assert relative(out, X @ M.dense().T) < 1e-15
 
 
 # -------------------------------------------------------------------------------------------------- the best iterate

@@ -101,7 +101,7 @@ def test_samples_do_not_interact(seed, kappa):
 
 
 def test_a_call_and_its_pullback_start_warm():
-    model = random_model(ImplicitModel, P, Q, N, constraint=InfNorm(0.95), dtype="float64")
+    model = random_model(ImplicitModel, P, Q, N, constraint=InfNorm(0.95), dtype="float64").replace(adjoint=solvers.Picard())
     U, dY = inputs(), np.ones((6, Q))
     Y, pull = model(U)
     dU, grads = pull(dY)
@@ -534,7 +534,7 @@ def test_the_default_adjoint_repairs_itself(n):
     assert Y[0, 0] == pytest.approx(1.0, abs=1e-10)
     dU, _ = pull([[1.0]])
     assert dU[0, 0] == pytest.approx(1 / 3, abs=1e-12)
-    assert "Auto(Jacobi" in pull.solve([[1.0]]).method
+    assert ("Auto(Direct" if n == 1 else "Auto(Jacobi") in pull.solve([[1.0]]).method
 
 
 # -------------------------------------------------------------------------------------------------------- Sequential

@@ -373,9 +373,10 @@ def test_auto_repairs_with_peaceman_and_rachford(monkeypatch):
     asked = []
     monkeypatch.setattr("pyidl.solvers.auto.is_monotone", lambda matrix: asked.append(matrix) or False)
     assert "then Newton for" in Auto()(p).method
-    assert len(asked) == 1
+    assert 1 <= len(asked) <= 2  # before the first step, for its growth is known; and for those that failed
+    asked.clear()
     Auto()(affine(FAMILIES["gaussian"](15, 0.9, np.random.default_rng(0)), np.ones((3, 15))))
-    assert len(asked) == 1  # where nothing fails, nothing is asked
+    assert not asked  # where nothing grows or fails, nothing is asked
 
 
 def test_auto_does_not_factorise_what_is_too_large():

@@ -17,6 +17,7 @@ more have been taken.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from pyidl.solvers.cost import SURE, Costs
 from pyidl.solvers.loop import Advance, Book
 from pyidl.solvers.newton import newton_direction
 from pyidl.solvers.problem import Problem
+from pyidl.solvers.solution import Solution
 
 __all__ = ["Adaptive"]
 
@@ -82,7 +84,8 @@ class Adaptive(Advance):
         """Judge those accelerated, choose who will be."""
         self.book = book
         if self.mode is None:
-            if book.k_before == 0 or not np.count_nonzero(book.misses(self.least)):
+            known = book.k_before > 0 or self.problem.reference is not None
+            if not (known and np.count_nonzero(book.misses(self.least))):
                 return False
             self._begin(len(book.rows))
         self.back = self.back[:0]
@@ -157,13 +160,15 @@ class Adaptive(Advance):
             following = put_rows(xp, following, self.back, self.book.y, self.back)
         return following
 
-    def words(self, name: str, m: int) -> str:
-        """What was done for m samples, `name` for most of them."""
-        parts = [name]
+    def named(self, solution: Solution, name: str) -> Solution:
+        """The solution with what was done in its method; `name` for most of the samples."""
+        if self.mode is None:
+            return solution
+        parts, m = [name], len(solution.status)
         for kind, word in (DIRECT, "Newton"), (MIXED, f"Anderson({MEMORY})"):
             if self.counts[kind]:
                 parts.append(f"{word} for {self.counts[kind]} slow samples of {m}")
-        return ", ".join(parts)
+        return replace(solution, method=f"Auto({', '.join(parts)})")
 
     def take(self, rows: np.ndarray) -> None:
         """Forget all but these of the samples at hand."""

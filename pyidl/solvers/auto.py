@@ -4,8 +4,13 @@
     A = L R^T                                      Picard on ``r = R^T x`` (`reduced`)
     the growths of A and of its splitting are      `Jacobi` where its growth is the smaller one,
       known, since its diagonal is large           otherwise Picard
+    an adjoint whose systems are solved in the     `Direct`
+      time of twenty plain steps
     a sample's own rate predicts many more steps   Anderson's or Newton's steps, for this sample, as
                                                    long as they pay (`adaptive`)
+    plain steps would grow, as far as the growth   a few of them, which do where phi saturates; then
+      of A says                                    `PeacemanRachford` where A is monotone, or
+                                                   `Direct` in an adjoint
     a sample has failed                            forward: `PeacemanRachford` where A is monotone,
                                                    damped Picard, then `Newton`
                                                    adjoint: `GMRES`, then `Direct`
@@ -16,15 +21,17 @@ cost stands in `pyidl.solvers.cost`. `Solution.method` says what was chosen, and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.base import Iterative, Solver
-from pyidl.solvers.cost import Costs
+from pyidl.solvers.cost import ORDINARY, Costs
 from pyidl.solvers.direct import Direct
 from pyidl.solvers.gmres import GMRES
 from pyidl.solvers.jacobi import Split, can_split, split
@@ -43,6 +50,12 @@ __all__ = ["Auto"]
 
 DENSE = 1024
 """Largest n for which a failed sample is worth a factorisation."""
+
+TRIAL, BRIEF = 32, 3
+"""Plain steps where another method is sure, and how many of them without a new best residual."""
+
+FACTORS = 4.0
+"""What Peaceman and Rachford's method needs before its first step, in dense solves."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +79,11 @@ class Auto(Iterative):
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
         """Choose, solve, repair."""
-        m = problem.like.shape[0]
-        n, xp = problem.like.size // m, problem.xp
-        stride = problem.stride or stride_of(xp, n)
-        dtype = problem.like.dtype.char if xp is np else "f"
-        costs = Costs.of(m, n, dtype, stride) if xp is np else Costs.of_launches(stride)
-        if worthwhile(problem, costs, dtype):
-            solution = Substitution(self)(problem, x0, trace=trace)
-            return replace(solution, method=f"Auto({solution.method})")
-        target, name = _choose(problem, self.tol or 1e-6)
-        dense = xp is np and target is problem and _is_dense(problem)
-        advance = Adaptive(target, costs, newton=dense)
-        limits = self.tol, self.max_iter
-        solution = target.restore(iterate(target, x0, advance, *limits, f"Auto({name})", trace))
-        if advance.mode is not None:
-            solution = replace(solution, method=f"Auto({advance.words(name, m)})")
+        solution, repairs = self._first(problem, x0, trace)
         if solution.all_converged:
             return solution
-        for repair in self._repairs(problem, target):
+        xp = problem.xp
+        for repair in repairs:
             failed = np.flatnonzero(~solution.converged)
             if len(failed) == 0:
                 break
@@ -93,6 +93,53 @@ class Auto(Iterative):
                 start = put_rows(xp, start, lost, xp.zeros_like(start), lost)
             solution = solution.merged(repair(problem.take(failed), start), failed, xp)
         return solution
+
+    def _first(self, problem: Problem, x0: Any, trace: bool) -> tuple[Solution, Iterator[Solver]]:
+        """What the chosen method achieves, and what else there is for the samples that fail."""
+        m = problem.like.shape[0]
+        n, xp = problem.like.size // m, problem.xp
+        stride = problem.stride or stride_of(xp, n)
+        dtype = problem.like.dtype.char if xp is np else "f"
+        costs = Costs.of(m, n, dtype, stride) if xp is np else Costs.of_launches(stride)
+        limits = self.tol, self.max_iter
+        if worthwhile(problem, costs, dtype):
+            solution = Substitution(self)(problem, x0, trace=trace)
+            return replace(solution, method=f"Auto({solution.method})"), iter(())
+        dense = xp is np and _is_dense(problem)
+        if dense and problem.reference is not None and not trace and costs.direct_at_once:
+            solution = replace(Direct(self.tol)(problem), method="Auto(Direct)")
+            return solution, self._after_direct()
+        target, name = _choose(problem, self.tol or 1e-6)
+        if not (dense and target is problem):
+            advance = Adaptive(target, costs, newton=False)
+            solution = target.restore(iterate(target, x0, advance, *limits, f"Auto({name})", trace))
+            return advance.named(solution, name), self._repairs(problem, target)
+        instead = self._where_steps_grow(problem, costs)
+        if instead is not None:  # a few plain steps, which do where phi saturates
+            few = self.tol, min(self.max_iter, TRIAL)
+            solution = iterate(problem, x0, None, *few, "Auto(Picard)", trace, BRIEF)
+            return solution, itertools.chain((instead,), self._repairs(problem, problem))
+        advance = Adaptive(problem, costs, newton=True)
+        solution = iterate(problem, x0, advance, *limits, "Auto(Picard)", trace)
+        return advance.named(solution, name), self._repairs(problem, problem)
+
+    def _where_steps_grow(self, problem: Problem, costs: Costs) -> Solver | None:
+        """What solves for certain where plain steps seem to grow; None where nothing does."""
+        assert isinstance(problem, Affine)
+        n, A = problem.like.shape[1], problem.matrix
+        if not isinstance(A, Full) or not A.gains or min(A.gains) < 1 or n > DENSE:
+            return None
+        if problem.reference is not None:
+            one = Costs.of(1, n, problem.like.dtype.char, costs.stride)
+            if costs.factor < FACTORS * one.factor + costs.plain(2 * ORDINARY):
+                return Direct(self.tol)
+        if _is_monotone(problem):
+            return PeacemanRachford(self.tol, self.max_iter, best_alpha(problem))
+        return None if problem.reference is None else Direct(self.tol)
+
+    def _after_direct(self) -> Iterator[Solver]:
+        yield Picard(self.tol, self.max_iter)
+        yield GMRES(self.tol)
 
     def _repairs(self, problem: Problem, failed: Problem) -> Iterator[Solver]:
         """What is tried next on the samples for which the iteration `failed` did."""
@@ -121,7 +168,10 @@ def _is_monotone(problem: Affine) -> bool:
 
 
 def _is_dense(problem: Problem) -> bool:
-    return isinstance(problem, Affine) and not problem.lacking and type(problem.matrix) is Full
+    if not isinstance(problem, Affine) or problem.lacking:
+        return False
+    A = problem.matrix
+    return type(A) is Full or (isinstance(A, Tiled) and A.whole is not None)
 
 
 def _choose(problem: Problem, tol: float) -> tuple[Problem, str]:

@@ -109,6 +109,11 @@ class Costs:
             direct_from=MARGIN * (ENGAGED + newton) / one,
         )
 
+    @property
+    def direct_at_once(self) -> bool:
+        """Whether linear equations are solved in the time of twenty plain steps."""
+        return self.factor < self.plain(20)
+
     def plain(self, steps: float) -> float:
         """So many plain steps."""
         return steps * (self.step + self.measure / self.stride)

@@ -56,37 +56,44 @@ class Direct(Solver):
             raise InputError(
                 "Direct solves linear equations, such as the adjoint; forward, use Picard"
             )
-        xp, (m, *rest) = problem.xp, problem.like.shape
-        tol = resolve_tol(self.tol, problem.like, xp)
-        n = problem.like.size // m
+        xp, m = problem.xp, problem.like.shape[0]
+        n, tol = problem.like.size // m, resolve_tol(self.tol, problem.like, xp)
         step = max(1, CHUNK // n**2)
-        parts, limits = [], []
         with np.errstate(over="ignore", invalid="ignore"):
-            for i in range(0, m, step):
-                matrix, h = problem.take(np.arange(i, min(i + step, m))).system()
-                v = solve_each(xp, matrix, h[:, :, None])[:, :, 0]
-                parts.append(xp.reshape(v, (-1, *rest)))
-                limits.append(
-                    max_abs(xp, (xp.abs(matrix) @ xp.abs(v)[:, :, None])[:, :, 0] + xp.abs(h))
-                )
-            value = xp.concat(parts)  # v itself, not f(v), the error of which |J| makes larger
-            y, image = problem.step(value)
-            residual, size = problem.measure(value, y, image)
-            floor = tol_floor(problem.like, xp)
-            most = growth_limit(problem.like, xp) * problem.reference
-            terms = np.minimum(to_numpy(xp.concat(limits)).astype(np.float64), most)
-            tolerance = np.maximum(problem.tolerance(np.minimum(size, most), tol), floor * terms)
-        status = np.where(
-            residual <= tolerance,
-            Status.CONVERGED,
-            np.where(np.isfinite(residual), Status.STAGNATED, Status.NONFINITE),
-        )
-        ones = np.ones(m, int)
-        return Solution(value, y, status, ones, residual, tolerance, "Direct")
+            if m <= step:
+                value, y, residual, tolerance = _solved(problem, tol)
+            else:
+                chunks = (np.arange(i, min(i + step, m)) for i in range(0, m, step))
+                parts = zip(*(_solved(problem.take(rows), tol) for rows in chunks), strict=True)
+                values, ys, residuals, tolerances = map(list, parts)
+                value, y = xp.concat(values), xp.concat(ys)
+                residual, tolerance = np.concatenate(residuals), np.concatenate(tolerances)
+        status = np.zeros(m, int)  # CONVERGED
+        if not (residual <= tolerance).all():
+            failed = np.where(np.isfinite(residual), Status.STAGNATED, Status.NONFINITE)
+            status = np.where(residual <= tolerance, status, failed)
+        return Solution(value, y, status, np.ones(m, int), residual, tolerance, "Direct")
 
     def at(self, tol: float | None) -> Self:
         """The same with another tolerance."""
         return replace(self, tol=tol)
+
+
+def _solved(problem: Problem, tol: float) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """v, y(v), residuals, tolerances: v itself, not f(v), the error of which |J| makes larger."""
+    xp = problem.xp
+    matrix, h = problem.system()
+    v = xp.reshape(solve_each(xp, matrix, h[:, :, None])[:, :, 0], problem.like.shape)
+    y, image = problem.step(v)
+    residual, size = problem.measure(v, y, image)
+    assert problem.reference is not None
+    most = growth_limit(problem.like, xp) * problem.reference
+    tolerance = problem.tolerance(np.minimum(size, most), tol)
+    if not (residual <= tolerance).all():
+        products = (xp.abs(matrix) @ xp.abs(xp.reshape(v, h.shape))[:, :, None])[:, :, 0]
+        terms = to_numpy(max_abs(xp, products + xp.abs(h))).astype(np.float64)
+        tolerance = np.maximum(tolerance, tol_floor(problem.like, xp) * np.minimum(terms, most))
+    return v, y, residual, tolerance
 
 
 def solve_each(xp: Any, matrix: Any, right: Any) -> Any:
