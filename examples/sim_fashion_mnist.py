@@ -16,7 +16,7 @@ from fashion_mnist import DEBIAN, read_idx
 
 import pyidl
 from pyidl import activations, losses, metrics, optim, sim, wellposed
-from pyidl.backend import namespace
+from pyidl.arrays.backend import namespace
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

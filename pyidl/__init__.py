@@ -4,32 +4,26 @@ A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output
 """
 
 from pyidl import activations, losses, metrics, optim, plotting, sim, solvers, testing, wellposed
-from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
-from pyidl.backend import to_device, to_numpy
-from pyidl.certify import AttentionCertificate, LocalCertificate, certify_attention, certify_solution, rescale
-from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
-from pyidl.fusion import fused
-from pyidl.io import load, load_notes, save
-from pyidl.layers import (
-    Bidirectional,
-    Dropout,
-    Embedding,
+from pyidl.arrays.backend import to_device, to_numpy
+from pyidl.arrays.fusion import fused
+from pyidl.attention import (
+    AttentionBall,
+    AttentionCertificate,
+    BoundedSoftmax,
     ImplicitAttentionHead,
-    ImplicitModel,
-    ImplicitRNN,
-    ImplicitRNNCell,
     ImplicitTransformerBlock,
-    Layer,
-    LayerNorm,
-    Linear,
-    Pointwise,
-    PositionEmbedding,
-    Residual,
-    Sequential,
+    KernelAttention,
+    Softmax,
+    certify_attention,
 )
-from pyidl.pattern import Pattern
+from pyidl.certify import LocalCertificate, certify_solution, rescale
+from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
+from pyidl.io import load, load_notes, save
+from pyidl.layers import Dropout, Embedding, ImplicitModel, Layer, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual, Sequential
+from pyidl.matrices.pattern import Pattern
+from pyidl.recurrent import Bidirectional, ImplicitRNN, ImplicitRNNCell
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
-from pyidl.wellposed import AttentionBall, InfNorm
+from pyidl.wellposed import InfNorm
 
 __version__ = "0.1.0"
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.rows import take_rows
+from pyidl.arrays.backend import namespace
+from pyidl.arrays.batch import take_rows
+from pyidl.matrices.structure import Matrix
 from pyidl.solvers.image import Jacobians, Times
 from pyidl.solvers.problem import Affine, Problem, sizes
 from pyidl.solvers.solution import Solution
-from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads
 
 __all__ = ["AffineCell", "Cell", "FunctionCell"]

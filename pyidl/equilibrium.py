@@ -21,14 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl.backend import is_array, own
+from pyidl.arrays.backend import is_array, own
 from pyidl.cells import Cell
-from pyidl.certificate import Certificate
 from pyidl.errors import InputError, expect
 from pyidl.solvers import Auto, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, Solution, settle
 from pyidl.typing import Array, Grads
+from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["DEFAULT_ADJOINT", "DEFAULT_FORWARD", "EquilibriumPullback", "equilibrium"]
 

@@ -22,17 +22,14 @@ import numpy as np
 
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
-from pyidl.attention import Attention, BoundedSoftmax, KernelAttention, Softmax
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
+from pyidl.attention import Attention, AttentionBall, BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax
 from pyidl.errors import FileFormatError, InputError, expect
 from pyidl.layers import (
-    Bidirectional,
     Composite,
     Dropout,
     Embedding,
-    ImplicitAttentionHead,
     ImplicitModel,
-    ImplicitRNN,
     Layer,
     LayerNorm,
     Linear,
@@ -41,7 +38,8 @@ from pyidl.layers import (
     Residual,
     Sequential,
 )
-from pyidl.pattern import Pattern
+from pyidl.matrices.pattern import Pattern
+from pyidl.recurrent import Bidirectional, ImplicitRNN
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -60,7 +58,6 @@ from pyidl.solvers import (
     Substitution,
 )
 from pyidl.wellposed import (
-    AttentionBall,
     BlockTriangular,
     Constraint,
     InfNorm,

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend
-from pyidl.backend import looks_are_free, namespace
+from pyidl.arrays import backend
+from pyidl.arrays.backend import looks_are_free, namespace
+from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
-from pyidl.fusion import fused
 from pyidl.typing import Array, Namespace
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import as_real, is_array, to_numpy
+from pyidl.arrays.backend import as_real, is_array, to_numpy
 from pyidl.errors import InputError
 from pyidl.typing import Array
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pyidl.backend import is_array, to_numpy
-from pyidl.certificate import Certificate
+from pyidl.arrays.backend import is_array, to_numpy
 from pyidl.errors import InputError, PyidlError, expect
 from pyidl.layers.base import Layer
-from pyidl.pattern import levels
+from pyidl.matrices.pattern import levels
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
+from pyidl.wellposed.certificate import Certificate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

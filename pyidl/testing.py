@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.arrays import backend
+from pyidl.arrays.backend import from_host, namespace, to_numpy
+from pyidl.arrays.fusion import fused
 from pyidl.errors import GradientMismatchError, InputError, expect
-from pyidl.fusion import fused
 from pyidl.layers.base import Layer
-from pyidl.schedules import check_positive
+from pyidl.optim.schedules import check_positive
 from pyidl.typing import Array, Rng
 
 __all__ = ["ActivationReport", "GradientReport", "check_activation", "check_pullback"]

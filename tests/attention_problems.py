@@ -3,9 +3,9 @@
 import numpy as np
 
 from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
-from pyidl.attention_cell import AttentionCell
-from pyidl.averaging import Mask
-from pyidl.wellposed.attention import Feedback
+from pyidl.attention.cell import AttentionCell
+from pyidl.attention.weighted_mean import Mask
+from pyidl.attention.wellposed import Feedback
 
 CERTIFIED = (KernelAttention(), KernelAttention(bandwidth=1.0), KernelAttention(c=2.0), BoundedSoftmax(), BoundedSoftmax(tau=0.3))
 ALL = (*CERTIFIED, Softmax())

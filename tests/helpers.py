@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.arrays.backend import from_host, namespace, to_numpy
 
 
 def host(a):

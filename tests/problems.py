@@ -4,11 +4,11 @@ import numpy as np
 from helpers import host
 
 from pyidl import activations
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.cells import FunctionCell
+from pyidl.matrices.structure import Full, LowRank, Tiled, read
 from pyidl.solvers.image import Times
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank, Tiled, read
 
 
 def gaussian(n, kappa, rng):

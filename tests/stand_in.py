@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from pyidl import tracing
+from pyidl.arrays import tracing
 
 PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
 """What CuPy has, and the parameters of its functions where they can be read (test_architecture.py compares them with CuPy's)."""
@@ -201,7 +201,7 @@ class ElementwiseKernel:
 
 
 class RawKernel:
-    """What a kernel of pyidl.kernels computes, sample by sample in NumPy; test_kernels.py compares its text with that."""
+    """What a kernel of pyidl.arrays.kernels computes, sample by sample in NumPy; test_kernels.py compares its text with that."""
 
     def __init__(self, code, name):
         self.compute = PLAIN[name]

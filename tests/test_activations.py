@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyidl import activations
 from pyidl.activations import Activation, Blocks, leaky_relu, named
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.testing import check_activation
 

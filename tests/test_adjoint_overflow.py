@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 
+from pyidl.matrices.structure import Full
 from pyidl.solvers import GMRES, Direct, Status
 from pyidl.solvers.image import Times
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full
 
 
 def test_a_large_skew_matrix_in_single_precision():

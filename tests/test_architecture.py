@@ -18,47 +18,26 @@ PACKAGE = Path(pyidl.__file__).parent
 ROOT = PACKAGE.parent
 
 LEVELS = [
-    {"backend", "errors", "fusion", "kernels", "rows", "tracing", "typing"},
-    {"activation", "activations", "resolvents", "vector_activations", "pattern", "projections", "sparse", "structure"}
-    | {"losses", "metrics", "optim", "schedules", "initializers", "table"}
-    | {"attention", "averaging"},
-    {"certificate"},
+    {"errors", "typing"},
+    {"arrays"},
+    {"activations", "matrices", "losses", "metrics", "optim"},
     {"wellposed", "solvers"},
-    {"attention_cell", "cells", "equilibrium"},
+    {"cells"},
+    {"equilibrium"},
     {"layers"},
-    {"certify", "io", "plotting", "testing"},
-    {"training", "sim"},
+    {"recurrent", "attention"},
+    {"certify", "io", "testing", "plotting"},
+    {"training"},
+    {"sim"},
     {"sklearn", "interop"},
     {"__init__"},
+    {"cli"},
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
-# Same-level imports that are allowed, besides those within one folder: the ground floor, the built-in activations, those of
-# several components and the proximal maps, the matrices that know their pattern or their zeros, the theorem that uses the cells, and the
-# optimisers that use schedules.
-NEIGHBOURS = {
-    ("backend", "errors"),
-    ("rows", "backend"),
-    ("rows", "kernels"),
-    ("kernels", "typing"),
-    ("fusion", "backend"),
-    ("fusion", "errors"),
-    ("fusion", "tracing"),
-    ("fusion", "typing"),
-    ("rows", "typing"),
-    ("backend", "typing"),
-    ("activations", "activation"),
-    ("activations", "resolvents"),
-    ("activations", "vector_activations"),
-    ("vector_activations", "activation"),
-    ("structure", "pattern"),
-    ("attention", "averaging"),
-    ("structure", "sparse"),
-    ("attention_cell", "cells"),
-    ("equilibrium", "cells"),
-    ("optim", "schedules"),
-}
+# Imports within one level that are allowed, besides those within one folder.
+NEIGHBOURS: set[tuple[str, str]] = {("errors", "typing")}
 
 # What a room of its own may import, and nothing else.
 OPTIONAL = {"sklearn", "torch", "onnx"}
@@ -115,8 +94,8 @@ def test_imports_go_down(module, path):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pyidl.backend", "from pyidl import layers"),
-        ("pyidl.activations", "import pyidl.losses"),
+        ("pyidl.arrays.backend", "from pyidl import layers"),
+        ("pyidl.activations.builtin", "import pyidl.losses"),
         ("pyidl.solvers.picard", "def f():\n    from pyidl.cells import Cell"),
         ("pyidl.cells", "from pyidl.equilibrium import equilibrium"),
         ("pyidl.unheard_of", ""),
@@ -208,9 +187,9 @@ PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__f
 KNOWN = set(PARAMETERS)
 # What these modules guard by the name of the library.
 GUARDED = {
-    "pyidl.backend": {"asnumpy", "cuda", "ndarray", "astype", "cumulative_sum"},
-    "pyidl.fusion": {"ElementwiseKernel"},
-    "pyidl.kernels": {"RawKernel"},
+    "pyidl.arrays.backend": {"asnumpy", "cuda", "ndarray", "astype", "cumulative_sum"},
+    "pyidl.arrays.fusion": {"ElementwiseKernel"},
+    "pyidl.arrays.kernels": {"RawKernel"},
 }
 
 
@@ -220,7 +199,7 @@ def test_array_names_exist_in_cupy_and_in_the_oldest_numpy(module, path):
     assert list(strange_calls(path.read_text())) == [], "CuPy has no such parameter"
     guarded = GUARDED.get(module, set()) | {"__name__", "linalg"}
     assert names - guarded - KNOWN == set(), "not in CuPy"
-    assert (names - guarded) & AFTER_NUMPY_2_0 == set(), "not in NumPy 2.0; pyidl.backend fills that gap"
+    assert (names - guarded) & AFTER_NUMPY_2_0 == set(), "not in NumPy 2.0; pyidl.arrays.backend fills that gap"
     assert all(hasattr(np.linalg if name.startswith("linalg.") else np, name.removeprefix("linalg.")) for name in names - guarded)
 
 

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax, certify_attention, solvers
-from pyidl.attention import phi_slope
-from pyidl.attention_cell import AttentionCell
-from pyidl.averaging import Mask
-from pyidl.backend import from_host
-from pyidl.certify.attention import ETA, curvature, diagonal_blocks, input_factor, local_factor
+from pyidl.arrays.backend import from_host
+from pyidl.attention import AttentionBall, phi_slope
+from pyidl.attention.cell import AttentionCell
+from pyidl.attention.certify import ETA, curvature, diagonal_blocks, input_factor, local_factor
+from pyidl.attention.weighted_mean import Mask
+from pyidl.attention.wellposed import Feedback, attention_certificate, combined, lambert, mu, own_key
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
-from pyidl.wellposed import AttentionBall, Unconstrained
-from pyidl.wellposed.attention import Feedback, attention_certificate, combined, lambert, mu, own_key
+from pyidl.wellposed import Unconstrained
 
 CASES = given(st.sampled_from(CERTIFIED), st.integers(0, 10**6))
 EXACT = 1 + 1e-9

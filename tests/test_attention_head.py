@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 import pyidl
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Sequential, Softmax, activations, solvers
-from pyidl.attention_cell import AttentionCell
-from pyidl.averaging import Mask
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
+from pyidl.attention import AttentionBall
+from pyidl.attention.cell import AttentionCell
+from pyidl.attention.weighted_mean import Mask
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import ConvergenceError, InputError
 from pyidl.layers import Linear
 from pyidl.testing import check_pullback
-from pyidl.wellposed import AttentionBall, InfNorm, Unconstrained
+from pyidl.wellposed import InfNorm, Unconstrained
 
 E, M, T = 4, 3, 6
 OPTIONS = {

@@ -10,10 +10,10 @@ from helpers import assert_close, host
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import backend
-from pyidl.backend import as_real, from_host, namespace, to_device, to_numpy
+from pyidl.arrays import backend
+from pyidl.arrays.backend import as_real, from_host, namespace, to_device, to_numpy
+from pyidl.arrays.batch import CHUNK, FEW, change_and_size, max_abs, sum_rows
 from pyidl.errors import DeviceMismatchError, InputError
-from pyidl.rows import CHUNK, FEW, change_and_size, max_abs, sum_rows
 
 
 def test_lookup(xp):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pyidl import activations, solvers
+from pyidl.matrices.structure import Full, LowRank
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

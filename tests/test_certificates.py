@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, Linear, Sequential, activations
 from pyidl.activations import Activation
-from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.matrices.structure import Full
 from pyidl.solvers import Jacobi, Picard
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
@@ -28,6 +27,7 @@ from pyidl.wellposed import (
     optimal_weights,
     strongest,
 )
+from pyidl.wellposed.certificate import Certificate, Norm
 
 CERTIFIED = [c for c in CONSTRAINTS if not isinstance(c, Unconstrained)]
 PHIS = [activations.relu, activations.tanh, activations.sigmoid, activations.hard_tanh, activations.leaky_relu(0.3), mixed]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import pyidl
-from pyidl.__main__ import main
+from pyidl.cli.csv_files import read_table
+from pyidl.cli.main import main
 from pyidl.errors import InputError
 from pyidl.io import write_npz
-from pyidl.table import read_table
 
 
 def flowers(m=60, seed=0):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pyidl
 from pyidl import Bidirectional, ImplicitModel, ImplicitRNN, Linear, Pointwise, Residual, Sequential, activations, losses, optim, solvers
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
 from pyidl.layers.timeline import Timeline
 from pyidl.testing import check_pullback

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 import pyidl
 from pyidl import ImplicitModel, ImplicitRNN, Pattern, activations, losses, optim
 from pyidl.activations import Activation
-from pyidl.backend import from_host, namespace
+from pyidl.arrays.backend import from_host, namespace
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
@@ -28,6 +27,7 @@ from pyidl.wellposed import (
 )
 from pyidl.wellposed.eigenvalues import spectral_bound
 from pyidl.wellposed.perronfrobenius import factor_of, scaling
+from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 
 CONVEX = [c for c in CONSTRAINTS if "PerronFrobenius" not in repr(c)]
 LOW_RANK = [

@@ -14,24 +14,13 @@ from helpers import host
 from kernel_compilers import small_numbers_flushed
 
 import pyidl
-from pyidl import activations, fusion, load, losses, optim, save, sim
-from pyidl.backend import to_device
+from pyidl import activations, load, losses, optim, save, sim
+from pyidl.arrays import fusion
+from pyidl.arrays.backend import to_device
+from pyidl.attention import ImplicitAttentionHead, ImplicitTransformerBlock
 from pyidl.errors import DeviceError, DeviceMismatchError, InputError
-from pyidl.layers import (
-    Bidirectional,
-    Dropout,
-    Embedding,
-    ImplicitAttentionHead,
-    ImplicitModel,
-    ImplicitRNN,
-    ImplicitTransformerBlock,
-    LayerNorm,
-    Linear,
-    Pointwise,
-    PositionEmbedding,
-    Residual,
-    Sequential,
-)
+from pyidl.layers import Dropout, Embedding, ImplicitModel, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual, Sequential
+from pyidl.recurrent import Bidirectional, ImplicitRNN
 
 E, T, M = 6, 5, 4
 

@@ -21,11 +21,9 @@ from pyidl import (
     attention,
     equilibrium,
     errors,
-    initializers,
     losses,
     metrics,
     optim,
-    pattern,
     plotting,
     sim,
     solvers,
@@ -33,6 +31,8 @@ from pyidl import (
     training,
     wellposed,
 )
+from pyidl.layers import initializers
+from pyidl.matrices import pattern
 
 ROOT = Path(__file__).parent.parent
 U, S, T = np.ones((4, 2)), np.ones((2, 3, 2)), np.ones((2, 3, 4))
@@ -175,7 +175,7 @@ SIMResult Solved Run ActivationReport GradientReport EquilibriumPullback Certifi
 Layer Composite Attention Constraint Solver Penalty RowSolver Optimizer Schedule Cell FunctionCell
 DEFAULT_ADJOINT DEFAULT_FORWARD phi phi_slope check_positive read_npz replacing write_npz to_numpy
 """
-INSIDE = {"pyidl.errors", "pyidl.backend", "pyidl.rows", "pyidl.structure", "pyidl.projections"}
+INSIDE = {"pyidl.errors", "pyidl.arrays.backend", "pyidl.arrays.batch", "pyidl.matrices.structure", "pyidl.wellposed.projections"}
 # Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the cell's own business.
 FREE = {("to_device", "a"), ("model(U)", "rng"), ("rnn(U)", "rng"), ("head(U)", "rng"), ("position.step", "on_fail"), ("equilibrium", "u")}
 

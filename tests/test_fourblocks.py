@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl import ImplicitAttentionHead, KernelAttention, Softmax
-from pyidl.averaging import Mask
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
+from pyidl.attention.fourblocks import from_four_blocks, pull_four_blocks, to_four_blocks
+from pyidl.attention.weighted_mean import Mask
+from pyidl.attention.wellposed import combined, mu
 from pyidl.errors import InputError
-from pyidl.layers.fourblocks import from_four_blocks, pull_four_blocks, to_four_blocks
-from pyidl.wellposed.attention import combined, mu
 
 H, E, N, T, M = 2, 4, 3, 5, 2
 

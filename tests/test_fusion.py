@@ -23,15 +23,17 @@ from conftest import require_gpu
 from kernel_compilers import C_TYPE, as_cupy_writes_it, cupy_headers, library
 
 import pyidl
-from pyidl import activations, attention, averaging, fusion, losses, optim, testing
+from pyidl import activations, attention, losses, optim, testing
 from pyidl.activations import Activation
-from pyidl.backend import namespace
+from pyidl.arrays import fusion
+from pyidl.arrays.backend import namespace
+from pyidl.arrays.fusion import fused
+from pyidl.attention import weighted_mean as averaging
 from pyidl.errors import InputError
-from pyidl.fusion import fused
+from pyidl.matrices.structure import Full
 from pyidl.sim import penalties
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import image, problem, splitting
-from pyidl.structure import Full
 
 ACTIVATIONS = [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential, activations, solvers
 from pyidl.activations import Activation, Blocks, VectorActivation
-from pyidl.backend import from_host, namespace
+from pyidl.arrays.backend import from_host, namespace
 from pyidl.testing import check_pullback
 
 P, Q, N, M = 4, 3, 12, 7
@@ -255,7 +255,7 @@ def _dot_test(layer, U):
 
 
 def _xp(a):
-    from pyidl.backend import namespace
+    from pyidl.arrays.backend import namespace
 
     return namespace(a)
 

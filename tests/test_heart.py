@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import FAMILIES, adjoint, affine, linear
 
-from pyidl import ImplicitModel, Pattern, activations, rows
+from pyidl import ImplicitModel, Pattern, activations
+from pyidl.arrays import batch as rows
+from pyidl.matrices.structure import Full, LowRank, read
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -25,14 +27,13 @@ from pyidl.solvers import (
     direct,
     jacobi,
     newton,
-    reduced,
 )
+from pyidl.solvers import low_rank as reduced
 from pyidl.solvers import problem as problems_
 from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.cost import Costs
 from pyidl.solvers.loop import GROWTH, iterate, stride_of
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank, read
 from pyidl.wellposed import MatrixMeasure, Unconstrained
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))

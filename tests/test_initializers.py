@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import initializers
+from pyidl.layers import initializers
 
 RECTANGULAR = [initializers.lecun_normal, initializers.he_normal, initializers.glorot_uniform]
 ROWS, COLUMNS = 300, 400

@@ -14,7 +14,7 @@ import stand_in
 from kernel_compilers import C_TYPE as T
 from kernel_compilers import compiler, library
 
-from pyidl import kernels
+from pyidl.arrays import kernels
 
 
 @pytest.mark.parametrize("memory", [1, 3, 8])

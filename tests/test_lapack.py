@@ -9,7 +9,7 @@ import pyidl
 from pyidl import certify, plotting, sim, wellposed
 from pyidl.activations import VectorActivation, softmax
 from pyidl.errors import GradientMismatchError, InputError
-from pyidl.layers.recurrence import _radius
+from pyidl.recurrent.error_bound import _radius
 from pyidl.testing import check_activation
 
 

@@ -12,7 +12,7 @@ from helpers import assert_close, host, moved, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pointwise, Sequential, activations, solvers, structure
+from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pointwise, Sequential, activations, solvers
 from pyidl.activations import Activation, Blocks
 from pyidl.errors import (
     ConvergenceError,
@@ -23,7 +23,8 @@ from pyidl.errors import (
     GradientConvergenceWarning,
     InputError,
 )
-from pyidl.layers import bptt
+from pyidl.matrices import structure
+from pyidl.recurrent import bptt
 
 P, Q, N = 4, 3, 10
 

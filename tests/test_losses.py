@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl import losses
-from pyidl.backend import from_host, to_numpy
+from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
 
 REAL = [losses.mse, losses.mae, losses.huber, partial(losses.huber, delta=0.3), losses.binary_cross_entropy]

@@ -12,13 +12,13 @@ from scipy.optimize import brentq, minimize
 
 from pyidl import ImplicitModel, activations
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
-from pyidl.projections import measure_rows
+from pyidl.matrices.structure import Full, LowRank
 from pyidl.solvers import Jacobi, Newton, Picard
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank
 from pyidl.wellposed.measure import MatrixMeasure
+from pyidl.wellposed.projections import measure_rows
 
 RELU, TANH = activations.relu, activations.tanh
 

@@ -17,7 +17,7 @@ from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl.backend import from_host, to_numpy
+from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
 from pyidl.layers.linear import Linear
 from pyidl.optim import SGD, Adam, AdamW, Constant, Cosine, Exponential, Piecewise

@@ -12,12 +12,12 @@ from problems import adjoint, adjoint_solution, fixed_point, residual
 import pyidl
 from pyidl import ImplicitModel, Pattern, activations, losses, optim, wellposed
 from pyidl.activations import Blocks
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
-from pyidl.pattern import Groups, levels
+from pyidl.matrices.pattern import Groups, levels
+from pyidl.matrices.structure import Full, LowRank, Tiled
 from pyidl.solvers import Auto, Direct, Picard, Status, Substitution
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank, Tiled
 
 WIDTHS = (5, 7, 6, 4, 3)
 

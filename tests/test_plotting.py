@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 import pyidl
 from pyidl import activations, plotting, solvers, wellposed
-from pyidl.certificate import Certificate, Norm
 from pyidl.errors import InputError, PyidlError
 from pyidl.solvers import Solution
+from pyidl.wellposed.certificate import Certificate, Norm
 
 matplotlib.use("Agg")
 

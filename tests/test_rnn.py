@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import pyidl
 from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Sequential, activations, losses, optim, solvers
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import (
     ConvergenceError,
     ConvergenceWarning,

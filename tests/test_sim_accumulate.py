@@ -12,7 +12,7 @@ import pytest
 from helpers import relative
 
 from pyidl import Linear, Sequential, activations, sim
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
 
 FIELDS = ("mean", "target_mean", "G", "H", "square")

@@ -9,7 +9,7 @@ from helpers import assert_close, host, moved, random_model
 
 import pyidl
 from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Sequential, activations, losses, optim, sim
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, WellPosednessWarning
 from pyidl.solvers.solution import Status
 from pyidl.wellposed import MatrixMeasure, PerronFrobenius, StrictlyTriangular, Unconstrained

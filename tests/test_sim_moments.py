@@ -8,7 +8,7 @@ from helpers import assert_close, host, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import DeviceMismatchError, InputError
 from pyidl.sim import Moments
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stand_in import cupy
 
 from pyidl import sim
-from pyidl.backend import from_host, to_numpy
+from pyidl.arrays.backend import from_host, to_numpy
 
 PENALTIES = [sim.L1(0.02), sim.ElasticNet(0.02, 0.05), sim.ReverseHuber(0.002, 0.1), sim.Ridge(0.05)]
 SOLVERS = [sim.ADMM, sim.FISTA, sim.CoordinateDescent]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pyidl import Dropout, ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Residual, Sequential, activations, sim, solvers, to_numpy
 from pyidl.activations import Blocks
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
-from pyidl.structure import Tiled
+from pyidl.matrices.structure import Tiled
 
 PHIS = [activations.relu, activations.tanh, activations.sigmoid, activations.leaky_relu(0.2)]
 

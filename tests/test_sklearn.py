@@ -21,10 +21,10 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyidl
 from pyidl import activations, optim, sim
-from pyidl.__main__ import _parser
+from pyidl.cli.main import _parser
 from pyidl.errors import InputError
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
-from pyidl.training.scaling import Scaling, fold
+from pyidl.training.standardise import Scaling, fold
 from pyidl.wellposed import SpectralNorm
 
 IRIS, DIABETES = load_iris(return_X_y=True), load_diabetes(return_X_y=True)

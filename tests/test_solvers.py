@@ -11,13 +11,13 @@ from problems import Tanh, linear
 
 from pyidl import activations
 from pyidl.activations import Activation
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
+from pyidl.matrices.structure import Full, LowRank
 from pyidl.solvers import Anderson, Auto, Direct, Fallback, Phantom, Picard, Status
 from pyidl.solvers.problem import Affine, Problem
-from pyidl.structure import Full, LowRank
 
 PICARD = Picard()
 FIRST = 6

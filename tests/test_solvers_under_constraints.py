@@ -8,9 +8,9 @@ from problems import adjoint, adjoint_solution
 from test_structured_solvers import ADJOINT, FORWARD, splits
 
 from pyidl import activations
+from pyidl.matrices.structure import Full, read, read_model
 from pyidl.solvers import Auto, Picard
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, read, read_model
 from pyidl.wellposed import Unconstrained
 
 ACTIVATIONS = [activations.relu, activations.leaky_relu(0.1), activations.tanh, activations.hard_tanh, activations.sigmoid, activations.abs]

@@ -11,9 +11,10 @@ from helpers import assert_close, host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, Pattern, activations, load, save, solvers, sparse
+from pyidl import ImplicitModel, Pattern, activations, load, save, solvers
 from pyidl.errors import InputError
-from pyidl.structure import Full, Sparse, read_model
+from pyidl.matrices import sparse
+from pyidl.matrices.structure import Full, Sparse, read_model
 
 P, Q, N = 5, 3, 24
 

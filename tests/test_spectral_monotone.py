@@ -13,12 +13,12 @@ from scipy.linalg import polar
 
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.matrices.structure import Full
 from pyidl.solvers import ForwardBackward, PeacemanRachford, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import _best_step
-from pyidl.structure import Full
 from pyidl.wellposed import eigenvalues as bounds
 from pyidl.wellposed.monotone import Monotone
 from pyidl.wellposed.spectral import SpectralNorm, spectral_bound

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, linear, residual
 
-from pyidl import ImplicitModel, InfNorm, activations, resolvents
-from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
+from pyidl import ImplicitModel, InfNorm, activations
+from pyidl.activations import Activation, Blocks, resolvents
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
+from pyidl.matrices.structure import Full, LowRank, Tiled, read
 from pyidl.solvers import Auto, ForwardBackward, Newton, PeacemanRachford, Picard, Status
 from pyidl.solvers.auto import DENSE
 from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import _best_step, is_monotone, reflected
-from pyidl.structure import Full, LowRank, Tiled, read
 from pyidl.testing import check_pullback
 
 PROXIMAL = [a for a in map(activations.named, activations._BUILT_IN) if a.resolvent] + [activations.leaky_relu(0.1)]

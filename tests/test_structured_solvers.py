@@ -9,8 +9,9 @@ from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, fixed_po
 
 from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
+from pyidl.matrices.structure import Full, LowRank, read
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -32,10 +33,9 @@ from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.cost import Costs
 from pyidl.solvers.loop import iterate, stride_of
+from pyidl.solvers.low_rank import reduce
 from pyidl.solvers.problem import Affine
-from pyidl.solvers.reduced import reduce
 from pyidl.solvers.splitting import cannot_split
-from pyidl.structure import Full, LowRank, read
 
 FORWARD = {
     "picard": Picard(),

@@ -9,7 +9,7 @@ from helpers import moved, random_model
 
 from pyidl import Checkpoint, EarlyStopping, History, ImplicitModel, InfNorm, Linear, Sequential, activations, fit, losses, metrics, optim
 from pyidl import save as save_model
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, FileFormatError, InputError
 from pyidl.io import read_npz, write_npz
 from pyidl.layers.base import Call, Explicit

@@ -22,7 +22,7 @@ from pyidl import (
     losses,
     optim,
 )
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import FileFormatError, InputError
 from pyidl.io import read_npz, write_npz
 from pyidl.solvers import Auto, Jacobi, Phantom, Solver

@@ -29,7 +29,7 @@ from pyidl import (
     metrics,
     optim,
 )
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import DeviceMismatchError, GradientMismatchError, InputError
 from pyidl.layers.base import Explicit
 from pyidl.layers.sequential import SequentialPullback
@@ -181,7 +181,7 @@ def test_wrong_derivatives_are_found():
     class NoMean(LayerNorm):
         def _forward(self, U, call):
             Y, pull = super()._forward(U, call)
-            _, r = pyidl.vector_activations.normed(U, self.eps)
+            _, r = pyidl.activations.blocks.normed(U, self.eps)
             return Y, Explicit(Y, lambda dY, inputs: (dY * self.params["g"] / r if inputs else None, pull.rule(dY, False)[1]))
 
     class LastPlace(Embedding):

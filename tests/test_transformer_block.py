@@ -23,7 +23,7 @@ from pyidl import (
     metrics,
     optim,
 )
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
 from pyidl.testing import check_pullback
 from pyidl.wellposed import Unconstrained

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential, activations, load, save, solvers
 from pyidl.activations import Blocks, VectorActivation, layer_norm, named, softmax
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.matrices.structure import Full, Tiled
 from pyidl.solvers.image import Jacobians, Phi
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, Tiled
 from pyidl.testing import check_activation, check_pullback
 
 BUILT_IN = [softmax, layer_norm(), layer_norm(0.01)]

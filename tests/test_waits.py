@@ -16,8 +16,12 @@ from problems import FAMILIES, adjoint, affine
 from test_splitting import monotone
 
 import pyidl
-from pyidl import activations, kernels, losses, optim, sim, solvers
-from pyidl.layers import ImplicitAttentionHead, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Residual, Sequential
+from pyidl import activations, losses, optim, sim, solvers
+from pyidl.arrays import kernels
+from pyidl.attention import ImplicitAttentionHead
+from pyidl.layers import ImplicitModel, LayerNorm, Linear, Residual, Sequential
+from pyidl.matrices.structure import LowRank
+from pyidl.recurrent import ImplicitRNN
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard, Substitution
 from pyidl.solvers.anderson import Mixing
@@ -25,7 +29,6 @@ from pyidl.solvers.image import Phi
 from pyidl.solvers.jacobi import split
 from pyidl.solvers.loop import _follow
 from pyidl.solvers.problem import Affine
-from pyidl.structure import LowRank
 from pyidl.wellposed import Unconstrained
 
 M, N = 12, 30

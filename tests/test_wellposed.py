@@ -12,14 +12,14 @@ from scipy.optimize import brentq
 
 from pyidl import InfNorm, activations
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import from_host
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
+from pyidl.matrices.structure import Full, LowRank
 from pyidl.solvers import Fallback, Picard
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.infnorm import row_sums
+from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 
 BUILT_IN = [activations.named(name) for name in activations._BUILT_IN]
 

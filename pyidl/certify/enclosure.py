@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
 from pyidl.layers.implicit import ImplicitModel
 
 __all__ = ["Equation", "Search", "others", "pieces", "up"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pyidl import backend
-from pyidl.backend import to_numpy
+from pyidl.arrays import backend
+from pyidl.arrays.backend import to_numpy
 from pyidl.certify.enclosure import Equation, Search, others, pieces
 from pyidl.errors import InputError, expect
 from pyidl.layers.implicit import ImplicitModel

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from pyidl.backend import DTYPES
+from pyidl.arrays.backend import DTYPES
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.interop.onnx_graph import Graph
 from pyidl.interop.onnx_layers import Flow, Stop, flow, reads, unproven

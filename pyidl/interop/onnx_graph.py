@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
 
 __all__ = ["Graph", "normalised", "phi_node"]

@@ -15,26 +15,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from pyidl.attention import FAR, BoundedSoftmax, KernelAttention, Softmax
-from pyidl.averaging import lowest
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
+from pyidl.attention import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax
+from pyidl.attention.maps import FAR
+from pyidl.attention.weighted_mean import lowest
 from pyidl.errors import InputError
 from pyidl.interop.onnx_graph import Graph, normalised, phi_node
-from pyidl.layers import (
-    Bidirectional,
-    Dropout,
-    Embedding,
-    ImplicitAttentionHead,
-    ImplicitModel,
-    ImplicitRNN,
-    Layer,
-    LayerNorm,
-    Linear,
-    Pointwise,
-    PositionEmbedding,
-    Residual,
-    Sequential,
-)
+from pyidl.layers import Dropout, Embedding, ImplicitModel, Layer, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual, Sequential
+from pyidl.recurrent import Bidirectional, ImplicitRNN
 
 __all__ = ["Flow", "Stop", "flow", "reads", "unproven"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyidl.backend import DTYPES
+from pyidl.arrays.backend import DTYPES
 from pyidl.errors import DeviceError, InputError
 from pyidl.interop.torchidl import from_torchidl, to_torchidl
 from pyidl.layers import Layer, Pullback

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 
 from pyidl import activations
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
-from pyidl.layers import ImplicitModel, ImplicitRNN
+from pyidl.layers import ImplicitModel
+from pyidl.recurrent import ImplicitRNN
 from pyidl.wellposed import Constraint, InfNorm, StrictlyTriangular, Unconstrained
 
 __all__ = ["from_torchidl", "to_torchidl"]

@@ -19,13 +19,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pyidl import backend
-from pyidl.backend import DTYPES, namespace
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays import backend
+from pyidl.arrays.backend import DTYPES, namespace
 from pyidl.errors import InputError, expect, is_whole
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution, check_on_fail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng, Tol
+from pyidl.wellposed.certificate import Certificate, Norm
 
 __all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
 

@@ -18,13 +18,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from pyidl import backend
-from pyidl.certificate import Certificate
+from pyidl.arrays import backend
 from pyidl.errors import InputError, expect
 from pyidl.layers.base import Call, Layer, Pullback
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import Array, Grads, Params, Rng, Tol
+from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["Composite", "joined"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, namespace
+from pyidl.arrays.backend import astype, from_host, namespace
 from pyidl.errors import InputError, is_real
 from pyidl.layers.base import Call, Explicit, Parameterless
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend, initializers
+from pyidl.arrays import backend
+from pyidl.arrays.batch import sum_rows
 from pyidl.errors import InputError, is_whole
+from pyidl.layers import initializers
 from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
-from pyidl.rows import sum_rows
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Rng
 

@@ -19,21 +19,24 @@ from typing import Any, cast
 
 import numpy as np
 
-from pyidl import activations, backend, initializers, sparse, structure
+from pyidl import activations
 from pyidl.activations import Activation, Blocks
+from pyidl.arrays import backend
 from pyidl.cells import AffineCell
-from pyidl.certificate import Certificate
 from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, settled
 from pyidl.errors import InputError, expect, expect_flags, is_real
+from pyidl.layers import initializers
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.tolerance import solvers_at
-from pyidl.pattern import Pattern
+from pyidl.matrices import sparse, structure
+from pyidl.matrices.pattern import Pattern
+from pyidl.matrices.structure import Matrix
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, settle
-from pyidl.structure import Matrix
 from pyidl.typing import Array, Grads, Params, Rng, Tol
 from pyidl.wellposed import Constraint, InfNorm, strongest
+from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["ImplicitModel", "ImplicitPullback"]
 
@@ -385,7 +388,7 @@ def _check_activation(activation: Any, n: int, dtype: str) -> None:
             except TypeError as error:
                 raise InputError(
                     f"{name} of the activation {part.name!r} does not take an array of NumPy ({error}); take its functions from the "
-                    "library of its array, pyidl.backend.namespace(z)"
+                    "library of its array, pyidl.arrays.backend.namespace(z)"
                 ) from error
             if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
                 raise InputError(

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend, initializers
 from pyidl.activations import Activation
+from pyidl.arrays import backend
 from pyidl.errors import InputError, expect, expect_flags
+from pyidl.layers import initializers
 from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_dtype, check_width
 from pyidl.typing import Rng
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from pyidl.activations.blocks import normed, normed_vjp
 from pyidl.errors import InputError, is_real
 from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
-from pyidl.vector_activations import normed, normed_vjp
 
 __all__ = ["LayerNorm"]
 

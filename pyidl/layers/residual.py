@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl import backend
-from pyidl.backend import namespace
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError
 from pyidl.layers.base import Call
 from pyidl.layers.sequential import Sequential, SequentialPullback

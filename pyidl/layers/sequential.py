@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pyidl import backend
 from pyidl.activations import Activation
+from pyidl.arrays import backend
 from pyidl.errors import InputError
 from pyidl.layers.base import Call, Layer
 from pyidl.layers.composite import Composite, CompositePullback

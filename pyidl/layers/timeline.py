@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import namespace, read_array, to_numpy
+from pyidl.arrays.backend import namespace, read_array, to_numpy
+from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.errors import InputError
-from pyidl.rows import put_rows, take_rows
 
 __all__ = ["Timeline"]
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import from_host, to_numpy
+from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
-from pyidl.pattern import Pattern
+from pyidl.matrices.pattern import Pattern
 from pyidl.sim.hooks import is_torch, steps_of
 from pyidl.sim.networks import Affine, Branch, Chain, Step, biased, chain, read_chain
 from pyidl.sim.states import joint_activation

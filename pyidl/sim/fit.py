@@ -28,18 +28,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyidl.backend import as_generator, astype, from_host, is_array, namespace, on_device_of, to_numpy
+from pyidl.arrays.backend import as_generator, astype, from_host, is_array, namespace, on_device_of, to_numpy
+from pyidl.arrays.batch import take_rows
 from pyidl.errors import ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers import ImplicitModel
-from pyidl.pattern import Pattern
-from pyidl.rows import take_rows
+from pyidl.matrices.pattern import Pattern
 from pyidl.sim.accumulate import accumulate, map_rows
+from pyidl.sim.chunks import Shape, Source
 from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import L1, Penalty
 from pyidl.sim.problem import Problem
 from pyidl.sim.report import Report, SIMResult, Solved
 from pyidl.sim.solvers import ADMM, LowRank, Rows, RowSolver
-from pyidl.sim.source import Shape, Source
 from pyidl.typing import Array, Rng
 from pyidl.wellposed import Constraint, InfNorm, PerronFrobenius, StrictlyTriangular, Unconstrained
 from pyidl.wellposed.base import lipschitz_rows

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pyidl.backend import as_real, is_array, namespace
+from pyidl.arrays.backend import as_real, is_array, namespace
 from pyidl.errors import InputError
 from pyidl.typing import Array
 

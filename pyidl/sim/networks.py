@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from pyidl import activations, backend
+from pyidl import activations
 from pyidl.activations import Activation
-from pyidl.backend import is_array, namespace
+from pyidl.arrays import backend
+from pyidl.arrays.backend import is_array, namespace
 from pyidl.errors import InputError, expect
 from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Sequential
 from pyidl.typing import Array, Namespace

@@ -52,11 +52,11 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, cumsum, from_host, looks_are_free, namespace
+from pyidl.arrays.backend import astype, cumsum, from_host, looks_are_free, namespace
+from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
-from pyidl.fusion import fused
-from pyidl.projections import l1_ball_rows
 from pyidl.typing import Array
+from pyidl.wellposed.projections import l1_ball_rows
 
 __all__ = ["ElasticNet", "L1", "NoPenalty", "Penalty", "ReverseHuber", "Ridge", "ball_project", "soft"]
 

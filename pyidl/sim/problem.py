@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import all_finite, from_host, namespace, to_numpy
+from pyidl.arrays.backend import all_finite, from_host, namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import ElasticNet, NoPenalty, Penalty, ball_project

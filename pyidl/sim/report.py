@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl.backend import to_numpy
-from pyidl.certificate import Certificate
+from pyidl.arrays.backend import to_numpy
 from pyidl.layers import ImplicitModel
-from pyidl.pattern import Pattern
+from pyidl.matrices.pattern import Pattern
+from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["Report", "SIMResult", "Solved"]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.activations import Activation, Blocks
-from pyidl.backend import namespace
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
+from pyidl.arrays.batch import take_rows
 from pyidl.errors import InputError, is_whole
 from pyidl.layers import ImplicitModel, Sequential
 from pyidl.layers.base import check_width
-from pyidl.rows import take_rows
 from pyidl.sim.hooks import Watched, is_torch
 from pyidl.sim.moments import Moments
 from pyidl.sim.networks import Feedforward, Network, Record, is_perceptron, read_chain

@@ -5,7 +5,7 @@ r"""Implicit models as estimators of scikit-learn: ``x = phi(A x + B u + b)``, a
 
 plus ``alpha / 2`` times the squares of A (or L and R), B, C and D, by Adam, projected into the constraint after every step.
 Inputs and targets are standardised within, and the scalings folded into the fitted `model_`, which takes the inputs as they are
-(`pyidl.training.scaling` has the equation).
+(`pyidl.training.standardise` has the equation).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pyidl.errors import InputError, is_real
 from pyidl.layers import ImplicitModel
 from pyidl.layers.base import check_width
 from pyidl.optim import Adam, Schedule
-from pyidl.sklearn.answers import Answers
-from pyidl.sklearn.atomic import as_it_was, check_flags
+from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rate import falling, going_on
+from pyidl.sklearn.rollback import as_it_was, check_flags
 from pyidl.training import EarlyStopping, fit, recipe
 from pyidl.training.ridge import ridge
-from pyidl.training.scaling import Scaling, fold
+from pyidl.training.standardise import Scaling, fold
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]

@@ -19,11 +19,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pyidl import sim
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
-from pyidl.pattern import Pattern
+from pyidl.matrices.pattern import Pattern
 from pyidl.sim.penalties import Penalty
-from pyidl.sklearn.answers import Answers
-from pyidl.sklearn.atomic import as_it_was, check_flags
-from pyidl.training.scaling import Scaling, fold
+from pyidl.sklearn.decision import Answers
+from pyidl.sklearn.rollback import as_it_was, check_flags
+from pyidl.training.standardise import Scaling, fold
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["SIMClassifier"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.rows import put_rows, take_rows
+from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.cost import SURE, Costs
 from pyidl.solvers.loop import Advance, Book

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import kernels
-from pyidl.backend import astype, from_host
+from pyidl.arrays import kernels
+from pyidl.arrays.backend import astype, from_host
+from pyidl.arrays.batch import max_abs, put_rows, take_rows
 from pyidl.errors import InputError, expect_flags, is_whole
-from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.jacobi import split
 from pyidl.solvers.loop import Advance, iterate
@@ -219,7 +219,7 @@ class Anderson(Iterative):
 
     Examples
     --------
-    >>> from pyidl.structure import Full
+    >>> from pyidl.matrices.structure import Full
     >>> from pyidl import activations
     >>> from pyidl.solvers import Picard
     >>> from pyidl.solvers.problem import Affine

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.rows import put_rows, take_rows
+from pyidl.arrays.batch import put_rows, take_rows
+from pyidl.matrices.structure import Full, Tiled
 from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.base import Iterative, Solver
 from pyidl.solvers.cost import ORDINARY, Costs
@@ -36,14 +37,13 @@ from pyidl.solvers.direct import Direct
 from pyidl.solvers.gmres import GMRES
 from pyidl.solvers.jacobi import Split, can_split, split
 from pyidl.solvers.loop import iterate, stride_of
+from pyidl.solvers.low_rank import reduce
 from pyidl.solvers.newton import Newton
 from pyidl.solvers.picard import Picard
 from pyidl.solvers.problem import Affine, Problem
-from pyidl.solvers.reduced import reduce
 from pyidl.solvers.solution import Solution, Status
 from pyidl.solvers.splitting import PeacemanRachford, best_alpha, cannot_split, is_monotone
 from pyidl.solvers.substitution import Substitution, worthwhile
-from pyidl.structure import Full, Tiled
 from pyidl.typing import Array
 
 __all__ = ["Auto"]

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
+from pyidl.arrays.batch import max_abs
 from pyidl.errors import InputError
-from pyidl.rows import max_abs
 from pyidl.solvers.base import Solver, check_limits
 from pyidl.solvers.loop import growth_limit, resolve_tol, tol_floor
 from pyidl.solvers.problem import Problem

@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
+from pyidl.arrays.batch import take_rows
 from pyidl.errors import expect
-from pyidl.rows import take_rows
 from pyidl.solvers.base import Solver
 from pyidl.solvers.problem import Problem
 from pyidl.solvers.solution import Solution

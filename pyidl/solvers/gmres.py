@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, to_numpy
+from pyidl.arrays.backend import astype, from_host, to_numpy
+from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.errors import InputError, is_whole
-from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.loop import growth_limit, resolve_tol
 from pyidl.solvers.problem import Problem

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.fusion import fused
-from pyidl.rows import take_rows
+from pyidl.arrays.backend import namespace
+from pyidl.arrays.batch import take_rows
+from pyidl.arrays.fusion import fused
 from pyidl.typing import Array
 
 __all__ = ["Image", "Jacobians", "Phi", "Times"]

@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
+from pyidl.arrays.batch import CHUNK, change_and_size
+from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError
-from pyidl.fusion import fused
-from pyidl.rows import CHUNK, change_and_size
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.loop import iterate
@@ -177,7 +177,7 @@ class Jacobi(Iterative):
     --------
     >>> from pyidl import activations
     >>> from pyidl.solvers import Picard
-    >>> from pyidl.structure import Full
+    >>> from pyidl.matrices.structure import Full
     >>> A = np.array([[0.98, 0.01], [0.0, 0.95]])
     >>> stiff = Affine(Full(A), np.ones((1, 2)), activations.relu)
     >>> int(Jacobi()(stiff).n_iter[0]) <= 6, int(Picard()(stiff).n_iter[0]) > 1000

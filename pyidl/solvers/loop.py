@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pyidl.backend import looks_are_free, writes_in_place
+from pyidl.arrays.backend import looks_are_free, writes_in_place
+from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.errors import InputError
-from pyidl.rows import put_rows, take_rows
 from pyidl.solvers.problem import Buffers, Problem
 from pyidl.solvers.solution import Solution, Status
 from pyidl.typing import Array, Namespace

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import astype, from_host, namespace, to_numpy
+from pyidl.arrays.backend import astype, from_host, namespace, to_numpy
+from pyidl.arrays.batch import max_abs, put_rows, take_rows
 from pyidl.errors import InputError
-from pyidl.rows import max_abs, put_rows, take_rows
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.direct import CHUNK, solve_each
 from pyidl.solvers.loop import Advance, iterate
@@ -121,7 +121,7 @@ class Newton(Iterative):
     Examples
     --------
     >>> from pyidl import activations
-    >>> from pyidl.structure import Full
+    >>> from pyidl.matrices.structure import Full
     >>> slow = Affine(Full(np.array([[0.9999]])), np.ones((1, 1)), activations.relu)
     >>> Newton()(slow).n_iter.tolist()
     [2]

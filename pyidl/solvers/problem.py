@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import (
+from pyidl.arrays.backend import (
     astype,
     from_host,
     looks_are_free,
@@ -34,12 +34,12 @@ from pyidl.backend import (
     to_numpy,
     writes_in_place,
 )
-from pyidl.fusion import fused
-from pyidl.pattern import Groups
-from pyidl.rows import CHUNK, change_and_size, max_abs, take_rows
+from pyidl.arrays.batch import CHUNK, change_and_size, max_abs, take_rows
+from pyidl.arrays.fusion import fused
+from pyidl.matrices.pattern import Groups
+from pyidl.matrices.structure import Matrix
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.solution import Solution
-from pyidl.structure import Matrix
 from pyidl.typing import Array
 
 __all__ = [
@@ -189,7 +189,7 @@ class Affine(Problem):
     Examples
     --------
     >>> from pyidl import activations
-    >>> from pyidl.structure import Full
+    >>> from pyidl.matrices.structure import Full
     >>> half = Affine(Full(np.array([[0.5]])), np.ones((1, 1)), activations.relu)
     >>> half.f(np.array([[2.0]]))
     array([[2.]])

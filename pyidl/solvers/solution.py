@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from pyidl.backend import from_host
+from pyidl.arrays.backend import from_host
 from pyidl.errors import (
     ConvergenceError,
     ConvergenceWarning,

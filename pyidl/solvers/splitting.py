@@ -1,7 +1,7 @@
 r"""Operator splittings for monotone models: forward-backward and Peaceman-Rachford.
 
-Let phi have slopes in [0, 1]. It is then the proximal map of a convex f (`pyidl.resolvents`), and
-``x = phi(A x + z)`` says that ``F x + (subdifferential of f at x)`` contains 0, with ``F x = (I -
+Let phi have slopes in [0, 1]. It is then the proximal map of a convex f
+(`pyidl.activations.resolvents`), and ``x = phi(A x + z)`` says that ``F x + (subdifferential of f at x)`` contains 0, with ``F x = (I -
 A) x - z``. Both methods iterate over u, of which x is the proximal map of alpha f: ``x = phi(y)``
 with ``(1 - alpha) phi(y) + alpha y = u``.
 
@@ -41,16 +41,16 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import all_finite, astype, to_numpy
+from pyidl.arrays.backend import all_finite, astype, to_numpy
+from pyidl.arrays.batch import change_and_size
+from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
-from pyidl.fusion import fused
-from pyidl.rows import change_and_size
+from pyidl.matrices.structure import Full, Matrix
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.loop import PATIENCE, iterate
 from pyidl.solvers.problem import Affine, Problem, Rewritten
 from pyidl.solvers.solution import Solution
-from pyidl.structure import Full, Matrix
 from pyidl.typing import Array
 
 __all__ = [

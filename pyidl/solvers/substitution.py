@@ -1,6 +1,6 @@
 r"""Block substitution: solve a block triangular equation block by block.
 
-With the groups of A's pattern in topological order (`pyidl.pattern`),
+With the groups of A's pattern in topological order (`pyidl.matrices.pattern`),
 
     x_i = phi(A_ii x_i + (sum over earlier j of A_ij x_j) + z_i),    one i after the other.
 
@@ -20,16 +20,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
+from pyidl.arrays.batch import max_abs
 from pyidl.errors import InputError, expect
-from pyidl.rows import max_abs
+from pyidl.matrices.structure import Tiled
 from pyidl.solvers.base import Solver
 from pyidl.solvers.cost import ORDINARY, Costs
 from pyidl.solvers.loop import resolve_tol
 from pyidl.solvers.picard import Picard
 from pyidl.solvers.problem import Affine, Problem
 from pyidl.solvers.solution import Solution, Status
-from pyidl.structure import Tiled
 from pyidl.typing import Array
 
 __all__ = ["Substitution", "worthwhile"]

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from pyidl import backend, io
-from pyidl.backend import from_host
+from pyidl import io
+from pyidl.arrays import backend
+from pyidl.arrays.backend import from_host
 from pyidl.errors import FileFormatError, InputError, expect, expect_flags, is_real, is_whole
 from pyidl.training.run import History, Run
 

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyidl import backend
-from pyidl.backend import from_host
+from pyidl.arrays import backend
+from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers.base import Layer, check_width
 from pyidl.training.callbacks import restore

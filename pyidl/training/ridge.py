@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pyidl.backend import namespace
+from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 

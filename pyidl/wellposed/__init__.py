@@ -1,8 +1,8 @@
 """Conditions for well-posedness, one file each, on parameters alone."""
 
-from pyidl.wellposed.attention import AttentionBall
 from pyidl.wellposed.base import Constraint
 from pyidl.wellposed.blocktriangular import BlockTriangular
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.infnorm import InfNorm
 from pyidl.wellposed.measure import MatrixMeasure, optimal_weights
 from pyidl.wellposed.monotone import Monotone
@@ -13,12 +13,13 @@ from pyidl.wellposed.triangular import StrictlyTriangular
 from pyidl.wellposed.unconstrained import Unconstrained
 
 __all__ = [
-    "AttentionBall",
     "BlockTriangular",
+    "Certificate",
     "Constraint",
     "InfNorm",
     "MatrixMeasure",
     "Monotone",
+    "Norm",
     "PerronFrobenius",
     "SpectralNorm",
     "StrictlyTriangular",

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import as_real
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays.backend import as_real
 from pyidl.errors import InputError, expect, is_real
 from pyidl.typing import Array, Params
+from pyidl.wellposed.certificate import Certificate, Norm
 
 __all__ = [
     "Constraint",

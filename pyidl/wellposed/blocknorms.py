@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.certificate import Norm
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import check_activation, lipschitz_rows, size_of
 from pyidl.wellposed.bounds import EPS, absolute, entries
+from pyidl.wellposed.certificate import Norm
 from pyidl.wellposed.eigenvalues import spectral_bound
 
 __all__ = ["Gains", "acts_together", "gains", "scale_rows"]

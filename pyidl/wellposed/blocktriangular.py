@@ -22,12 +22,12 @@ from itertools import pairwise
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import namespace, to_numpy
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, lipschitz_rows, unproven
 from pyidl.wellposed.bounds import EPS
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower, positive_solution
 from pyidl.wellposed.eigenvalues import spectral_bound
 from pyidl.wellposed.triangular import full_matrix

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
 from pyidl.typing import Params
 
 __all__ = ["EPS", "LARGEST", "absolute", "entries"]

@@ -28,7 +28,7 @@ import math
 
 import numpy as np
 
-from pyidl.backend import to_numpy
+from pyidl.arrays.backend import to_numpy
 from pyidl.typing import Array
 from pyidl.wellposed.bounds import EPS
 

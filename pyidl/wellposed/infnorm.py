@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl import backend, projections
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
 from pyidl.typing import Array, Params
+from pyidl.wellposed import projections
 from pyidl.wellposed.base import (
     Constraint,
     check_kappa,
@@ -31,6 +31,7 @@ from pyidl.wellposed.base import (
 )
 from pyidl.wellposed.blocknorms import Gains, acts_together, gains, scale_rows
 from pyidl.wellposed.bounds import EPS
+from pyidl.wellposed.certificate import Certificate, Norm
 
 __all__ = ["InfNorm", "row_sums", "scale_factors"]
 

@@ -30,15 +30,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl import backend, projections
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
+from pyidl.wellposed import projections
 from pyidl.wellposed.base import SMALLEST, Constraint, check_weights, lipschitz_rows, lowered, needs_slopes, size_of, unproven, weights_for
 from pyidl.wellposed.blocknorms import scale_rows
 from pyidl.wellposed.bounds import EPS, entries
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower
 from pyidl.wellposed.infnorm import CHUNK, factor_rounding
 

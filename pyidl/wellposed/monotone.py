@@ -30,14 +30,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, lipschitz_rows, needs_slopes, size_of, unproven
 from pyidl.wellposed.bounds import EPS
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.eigenvalues import (
     distance_bound,
     eigenvalue_bound,

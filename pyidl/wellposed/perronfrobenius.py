@@ -23,14 +23,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl import projections
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.certificate import Certificate
+from pyidl.arrays.backend import namespace
 from pyidl.typing import Array, Params
+from pyidl.wellposed import projections
 from pyidl.wellposed.base import Constraint, check_kappa, known_lipschitz, lipschitz_rows, lowered, size_of, unknown_lipschitz, unproven
 from pyidl.wellposed.blocknorms import Gains, gains, scale_rows
 from pyidl.wellposed.bounds import EPS
+from pyidl.wellposed.certificate import Certificate
 from pyidl.wellposed.comparison import lower
 
 __all__ = ["PerronFrobenius", "factor_of", "scaling"]

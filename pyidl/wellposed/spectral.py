@@ -21,14 +21,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from pyidl import backend
 from pyidl.activations import Activation
-from pyidl.backend import namespace
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, check_kappa, known_lipschitz, lipschitz_rows, size_of, unknown_lipschitz, unproven
 from pyidl.wellposed.bounds import EPS
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.eigenvalues import factored_spectral_bound, host64, norm_is_at_most, spectral_bound
 
 __all__ = ["SpectralNorm", "spectral_bound"]

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pyidl.activations import Activation
-from pyidl.certificate import Certificate
 from pyidl.errors import expect
 from pyidl.typing import Params
 from pyidl.wellposed.base import Constraint, check_activation, needs_slopes, size_of, unproven
 from pyidl.wellposed.bounds import LARGEST
+from pyidl.wellposed.certificate import Certificate
 from pyidl.wellposed.infnorm import InfNorm
 from pyidl.wellposed.measure import MatrixMeasure, measure_certificate, optimal_weights
 from pyidl.wellposed.monotone import Monotone

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.backend import namespace, to_numpy
-from pyidl.certificate import Certificate, Norm
+from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, size_of, unproven
 from pyidl.wellposed.blocknorms import acts_together, gains
+from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower, positive_solution
 
 __all__ = ["StrictlyTriangular", "full_matrix"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyidl.activations import Activation
-from pyidl.certificate import Certificate
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, unproven
+from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["Unconstrained"]
 

@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax
-from pyidl.attention_cell import AttentionCell, AttentionProblem, Past, parts
-from pyidl.averaging import Mask
+from pyidl.attention.cell import AttentionCell, AttentionProblem, Past, parts
+from pyidl.attention.decoding import Cache
+from pyidl.attention.fourblocks import from_four_blocks, pull_four_blocks
+from pyidl.attention.weighted_mean import Mask
 from pyidl.equilibrium import equilibrium
-from pyidl.layers.decoding import Cache
-from pyidl.layers.fourblocks import from_four_blocks, pull_four_blocks
 
 SHAPES = ((32, 4, 64, 16), (8, 4, 256, 32), (1, 8, 1024, 64))
 MAPS = (Softmax(), BoundedSoftmax(), KernelAttention())

@@ -8,8 +8,8 @@ import numpy as np
 from pyidl import activations
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
+from pyidl.matrices.structure import Full, read
 from pyidl.solvers import Anderson, Auto, Jacobi, Picard
-from pyidl.structure import Full, read
 
 
 def pyidl_by(solver):

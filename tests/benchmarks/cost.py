@@ -21,11 +21,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 from pyidl import activations
-from pyidl.rows import change_and_size
+from pyidl.arrays.batch import change_and_size
+from pyidl.matrices.structure import Full
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.direct import CHUNK, solve_each
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pyidl.matrices.structure import Full, LowRank
 from pyidl.solvers.problem import Problem
-from pyidl.structure import Full, LowRank
 
 
 @dataclass

@@ -24,13 +24,14 @@ import numpy as np
 
 import pyidl
 from pyidl import activations, losses, optim, sim, solvers
-from pyidl.backend import to_numpy
-from pyidl.layers import Embedding, ImplicitModel, ImplicitRNN, Linear, Sequential
+from pyidl.arrays.backend import to_numpy
+from pyidl.layers import Embedding, ImplicitModel, Linear, Sequential
+from pyidl.matrices.structure import Full
+from pyidl.recurrent import ImplicitRNN
 from pyidl.solvers.cost import Costs
 from pyidl.solvers.image import Times
 from pyidl.solvers.loop import iterate
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full
 
 KIND = {"float32": np.float32, "float64": np.float64}
 

@@ -34,9 +34,9 @@ from pyidl import ImplicitModel, ImplicitRNN, Pattern, activations, losses, opti
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
+from pyidl.matrices.structure import Full, LowRank
 from pyidl.solvers import Auto, Picard
 from pyidl.solvers.problem import Affine
-from pyidl.structure import Full, LowRank
 
 TARGET = 1e-5  # absolute residual
 SLOW = 6.0  # seconds, after which a contender is not tuned further

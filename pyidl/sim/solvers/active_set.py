@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.sim.penalties import Penalty
 from pyidl.sim.problem import Problem
 from pyidl.typing import Array

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import namespace
-from pyidl.fusion import fused
-from pyidl.rows import take_rows
+from pyidl.arrays.backend import namespace
+from pyidl.arrays.batch import take_rows
+from pyidl.arrays.fusion import fused
 from pyidl.sim.problem import Problem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array

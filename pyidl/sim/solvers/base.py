@@ -14,9 +14,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.arrays.backend import from_host, namespace, to_numpy
+from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.errors import ConvergenceWarning, InputError, is_real, is_whole
-from pyidl.rows import put_rows, take_rows
 from pyidl.sim.problem import TINY, Measure, Problem, free_groups
 from pyidl.sim.solvers import active_set
 from pyidl.typing import Array

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import from_host, namespace, to_numpy
+from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.sim.penalties import soft
 from pyidl.sim.problem import Problem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pyidl.backend import namespace, to_numpy
+from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.sim.penalties import ElasticNet
 from pyidl.sim.problem import Problem

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.backend import namespace, to_numpy
+from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError, is_whole
 from pyidl.sim.penalties import ElasticNet
 from pyidl.sim.problem import Problem, Spectrum

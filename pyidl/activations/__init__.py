@@ -1,0 +1,42 @@
+"""Activations, each with its derivative under it: built-in ones, those of several components, and your own."""
+
+from pyidl.activations.base import Activation, Blocks
+from pyidl.activations.blocks import VectorActivation, layer_norm, softmax
+from pyidl.activations.builtin import (
+    abs,
+    elu,
+    gelu,
+    hard_tanh,
+    identity,
+    leaky_relu,
+    named,
+    relu,
+    sigmoid,
+    silu,
+    sin,
+    softplus,
+    softsign,
+    tanh,
+)
+
+__all__ = [
+    "Activation",
+    "Blocks",
+    "VectorActivation",
+    "abs",
+    "elu",
+    "gelu",
+    "hard_tanh",
+    "identity",
+    "layer_norm",
+    "leaky_relu",
+    "named",
+    "relu",
+    "sigmoid",
+    "silu",
+    "sin",
+    "softmax",
+    "softplus",
+    "softsign",
+    "tanh",
+]

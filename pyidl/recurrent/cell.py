@@ -1,0 +1,121 @@
+"""One step of an implicit recurrent network at a time, for inputs that arrive one by one.
+
+X_t = phi(A X_t + B [U_t, H_{t-1}] + b),    H_t = C X_t + D [U_t, H_{t-1}] + d,    Y_t = E H_t + e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
+from pyidl.equilibrium import settled
+from pyidl.errors import InputError
+from pyidl.recurrent.bptt import Step
+from pyidl.solvers import Solver
+from pyidl.solvers.solution import OnFail
+from pyidl.typing import Array
+from pyidl.wellposed.certificate import Certificate
+
+__all__ = ["ImplicitRNNCell", "RNNState"]
+
+
+class RNNState(NamedTuple):
+    """What one step hands to the next: the hidden state h, (m, r), and the implicit state x, (m, n), where the next solve starts."""
+
+    h: Array
+    x: Array | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class ImplicitRNNCell:
+    """The step of a network, with the parameters of the moment at which `ImplicitRNN.cell` made it; it keeps nothing between steps.
+
+    Attributes
+    ----------
+    certificate : Certificate
+        What is proven about the fixed point of a step.
+
+    Examples
+    --------
+    >>> from pyidl import ImplicitRNN
+    >>> cell = ImplicitRNN(3, 2, 5, 8, rng=0).cell
+    >>> y, state = cell.step(np.ones((1, 3)))
+    >>> y, state = cell.step(np.ones((1, 3)), state)
+    >>> for y, state in cell.stream([np.ones((1, 3)), np.zeros((1, 3))], state):
+    ...     print(y.shape, state.h.shape)
+    (1, 2) (1, 5)
+    (1, 2) (1, 5)
+    """
+
+    maps: Step
+    forward: Solver | None
+    warm_start: bool
+    certificate: Certificate
+
+    def step(self, u: Any, state: RNNState | Array | None = None, *, on_fail: OnFail = "raise") -> tuple[Any, RNNState]:
+        """Return ``(y, state)`` after one more input.
+
+        Parameters
+        ----------
+        u : array, shape (m, p)
+            One time step of m sequences.
+        state : RNNState or array (m, r), optional
+            What the last step returned, or a hidden state alone; zero if left out.
+        on_fail : {"raise", "warn", "ignore"}
+            What happens to samples whose solve does not converge.
+
+        Returns
+        -------
+        y : array, shape (m, q)
+            ``E H_t + e``.
+        state : RNNState
+            For the next step.
+
+        Raises
+        ------
+        InputError
+            If a shape does not fit, or an entry is not a finite real number.
+        DeviceMismatchError
+            If u or the state lives elsewhere than the parameters.
+        ConvergenceError
+            If the solve fails and `on_fail` is "raise".
+        """
+        maps, (n, r) = self.maps, self.maps.width
+        u = self._admit("u", u)
+        if u.ndim != 2 or u.shape[0] == 0 or u.shape[1] != maps.input_dim:
+            raise InputError(f"u has shape {u.shape}; a step takes one time step of m >= 1 sequences, (m, {maps.input_dim})")
+        h, x = state if isinstance(state, RNNState) else (state, None)
+        h = namespace(u).zeros((u.shape[0], r), dtype=u.dtype) if h is None else self._admit("h", h, (u.shape[0], r))
+        x0 = None if x is None else self._admit("x", x, (u.shape[0], n))
+        X, _ = settled(
+            maps.cell(maps.before(u)),
+            h,
+            forward=self.forward,
+            x0=x0 if self.warm_start else None,
+            on_fail=on_fail,
+            certificate=lambda: self.certificate,
+        )
+        h = maps.after(X, u, h)
+        return maps.read(h), RNNState(h, X)
+
+    def stream(
+        self, inputs: Iterable[Any], state: RNNState | Array | None = None, *, on_fail: OnFail = "raise"
+    ) -> Iterator[tuple[Any, RNNState]]:  # fmt: skip
+        """Yield ``(y, state)`` for every u of `inputs`, each of shape (m, p), as they come."""
+        for u in inputs:
+            y, state = self.step(u, state, on_fail=on_fail)
+            yield y, state
+
+    def _admit(self, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Any:
+        E = self.maps.E
+        array = backend.as_real(value, name=name, xp=namespace(E), dtype=backend.real_dtype(E))
+        if shape is not None and array.shape != shape:
+            raise InputError(f"{name} has shape {array.shape}; one row for each of the {shape[0]} sequences is needed, {shape}")
+        return array
+
+    def __repr__(self) -> str:
+        (n, r), p = self.maps.width, self.maps.input_dim
+        return f"ImplicitRNNCell({p} inputs, {r} hidden, {n} implicit, {self.maps.E.shape[0]} outputs)"

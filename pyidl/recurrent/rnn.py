@@ -1,0 +1,393 @@
+r"""The implicit recurrent network: every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
+
+The hidden state that goes from step to step is linear in what was found, and so is the output in the hidden state:
+
+    H_t = C X_t + D [U_t, H_{t-1}] + d,        Y = E H_T + e        (or Y_t = E H_t + e for every t).
+
+A step is thus an implicit model with p + r inputs and r outputs. The recurrence and its derivative are in `bptt.py`; here are the
+parameters, the door, and the output. With A = 0 and D = 0 the network is Elman's, ``H_t = C phi(B [U_t, H_{t-1}] + b) + d``.
+
+Source: Decugis, Tsai, Emerling, Ganesh, El Ghaoui, "The extrapolation power of implicit models", IJCAI 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from pyidl import activations
+from pyidl.activations import Activation
+from pyidl.arrays import backend
+from pyidl.arrays.backend import namespace
+from pyidl.equilibrium import DEFAULT_ADJOINT
+from pyidl.errors import InputError, expect_flags
+from pyidl.layers import initializers
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
+from pyidl.layers.implicit import ImplicitModel
+from pyidl.layers.timeline import Timeline
+from pyidl.layers.tolerance import solvers_at
+from pyidl.matrices.pattern import Pattern
+from pyidl.matrices.structure import Full
+from pyidl.recurrent.bptt import Backward, Path, Step, back, gradients, unroll
+from pyidl.recurrent.cell import ImplicitRNNCell
+from pyidl.recurrent.error_bound import Recurrence
+from pyidl.solvers import Solution, Solver
+from pyidl.solvers.solution import OnFail
+from pyidl.typing import Array, Grads, Params, Rng, Tol
+from pyidl.wellposed import Constraint, InfNorm
+from pyidl.wellposed.certificate import Certificate
+
+__all__ = ["ImplicitRNN", "RNNPullback"]
+
+MEMORY = 0.8
+"""How much of H a new network hands on unchanged in length: D_h starts as this times an orthogonal matrix."""
+
+
+@dataclass(frozen=True, repr=False)
+class RNNPullback(Pullback):
+    """The derivative of ``Y = H E^T + e`` and, through it, of the whole recurrence.
+
+    What it returns for the inputs mirrors what was given: dU; or a tuple of dU, None for `lengths`, and dh0, as far as those were
+    given, in this order.
+    """
+
+    layer: ImplicitRNN
+    step: Step
+    U: Array
+    path: Path
+    given: tuple[bool, bool]
+    on_fail: OnFail
+
+    @property
+    def forward(self) -> Solution:
+        """The forward solves of all steps, a row for each sample and step: those of the first step first."""
+        return self.path.solution(self.step.activation)
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """The same."""
+        return (self.path.book.solution(self.path.Z, self.path.Z),)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which sequences have only steps that converged."""
+        return self.path.line.every(self.solutions[0].converged)
+
+    @property
+    def hidden(self) -> Array:
+        """H of all steps, (m, T, r)."""
+        return cast(Array, namespace(self.path.H).permute_dims(self.path.H[1:, ...], (1, 0, 2)))
+
+    def solve(self, dY: Array) -> Solution:
+        """The adjoint solves of all steps for this dY, for study: V in the place of X in `forward`."""
+        found = self._back(self._admit(dY))[0]
+        return found.book.solution(found.V, found.V)
+
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """``dE = sum dY^T H``, ``de = sum of rows``; the recurrence does the rest, from ``dH = dY E``."""
+        found, grads = self._back(dY)
+        dU, rest = gradients(self.step, self.path, self.U, found, inputs)
+        lengths, h0 = self.given
+        if inputs and (lengths or h0):
+            dU = (dU, *([None] * lengths), *([found.dh0] * h0))
+        return dU, rest | grads
+
+    def _back(self, dY: Any) -> tuple[Backward, Grads]:
+        layer, H, E = self.layer, self.path.H, self.step.E
+        xp = namespace(H)
+        last = H[-1, ...]
+        if layer.return_sequences:
+            dY = xp.permute_dims(dY, (1, 0, 2))
+            last = H[1:, ...]
+        # Y = H E^T + e
+        rows, flat = (xp.reshape(a, (-1, a.shape[-1])) for a in (dY, last))
+        grads = {"E": rows.T @ flat}
+        if layer.bias:
+            grads["e"] = xp.sum(rows, axis=0)
+        direct = xp.reshape(rows @ E, last.shape)
+        found = back(
+            self.step,
+            self.path,
+            direct,
+            adjoint=layer.adjoint or DEFAULT_ADJOINT,
+            warm_start=layer.warm_start and layer.return_sequences,
+            truncate=layer.truncate,
+            on_fail=self.on_fail,
+        )
+        return found, grads
+
+
+@dataclass(eq=False, repr=False)
+class ImplicitRNN(Layer):
+    """``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``, ``H_t = C X_t + D [U_t, H_{t-1}] + d``, ``Y = E H_T + e``; H_0 = 0 unless given.
+
+    With p = `input_dim`, q = `output_dim`, r = `hidden_dim`, n = `implicit_hidden_dim`, the parameters are A (n, n), or L and R
+    (n, k) with `rank` k; B (n, p + r), C (r, n), D (r, p + r) or (r, p), E (q, r); b (n,), d (r,), e (q,). Inputs are sequences,
+    (m, T, p); outputs (m, q), or (m, T, q). Gradients through time and through every equilibrium are exact, up to the tolerance of the
+    solves; memory is linear in T, with n + r numbers for a sample and step.
+
+    Parameters
+    ----------
+    input_dim, output_dim, hidden_dim, implicit_hidden_dim : int
+        p, q, r, n.
+    return_sequences : bool
+        Whether there is an output for every step, ``Y_t = E H_t + e``, or for the last one alone.
+    activation, constraint, rank, forward, adjoint, dtype, rng
+        As for `ImplicitModel`.
+    pattern : Pattern, optional
+        Where A, B, C and D may be nonzero. With ``A=zeros``, the network is a recurrent one without a fixed point.
+    bias : bool
+        Whether there are b, d and e. Without them, and with a homogeneous phi such as ReLU, Y(t U) = t Y(U) for t > 0.
+    feedthrough : True, False or "input"
+        D acts on ``[U_t, H_{t-1}]``, is not there, or acts on U_t alone. The first is the default: then a step is an implicit model
+        in full, as in the published experiments, and H has a linear way through time that no phi can close, along which
+        gradients survive. The others are special cases, with zeros in D.
+    warm_start : bool
+        Whether a solve starts from the states of the step before (backward, where there is an output for every step, of the step
+        after). It changes the answer by no more than the tolerance, and saves a third of the steps where inputs change slowly.
+    truncate : int, optional
+        Cut the gradient of every sample each k steps, counted from its end: a step learns nothing of what it does to outputs beyond
+        the cut that follows it. The gradient is *biased*: dependences over more than k steps are not learnt, those over fewer only
+        where no cut lies between. With a single output the last k steps are differentiated, the others are not visited; the
+        cotangent that is cut off is at most `Recurrence.memory` of k times that of the last H.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range, or an activation does not fit.
+
+    Examples
+    --------
+    >>> from pyidl import ImplicitRNN
+    >>> model = ImplicitRNN(3, 2, 5, 8, rng=0)
+    >>> Y, pull = model(np.ones((4, 7, 3)))
+    >>> dU, grads = pull(np.ones((4, 2)))
+    >>> Y.shape, dU.shape, sorted(grads)
+    ((4, 2), (4, 7, 3), ['A', 'B', 'C', 'D', 'E', 'b', 'd', 'e'])
+    >>> Y, pull = model(np.ones((4, 7, 3)), lengths=[7, 3, 1, 5], h0=np.ones((4, 5)))
+    >>> (dU, _, dh0), grads = pull(np.ones((4, 2)))
+    >>> dh0.shape, bool(dU[2, 1:].any())
+    ((4, 5), False)
+    """
+
+    input_dim: int
+    output_dim: int
+    hidden_dim: int
+    implicit_hidden_dim: int
+    _: KW_ONLY
+    return_sequences: bool = False
+    activation: Activation = activations.relu
+    constraint: Constraint = InfNorm(0.99)  # noqa: RUF009 (frozen)
+    rank: int | None = None
+    pattern: Pattern | None = None
+    bias: bool = True
+    feedthrough: bool | Literal["input"] = True
+    warm_start: bool = True
+    truncate: int | None = None
+    forward: Solver | None = None
+    adjoint: Solver | None = None
+    dtype: str = "float32"
+    rng: InitVar[Rng] = None
+
+    def __post_init__(self, rng: Rng) -> None:
+        self._validate()
+        generator = backend.as_generator(rng)
+        p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
+        lecun, wide = initializers.lecun_normal, self.feedthrough is True
+        whole = ImplicitModel(1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator).params
+        drawn: dict[str, Any] = {key: whole[key] for key in ("A", "L", "R") if key in whole}
+        drawn["B"] = np.concatenate([lecun(generator, n, p), lecun(generator, n, r)], axis=1)
+        drawn["C"] = lecun(generator, r, n)
+        if self.feedthrough:
+            D = 0.5 * lecun(generator, r, p)
+            drawn["D"] = np.concatenate([D, MEMORY * initializers.orthogonal(generator, r)], axis=1) if wide else D
+        drawn["E"] = lecun(generator, q, r)
+        if self.bias:
+            drawn |= {"b": np.zeros(n), "d": np.zeros(r), "e": np.zeros(q)}
+        for key in set(drawn) & set("ABCD"):
+            mask = self.support(key)
+            drawn[key] = drawn[key] if mask is None else drawn[key] * mask
+        drawn = self.project({key: a.astype(self.dtype) for key, a in drawn.items()})  # cast first: rounding may lead out of the set
+        # In the 2-norm, |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|: brought to 1, so that 1,000 steps neither explode nor
+        # forget everything at once. (Certain where the Frobenius norm of A, which bounds |A|, is below 0.99 / L.)
+        A, B, C = drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T, np.asarray(drawn["B"]), np.asarray(drawn["C"])
+        L = max(self.activation.row_lipschitz(n) or [1.0])
+        way = L * float(np.linalg.norm(C, 2)) * float(np.linalg.norm(B[:, p:], 2))
+        way /= 1.0 - min(L * float(np.linalg.norm(np.asarray(A))), 0.99)
+        shrink = (((1.0 - MEMORY) if wide else 1.0) / way) ** 0.5 if way > 0 else 1.0
+        self.params = drawn | {"B": B * np.repeat([1.0, shrink], [p, r]), "C": C * shrink}
+
+    def _validate(self) -> None:
+        for name in ("input_dim", "output_dim", "hidden_dim", "implicit_hidden_dim"):
+            setattr(self, name, check_width(name, getattr(self, name)))
+        self.dtype = check_dtype(self.dtype)
+        if self.truncate is not None:
+            self.truncate = check_width("truncate", self.truncate)
+        expect_flags(self, "return_sequences", "bias", "warm_start")
+        if not (isinstance(self.feedthrough, bool) or self.feedthrough == "input"):
+            raise InputError(f"feedthrough is {self.feedthrough!r}; use True, False, or 'input'")
+        if self.feedthrough == "input" and getattr(self.pattern, "D", None) is not None:
+            raise InputError("with feedthrough='input' the pattern cannot hold a D; use feedthrough=True with a mask for [U_t, H_{t-1}]")
+        options = {f.name: f.default for f in fields(ImplicitModel)} | {f.name: getattr(self, f.name) for f in fields(self)}
+        core = object.__new__(ImplicitModel)
+        for f in fields(ImplicitModel):
+            setattr(core, f.name, options[f.name])
+        core.input_dim, core.output_dim = self.input_dim + self.hidden_dim, self.hidden_dim
+        core.hidden_dim, core.feedthrough = self.implicit_hidden_dim, self.feedthrough is True
+        core._validate()
+        object.__setattr__(self, "_implicit", core)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        p, q, r = self.input_dim, self.output_dim, self.hidden_dim
+        D: dict[str, tuple[int, ...]] = {"D": (r, p)} if self.feedthrough == "input" else {}
+        e: dict[str, tuple[int, ...]] = {"e": (q,)} if self.bias else {}
+        return {**self._core._shapes(), **D, "E": (q, r), **e}
+
+    def _widths(self) -> tuple[int, int]:
+        return self.input_dim, self.output_dim
+
+    @property
+    def takes_lengths(self) -> bool:
+        """Yes."""
+        return True
+
+    def _check(self, U: Any) -> None:
+        if U.ndim != 3 or U.shape[2] != self.input_dim or U.size == 0:
+            hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
+            raise InputError(f"U has shape {U.shape}; ImplicitRNN takes sequences, (m, T, {self.input_dim}) with m, T >= 1{hint}")
+
+    def support(self, name: str) -> np.ndarray | None:
+        """The mask of the pattern, if there is one."""
+        return self._core.support(name)
+
+    # ------------------------------------------------------------------------- a step is an implicit model: p + r inputs, r outputs
+
+    @property
+    def _core(self) -> ImplicitModel:
+        return cast(ImplicitModel, self.__dict__["_implicit"])
+
+    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of the step."""
+        return {key: params[key] for key in self._core._shapes()}
+
+    def _checked(self, new: Mapping[str, Any]) -> Params:
+        checked = super()._checked(new)
+        self._core._checked(self._own(checked))
+        return checked
+
+    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
+        ((core, kept),) = self._core._read(MappingProxyType(self._own(checked)))
+        maps = dict(kept["_maps"])
+        if self.feedthrough == "input":
+            maps["D"] = Full(checked["D"])
+        step = Step.of(maps, checked, self.activation, self.input_dim)
+        return [(core, kept), (self, {"_params": checked, "_step": step})]
+
+    def project(self, params: Params) -> dict[str, Array]:
+        """Return parameters inside `constraint`: the nearest ones where that set is convex."""
+        return {**params, **self._core.project(self._own(params))}
+
+    def certificate(self, explain: bool = False) -> Certificate:
+        """What is proven about the fixed point of every step. How errors travel from step to step: `recurrence`."""
+        return self._core.certificate(explain)
+
+    def recurrence(self) -> Recurrence:
+        """How much the outputs of the present network can be moved by an error of a solve, or of H_0; see `Recurrence`."""
+        return Recurrence.of(self.certificate(), self.__dict__["_step"])
+
+    # --------------------------------------------------------------------------------------------------------- calling it
+
+    def __call__(
+        self, U: Any, lengths: Any = None, h0: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
+    ) -> tuple[Any, RNNPullback]:  # fmt: skip
+        """Return ``(Y, pullback)``.
+
+        Parameters
+        ----------
+        U : array, shape (m, T, p)
+            m sequences, in the library and on the device of the parameters; cast to the layer's dtype.
+        lengths : array of integers, shape (m,), or of booleans, shape (m, T), optional
+            How many steps each sequence has, at least 1; or which. The other steps are not computed: they leave H as it is, so that
+            `H_T` is that of the last step of each. Their entries of U are not used, but must be finite numbers.
+        h0 : array, shape (m, r), optional
+            H_0; zero if left out.
+        rng : Generator, int or None
+            Ignored.
+        on_fail : {"raise", "warn", "ignore"}
+            What happens to samples whose solve, forward or adjoint, does not converge.
+
+        Returns
+        -------
+        Y : array, shape (m, q) or (m, T, q)
+        pullback : RNNPullback
+
+        Raises
+        ------
+        InputError
+            If a shape does not fit, a length is not in 1, ..., T, or an entry is not a finite real number.
+        DeviceMismatchError
+            If U or h0 lives elsewhere than the parameters.
+        ConvergenceError
+            If a solve fails and `on_fail` is "raise"; it names the time step.
+        """
+        U = backend.own(self._admit(U), U)
+        line = Timeline.read(lengths, U.shape[0], U.shape[1])
+        start = None if h0 is None else self._admit_state("h0", h0, U.shape[0])
+        return self._run(U, line, start, (lengths is not None, h0 is not None), on_fail)
+
+    def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
+        line = Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line
+        return self._run(U, line, None, (False, False), call.on_fail)
+
+    def _run(self, U: Any, line: Timeline, h0: Any, given: tuple[bool, bool], on_fail: OnFail) -> tuple[Any, RNNPullback]:
+        step = cast(Step, self.__dict__["_step"])
+        path = unroll(
+            step,
+            line,
+            U,
+            h0,
+            forward=self.forward,
+            warm_start=self.warm_start,
+            on_fail=on_fail,
+            certificate=self.certificate,
+        )
+        Y = step.read(path.H[1:, ...] if self.return_sequences else path.H[-1, ...])
+        if self.return_sequences:
+            Y = namespace(Y).permute_dims(Y, (1, 0, 2))
+        return Y, RNNPullback(Y, self, step, U, path, given, on_fail)
+
+    def predict(
+        self, U: Any, lengths: Any = None, h0: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise"
+    ) -> Any:  # fmt: skip
+        """Return Y alone, in batches of at most `batch_size` sequences where memory matters."""
+        if batch_size is not None:
+            check_width("batch_size", batch_size)
+        U = self._admit(U)
+        m, T, _ = U.shape
+        line = Timeline.read(lengths, m, T)
+        start = None if h0 is None else self._admit_state("h0", h0, m)
+        size, parts = batch_size or m, []
+        for i in range(0, m, size):
+            s = slice(i, min(i + size, m))
+            parts.append(self._run(U[s, ...], line.of(s), None if start is None else start[s, ...], (False, False), on_fail)[0])
+        return parts[0] if len(parts) == 1 else namespace(U).concat(parts)
+
+    def _admit_state(self, name: str, value: Any, m: int) -> Any:
+        state = backend.as_real(value, name=name, xp=self.xp, dtype=self.dtype)
+        if state.shape != (m, self.hidden_dim):
+            raise InputError(f"{name} has shape {state.shape}; one row for each of the {m} sequences is needed, {(m, self.hidden_dim)}")
+        return state
+
+    @property
+    def cell(self) -> ImplicitRNNCell:
+        """One step at a time, with the present parameters."""
+        return ImplicitRNNCell(self.__dict__["_step"], self.forward, self.warm_start, self.certificate())
+
+    def with_tol(self, tol: Tol) -> ImplicitRNN:
+        """Return the same network at this tolerance, or at a pair (forward, adjoint)."""
+        forward, adjoint = solvers_at(self.forward, self.adjoint, tol)
+        return self.replace(forward=forward, adjoint=adjoint)

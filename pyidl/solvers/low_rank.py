@@ -1,0 +1,143 @@
+r"""Low rank: iterate the k numbers ``r = R^T x`` of a sample instead of its n.
+
+With ``A = L R^T`` the equation ``x = phi(L R^T x + z)`` is one for r alone,
+
+    r = R^T phi(L r + z),        x = phi(L r + z),
+
+so a state between two steps has k numbers, and x is never stored: on NumPy a piece of it is formed
+in the cache, used, and forgotten. The adjoint ``V = S * (V A + G)`` is of the same form, with L and
+R exchanged and multiplication by S in place of phi. The residual is that of x, ``|phi(L r' + z) -
+phi(L r + z)|`` with ``r' = R^T x``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pyidl.arrays.batch import change_and_size, take_rows
+from pyidl.matrices.structure import LowRank
+from pyidl.solvers.problem import Affine, Problem, pieces
+from pyidl.solvers.solution import Solution
+
+__all__ = ["Reduced", "reduce"]
+
+SCREEN = 100.0
+"""A sample is near if its bound is at most that many tolerances."""
+
+
+class Reduced(Problem):
+    """The equation of r; its pre-activation is r itself."""
+
+    def __init__(self, original: Affine, Lt: Any, R: Any, tol: float) -> None:
+        m, k = original.like.shape[0], R.shape[1]
+        super().__init__(original.xp.zeros((m, k), dtype=R.dtype), original.reference)
+        self.original, self.Lt, self.R, self.tol = original, Lt, R, tol
+        self.in_place, self.stride = original.in_place, None
+        self.gain = float(self.xp.max(self.xp.sum(self.xp.abs(Lt), axis=0)))  # ||L||_inf
+
+    def _pieces(self) -> list[slice]:
+        m, n = self.original.like.shape
+        return pieces(m, max(1, n // 2)) if self.xp is np else [slice(0, m)]
+
+    def _states(self, rows: slice, r: Any, y: Any = None, x: Any = None) -> tuple[Any, Any]:
+        """``y = L r + z`` and its image, for some samples; in y and x if they are given."""
+        of = self.original
+        y = r @ self.Lt if y is None else self.xp.matmul(r, self.Lt, out=y)
+        y += of.offset[rows, ...]
+        return y, of.map.take(rows)(y, x)
+
+    def _joined(self, parts: list[Any], out: Any) -> Any:
+        joined = parts[0] if len(parts) == 1 else self.xp.concat(parts)
+        if out is None:
+            return joined
+        out[...] = joined
+        return out
+
+    def pre(self, x: Any, out: Any = None) -> Any:
+        """``R^T phi(L r + z)``."""
+        parts = [self._states(rows, x[rows, ...])[1] @ self.R for rows in self._pieces()]
+        return self._joined(parts, out)
+
+    def start(self, x0: Any = None, out: Any = None) -> tuple[Any, Any]:
+        """From ``R^T f(x0)``; f(0) = phi(z)."""
+        into_y, into_x = out or (None, None)
+        if x0 is not None:
+            r = self.pre(x0 @ self.R, into_y)
+        else:
+            z, phi = self.original.offset, self.original.map
+            parts = [phi.take(rows)(z[rows, ...]) @ self.R for rows in self._pieces()]
+            r = self._joined(parts, into_y)
+        return r, self.image(r, into_x)
+
+    def given(self) -> np.ndarray:
+        """That of the original equation."""
+        return self.original.given()
+
+    def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
+        """That of the original equation."""
+        return self.original.tolerance(size, tol)
+
+    def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
+        """The original residual, for samples that are near; else ``||L||_inf max|r' - r|``.
+
+        That bounds it where phi is 1-Lipschitz, and costs k numbers a sample, not two products.
+        """
+        bound = self.gain * change_and_size(self.xp, y_image, x)
+        change, size = bound
+        near = np.flatnonzero(~(change > SCREEN * self.tolerance(size, self.tol)))
+        if len(near) == len(change):
+            return self._measured(x, y_image)
+        if len(near):
+            r, after = (take_rows(self.xp, a, near) for a in (x, y_image))
+            bound[:, near] = self.take(near)._measured(r, after)
+        return bound
+
+    def _measured(self, r: Any, after: Any) -> np.ndarray:
+        """``|phi(L r' + z) - phi(L r + z)|`` and the size of the latter, of every sample."""
+        found = []
+        for rows in self._pieces():
+            image, x = (self._states(rows, a[rows, ...])[1] for a in (after, r))
+            found.append(change_and_size(self.xp, image, x))
+        return np.concatenate(found, axis=1)
+
+    def take(self, rows: np.ndarray) -> Reduced:
+        """The same equation for some of the samples."""
+        return Reduced(self.original.take(rows), self.Lt, self.R, self.tol)
+
+    def restore(self, solution: Solution) -> Solution:
+        """X and its pre-activation, from r."""
+        xp, r = self.xp, solution.pre
+        if xp is np:
+            y, x = (np.empty_like(self.original.offset) for _ in range(2))
+            for rows in self._pieces():
+                self._states(rows, r[rows], y[rows], x[rows])
+        else:
+            y, x = self._states(slice(None), r)
+        failed = np.flatnonzero(~solution.converged)
+        residual = solution.residual.copy()
+        if len(failed):  # of these only a bound may be known
+            far, state = self.take(failed), take_rows(xp, r, failed)
+            with np.errstate(over="ignore", invalid="ignore"):
+                residual[failed] = far._measured(state, far.pre(state))[0]
+        return replace(solution, pre=y, value=x, residual=residual)
+
+
+def reduce(problem: Problem, tol: float = 0.0) -> Reduced | None:
+    """The equation of r, where A has factors that are thin enough for it to pay (k <= n / 4).
+
+    Residuals of more than `SCREEN` times the tolerance `tol` may be bounds.
+    """
+    if problem.lacking or not isinstance(problem, Affine):
+        return None
+    matrix = problem.matrix
+    if not isinstance(matrix, LowRank) or matrix.minus is not None:
+        return None
+    n, k = matrix.R.shape
+    if 4 * k > n:
+        return None
+    # As a view a product with a few rows takes twice as long.
+    Lt = np.ascontiguousarray(matrix.L.T) if problem.xp is np else matrix.L.T
+    return Reduced(problem, Lt, matrix.R, tol)

@@ -1,0 +1,113 @@
+r"""Columns with mean 0 and deviation 1 for training, and a model that takes the columns as they are.
+
+With ``v = (u - m) / s`` and ``y = t + r z``, componentwise, a model trained on v and z is, exactly, one of u and y:
+
+    x = phi(A x + B v + b)   = phi(A x + (B / s) u + (b - (B / s) m))
+    y = t + r (C x + D v + d) = (r C) x + (r D / s) u + (r (d - (D / s) m) + t)
+
+A is the same, and so is the state: what is certified of one model is certified of the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyidl.arrays.backend import to_numpy
+from pyidl.errors import InputError
+from pyidl.layers import ImplicitModel
+
+__all__ = ["Scaling", "fold"]
+
+CONSTANT = 64 * np.finfo(np.float64).eps  # a deviation below this share of the largest entry is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """``u -> (u - mean) / scale``, column by column, on the host and in float64.
+
+    Parameters
+    ----------
+    mean, scale : numpy.ndarray, shape (p,)
+        Each scale is positive.
+
+    Examples
+    --------
+    >>> scaling = Scaling.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
+    >>> scaling(np.array([[5.0, 8.0]]))
+    array([[3., 1.]])
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Scaling:
+        """Mean and deviation of the columns, weighted; the scale of a constant column is 1.
+
+        They are computed in units of a power of two near the largest entry, so that no square overflows or vanishes.
+        """
+        U = np.asarray(U, dtype=np.float64)
+        unit = np.exp2(np.frexp(np.maximum(np.max(np.abs(U), axis=0), np.finfo(np.float64).tiny))[1] - 1.0)
+        V = U / unit
+        mean = np.average(V, axis=0, weights=weights)
+        deviation = np.sqrt(np.average((V - mean) ** 2, axis=0, weights=weights))
+        return cls(mean * unit, np.where(deviation > CONSTANT, deviation * unit, 1.0))
+
+    @classmethod
+    def identity(cls, p: int) -> Scaling:
+        """Columns as they are."""
+        return cls(np.zeros(p), np.ones(p))
+
+    def __call__(self, U: np.ndarray) -> np.ndarray:
+        """``(U - mean) / scale``."""
+        V: np.ndarray = (U - self.mean) / self.scale
+        return V
+
+    def undo(self, V: np.ndarray) -> np.ndarray:
+        """``mean + scale V``."""
+        U: np.ndarray = self.mean + self.scale * V
+        return U
+
+
+def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitModel:
+    """Return the model with ``outputs.undo(model(inputs(U)))`` as its outputs, up to rounding.
+
+    Parameters
+    ----------
+    model : ImplicitModel
+        With biases.
+    inputs, outputs : Scaling
+        Of its p inputs and q outputs.
+
+    Raises
+    ------
+    InputError
+        If the model has no biases, or widths differ.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> model, U = pyidl.ImplicitModel(2, 1, 5, dtype="float64", rng=0), np.array([[1.0, 7.0], [3.0, 9.0]])
+    >>> inputs, outputs = Scaling.of(U), Scaling(np.array([10.0]), np.array([2.0]))
+    >>> bool(np.allclose(fold(model, inputs, outputs).predict(U), 10 + 2 * model.predict(inputs(U))))
+    True
+    """
+    if not model.bias:
+        raise InputError("a model without biases cannot take a shift of its inputs or outputs; build it with bias=True")
+    widths = len(inputs.mean), len(outputs.mean)
+    if widths != (model.input_dim, model.output_dim):
+        raise InputError(f"the scalings have {widths} columns, the model has {(model.input_dim, model.output_dim)} inputs and outputs")
+    old: dict[str, Any] = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items()}
+    column = outputs.scale[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the model, by name
+        new = {**old, "B": old["B"] / inputs.scale, "C": column * old["C"], "d": outputs.undo(old["d"])}
+        new["b"] = old["b"] - new["B"] @ inputs.mean
+        if model.feedthrough:
+            new["D"] = column * old["D"] / inputs.scale
+            new["d"] = new["d"] - new["D"] @ inputs.mean
+    folded = model.replace()
+    folded.params = new
+    return folded
