@@ -38,7 +38,7 @@ picard = model.replace(forward=pyidl.solvers.Picard(), adjoint=pyidl.solvers.Pic
 forward, adjoint = picard.equilibrium(U_test, trace=True), picard(U_test)[1].solve(dY, trace=True)
 here = Path(__file__).parent
 pyidl.save(here / "digits.npz", model)
-again = pyidl.load(here / "digits.npz", device=pyidl.arrays.backend.device_of(Y))
+again = pyidl.load(here / "digits.npz", device=pyidl.arrays.device_of(Y))
 assert np.array_equal(pyidl.to_numpy(again.predict(U_test)), pyidl.to_numpy(model.predict(U_test)))
 print("saved, reloaded: equal predictions")
 

@@ -63,7 +63,7 @@ def main():
     print(f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, adjoint {adjoint.n_iter.mean():.1f}")
     path = Path(__file__).with_suffix(".npz")
     pyidl.save(path, model)
-    again = pyidl.load(path, device=pyidl.arrays.backend.device_of(Y))
+    again = pyidl.load(path, device=pyidl.arrays.device_of(Y))
     assert np.array_equal(pyidl.to_numpy(again.predict(U_test)), pyidl.to_numpy(model.predict(U_test)))
     print("saved, reloaded: equal predictions")
 

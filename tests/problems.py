@@ -7,8 +7,10 @@ from pyidl import activations
 from pyidl.arrays.backend import from_host
 from pyidl.cells import FunctionCell
 from pyidl.matrices.structure import Full, LowRank, Tiled, read
+from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard
 from pyidl.solvers.image import Times
 from pyidl.solvers.problem import Affine
+from pyidl.solvers.splitting import cannot_split
 
 
 def gaussian(n, kappa, rng):
@@ -101,3 +103,33 @@ class Tanh(FunctionCell):
 
 
 __all__ = ["FAMILIES", "Full", "LowRank", "Tanh", "Tiled", "adjoint", "adjoint_solution", "affine", "fixed_point", "residual"]
+
+
+FORWARD = {
+    "picard": Picard(),
+    "damped": Picard(damping=0.3),
+    "jacobi": Jacobi(),
+    "anderson": Anderson(),
+    "anderson 1": Anderson(memory=1),
+    "anderson of jacobi": Anderson(splitting=True),
+    "newton": Newton(),
+    "forward-backward": ForwardBackward(alpha=0.5),
+    "peaceman-rachford": PeacemanRachford(),
+    "auto": Auto(),
+}
+ADJOINT = {**FORWARD, "gmres": GMRES(), "gmres 3": GMRES(restart=3), "direct": Direct()}
+
+
+def splits(name, p):
+    """Whether the solver of this name serves the problem."""
+    if name in ("forward-backward", "peaceman-rachford"):
+        return not cannot_split(p, FORWARD[name].alpha)
+    return "jacobi" not in name or p.reference is not None or p.map.activation.scalar_solve is not None
+
+
+def monotone(n, margin, size, rng):
+    """``(A + A^T) / 2 <= (1 - margin) I``, with equality somewhere, and a Euclidean norm of about `size`."""
+    G = rng.normal(size=(n, n))
+    K, S = G - G.T, G @ G.T
+    A = size * (K / max(np.linalg.norm(K, 2), 1e-300) - 0.5 * S / np.linalg.norm(S, 2))
+    return A - np.eye(n) * (np.linalg.eigvalsh((A + A.T) / 2)[-1] - (1 - margin))

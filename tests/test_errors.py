@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+import pyidl
 from pyidl import (
     Checkpoint,
     Dropout,
@@ -38,8 +39,8 @@ def trained(**options):
 SOLVERS = [getattr(room, name) for room, names in ((solvers, solvers.__all__), (sim, SIM_SOLVERS)) for name in names]
 
 REAL = {
-    "kappa": [wellposed.InfNorm, wellposed.SpectralNorm, wellposed.PerronFrobenius, wellposed.MatrixMeasure, wellposed.AttentionBall],
-    "theta": [wellposed.AttentionBall],
+    "kappa": [wellposed.InfNorm, wellposed.SpectralNorm, wellposed.PerronFrobenius, wellposed.MatrixMeasure, pyidl.AttentionBall],
+    "theta": [pyidl.AttentionBall],
     "margin": [wellposed.Monotone],
     "damping": [solvers.Picard],
     "alpha": [solvers.ForwardBackward, solvers.PeacemanRachford, training.ridge],
@@ -167,7 +168,7 @@ def test_a_number_of_a_gpu_is_kept_as_a_float(xp):
         pytest.skip("arrays of this library do not tell their number")
     for made in (
         *(make(tol=half) for make in REAL["tol"]),
-        *(wellposed.AttentionBall(half, half), EarlyStopping(min_delta=half), solvers.Picard(damping=half)),
+        *(pyidl.AttentionBall(half, half), EarlyStopping(min_delta=half), solvers.Picard(damping=half)),
         *(optim.Constant(half), optim.Cosine(half, 10, final=half), optim.Exponential(half, half), optim.SGD(half, clip_norm=half)),
     ):
         kept = [value for value in vars(made).values() if not isinstance(value, (int, str, dict, type(None)))]

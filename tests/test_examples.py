@@ -1,6 +1,5 @@
 """The examples run as a user runs them, and reach what the README promises."""
 
-import gzip
 import importlib.util
 import re
 import shutil
@@ -10,20 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_runs import EXAMPLES, number, run, write_idx, write_ts
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-
-def run(name, folder, *arguments):
-    """Run a copy of an example, so that what it writes stays out of the repository."""
-    shutil.copy(EXAMPLES / name, folder)
-    command = [sys.executable, str(folder / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL)
-
-
-def number(pattern, text):
-    return float(re.search(pattern, text)[1])
 
 
 def test_the_readme_says_the_truth():
@@ -75,12 +63,6 @@ def test_digits(tmp_path):
     assert len((EXAMPLES / "digits.py").read_text().splitlines()) < 60
 
 
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
-    data = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_fashion_mnist_reads_a_folder(tmp_path, ending):
     rng = np.random.default_rng(0)
@@ -113,16 +95,6 @@ def test_fashion_mnist(tmp_path):
     assert result.returncode == 0, result.stderr
     assert number(r"test accuracy: (\S+)", result.stdout) >= 0.87
     assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
-
-
-def write_ts(path, rng, m, label_of):
-    lines = ["# made up", "@equalLength false", "@classLabel true 1 2 3", "@data"]
-    for _ in range(m):
-        label, steps = rng.integers(1, 4), rng.integers(7, 30)
-        channels = rng.normal(size=(12, steps))
-        channels[label_of(label)] += 3.0
-        lines.append(":".join(",".join(f"{x:.4f}" for x in row) for row in channels) + f":{label}")
-    path.write_text("\n".join(lines) + "\n")
 
 
 def test_japanese_vowels_reads_a_folder(tmp_path):

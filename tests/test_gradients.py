@@ -100,7 +100,7 @@ OPTIONS = {
     "damped": {"forward": solvers.Picard(damping=0.4)},
     "direct adjoint": {"adjoint": solvers.Direct()},
     "picard adjoint": {"adjoint": solvers.Picard(damping=0.2)},
-    **{a.name: {"activation": a} for a in map(activations.named, activations._BUILT_IN)},
+    **{a.name: {"activation": a} for a in map(activations.named, activations.builtin.BUILT_IN)},
     "leaky_relu": {"activation": activations.leaky_relu(0.2)},
 }
 

@@ -57,7 +57,7 @@ MODELS = {
     "nested": lambda: Sequential(
         Linear(P, 6, rng=0), activations.tanh, Sequential(random_model(ImplicitModel, 6, 5, N), activations.abs), Linear(5, 2, rng=1)
     ),
-    **{a.name: (lambda a=a: random_model(ImplicitModel, P, Q, N, activation=a)) for a in activations._BUILT_IN.values()},
+    **{a.name: (lambda a=a: random_model(ImplicitModel, P, Q, N, activation=a)) for a in activations.builtin.BUILT_IN.values()},
     "numpy numbers": lambda: ImplicitModel(np.int64(P), Q, N, constraint=InfNorm(np.float32(0.5)), rng=0),
 }
 

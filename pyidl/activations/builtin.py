@@ -361,7 +361,7 @@ def _leaky_relu_of(slope: float) -> Activation:
     )
 
 
-_BUILT_IN = {a.name: a for a in (relu, tanh, hard_tanh, softsign, sigmoid, softplus, silu, gelu, elu, identity, sin, abs)}
+BUILT_IN = {a.name: a for a in (relu, tanh, hard_tanh, softsign, sigmoid, softplus, silu, gelu, elu, identity, sin, abs)}
 
 
 def named(name: str) -> Activation | None:
@@ -369,4 +369,4 @@ def named(name: str) -> Activation | None:
     expect("name", name, str, "give the name of an activation, such as 'relu'")
     if name.startswith("leaky_relu(") and name.endswith(")"):
         return leaky_relu(float(name[len("leaky_relu(") : -1]))
-    return _BUILT_IN.get(name) or _vector_named(name)
+    return BUILT_IN.get(name) or _vector_named(name)

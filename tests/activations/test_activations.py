@@ -16,7 +16,7 @@ from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.testing import check_activation
 
-ALL = [*activations._BUILT_IN.values(), leaky_relu(), leaky_relu(0.5)]
+ALL = [*activations.builtin.BUILT_IN.values(), leaky_relu(), leaky_relu(0.5)]
 MIXED = Blocks((activations.relu, 2), (activations.gelu, 1), (activations.sin, 3))
 FORMULAS = {
     "relu": lambda z: np.maximum(z, 0),

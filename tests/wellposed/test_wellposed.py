@@ -21,7 +21,7 @@ from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.infnorm import row_sums
 from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 
-BUILT_IN = [activations.named(name) for name in activations._BUILT_IN]
+BUILT_IN = [activations.named(name) for name in activations.builtin.BUILT_IN]
 
 # -------------------------------------------------------------------------------------------------------- projection
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_runs import run as run_example
 from helpers import random_model
 from hypothesis import given
 from hypothesis import strategies as st
-from test_examples import run as run_example
 
 from pyidl import (
     Bidirectional,
@@ -430,7 +430,7 @@ def test_example(tmp_path):
 
 
 def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
     (code,) = (fence for fence in re.findall(r"```python\n(.*?)```", page, re.S) if "onnx" in fence)
     monkeypatch.chdir(tmp_path)
     names = {"model": ImplicitModel(5, 3, 8, rng=0), "rnn": ImplicitRNN(4, 2, 5, 8, rng=0), "onnxruntime": ort}

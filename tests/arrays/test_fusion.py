@@ -23,19 +23,20 @@ from conftest import require_gpu
 from kernel_compilers import C_TYPE, as_cupy_writes_it, cupy_headers, library
 
 import pyidl
-from pyidl import activations, attention, losses, optim, testing
+from pyidl import activations, losses, testing
 from pyidl.activations import Activation
 from pyidl.arrays import fusion
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.fusion import fused
-from pyidl.attention import weighted_mean as averaging
+from pyidl.attention import maps, weighted_mean
 from pyidl.errors import InputError
 from pyidl.matrices.structure import Full
+from pyidl.optim import adam
 from pyidl.sim import penalties
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import image, problem, splitting
 
-ACTIVATIONS = [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)]
+ACTIVATIONS = [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)]
 
 
 def functions():
@@ -52,9 +53,9 @@ def functions():
             found[f"reflected {a.name}"] = splitting._proximal_map(a.phi, a.resolvent, True), "Td"
     found["product"] = image._product, "TT"
     found["step of the adjoint"] = problem._sum_and_image(image._product), "TTT"
-    found["Adam"], found["the first step of Adam"] = (optim._adam, "TTTTdddd"), (optim._adam, "TTdddddd")
-    found["attention's phi"], found["attention's phi'"] = (attention.phi, "T"), (attention.phi_slope, "T")
-    found["kernel's pull"], found["inverse of a sum"] = (attention._difference, "TTTdd"), (averaging._inverse, "Td")
+    found["Adam"], found["the first step of Adam"] = (adam._adam, "TTTTdddd"), (adam._adam, "TTdddddd")
+    found["attention's phi"], found["attention's phi'"] = (maps.phi, "T"), (maps.phi_slope, "T")
+    found["kernel's pull"], found["inverse of a sum"] = (maps._difference, "TTTdd"), (weighted_mean._inverse, "Td")
     found["squared error"], found["absolute error"] = (losses._squared, "TT"), (losses._absolute, "TT")
     found["Huber's"], found["logistic loss"] = (losses._huber, "TTd"), (losses._logistic, "TT")
     found["soft"], found["prox of the elastic net"] = (penalties.soft, "Td"), (penalties._elastic_net, "TTdd")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from conditions import CONSTRAINTS, N
 from helpers import host
-from problems import adjoint, adjoint_solution
-from test_structured_solvers import ADJOINT, FORWARD, splits
+from problems import ADJOINT, FORWARD, adjoint, adjoint_solution, splits
 
 from pyidl import activations
 from pyidl.matrices.structure import Full, read, read_model

@@ -276,7 +276,7 @@ def test_a_model_travels_in_a_pickle_of_its_own_device():
 
 def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch, pretended):
     """The code by which docs/cpu_or_gpu.md measures runs as it stands, and no kernel is compiled while its clock runs."""
-    page = (Path(__file__).parent.parent / "docs" / "cpu_or_gpu.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "cpu_or_gpu.md").read_text()
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block]
     compiled = []
     monkeypatch.setattr(time, "perf_counter", lambda: float(compiled.append(stand_in.ElementwiseKernel.compiled) or len(compiled)))

@@ -15,7 +15,7 @@ from pyidl.certify import enclosure
 from pyidl.errors import InputError, WellPosednessWarning
 
 EPS = np.finfo(float).eps
-BUILT_IN = [*activations._BUILT_IN.values(), activations.leaky_relu(0.1)]
+BUILT_IN = [*activations.builtin.BUILT_IN.values(), activations.leaky_relu(0.1)]
 
 
 def model_of(A, B, b, activation=activations.relu, dtype="float64"):

@@ -113,7 +113,7 @@ DOORS = {
     "VectorActivation": (activations.VectorActivation, {"name": "x", "phi": np.tanh, "vjp": np.add, "lipschitz": 1.0}),
     **every(activations, "layer_norm leaky_relu"),
     "named": (activations.named, {"name": "relu"}),
-    "Mask": (attention.Mask, {}),
+    "Mask": (attention.maps.Mask, {}),
     **every(wellposed, "MatrixMeasure Monotone PerronFrobenius SpectralNorm StrictlyTriangular Unconstrained"),
     "BlockTriangular": (wellposed.BlockTriangular, {"blocks": (1, 2), "inner": BALL}),
     "optimal_weights": (wellposed.optimal_weights, {"params": A, "activation": RELU}),

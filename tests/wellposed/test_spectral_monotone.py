@@ -23,7 +23,7 @@ from pyidl.wellposed import eigenvalues as bounds
 from pyidl.wellposed.monotone import Monotone
 from pyidl.wellposed.spectral import SpectralNorm, spectral_bound
 
-BUILT_IN = [activations.named(name) for name in activations._BUILT_IN]
+BUILT_IN = [activations.named(name) for name in activations.builtin.BUILT_IN]
 STEEP = Activation("steep", lambda z: 2 * np.maximum(z, 0), lambda z: 2.0 * (z > 0), slope_range=(0.0, 2.0))
 TOGETHER = Blocks((activations.softmax, 3), (activations.layer_norm(0.5), 3), (activations.silu, 2))
 UPWARD = [a for a in BUILT_IN if not Monotone().refusal(a)]

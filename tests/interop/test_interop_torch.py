@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from example_runs import number, run
 from helpers import random_model
-from test_examples import number, run
 
 import pyidl
 from pyidl import (

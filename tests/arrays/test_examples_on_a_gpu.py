@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import require_gpu
-from test_examples import write_idx, write_ts
+from example_runs import write_idx, write_ts
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FAR = 'pyidl.to_device(a, "cuda")'
 PRETEND = """
 import sys
@@ -110,7 +110,7 @@ def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_p
     source, count = re.subn(after, lambda found: f"{found[0]}\n{line}", source, count=1, flags=re.M)
     assert count == 1
     code = (PRETEND if library == "stand_in" else "") + RUN
-    code = code.format(tests=str(Path(__file__).parent), source=source, path=str(tmp_path / name))
+    code = code.format(tests=str(Path(__file__).parents[1]), source=source, path=str(tmp_path / name))
     rng = np.random.default_rng(0)
     for kind, m in (("train", 200), ("t10k", 50)):  # what fashion_mnist.py reads
         write_idx(tmp_path / f"{kind}-images-idx3-ubyte", rng.integers(0, 256, (m, 28, 28)))

@@ -10,7 +10,7 @@ import array_api_strict
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("gpu", ROOT / "tests" / "benchmarks" / "gpu.py")
 gpu = sys.modules["gpu"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpu)

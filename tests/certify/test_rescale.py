@@ -11,7 +11,7 @@ from pyidl.activations import Activation, Blocks
 from pyidl.errors import InputError
 from pyidl.wellposed.infnorm import row_sums
 
-HOMOGENEOUS = [a for a in [*activations._BUILT_IN.values(), activations.leaky_relu(0.2)] if a.homogeneous]
+HOMOGENEOUS = [a for a in [*activations.builtin.BUILT_IN.values(), activations.leaky_relu(0.2)] if a.homogeneous]
 
 
 def with_radius(rng, n, radius, spread, sparse):

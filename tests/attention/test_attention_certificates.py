@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax, certify_attention, solvers
 from pyidl.arrays.backend import from_host
-from pyidl.attention import AttentionBall, phi_slope
+from pyidl.attention import AttentionBall
 from pyidl.attention.cell import AttentionCell
 from pyidl.attention.certify import ETA, curvature, diagonal_blocks, input_factor, local_factor
+from pyidl.attention.maps import phi_slope
 from pyidl.attention.weighted_mean import Mask
 from pyidl.attention.wellposed import Feedback, attention_certificate, combined, lambert, mu, own_key
 from pyidl.equilibrium import equilibrium

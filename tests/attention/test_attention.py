@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl.arrays.backend import from_host
-from pyidl.attention import BoundedSoftmax, KernelAttention, Mask, Softmax, phi, phi_slope
+from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.attention import weighted_mean as averaging
+from pyidl.attention.maps import Mask, phi, phi_slope
 from pyidl.errors import InputError
 
 MAPS = [KernelAttention(), KernelAttention(bandwidth=1.0, c=2.0), BoundedSoftmax(), BoundedSoftmax(tau=30.0), Softmax(), Softmax(tau=2.0)]

@@ -5,7 +5,7 @@ import pytest
 from helpers import host, relative
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, fixed_point, linear, residual
+from problems import ADJOINT, FAMILIES, FORWARD, Tanh, adjoint, adjoint_solution, affine, fixed_point, linear, residual, splits
 
 from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks
@@ -18,12 +18,10 @@ from pyidl.solvers import (
     Auto,
     Direct,
     Fallback,
-    ForwardBackward,
     Jacobi,
     JacobianFree,
     Neumann,
     Newton,
-    PeacemanRachford,
     Phantom,
     Picard,
     Status,
@@ -35,36 +33,15 @@ from pyidl.solvers.cost import Costs
 from pyidl.solvers.loop import iterate, stride_of
 from pyidl.solvers.low_rank import reduce
 from pyidl.solvers.problem import Affine
-from pyidl.solvers.splitting import cannot_split
 
-FORWARD = {
-    "picard": Picard(),
-    "damped": Picard(damping=0.3),
-    "jacobi": Jacobi(),
-    "anderson": Anderson(),
-    "anderson 1": Anderson(memory=1),
-    "anderson of jacobi": Anderson(splitting=True),
-    "newton": Newton(),
-    "forward-backward": ForwardBackward(alpha=0.5),
-    "peaceman-rachford": PeacemanRachford(),
-    "auto": Auto(),
-}
-ADJOINT = {**FORWARD, "gmres": GMRES(), "gmres 3": GMRES(restart=3), "direct": Direct()}
-CLOSED = [a for a in map(activations.named, activations._BUILT_IN) if a.scalar_solve] + [activations.leaky_relu(0.1)]
-ALL = [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)]
+CLOSED = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.scalar_solve] + [activations.leaky_relu(0.1)]
+ALL = [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)]
 
 
 def make(family="gaussian", n=12, m=6, kappa=0.9, seed=0, activation=activations.relu, dtype="float64", xp=np):
     rng = np.random.default_rng(seed)
     radius = kappa / max(activation.lipschitz, 1.0)
     return affine(FAMILIES[family](n, radius, rng), rng.normal(size=(m, n)), activation, dtype, xp)
-
-
-def splits(name, p):
-    """Whether the solver of this name serves the problem."""
-    if name in ("forward-backward", "peaceman-rachford"):
-        return not cannot_split(p, FORWARD[name].alpha)
-    return "jacobi" not in name or p.reference is not None or p.map.activation.scalar_solve is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -79,7 +79,7 @@ def test_the_host_waits_only_at_checks():
     assert len(np.unique(solution.n_iter)) <= cupy.waits <= checks < solution.n_iter.max()
 
 
-@pytest.mark.parametrize("activation", [*map(activations.named, activations._BUILT_IN), activations.leaky_relu(0.1)], ids=repr)
+@pytest.mark.parametrize("activation", [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)], ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_activations_are_one_kernel(activation, dtype):
     """With and without `out`, the derivative too, and what a NaN becomes."""

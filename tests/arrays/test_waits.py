@@ -12,8 +12,7 @@ import pytest
 import stand_in
 from counted import counted
 from helpers import moved, random_model
-from problems import FAMILIES, adjoint, affine
-from test_splitting import monotone
+from problems import FAMILIES, adjoint, affine, monotone
 
 import pyidl
 from pyidl import activations, losses, optim, sim, solvers

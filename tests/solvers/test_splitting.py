@@ -5,7 +5,7 @@ import pytest
 from helpers import assert_close, host, relative
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, linear, residual
+from problems import FAMILIES, Tanh, adjoint, adjoint_solution, affine, linear, monotone, residual
 
 from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks, resolvents
@@ -18,16 +18,8 @@ from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import _best_step, is_monotone, reflected
 from pyidl.testing import check_pullback
 
-PROXIMAL = [a for a in map(activations.named, activations._BUILT_IN) if a.resolvent] + [activations.leaky_relu(0.1)]
-SLOPES = [a for a in map(activations.named, activations._BUILT_IN) if a.slope_range[0] >= 0 and a.slope_range[1] <= 1]
-
-
-def monotone(n, margin, size, rng):
-    """``(A + A^T) / 2 <= (1 - margin) I``, with equality somewhere, and a Euclidean norm of about `size`."""
-    G = rng.normal(size=(n, n))
-    K, S = G - G.T, G @ G.T
-    A = size * (K / max(np.linalg.norm(K, 2), 1e-300) - 0.5 * S / np.linalg.norm(S, 2))
-    return A - np.eye(n) * (np.linalg.eigvalsh((A + A.T) / 2)[-1] - (1 - margin))
+PROXIMAL = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.resolvent] + [activations.leaky_relu(0.1)]
+SLOPES = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.slope_range[0] >= 0 and a.slope_range[1] <= 1]
 
 
 def constants(A):

@@ -36,7 +36,7 @@ from pyidl.solvers.loop import GROWTH, iterate, stride_of
 from pyidl.solvers.problem import Affine
 from pyidl.wellposed import MatrixMeasure, Unconstrained
 
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import auto
 from counting import counting
