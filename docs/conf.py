@@ -48,7 +48,11 @@ def equations_stand_as_they_are_written(app, what, name, obj, options, lines):
     """Make literal blocks of the indented equations in docstrings, up to their first section."""
     sections = (i for i, line in enumerate(lines) if re.fullmatch(r"-{3,}", line.strip()))
     for i in range(next(sections, len(lines)) - 1, 0, -1):
-        if lines[i].startswith("    ") and not lines[i - 1].strip() and not previous(lines, i).startswith("    "):
+        if (
+            lines[i].startswith("    ")
+            and not lines[i - 1].strip()
+            and not previous(lines, i).startswith("    ")
+        ):
             lines[i:i] = ["::", ""]
 
 

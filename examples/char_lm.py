@@ -27,7 +27,13 @@ PROMPT = "The with statement is used to "
 
 def windows(chunks, stride):
     """Stretches of CONTEXT characters, and the characters that follow each of them."""
-    cut = np.concatenate([np.lib.stride_tricks.sliding_window_view(c, CONTEXT + 1)[::stride] for c in chunks if len(c) > CONTEXT])
+    cut = np.concatenate(
+        [
+            np.lib.stride_tricks.sliding_window_view(c, CONTEXT + 1)[::stride]
+            for c in chunks
+            if len(c) > CONTEXT
+        ]
+    )
     return cut[:, :-1], cut[:, 1:]
 
 
@@ -58,7 +64,9 @@ def write(model, prompt, length, rng):
     return said
 
 
-paragraphs = dict.fromkeys(p for name in sorted(topics) for p in topics[name].split("\n\n"))  # some stand in several topics
+paragraphs = dict.fromkeys(
+    p for name in sorted(topics) for p in topics[name].split("\n\n")
+)  # some stand in several topics
 text = "\n\n".join(paragraphs)
 letters = sorted(set(text))
 number = {letter: i for i, letter in enumerate(letters)}
@@ -85,7 +93,9 @@ for name, ball in models.items():
         model,
         data,
         loss=losses.cross_entropy,
-        optimizer=optim.AdamW(optim.Cosine(3e-3, steps=steps, warmup=100), weight_decay=0.1, clip_norm=1.0),
+        optimizer=optim.AdamW(
+            optim.Cosine(3e-3, steps=steps, warmup=100), weight_decay=0.1, clip_norm=1.0
+        ),
         epochs=EPOCHS,
         batch_size=BATCH,
         validation=validation,
@@ -93,15 +103,21 @@ for name, ball in models.items():
     )
     seconds, count = time.perf_counter() - began, sum(p.size for p in model.params.values())
     perplexity, solve = np.exp(histories[name]["val_loss"][-1]), histories[name]["steps"][-1]
-    print(f"{name}: validation perplexity {perplexity:.3f}, {count} parameters, {seconds:.0f} s, {solve:.1f} steps a solve")
+    print(
+        f"{name}: validation perplexity {perplexity:.3f}, {count} parameters, {seconds:.0f} s, {solve:.1f} steps a solve"
+    )
 
 model = models["feedback"]
 print(model.certificate())
 tokens = validation[0][:2, :8]
-print(f"worst gradient error against central differences (float64): {testing.check_pullback(model, tokens).max_error:.1e}")
+print(
+    f"worst gradient error against central differences (float64): {testing.check_pullback(model, tokens).max_error:.1e}"
+)
 began = time.perf_counter()
 said = write(model, [number[c] for c in PROMPT], 300, np.random.default_rng(0))
-print(f"{300 / (time.perf_counter() - began):.0f} characters a second:\n{'-' * 80}\n{''.join(letters[c] for c in said)}\n{'-' * 80}")
+print(
+    f"{300 / (time.perf_counter() - began):.0f} characters a second:\n{'-' * 80}\n{''.join(letters[c] for c in said)}\n{'-' * 80}"
+)
 
 norm, head = model.layers[2].layers[0].layers[:2]
 tokens = [[number[c] for c in PROMPT]]

@@ -17,7 +17,11 @@ import matplotlib.pyplot as plt
 
 EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 SEEDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-FIGURE = Path(sys.argv[3]) if len(sys.argv) > 3 else Path(__file__).parent.parent / "docs" / "images" / "constraints.png"
+FIGURE = (
+    Path(sys.argv[3])
+    if len(sys.argv) > 3
+    else Path(__file__).parent.parent / "docs" / "images" / "constraints.png"
+)
 
 MODELS = {  # constraint and rank
     "InfNorm(0.9)": (wellposed.InfNorm(0.9), None),
@@ -26,7 +30,10 @@ MODELS = {  # constraint and rank
     "MatrixMeasure(0.9)": (wellposed.MatrixMeasure(0.9), None),
     "Monotone(0.1)": (wellposed.Monotone(0.1), None),
     "StrictlyTriangular()": (wellposed.StrictlyTriangular(), None),
-    "BlockTriangular((50, 50), InfNorm(0.9))": (wellposed.BlockTriangular((50, 50), wellposed.InfNorm(0.9)), None),
+    "BlockTriangular((50, 50), InfNorm(0.9))": (
+        wellposed.BlockTriangular((50, 50), wellposed.InfNorm(0.9)),
+        None,
+    ),
     "Unconstrained()": (wellposed.Unconstrained(), None),
     "InfNorm(0.9), rank=10": (wellposed.InfNorm(0.9), 10),
     "SpectralNorm(0.9), rank=10": (wellposed.SpectralNorm(0.9), 10),
@@ -36,19 +43,37 @@ U, labels = load_digits(return_X_y=True)
 
 def train(constraint, rank, seed):
     """A model and ``(test accuracy, forward steps, adjoint steps, seconds, share certified at its solutions)``; None if training fails."""
-    U_train, U_test, t_train, t_test = train_test_split(U / 16, labels, test_size=0.2, stratify=labels, random_state=seed)
+    U_train, U_test, t_train, t_test = train_test_split(
+        U / 16, labels, test_size=0.2, stratify=labels, random_state=seed
+    )
     model = pyidl.ImplicitModel(64, 10, 100, constraint=constraint, rank=rank, rng=seed)
     began = time.perf_counter()
     optimizer = optim.AdamW(optim.Cosine(2e-2, steps=EPOCHS * 23), weight_decay=0.1)
     try:
-        pyidl.fit(model, (U_train, t_train), loss=losses.cross_entropy, optimizer=optimizer, epochs=EPOCHS, rng=seed, verbose=0)
-    except pyidl.ConvergenceError:  # more than a tenth of the samples of an epoch had no solution that was found
+        pyidl.fit(
+            model,
+            (U_train, t_train),
+            loss=losses.cross_entropy,
+            optimizer=optimizer,
+            epochs=EPOCHS,
+            rng=seed,
+            verbose=0,
+        )
+    except (
+        pyidl.ConvergenceError
+    ):  # more than a tenth of the samples of an epoch had no solution that was found
         return None
     seconds = time.perf_counter() - began
     Y, pull = model(U_test, on_fail="warn")
     adjoint = pull.solve(losses.cross_entropy(Y, t_test)[1])
     local = pyidl.certify_solution(model, U_test, pull.forward.value).proven.mean()
-    return model, (metrics.accuracy(Y, t_test), pull.forward.n_iter.mean(), adjoint.n_iter.mean(), seconds, local)
+    return model, (
+        metrics.accuracy(Y, t_test),
+        pull.forward.n_iter.mean(),
+        adjoint.n_iter.mean(),
+        seconds,
+        local,
+    )
 
 
 print(
@@ -65,9 +90,16 @@ for name, (constraint, rank) in MODELS.items():
     found[name] = np.array([numbers for _, numbers in runs], dtype=float)
     accuracy, forward, adjoint, seconds, local = found[name].mean(axis=0)
     c = runs[0][0].certificate()
-    words = f"{c.applies_to}, {c.contraction:.4g}: {c.reason}" if c.proven else f"not certified: {c.reason}"
+    words = (
+        f"{c.applies_to}, {c.contraction:.4g}: {c.reason}"
+        if c.proven
+        else f"not certified: {c.reason}"
+    )
     words = words.replace("|", r"\|")
-    print(f"| `{name}`{failed} | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | {local:.1%} | {words} |", flush=True)
+    print(
+        f"| `{name}`{failed} | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | {local:.1%} | {words} |",
+        flush=True,
+    )
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 for row, numbers in enumerate(found.values()):

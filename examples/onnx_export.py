@@ -13,10 +13,17 @@ from pyidl.interop.onnx import export
 rng = np.random.default_rng(0)
 models = {
     "classifier": (
-        pyidl.Sequential(pyidl.Linear(64, 30, rng=0), pyidl.activations.tanh, pyidl.ImplicitModel(30, 10, 60, rng=1)),
+        pyidl.Sequential(
+            pyidl.Linear(64, 30, rng=0),
+            pyidl.activations.tanh,
+            pyidl.ImplicitModel(30, 10, 60, rng=1),
+        ),
         rng.normal(size=(100, 64)),
     ),
-    "recurrent": (pyidl.ImplicitRNN(3, 2, hidden_dim=16, implicit_hidden_dim=24, rng=2), rng.normal(size=(20, 50, 3))),
+    "recurrent": (
+        pyidl.ImplicitRNN(3, 2, hidden_dim=16, implicit_hidden_dim=24, rng=2),
+        rng.normal(size=(20, 50, 3)),
+    ),
     "language model": (
         pyidl.Sequential(
             pyidl.Embedding(27, 32, rng=3),
@@ -34,13 +41,22 @@ for name, (model, U) in models.items():
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     U = U if U.dtype == np.int64 else U.astype("float32")
     Y, converged = session.run(None, {"U": U})
-    print(f"{file}: {converged.sum()} of {len(U)} samples converged; largest difference {np.abs(Y - model.predict(U)).max():.1e}")
+    print(
+        f"{file}: {converged.sum()} of {len(U)} samples converged; largest difference {np.abs(Y - model.predict(U)).max():.1e}"
+    )
 
 # A fixed number of steps: those after which the certificate puts the residual of every input below 1e-5. Entries of the first step are at
 # most 1 in size, as those of tanh are, and norms grow with the entries.
-model = pyidl.ImplicitModel(30, 10, 60, activation=pyidl.activations.tanh, constraint=pyidl.wellposed.InfNorm(0.5), rng=1)
+model = pyidl.ImplicitModel(
+    30, 10, 60, activation=pyidl.activations.tanh, constraint=pyidl.wellposed.InfNorm(0.5), rng=1
+)
 certificate = model.certificate()
 steps = certificate.steps(1e-5, first=float(certificate.norm(np.ones((1, 60)))[0]))
 export(model, "fixed.onnx", steps=steps)
-session, U = onnxruntime.InferenceSession("fixed.onnx", providers=["CPUExecutionProvider"]), rng.normal(size=(100, 30)).astype("float32")
-print(f"fixed.onnx: {steps} steps; largest difference {np.abs(session.run(None, {'U': U})[0] - model.predict(U)).max():.1e}")
+session, U = (
+    onnxruntime.InferenceSession("fixed.onnx", providers=["CPUExecutionProvider"]),
+    rng.normal(size=(100, 30)).astype("float32"),
+)
+print(
+    f"fixed.onnx: {steps} steps; largest difference {np.abs(session.run(None, {'U': U})[0] - model.predict(U)).max():.1e}"
+)

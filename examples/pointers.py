@@ -38,7 +38,9 @@ def trees(m, long, most, rng):
         pick = np.argmax(rng.random((m, t)) * (hops[:, :t] < most), axis=1)
         pick = np.where((rng.random(m) < long) & (hops[:, t - 1] < most), t - 1, pick)
         parent[:, t], hops[:, t] = order[rows, pick], hops[rows, pick] + 1
-    parent, hops = (np.take_along_axis(a, np.argsort(order, axis=1), axis=1) for a in (parent, hops))  # by name
+    parent, hops = (
+        np.take_along_axis(a, np.argsort(order, axis=1), axis=1) for a in (parent, hops)
+    )  # by name
     root = parent
     for _ in range(5):  # 2^5 hops
         root = np.take_along_axis(root, root, axis=1)
@@ -58,13 +60,18 @@ def head(attention, ball, rng):
 def single(attention, ball):
     """A head, and a value read from its output; the normalisation undoes rho^h."""
     rng = np.random.default_rng(0)
-    return pyidl.Sequential(head(attention, ball, rng), pyidl.LayerNorm(WIDTH), pyidl.Linear(WIDTH, VALUES, rng=rng))
+    return pyidl.Sequential(
+        head(attention, ball, rng), pyidl.LayerNorm(WIDTH), pyidl.Linear(WIDTH, VALUES, rng=rng)
+    )
 
 
 def stack(attention, ball, depth):
     """Heads one after another, each in a residual branch."""
     rng = np.random.default_rng(0)
-    branches = [pyidl.Residual(head(attention, ball, rng), pyidl.Linear(WIDTH, EMBED, rng=rng)) for _ in range(depth)]
+    branches = [
+        pyidl.Residual(head(attention, ball, rng), pyidl.Linear(WIDTH, EMBED, rng=rng))
+        for _ in range(depth)
+    ]
     return pyidl.Sequential(*branches, pyidl.LayerNorm(EMBED), pyidl.Linear(EMBED, VALUES, rng=rng))
 
 
@@ -116,7 +123,9 @@ for name, (model, rate) in models.items():
     seconds, right = time.perf_counter() - began, accuracies(model, test)
     print(f"{name:22s} " + " ".join(f"{a:4.2f}" for a in right))
     count = sum(p.size for p in model.params.values())
-    print(f"    {count} parameters, {seconds:.0f} s, at most {solve} steps a solve; contraction {model.certificate().contraction:.2g}")
+    print(
+        f"    {count} parameters, {seconds:.0f} s, at most {solve} steps a solve; contraction {model.certificate().contraction:.2g}"
+    )
     assert model.certificate().proven
     axis.plot(right, "o-", label=name)
 # grey: who knows the roots' values, but not which of them is meant, is right half the time

@@ -32,8 +32,12 @@ rng = np.random.default_rng(0)
 train, test = sequences(rng, TRAIN), sequences(rng, TEST)
 no_feedback = pyidl.Pattern(A=np.zeros((38, 38), bool))
 models = {
-    "implicit RNN, no bias": pyidl.ImplicitRNN(1, STEPS, 20, 20, bias=False, constraint=pyidl.InfNorm(0.5), rng=0),
-    "tanh RNN": pyidl.ImplicitRNN(1, STEPS, 20, 38, activation=activations.tanh, pattern=no_feedback, feedthrough=False, rng=0),
+    "implicit RNN, no bias": pyidl.ImplicitRNN(
+        1, STEPS, 20, 20, bias=False, constraint=pyidl.InfNorm(0.5), rng=0
+    ),
+    "tanh RNN": pyidl.ImplicitRNN(
+        1, STEPS, 20, 38, activation=activations.tanh, pattern=no_feedback, feedthrough=False, rng=0
+    ),
 }
 accuracies = {}
 for name, model in models.items():
@@ -47,9 +51,16 @@ for name, model in models.items():
         batch_size=BATCH,
         rng=0,
     )
-    free = sum(p.size if (mask := model.support(key)) is None else int(mask.sum()) for key, p in model.params.items())
-    print(f"{name}: {free} parameters, trained in {time.perf_counter() - began:.0f} s, last training loss {history['loss'][-1]:.3f}")
-    accuracies[name] = [metrics.accuracy(model.predict(s * test[0]), test[1]) for s in RANGES.tolist()]
+    free = sum(
+        p.size if (mask := model.support(key)) is None else int(mask.sum())
+        for key, p in model.params.items()
+    )
+    print(
+        f"{name}: {free} parameters, trained in {time.perf_counter() - began:.0f} s, last training loss {history['loss'][-1]:.3f}"
+    )
+    accuracies[name] = [
+        metrics.accuracy(model.predict(s * test[0]), test[1]) for s in RANGES.tolist()
+    ]
 
 print(f"\n{'numbers in (-s, s), s =':26s}" + "".join(f"{s:9.0f}" for s in RANGES))
 for name, values in accuracies.items():
@@ -60,6 +71,11 @@ for name, values in accuracies.items():
     axes.semilogx(RANGES, values, "o-", label=name)
 axes.axhline(1 / STEPS, color="k", ls=":", lw=1, label="chance")
 axes.axvspan(0.8, 1, color="0.9", label="training range")
-axes.set(xlabel="s; the test numbers lie in (-s, s)", ylabel="accuracy", ylim=(0, 1.02), title="which of ten numbers is the largest?")
+axes.set(
+    xlabel="s; the test numbers lie in (-s, s)",
+    ylabel="accuracy",
+    ylim=(0, 1.02),
+    title="which of ten numbers is the largest?",
+)
 axes.legend(loc="center right")
 figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)

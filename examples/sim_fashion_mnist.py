@@ -33,10 +33,17 @@ def data():
         from sklearn.model_selection import train_test_split
 
         U, t = load_digits(return_X_y=True)
-        U, V, t, s = train_test_split((U / 16).astype(np.float32), t, test_size=0.2, random_state=0, stratify=t)
+        U, V, t, s = train_test_split(
+            (U / 16).astype(np.float32), t, test_size=0.2, random_state=0, stratify=t
+        )
         return "digits", U, t, V, s
-    U, V = (read_idx(FOLDER, f"{kind}-images-idx3-ubyte").reshape(-1, 784).astype(np.float32) / 255 for kind in ("train", "t10k"))
-    t, s = (read_idx(FOLDER, f"{kind}-labels-idx1-ubyte").astype(np.int64) for kind in ("train", "t10k"))
+    U, V = (
+        read_idx(FOLDER, f"{kind}-images-idx3-ubyte").reshape(-1, 784).astype(np.float32) / 255
+        for kind in ("train", "t10k")
+    )
+    t, s = (
+        read_idx(FOLDER, f"{kind}-labels-idx1-ubyte").astype(np.int64) for kind in ("train", "t10k")
+    )
     return "Fashion-MNIST", U, t, V, s
 
 
@@ -59,7 +66,15 @@ for i in range(4):
     layers += [pyidl.Linear(widths[i], widths[i + 1], bias=False, rng=i), activations.relu]
 network = pyidl.Sequential(*layers[:-1])
 epochs = 10 if len(U) > 10_000 else 60
-pyidl.fit(network, (U, t), loss=losses.cross_entropy, optimizer=optim.Adam(1e-3), epochs=epochs, rng=0, verbose=0)
+pyidl.fit(
+    network,
+    (U, t),
+    loss=losses.cross_entropy,
+    optimizer=optim.Adam(1e-3),
+    epochs=epochs,
+    rng=0,
+    verbose=0,
+)
 accuracy = metrics.accuracy(network.predict(V), s)
 print(f"network {'-'.join(map(str, widths))}: test accuracy {accuracy:.4f}")
 
@@ -81,9 +96,15 @@ def show(title, result, seconds):
 chain = {"constraint": wellposed.StrictlyTriangular(), "pattern": "block_triangular"}
 recipes = {
     "any feedback, row sums 0.99": functools.partial(sim.fit, penalty=sim.L1(10 / m)),
-    "no self-loops, row sums 0.99": functools.partial(sim.fit, penalty=sim.L1(10 / m), pattern="no_self_loops"),
-    "the network's order": functools.partial(sim.fit, penalty=sim.L1(3 / m), state_cost=10, relaxed=sim.L1(0.3 / m), **chain),
-    "the network's order, sparser": functools.partial(sim.fit, penalty=sim.L1(30 / m), relaxed=sim.L1(0.3 / m), refit_rounds=2, **chain),
+    "no self-loops, row sums 0.99": functools.partial(
+        sim.fit, penalty=sim.L1(10 / m), pattern="no_self_loops"
+    ),
+    "the network's order": functools.partial(
+        sim.fit, penalty=sim.L1(3 / m), state_cost=10, relaxed=sim.L1(0.3 / m), **chain
+    ),
+    "the network's order, sparser": functools.partial(
+        sim.fit, penalty=sim.L1(30 / m), relaxed=sim.L1(0.3 / m), refit_rounds=2, **chain
+    ),
 }
 models = {}
 for title, recipe in recipes.items():
@@ -94,28 +115,52 @@ print(models["any feedback, row sums 0.99"].report)
 
 lams = (np.geomspace(300, 1, 9) / m).tolist()
 along = functools.partial(sim.fit, relaxed=sim.L1(0.1 / m), **chain)
-path = sim.path(states, [sim.L1(round(lam, 5)) for lam in lams], lambda model: metrics.accuracy(model.predict(V), s), fit=along)
+path = sim.path(
+    states,
+    [sim.L1(round(lam, 5)) for lam in lams],
+    lambda model: metrics.accuracy(model.predict(V), s),
+    fit=along,
+)
 print(f"a path of penalties, in the network's order:\n{path}")
 
 print(f"attacks on {ATTACKED} test images (accuracy; each model is attacked by its own gradient)")
 under = {"network": network, **{title: result.model for title, result in models.items()}}
-under["row sums 0.5, a strong penalty"] = sim.fit(states, penalty=sim.L1(100 / m), constraint=pyidl.InfNorm(0.5)).model
-print(f"{'':34}   clean" + "".join(f"   {kind} {e:4.2f}" for e in (0.02, 0.05, 0.1) for kind in ("FGSM", "PGD")))
+under["row sums 0.5, a strong penalty"] = sim.fit(
+    states, penalty=sim.L1(100 / m), constraint=pyidl.InfNorm(0.5)
+).model
+print(
+    f"{'':34}   clean"
+    + "".join(f"   {kind} {e:4.2f}" for e in (0.02, 0.05, 0.1) for kind in ("FGSM", "PGD"))
+)
 some, labels = V[:ATTACKED], s[:ATTACKED]
 for title, model in under.items():
     row = [metrics.accuracy(model.predict(some), labels)]
     for epsilon in (0.02, 0.05, 0.1):
-        row += [metrics.accuracy(model.predict(attacked(model, some, labels, epsilon, steps)), labels) for steps in (1, 20)]
-    print(f"{title:34}   {row[0]:.3f}" + "".join(f"{value:12.3f}" if i % 2 == 0 else f"{value:11.3f}" for i, value in enumerate(row[1:])))
+        row += [
+            metrics.accuracy(model.predict(attacked(model, some, labels, epsilon, steps)), labels)
+            for steps in (1, 20)
+        ]
+    print(
+        f"{title:34}   {row[0]:.3f}"
+        + "".join(
+            f"{value:12.3f}" if i % 2 == 0 else f"{value:11.3f}" for i, value in enumerate(row[1:])
+        )
+    )
 
 figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-for axis, title in zip(axes, ("any feedback, row sums 0.99", "the network's order, sparser"), strict=False):
+for axis, title in zip(
+    axes, ("any feedback, row sums 0.99", "the network's order, sparser"), strict=False
+):
     A = pyidl.to_numpy(models[title].model.params["A"])
     axis.imshow(A, cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
-    axis.set(title=f"A: {title} ({np.mean(A != 0):.0%} nonzero)", xlabel="from unit", ylabel="to unit")
+    axis.set(
+        title=f"A: {title} ({np.mean(A != 0):.0%} nonzero)", xlabel="from unit", ylabel="to unit"
+    )
     for edge in np.cumsum(states.widths)[:-1] - 0.5:
         axis.axhline(edge, color="0.6", linewidth=0.5)
         axis.axvline(edge, color="0.6", linewidth=0.5)
-path.plot(axes[2], reference=accuracy).set(title="fewer weights, in the network's order", ylabel="test accuracy")
+path.plot(axes[2], reference=accuracy).set(
+    title="fewer weights, in the network's order", ylabel="test accuracy"
+)
 figure.savefig(FIGURE, dpi=100)
 print(f"figure: {FIGURE}")

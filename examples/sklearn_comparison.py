@@ -23,8 +23,19 @@ from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
 warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the budget
 REPEATS = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 UNITS, EPOCHS, RATE, ALPHA = 50, 100, 5e-3, 1e-4
-THEIRS = {"max_iter": EPOCHS, "learning_rate_init": RATE, "alpha": ALPHA, "n_iter_no_change": EPOCHS, "batch_size": 100}
-OURS = {"max_iter": EPOCHS, "learning_rate": optim.Constant(RATE), "alpha": ALPHA, "n_iter_no_change": EPOCHS}
+THEIRS = {
+    "max_iter": EPOCHS,
+    "learning_rate_init": RATE,
+    "alpha": ALPHA,
+    "n_iter_no_change": EPOCHS,
+    "batch_size": 100,
+}
+OURS = {
+    "max_iter": EPOCHS,
+    "learning_rate": optim.Constant(RATE),
+    "alpha": ALPHA,
+    "n_iter_no_change": EPOCHS,
+}
 OURS |= {"batch_size": 100, "constraint": InfNorm(0.95)}
 
 
@@ -32,10 +43,14 @@ def classifiers(seed):
     """Two hidden layers for the teacher of SIM, as one layer leaves nothing to feed back."""
     deep = MLPClassifier((UNITS // 2, UNITS // 2), random_state=seed, **THEIRS)
     return {
-        "MLPClassifier, one layer": make_pipeline(StandardScaler(), MLPClassifier((UNITS,), random_state=seed, **THEIRS)),
+        "MLPClassifier, one layer": make_pipeline(
+            StandardScaler(), MLPClassifier((UNITS,), random_state=seed, **THEIRS)
+        ),
         "MLPClassifier, two layers": make_pipeline(StandardScaler(), deep),
         "ImplicitClassifier": ImplicitClassifier(UNITS, random_state=seed, **OURS),
-        "SIMClassifier of the two": SIMClassifier(deep, penalty=sim.L1(1e-3), relaxed=sim.L1(1e-5), random_state=seed),
+        "SIMClassifier of the two": SIMClassifier(
+            deep, penalty=sim.L1(1e-3), relaxed=sim.L1(1e-5), random_state=seed
+        ),
     }
 
 
@@ -43,7 +58,10 @@ def regressors(seed):
     nets = {"MLP, one layer": (UNITS,), "MLP, two layers": (UNITS // 2, UNITS // 2)}
     found = {
         name: TransformedTargetRegressor(
-            make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=widths, random_state=seed, **THEIRS)),
+            make_pipeline(
+                StandardScaler(),
+                MLPRegressor(hidden_layer_sizes=widths, random_state=seed, **THEIRS),
+            ),
             transformer=StandardScaler(),
         )
         for name, widths in nets.items()
@@ -51,11 +69,19 @@ def regressors(seed):
     return found | {"ImplicitRegressor": ImplicitRegressor(UNITS, random_state=seed, **OURS)}
 
 
-sets = {"iris": load_iris, "wine": load_wine, "breast cancer": load_breast_cancer, "digits": load_digits, "diabetes": load_diabetes}
+sets = {
+    "iris": load_iris,
+    "wine": load_wine,
+    "breast cancer": load_breast_cancer,
+    "digits": load_digits,
+    "diabetes": load_diabetes,
+}
 for name, load in sets.items():
     X, y = load(return_X_y=True)
     regression = name == "diabetes"
-    print(f"{name}: {X.shape[0]} samples, {X.shape[1]} columns, {'R2' if regression else f'{len(np.unique(y))} classes, accuracy'}")
+    print(
+        f"{name}: {X.shape[0]} samples, {X.shape[1]} columns, {'R2' if regression else f'{len(np.unique(y))} classes, accuracy'}"
+    )
     scores, seconds = {}, {}
     for repeat in range(REPEATS):
         folds = (KFold if regression else StratifiedKFold)(5, shuffle=True, random_state=repeat)
@@ -64,4 +90,6 @@ for name, load in sets.items():
             scores.setdefault(title, []).extend(cross_val_score(estimator, X, y, cv=folds))
             seconds[title] = seconds.get(title, 0.0) + (time.perf_counter() - began) / (5 * REPEATS)
     for title, values in scores.items():
-        print(f"    {title:26s} {np.mean(values):.4f} +- {np.std(values):.4f}   {seconds[title]:.2f} s a fit")
+        print(
+            f"    {title:26s} {np.mean(values):.4f} +- {np.std(values):.4f}   {seconds[title]:.2f} s a fit"
+        )

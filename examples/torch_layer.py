@@ -30,7 +30,9 @@ net = torch.nn.Sequential(
 print(net)
 
 # Torch's own check of pyidl's gradients, in float64: with respect to the input and every parameter.
-twin = Module(pyidl.ImplicitModel(4, 3, 6, activation=pyidl.activations.tanh, dtype="float64", rng=0))
+twin = Module(
+    pyidl.ImplicitModel(4, 3, 6, activation=pyidl.activations.tanh, dtype="float64", rng=0)
+)
 sample = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
 print("gradcheck:", torch.autograd.gradcheck(twin, (sample,)))
 
@@ -44,11 +46,16 @@ for epoch in range(15):
         implicit.project_()
     if epoch % 5 == 4:
         with torch.no_grad():
-            print(f"epoch {epoch + 1:2d}: loss {loss:.3f}, test accuracy {(net(V).argmax(1) == s).float().mean():.3f}")
+            print(
+                f"epoch {epoch + 1:2d}: loss {loss:.3f}, test accuracy {(net(V).argmax(1) == s).float().mean():.3f}"
+            )
 
 layer = implicit.layer  # a pyidl layer again
 print(layer.certificate())
 pyidl.save("implicit_part.npz", layer)
 features = net[:5](V).detach().cpu().numpy()
 with_torch = implicit(net[:5](V)).detach().cpu().numpy()
-print("the same without torch:", np.abs(pyidl.load("implicit_part.npz").predict(features) - with_torch).max())
+print(
+    "the same without torch:",
+    np.abs(pyidl.load("implicit_part.npz").predict(features) - with_torch).max(),
+)

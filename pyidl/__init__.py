@@ -1,6 +1,7 @@
 """Implicit Deep Learning on NumPy and CuPy, with gradients derived by hand.
 
-A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output is ``y = C x + D u + d``.
+A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output is ``y
+= C x + D u + d``.
 """
 
 from pyidl import activations, losses, metrics, optim, plotting, sim, solvers, testing, wellposed
@@ -19,7 +20,18 @@ from pyidl.attention import (
 from pyidl.certify import LocalCertificate, certify_solution, rescale
 from pyidl.errors import ConvergenceError, ConvergenceWarning, PyidlError, PyidlWarning
 from pyidl.io import load, load_notes, save
-from pyidl.layers import Dropout, Embedding, ImplicitModel, Layer, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual, Sequential
+from pyidl.layers import (
+    Dropout,
+    Embedding,
+    ImplicitModel,
+    Layer,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    PositionEmbedding,
+    Residual,
+    Sequential,
+)
 from pyidl.matrices.pattern import Pattern
 from pyidl.recurrent import Bidirectional, ImplicitRNN, ImplicitRNNCell
 from pyidl.training import Checkpoint, EarlyStopping, History, fit

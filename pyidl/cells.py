@@ -1,8 +1,9 @@
 """Cells: a map ``x -> f(x, u)`` with its two local derivatives, written by hand.
 
-A cell solves nothing. `bind` does the work that does not depend on x; `linearize` writes down the adjoint equation at a
-solution; `grads` turns the adjoint's answer into gradients of inputs and parameters. The last two are separate, so that
-a recurrence can solve one adjoint per time step and form the gradients of all steps in one product.
+A cell solves nothing. `bind` does the work that does not depend on x; `linearize`
+writes down the adjoint equation at a solution; `grads` turns the adjoint's answer into
+gradients of inputs and parameters. The last two are separate, so that a recurrence can
+solve one adjoint per time step and form the gradients of all steps in one product.
 """
 
 from __future__ import annotations
@@ -38,23 +39,28 @@ class Cell(ABC):
 
     @abstractmethod
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
-        """``(du, gradients by name)`` from the adjoint's answer v; du is None without `inputs`."""
+        """``(du, gradients by name)`` from the adjoint's answer v.
+
+        Du is None without `inputs`.
+        """
 
 
 @dataclass(frozen=True)
 class AffineCell(Cell):
     r"""``x = phi(A x + B u + b)``; in rows ``X = phi(Y), Y = X A^T + U B^T + b``.
 
-    Let V be the derivative of the loss with respect to Y, row by row. Y acts through X only, so with G the direct
-    derivative with respect to X and S = phi'(Y),
+    Let V be the derivative of the loss with respect to Y, row by row. Y acts through X
+    only, so with G the direct derivative with respect to X and S = phi'(Y),
 
         V = S * (G + V A),
 
-    because X reappears in Y through A. With V known, Y = X A^T + U B^T + b is linear in everything else:
+    because X reappears in Y through A. With V known, Y = X A^T + U B^T + b is linear in
+    everything else:
 
         dA = V^T X,    dB = V^T U,    db = sum of the rows of V,    dU = V B.
 
-    Where phi acts on blocks of components together, the product with S is one with the transposed Jacobian of phi, row by row.
+    Where phi acts on blocks of components together, the product with S is one with the
+    transposed Jacobian of phi, row by row.
     """
 
     A: Matrix
@@ -73,7 +79,9 @@ class AffineCell(Cell):
         """``V = S * (V A + G)``, with slopes, or Jacobians, at the pre-activation from which the returned X came."""
         if self.activation.vector_blocks(g.shape[1]):
             Y = solution.pre
-            return Affine(self.A.T, g, Jacobians(self.activation, Y), sizes(self.activation.vjp(Y, g)))
+            return Affine(
+                self.A.T, g, Jacobians(self.activation, Y), sizes(self.activation.vjp(Y, g))
+            )
         S = self.activation.dphi(solution.pre)
         return Affine(self.A.T, g, Times(S), sizes(g, S))
 
@@ -86,9 +94,12 @@ class AffineCell(Cell):
 
 
 class FunctionCell(Cell):
-    """Base class for a cell of your own: any ``f(x, u)`` and its derivative, as plain functions.
+    """Base class for a cell of your own.
 
-    With v the total derivative of the loss with respect to x, and g the direct one, ``v = g + v df/dx``.
+    Any ``f(x, u)`` and its derivative, as plain functions.
+
+    With v the total derivative of the loss with respect to x, and g the direct one, ``v
+    = g + v df/dx``.
     """
 
     @abstractmethod
@@ -121,11 +132,15 @@ class _FunctionProblem(Problem):
         return self.cell.f(x, self.u)
 
     def take(self, rows: np.ndarray) -> _FunctionProblem:
-        return _FunctionProblem(self.cell, *(take_rows(self.xp, a, rows) for a in (self.u, self.like)))
+        return _FunctionProblem(
+            self.cell, *(take_rows(self.xp, a, rows) for a in (self.u, self.like))
+        )
 
 
 class _FunctionAdjoint(Problem):
-    def __init__(self, cell: FunctionCell, x: Array, u: Array, g: Array, reference: np.ndarray) -> None:
+    def __init__(
+        self, cell: FunctionCell, x: Array, u: Array, g: Array, reference: np.ndarray
+    ) -> None:
         super().__init__(g, reference)
         self.cell, self.x, self.u = cell, x, u
 

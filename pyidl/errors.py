@@ -71,7 +71,10 @@ class PyidlWarning(UserWarning):
 
 
 class ConvergenceWarning(PyidlWarning):
-    """A fixed-point solve did not reach its tolerance; the best iterate was returned."""
+    """A fixed-point solve did not reach its tolerance.
+
+    The best iterate was returned.
+    """
 
 
 class GradientConvergenceWarning(ConvergenceWarning):
@@ -82,7 +85,7 @@ class WellPosednessWarning(PyidlWarning):
     """Nothing guarantees that the fixed point exists or is unique."""
 
 
-# ------------------------------------------------------------------------------------------------- what no check can do without
+# --------------------------------------------------------- what no check can do without
 
 
 def is_real(value: Any) -> bool:
@@ -114,7 +117,9 @@ def expect(name: str, value: Any, kind: Any, wanted: str) -> None:
         fits = isinstance(value, kind)
     if not fits:
         given = repr(value)
-        raise InputError(f"{name} is {given if len(given) <= 100 else given[:97] + '...'}; {wanted}")
+        raise InputError(
+            f"{name} is {given if len(given) <= 100 else given[:97] + '...'}; {wanted}"
+        )
 
 
 def expect_flags(owner: Any, *names: str) -> None:

@@ -1,9 +1,12 @@
-"""Files: one ``.npz`` with plain arrays and a JSON header. No pickle, written atomically, read with suspicion.
+"""Files: one ``.npz`` with plain arrays and a JSON header.
+
+No pickle, written atomically, read with suspicion.
 
     header          {"format": "pyidl", "version": 1, "kind": "model", "config": {...}}, as UTF-8 bytes
     params/A, ...   the parameters, host arrays
 
-Classes are named in the header and looked up in a fixed list; nothing in a file is ever executed.
+Classes are named in the header and looked up in a fixed list; nothing in a file is ever
+executed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ import numpy as np
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
 from pyidl.arrays.backend import to_numpy
-from pyidl.attention import Attention, AttentionBall, BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax
+from pyidl.attention import (
+    Attention,
+    AttentionBall,
+    BoundedSoftmax,
+    ImplicitAttentionHead,
+    KernelAttention,
+    Softmax,
+)
 from pyidl.errors import FileFormatError, InputError, expect
 from pyidl.layers import (
     Composite,
@@ -84,7 +94,16 @@ LAYERS: dict[str, type[Layer]] = {
         PositionEmbedding, Residual, Sequential,
     )
 }  # fmt: skip
-CONSTRAINTS = (BlockTriangular, InfNorm, MatrixMeasure, Monotone, PerronFrobenius, SpectralNorm, StrictlyTriangular, Unconstrained)
+CONSTRAINTS = (
+    BlockTriangular,
+    InfNorm,
+    MatrixMeasure,
+    Monotone,
+    PerronFrobenius,
+    SpectralNorm,
+    StrictlyTriangular,
+    Unconstrained,
+)
 ATTENTION = (AttentionBall, BoundedSoftmax, KernelAttention, Softmax)
 SETTINGS: dict[str, type[Constraint | Solver | Attention | AttentionBall]] = {
     cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS, *ATTENTION)
@@ -94,8 +113,9 @@ SETTINGS: dict[str, type[Constraint | Solver | Attention | AttentionBall]] = {
 def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = None) -> None:
     """Write a model to a file: its configuration, and its parameters as host arrays.
 
-    The file appears whole or not at all: it is written under another name beside its place, and renamed. A model with an
-    activation of your own is saved with the activation's name; give the activation again to `load`.
+    The file appears whole or not at all: it is written under another name beside its
+    place, and renamed. A model with an activation of your own is saved with the
+    activation's name; give the activation again to `load`.
 
     Parameters
     ----------
@@ -104,13 +124,14 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     model : Layer
         On any device.
     notes : mapping, optional
-        What else is to be known of it, such as the names of its classes. `load_notes` returns it as JSON does: keys are strings,
-        tuples lists.
+        What else is to be known of it, such as the names of its classes. `load_notes`
+        returns it as JSON does: keys are strings, tuples lists.
 
     Raises
     ------
     InputError
-        If `model` is not a layer, has a part that files cannot hold, or `notes` is nothing for JSON.
+        If `model` is not a layer, has a part that files cannot hold, or `notes` is
+        nothing for JSON.
 
     Examples
     --------
@@ -134,7 +155,11 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     write_npz(path, {f"params/{key}": to_numpy(a) for key, a in model.params.items()}, header)
 
 
-def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping[str, Activation] | None = None) -> Layer:
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    activation: Activation | Mapping[str, Activation] | None = None,
+) -> Layer:
     """Read a model that `save` has written.
 
     Parameters
@@ -151,16 +176,23 @@ def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If it is damaged, is no file of pyidl, holds no model, or was written by a newer version.
+        If it is damaged, is no file of pyidl, holds no model, or was written by a newer
+        version.
     InputError
         If it needs an activation that was not given.
     """
     header, arrays = read_npz(path)
     if header.get("kind") != "model":
-        raise FileFormatError(f"{path} holds no model but a {header.get('kind')}; a checkpoint is read by fit(..., resume=path)")
-    given = {activation.name: activation} if isinstance(activation, Activation) else activation or {}
+        raise FileFormatError(
+            f"{path} holds no model but a {header.get('kind')}; a checkpoint is read by fit(..., resume=path)"
+        )
+    given = (
+        {activation.name: activation} if isinstance(activation, Activation) else activation or {}
+    )
     if not (isinstance(given, Mapping) and all(isinstance(a, Activation) for a in given.values())):
-        raise InputError(f"activation is {activation!r}; give an Activation, or a dictionary of them by name")
+        raise InputError(
+            f"activation is {activation!r}; give an Activation, or a dictionary of them by name"
+        )
     config = header.get("config")
     for name in sorted(_custom(config)):
         if name not in given:
@@ -170,14 +202,20 @@ def load(path: str | Path, device: str = "cpu", activation: Activation | Mapping
                 + "; pass load(path, activation=Activation(...)) with that name"
             )
     try:
-        model = _decode_layer(config, {key.removeprefix("params/"): a for key, a in arrays.items()}, given)
+        model = _decode_layer(
+            config, {key.removeprefix("params/"): a for key, a in arrays.items()}, given
+        )
     except Exception as error:
-        raise FileFormatError(f"{path} does not describe a model: {error}; it is damaged or was edited, save the model again") from error
+        raise FileFormatError(
+            f"{path} does not describe a model: {error}; it is damaged or was edited, save the model again"
+        ) from error
     return model if device == "cpu" else model.to(device)
 
 
 def load_notes(path: str | Path) -> dict[str, Any]:
-    """Return the notes that were saved with a model; an empty dictionary if there are none.
+    """Return the notes that were saved with a model.
+
+    An empty dictionary if there are none.
 
     Raises
     ------
@@ -186,15 +224,20 @@ def load_notes(path: str | Path) -> dict[str, Any]:
     """
     notes = read_npz(path)[0].get("notes", {})
     if not isinstance(notes, dict):
-        raise FileFormatError(f"the notes in {path} are no dictionary; the file is damaged or was edited, save the model again")
+        raise FileFormatError(
+            f"the notes in {path} are no dictionary; the file is damaged or was edited, save the model again"
+        )
     return notes
 
 
-# ------------------------------------------------------------------------------------------------- models in JSON
+# ----------------------------------------------------------------------- models in JSON
 
 
 def _encode(value: Any) -> Any:
-    """A configuration as JSON: classes by name, built-in activations by name, numbers and strings as they are."""
+    """A configuration as JSON.
+
+    Classes by name, built-in activations by name, numbers and strings as they are.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -202,18 +245,31 @@ def _encode(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_encode(item) for item in value]
     if isinstance(value, Blocks):
-        return {"class": "Blocks", "blocks": [[_encode(b.activation), b.stop - b.start] for b in value.blocks]}
+        return {
+            "class": "Blocks",
+            "blocks": [[_encode(b.activation), b.stop - b.start] for b in value.blocks],
+        }
     if isinstance(value, Activation):
         own = activations.named(value.name) is value
         return {"class": "Activation" if own else "custom activation", "name": value.name}
     if isinstance(value, Composite) and LAYERS.get(type(value).__name__) is type(value):
-        return {"class": type(value).__name__, "parts": {name: _encode(layer) for name, layer in value.parts.items()}}
+        return {
+            "class": type(value).__name__,
+            "parts": {name: _encode(layer) for name, layer in value.parts.items()},
+        }
     if isinstance(value, Pattern):
         return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
     name = type(value).__name__
     if LAYERS.get(name) is type(value) or SETTINGS.get(name) is type(value):
-        return {"class": name, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}}  # type: ignore[arg-type]
-    raise InputError(f"{name} cannot be saved; files hold {', '.join([*LAYERS, *SETTINGS])} and the built-in activations")
+        return {
+            "class": name,
+            **{
+                f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+            },
+        }  # type: ignore[arg-type]
+    raise InputError(
+        f"{name} cannot be saved; files hold {', '.join([*LAYERS, *SETTINGS])} and the built-in activations"
+    )
 
 
 def _encode_mask(mask: np.ndarray | None) -> Any:
@@ -225,7 +281,11 @@ def _decode_mask(value: Any) -> np.ndarray | None:
     if value is None:
         return None
     rows, columns, bits = value
-    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=rows * columns).reshape(rows, columns).astype(bool)
+    return (
+        np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=rows * columns)
+        .reshape(rows, columns)
+        .astype(bool)
+    )
 
 
 def _custom(config: Any) -> set[str]:
@@ -263,7 +323,9 @@ def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
             raise InputError(f"there is no class {name!r}")
 
 
-def _decode_layer(config: Any, params: Mapping[str, np.ndarray], given: Mapping[str, Activation]) -> Layer:
+def _decode_layer(
+    config: Any, params: Mapping[str, np.ndarray], given: Mapping[str, Activation]
+) -> Layer:
     """A layer from its configuration and its parameters."""
     cls = LAYERS.get(config["class"])
     if cls is None:
@@ -273,16 +335,28 @@ def _decode_layer(config: Any, params: Mapping[str, np.ndarray], given: Mapping[
         for key, a in params.items():
             part, _, name = key.partition(".")
             owner[part][name] = a
-        return cls.of({name: _decode_layer(part, owner[name], given) for name, part in config["parts"].items()})
+        return cls.of(
+            {
+                name: _decode_layer(part, owner[name], given)
+                for name, part in config["parts"].items()
+            }
+        )
     options = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    missing = {name for name, default in options.items() if default is dataclasses.MISSING} - set(config)
+    missing = {name for name, default in options.items() if default is dataclasses.MISSING} - set(
+        config
+    )
     if missing or not set(config) - {"class"} <= set(options):
-        raise InputError(f"{config['class']} has the options {sorted(options)}, the file says {sorted(set(config) - {'class'})}")
-    chosen = {name: _decode(config[name], given) if name in config else default for name, default in options.items()}
+        raise InputError(
+            f"{config['class']} has the options {sorted(options)}, the file says {sorted(set(config) - {'class'})}"
+        )
+    chosen = {
+        name: _decode(config[name], given) if name in config else default
+        for name, default in options.items()
+    }
     return cls._with(chosen, params)
 
 
-# ------------------------------------------------------------------------------------------------- arrays in a file
+# --------------------------------------------------------------------- arrays in a file
 
 
 def _path(path: Any) -> Path:
@@ -290,8 +364,12 @@ def _path(path: Any) -> Path:
     return Path(path)
 
 
-def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-    """Write arrays and a JSON header atomically; equal contents give equal files, byte for byte.
+def write_npz(
+    path: str | Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]
+) -> None:
+    """Write arrays and a JSON header atomically.
+
+    Equal contents give equal files, byte for byte.
 
     Raises
     ------
@@ -305,7 +383,9 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mappin
     members = {"header": np.frombuffer(text, np.uint8), **arrays}
     for key, a in members.items():
         if a.dtype.hasobject:
-            raise InputError(f"array {key!r} holds objects, which a file without pickle cannot hold")
+            raise InputError(
+                f"array {key!r} holds objects, which a file without pickle cannot hold"
+            )
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for key, a in members.items():
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
@@ -314,9 +394,12 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], header: Mappin
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete; until then, and after an error, what was there before stays.
+    """A file that appears under its name when it is complete.
 
-    A link stays too, and leads to the new file. A device or a pipe cannot be replaced, and is written to.
+    Until then, and after an error, what was there before stays.
+
+    A link stays too, and leads to the new file. A device or a pipe cannot be replaced,
+    and is written to.
     """
     if path.exists() and not path.is_file():
         with open(path, "wb") as file:
@@ -338,7 +421,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read ``(header, arrays)``, after checking that the file is what `write_npz` writes.
 
-    Members are stored, not compressed, so that a small file cannot unfold into a large one; every one has a checksum.
+    Members are stored, not compressed, so that a small file cannot unfold into a large
+    one; every one has a checksum.
 
     Raises
     ------
@@ -350,7 +434,10 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with open(_path(path), "rb") as file:  # not True, which `open` takes for the standard output
         try:
             with zipfile.ZipFile(file) as archive:
-                arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in archive.infolist()}
+                arrays = {
+                    info.filename.removesuffix(".npy"): _member(archive, info)
+                    for info in archive.infolist()
+                }
         except Exception as error:
             raise FileFormatError(
                 f"{path} is not a complete .npz file ({error}); it is damaged, or was not written by pyidl: save it again"
@@ -360,9 +447,13 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if header["format"] != FORMAT or not isinstance(header["version"], int):
             raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
     except Exception as error:
-        raise FileFormatError(f"{path} has no header of pyidl ({type(error).__name__}: {error}); it was not written by pyidl") from error
+        raise FileFormatError(
+            f"{path} has no header of pyidl ({type(error).__name__}: {error}); it was not written by pyidl"
+        ) from error
     if header["version"] > VERSION:
-        raise FileFormatError(f"{path} has format version {header['version']}, this pyidl reads up to {VERSION}; upgrade pyidl")
+        raise FileFormatError(
+            f"{path} has format version {header['version']}, this pyidl reads up to {VERSION}; upgrade pyidl"
+        )
     return header, arrays
 
 

@@ -1,12 +1,14 @@
 r"""Losses: ``loss(Y, target) -> (value, dY)``, the mean over samples and its derivative.
 
-With weights w the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 is the same as a sample that is there twice.
-The loss l_i of one sample is the mean over its entries (its positions, for `cross_entropy`). Weights (m, T) weigh the positions of
-sequences: i then counts all of them, and zeros are a mask, behind which targets need only be admissible. The value is an array without
-dimensions, so that nothing waits for a GPU.
+With weights w the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 is the
+same as a sample that is there twice. The loss l_i of one sample is the mean over its
+entries (its positions, for `cross_entropy`). Weights (m, T) weigh the positions of
+sequences: i then counts all of them, and zeros are a mask, behind which targets need
+only be admissible. The value is an array without dimensions, so that nothing waits for
+a GPU.
 
-A loss that is too large for its dtype makes the value inf (on a GPU, also a sum of losses that is); the derivative is then still right,
-as long as y - t fits.
+A loss that is too large for its dtype makes the value inf (on a GPU, also a sum of
+losses that is); the derivative is then still right, as long as y - t fits.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     Raises
     ------
     InputError
-        If shapes differ (nothing is broadcast), a dtype does not fit, or target or weights are not finite (values are looked at
-        on the CPU only: on a GPU that would wait for the device, and what is not finite shows in the value).
+        If shapes differ (nothing is broadcast), a dtype does not fit, or target or
+        weights are not finite (values are looked at on the CPU only: on a GPU that
+        would wait for the device, and what is not finite shows in the value).
     DeviceMismatchError
         If Y and target live on different devices.
 
@@ -71,7 +74,9 @@ def _squared(Y: Any, t: Any) -> tuple[Any, Any]:
 
 
 def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
-    """Absolute error, ``l = mean |y - t|`` and ``dl/dy = sign(y - t) / entries``. Arguments and errors as for `mse`.
+    """Absolute error, ``l = mean |y - t|`` and ``dl/dy = sign(y - t) / entries``.
+
+    Arguments and errors as for `mse`.
 
     Examples
     --------
@@ -91,12 +96,15 @@ def _absolute(Y: Any, t: Any) -> tuple[Any, Any]:
 
 
 def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> tuple[Any, Any]:
-    """Squared near 0, absolute beyond delta: ``e^2 / 2`` for ``|e| <= delta``, else ``delta (|e| - delta / 2)``, e = y - t.
+    """Squared near 0, absolute beyond delta.
 
-    With c = clip(e, -delta, delta) both branches are ``c (e - c / 2)``, and the derivative is c. Arguments and errors as for
-    `mse`.
+    ``e^2 / 2`` for ``|e| <= delta``, else ``delta (|e| - delta / 2)``, e = y - t.
 
-    Source: Huber, "Robust estimation of a location parameter", Ann. Math. Statist. 35(1), 1964.
+    With c = clip(e, -delta, delta) both branches are ``c (e - c / 2)``, and the
+    derivative is c. Arguments and errors as for `mse`.
+
+    Source: Huber, "Robust estimation of a location parameter", Ann. Math. Statist.
+    35(1), 1964.
 
     Examples
     --------
@@ -105,7 +113,9 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
     (1.3125, array([0.25, 0.5 ]))
     """
     if not (is_real(delta) and 0 < delta < math.inf):
-        raise InputError(f"delta is {delta!r}; the width of the quadratic part must be positive and finite")
+        raise InputError(
+            f"delta is {delta!r}; the width of the quadratic part must be positive and finite"
+        )
     xp, target = _real_target(Y, target)
     loss, slope = _huber(Y, target, float(delta))
     return _mean(xp, loss, slope, weights)
@@ -119,10 +129,12 @@ def _huber(Y: Any, t: Any, delta: Any) -> tuple[Any, Any]:
 
 
 def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
-    """For logits y and targets t in [0, 1]: ``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = sigmoid(y) - t``.
+    """For logits y and targets t in [0, 1].
 
-    Since ``log(1 + e^y) = max(y, 0) + log(1 + e^{-|y|})``, nothing overflows, and for t = 0 or 1 a small loss keeps its digits.
-    Arguments and errors as for `mse`.
+    ``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = sigmoid(y) - t``.
+
+    Since ``log(1 + e^y) = max(y, 0) + log(1 + e^{-|y|})``, nothing overflows, and for t
+    = 0 or 1 a small loss keeps its digits. Arguments and errors as for `mse`.
 
     Examples
     --------
@@ -132,7 +144,9 @@ def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple
     """
     xp, target = _real_target(Y, target)
     if looks_are_free(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
-        raise InputError("the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2")
+        raise InputError(
+            "the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2"
+        )
     loss, slope = _logistic(Y, target)
     return _mean(xp, loss, slope, weights)
 
@@ -145,15 +159,18 @@ def _logistic(Y: Any, t: Any) -> tuple[Any, Any]:
 
 
 def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
-    """For logits y over q classes and probabilities t: ``l = -sum_k t_k log softmax(y)_k``, ``dl/dy = (sum_k t_k) softmax(y) - t``.
+    """For logits y over q classes and probabilities t.
 
-    The sum is 1, but only up to rounding; kept, it makes dY the derivative of the value for any t.
+    ``l = -sum_k t_k log softmax(y)_k``, ``dl/dy = (sum_k t_k) softmax(y) - t``.
+
+    The sum is 1, but only up to rounding; kept, it makes dY the derivative of the value
+    for any t.
 
     Parameters
     ----------
     Y : array, shape (m, q) or (m, T, q)
-        Logits; large ones are safe, since the largest is subtracted. With T positions, l is their mean, and ``e^value`` is the
-        perplexity of a language model.
+        Logits; large ones are safe, since the largest is subtracted. With T positions,
+        l is their mean, and ``e^value`` is the perplexity of a language model.
     target : array of integers, shape (m,) or (m, T), or of probabilities, with the shape of Y
         Labels in 0, ..., q - 1; or rows that are nonnegative and sum to 1.
     weights : array, shape (m,) or (m, T), optional
@@ -167,8 +184,9 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     Raises
     ------
     InputError
-        If shapes do not fit, labels are not in 0, ..., q - 1, or probabilities do not sum to 1 (values are looked at on the
-        CPU only: on a GPU that would wait for the device, and a label out of range makes the value NaN).
+        If shapes do not fit, labels are not in 0, ..., q - 1, or probabilities do not
+        sum to 1 (values are looked at on the CPU only: on a GPU that would wait for the
+        device, and a label out of range makes the value NaN).
     DeviceMismatchError
         If Y and target live on different devices.
 
@@ -191,7 +209,7 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     return _mean(xp, loss, slope, weights)
 
 
-# -------------------------------------------------------------------------------------------------------- the door
+# ----------------------------------------------------------------------------- the door
 
 
 def _check_output(Y: Array) -> Namespace:
@@ -199,15 +217,23 @@ def _check_output(Y: Array) -> Namespace:
         raise InputError(f"Y is {type(Y).__name__}; an array is needed, what the model returned")
     xp = namespace(Y)
     if Y.dtype not in (xp.float32, xp.float64):
-        raise InputError(f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it: cast the model to float32 or float64")
+        raise InputError(
+            f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it: cast the model to float32 or float64"
+        )
     if Y.ndim == 0 or Y.size == 0:
-        raise InputError(f"Y has shape {Y.shape}; a loss needs at least one sample, along the first axis, and one entry of each")
+        raise InputError(
+            f"Y has shape {Y.shape}; a loss needs at least one sample, along the first axis, and one entry of each"
+        )
     return xp
 
 
 def _real(xp: Namespace, Y: Array, x: Any, name: str) -> Any:
     """Target or weights, in the library and dtype of Y."""
-    if not looks_are_free(xp) and backend.is_array(x) and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool")):
+    if (
+        not looks_are_free(xp)
+        and backend.is_array(x)
+        and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool"))
+    ):
         return backend.astype(xp, x, Y.dtype)
     return backend.as_real(x, name=name, xp=xp, dtype=backend.real_dtype(Y))
 
@@ -218,25 +244,35 @@ def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:
     target = _real(xp, Y, target, "target")
     if target.shape != Y.shape:
         hint = f"; reshape it, target.reshape({Y.shape})" if target.size == Y.size else ""
-        raise InputError(f"target has shape {target.shape}, Y has {Y.shape}; they must be equal, nothing is broadcast{hint}")
+        raise InputError(
+            f"target has shape {target.shape}, Y has {Y.shape}; they must be equal, nothing is broadcast{hint}"
+        )
     return xp, target
 
 
 def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
     """The given probabilities, or those that labels stand for, 1 at the label and 0 elsewhere; and their sums."""
     if Y.ndim < 2:
-        raise InputError(f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)")
+        raise InputError(
+            f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)"
+        )
     given, q = backend.read_array(target, "target"), Y.shape[-1]
     if given.shape == Y.shape:
         t = _real(xp, Y, target, "target")
         mass = xp.sum(t, axis=-1, keepdims=True)
         if looks_are_free(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(mass - 1.0) < 1e-3)):
-            raise InputError("the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum")
+            raise InputError(
+                "the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum"
+            )
         return t, mass
     if given.shape != Y.shape[:-1]:
-        raise InputError(f"target has shape {given.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}")
+        raise InputError(
+            f"target has shape {given.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}"
+        )
     if not backend.is_integral(given):
-        raise InputError(f"the labels have dtype {given.dtype}; cast them to integers, or give probabilities with the shape {Y.shape}")
+        raise InputError(
+            f"the labels have dtype {given.dtype}; cast them to integers, or give probabilities with the shape {Y.shape}"
+        )
     labels = given if xp is np and type(given) is np.ndarray else _real(xp, Y, target, "target")
     if looks_are_free(xp) and (int(xp.min(labels)) < 0 or int(xp.max(labels)) >= q):
         raise InputError(
@@ -250,7 +286,10 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
 
 
 def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]:
-    """The mean over entries and samples, and its derivative; `loss` may lack the last axis of `slope`, which is overwritten."""
+    """The mean over entries and samples, and its derivative.
+
+    `loss` may lack the last axis of `slope`, which is overwritten.
+    """
     if weights is None:
         slope *= 1.0 / loss.size
         if not looks_are_free(xp):
@@ -262,10 +301,14 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
     positions = slope.shape[: max(1, slope.ndim - 1)]
     if w.shape not in (loss.shape[:1], positions):
         other = f", or of the positions {positions}" if len(positions) > 1 else ""
-        raise InputError(f"weights has shape {w.shape}; one for each of the {loss.shape[0]} samples{other} is needed")
+        raise InputError(
+            f"weights has shape {w.shape}; one for each of the {loss.shape[0]} samples{other} is needed"
+        )
     largest = xp.max(w)
     if looks_are_free(xp) and not (bool(xp.min(w) >= 0) and bool(largest > 0)):
-        raise InputError(f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero")
+        raise InputError(
+            f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero"
+        )
     w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // w.size))
     weight, wide = (xp.reshape(w, (*w.shape, *[1] * (a.ndim - w.ndim))) for a in (loss, slope))

@@ -17,7 +17,9 @@ __all__ = ["accuracy", "r2"]
 
 
 def accuracy(Y: Array, target: Any) -> float:
-    """Share of samples whose largest logit stands at the label; with a single logit, whose sign says 1 or 0.
+    """Share of samples whose largest logit stands at the label.
+
+    With a single logit, whose sign says 1 or 0.
 
     Parameters
     ----------
@@ -38,7 +40,9 @@ def accuracy(Y: Array, target: Any) -> float:
     """
     logits, labels = _host(Y, "Y"), _host(target, "target")
     if logits.ndim == 0 or logits.size == 0:
-        raise InputError(f"Y has shape {logits.shape}; accuracy needs at least one sample, along the first axis")
+        raise InputError(
+            f"Y has shape {logits.shape}; accuracy needs at least one sample, along the first axis"
+        )
     column = logits.ndim >= 2 and logits.shape[-1] == 1
     if column and labels.shape == logits.shape:
         labels = labels[..., 0]
@@ -47,15 +51,21 @@ def accuracy(Y: Array, target: Any) -> float:
     else:
         said, classes = logits.argmax(axis=-1), logits.shape[-1]
     if labels.shape != said.shape:
-        raise InputError(f"the target's labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}")
+        raise InputError(
+            f"the target's labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}"
+        )
     strangers = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
     if strangers.size:
-        raise InputError(f"{strangers.size} labels belong to no class, the first is {strangers[0]:g}; they are 0, ..., {classes - 1}")
+        raise InputError(
+            f"{strangers.size} labels belong to no class, the first is {strangers[0]:g}; they are 0, ..., {classes - 1}"
+        )
     return float(np.mean(said == labels))
 
 
 def r2(Y: Array, target: Any) -> float:
-    """``1 - sum (t - y)^2 / sum (t - mean t)^2``, the mean taken for each output; 1 is perfect, 0 is as good as the mean.
+    """``1 - sum (t - y)^2 / sum (t - mean t)^2``, the mean taken for each output.
+
+    1 is perfect, 0 is as good as the mean.
 
     Parameters
     ----------
@@ -65,8 +75,8 @@ def r2(Y: Array, target: Any) -> float:
     Raises
     ------
     InputError
-        If the shapes differ, a number is not finite, there is no sample, or all targets are equal, so that nothing is to be
-        explained.
+        If the shapes differ, a number is not finite, there is no sample, or all targets
+        are equal, so that nothing is to be explained.
 
     Examples
     --------
@@ -75,14 +85,22 @@ def r2(Y: Array, target: Any) -> float:
     """
     said, truth = _host(Y, "Y"), _host(target, "target")
     if said.shape != truth.shape:
-        raise InputError(f"Y has shape {said.shape}, target {truth.shape}; they must be equal, nothing is broadcast")
+        raise InputError(
+            f"Y has shape {said.shape}, target {truth.shape}; they must be equal, nothing is broadcast"
+        )
     if truth.ndim == 0 or truth.size == 0:
-        raise InputError(f"Y has shape {said.shape}; r2 needs at least two samples, along the first axis")
+        raise InputError(
+            f"Y has shape {said.shape}; r2 needs at least two samples, along the first axis"
+        )
     if np.all(truth == truth[:1]):  # the sum below would be 0 only up to rounding
-        raise InputError(f"all {len(truth)} targets are equal, so r2 has nothing to explain; report the squared error instead")
+        raise InputError(
+            f"all {len(truth)} targets are equal, so r2 has nothing to explain; report the squared error instead"
+        )
     deviation = truth - truth.mean(axis=0)
     unit = np.max(np.abs(deviation))  # in other units the squares may overflow, or vanish
-    return 1.0 - float(np.sum(((truth - said) / unit) ** 2)) / float(np.sum((deviation / unit) ** 2))
+    return 1.0 - float(np.sum(((truth - said) / unit) ** 2)) / float(
+        np.sum((deviation / unit) ** 2)
+    )
 
 
 def _host(x: Any, name: str) -> np.ndarray:

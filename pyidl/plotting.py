@@ -1,11 +1,16 @@
-r"""Pictures of a training run, a solve, a spectrum, a pattern. Each function draws into the `Axes` it is given, or makes one.
+r"""Pictures of a training run, a solve, a spectrum, a pattern.
 
-The bounds that are drawn follow from a certificate. Let ``f(x) = phi(A x + z)`` contract by c in some norm, for every phi with slopes
-up to L_i; among them is ``phi(y) = diag(L) y``, so ``diag(L) A`` contracts too, and its eigenvalues lie in the circle of radius c.
-And with ``|x|_inf <= p |x| <= p q |x|_inf``, a residual r_k after k steps is at most ``K c^k p q`` times the first one, in the largest
-entry, which is what solves measure (K is the certificate's constant).
+Each function draws into the `Axes` it is given, or makes one.
 
-Nothing here uses the state of pyplot. An `Axes` made here belongs to ``ax.figure``, which a notebook shows and ``savefig`` writes.
+The bounds that are drawn follow from a certificate. Let ``f(x) = phi(A x + z)``
+contract by c in some norm, for every phi with slopes up to L_i; among them is ``phi(y)
+= diag(L) y``, so ``diag(L) A`` contracts too, and its eigenvalues lie in the circle of
+radius c. And with ``|x|_inf <= p |x| <= p q |x|_inf``, a residual r_k after k steps is
+at most ``K c^k p q`` times the first one, in the largest entry, which is what solves
+measure (K is the certificate's constant).
+
+Nothing here uses the state of pyplot. An `Axes` made here belongs to ``ax.figure``,
+which a notebook shows and ``savefig`` writes.
 """
 
 from __future__ import annotations
@@ -42,7 +47,9 @@ class _Records(Protocol):
         ...
 
 
-def training(history: _Records, keys: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
+def training(
+    history: _Records, keys: Sequence[str] | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Recorded numbers over the epochs, on a logarithmic scale where all of them are positive.
 
     Parameters
@@ -62,12 +69,16 @@ def training(history: _Records, keys: Sequence[str] | None = None, *, ax: Axes |
     expect("history", getattr(history, "records", history), tuple, "give what fit returned")
     expect("keys", keys, (list, tuple, NoneType), "name some of the history's numbers, in a list")
     if not history.records:
-        raise InputError("the history has no epochs, so there is nothing to draw; train for at least one")
+        raise InputError(
+            "the history has no epochs, so there is nothing to draw; train for at least one"
+        )
     known = list(history.records[0])
     chosen = [key for key in ("loss", "val_loss") if key in known] if keys is None else list(keys)
     missing = [key for key in chosen if key not in known]
     if missing or not chosen:
-        raise InputError(f"keys: the history has no {', '.join(map(str, missing)) or 'loss'}; it has {', '.join(known)}")
+        raise InputError(
+            f"keys: the history has no {', '.join(map(str, missing)) or 'loss'}; it has {', '.join(known)}"
+        )
     ax = _axes(ax)
     for key in chosen:
         ax.plot(history["epoch"], history[key], label=key)
@@ -81,14 +92,17 @@ def training(history: _Records, keys: Sequence[str] | None = None, *, ax: Axes |
 def residuals(
     solutions: Solution | Mapping[str, Solution], certificate: Certificate | None = None, *, ax: Axes | None = None
 ) -> Axes:  # fmt: skip
-    """The residual of every step over its tolerance, of the worst sample; a solve ends below 1.
+    """The residual of every step over its tolerance, of the worst sample.
+
+    A solve ends below 1.
 
     Parameters
     ----------
     solutions : Solution, or several by name
         Solved with ``trace=True``.
     certificate : Certificate, optional
-        Its bound is drawn for the first of them. It is one of the iteration that the certificate applies to: Picard's, in most cases.
+        Its bound is drawn for the first of them. It is one of the iteration that the
+        certificate applies to: Picard's, in most cases.
     ax : Axes, optional
         Where to draw.
 
@@ -97,7 +111,12 @@ def residuals(
     InputError
         If a solution has no trace, or there is none.
     """
-    expect("solutions", solutions, (Solution, Mapping), "give a Solution, or several by name in a dictionary")
+    expect(
+        "solutions",
+        solutions,
+        (Solution, Mapping),
+        "give a Solution, or several by name in a dictionary",
+    )
     expect("certificate", certificate, (Certificate, NoneType), "give model.certificate()")
     named = {"": solutions} if isinstance(solutions, Solution) else dict(solutions)
     traces = {name: _trace(solution) for name, solution in named.items()}
@@ -140,14 +159,20 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
     steps = np.sum(~np.isnan(trace), axis=0) - 1
     moved = np.flatnonzero((steps > 0) & (trace[0] > 0))
     if not moved.size:
-        raise InputError("no sample took two steps, so none has a rate; start further from the solution, or lower tol")
+        raise InputError(
+            "no sample took two steps, so none has a rate; start further from the solution, or lower tol"
+        )
     observed = (trace[steps[moved], moved] / trace[0, moved]) ** (1.0 / steps[moved])
     ax = _axes(ax)
     ax.hist(observed, bins=30, label=f"{moved.size} samples")
     if certificate.proven:
         label = f"certified: {certificate.contraction:.3g} ({certificate.applies_to})"
         ax.axvline(certificate.contraction, label=label, **BOUND)
-    ax.set(xlabel="mean factor per step", ylabel="samples", xlim=(0.0, max(1.0, 1.05 * float(observed.max()))))
+    ax.set(
+        xlabel="mean factor per step",
+        ylabel="samples",
+        xlim=(0.0, max(1.0, 1.05 * float(observed.max()))),
+    )
     ax.legend()
     return ax
 
@@ -155,7 +180,8 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
 def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
     """The eigenvalues of A in the plane, rows times their Lipschitz constants, and the bound that the model's certificate puts on them.
 
-    A contraction of the plain iteration by c keeps them in the circle of radius c. The other conditions keep their real parts below 1.
+    A contraction of the plain iteration by c keeps them in the circle of radius c. The
+    other conditions keep their real parts below 1.
 
     Parameters
     ----------
@@ -170,10 +196,14 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
         If the model has no such parameter.
     """
     expect("model", model, Layer, "give an implicit model")
-    params = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items() if key in "ALR"}
+    params = {
+        key: to_numpy(a).astype(np.float64) for key, a in model.params.items() if key in "ALR"
+    }
     activation = getattr(model, "activation", None)
     if activation is None or not ("A" in params or {"L", "R"} <= set(params)):
-        raise InputError(f"{type(model).__name__} has no parameter A, and so no spectrum; give an implicit model")
+        raise InputError(
+            f"{type(model).__name__} has no parameter A, and so no spectrum; give an implicit model"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         A = params["A"] if "A" in params else params["L"] @ params["R"].T
     lipschitz = np.asarray(activation.row_lipschitz(len(A)) or [1.0] * len(A))
@@ -186,14 +216,29 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
         )
     eigenvalues, certificate = np.linalg.eigvals(A), model.certificate()
     ax, span = _axes(ax), max(0.5, float(np.max(np.abs(eigenvalues))))
-    ax.plot(eigenvalues.real, eigenvalues.imag, ".", label="eigenvalues of A" + ("" if np.all(lipschitz == 1.0) else " times slopes"))
+    ax.plot(
+        eigenvalues.real,
+        eigenvalues.imag,
+        ".",
+        label="eigenvalues of A" + ("" if np.all(lipschitz == 1.0) else " times slopes"),
+    )
     if certificate.proven and certificate.applies_to in ("Picard", "Picard within a block"):
         span = max(span, certificate.contraction)
         circle = certificate.contraction * np.exp(2j * np.pi * np.linspace(0.0, 1.0, 200))
-        ax.plot(circle.real, circle.imag, label=f"certified: within {certificate.contraction:.3g}", **BOUND)
+        ax.plot(
+            circle.real,
+            circle.imag,
+            label=f"certified: within {certificate.contraction:.3g}",
+            **BOUND,
+        )
     elif certificate.proven and certificate.contraction > 0:
         ax.axvline(1.0, label="certified: real parts below 1", **BOUND)
-    ax.set(xlabel="real part", ylabel="imaginary part", xlim=(-1.1 * span, 1.1 * span), ylim=(-1.1 * span, 1.8 * span))
+    ax.set(
+        xlabel="real part",
+        ylabel="imaginary part",
+        xlim=(-1.1 * span, 1.1 * span),
+        ylim=(-1.1 * span, 1.8 * span),
+    )
     ax.set_aspect("equal")
     ax.legend(loc="upper right")
     return ax
@@ -220,22 +265,41 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
         raise InputError(f"A has shape {A.shape}; a pattern is drawn of a square matrix")
     support = to_numpy(A) != 0
     groups = levels(support)
-    order = np.arange(len(support)) if groups is None else np.concatenate([np.arange(len(support))[m] for m in groups.members])
+    order = (
+        np.arange(len(support))
+        if groups is None
+        else np.concatenate([np.arange(len(support))[m] for m in groups.members])
+    )
     ax = _axes(ax)
     from matplotlib.patches import Rectangle
 
-    ax.imshow(support[np.ix_(order, order)], cmap="Greys", vmin=0.0, vmax=2.0, interpolation="nearest")
+    ax.imshow(
+        support[np.ix_(order, order)], cmap="Greys", vmin=0.0, vmax=2.0, interpolation="nearest"
+    )
     ax.locator_params(integer=True)
     start = 0
     for size, cyclic in [] if groups is None else zip(groups.sizes, groups.cyclic, strict=True):
-        ax.add_patch(Rectangle((start - 0.5, start - 0.5), size, size, fill=False, edgecolor="C1" if cyclic else "C0", linewidth=1.5))
+        ax.add_patch(
+            Rectangle(
+                (start - 0.5, start - 0.5),
+                size,
+                size,
+                fill=False,
+                edgecolor="C1" if cyclic else "C0",
+                linewidth=1.5,
+            )
+        )
         start += size
     where = "unit" if groups is None else "unit, in the order of solving"
-    ax.set(xlabel=f"from {where}", ylabel=f"to {where}", title=f"{support.mean():.0%} of A is not zero")
+    ax.set(
+        xlabel=f"from {where}", ylabel=f"to {where}", title=f"{support.mean():.0%} of A is not zero"
+    )
     return ax
 
 
-def attention(weights: Array, names: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
+def attention(
+    weights: Array, names: Sequence[str] | None = None, *, ax: Axes | None = None
+) -> Axes:
     """How much each position attends to each other one, as an image with a scale beside it.
 
     Parameters
@@ -250,18 +314,27 @@ def attention(weights: Array, names: Sequence[str] | None = None, *, ax: Axes | 
     Raises
     ------
     InputError
-        If `weights` is not a matrix of numbers that are not negative, or there are not S names.
+        If `weights` is not a matrix of numbers that are not negative, or there are not
+        S names.
     """
     if not is_array(weights):
-        raise InputError(f"weights is {type(weights).__name__}; an array is needed, such as pull.weights()[0, 0]")
+        raise InputError(
+            f"weights is {type(weights).__name__}; an array is needed, such as pull.weights()[0, 0]"
+        )
     expect("names", names, (Sequence, NoneType), "give one for each position, in a list")
     if weights.ndim != 2:
-        raise InputError(f"weights has shape {weights.shape}; give those of one sample and one head, (T, S)")
+        raise InputError(
+            f"weights has shape {weights.shape}; give those of one sample and one head, (T, S)"
+        )
     shown = to_numpy(weights)
     if not np.all(shown >= 0):
-        raise InputError(f"the smallest weight is {shown.min():.3g}; attention weights are numbers >= 0, as after a softmax")
+        raise InputError(
+            f"the smallest weight is {shown.min():.3g}; attention weights are numbers >= 0, as after a softmax"
+        )
     if names is not None and len(names) != shown.shape[1]:
-        raise InputError(f"there are {len(names)} names for {shown.shape[1]} positions; give one for each")
+        raise InputError(
+            f"there are {len(names)} names for {shown.shape[1]} positions; give one for each"
+        )
     ax = _axes(ax)
     image = ax.imshow(shown, vmin=0.0, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="weight")
@@ -281,7 +354,9 @@ def _axes(ax: Axes | None) -> Axes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PyidlError("plotting needs matplotlib, which is not installed: pip install matplotlib") from error
+        raise PyidlError(
+            "plotting needs matplotlib, which is not installed: pip install matplotlib"
+        ) from error
     made: Axes = Figure(layout="constrained").subplots()
     return made
 
@@ -289,13 +364,20 @@ def _axes(ax: Axes | None) -> Axes:
 def _trace(solution: Solution) -> np.ndarray:
     expect("solution", solution, Solution, "give what model.equilibrium(U, trace=True) returns")
     if solution.trace is None:
-        raise InputError("the solution has no trace; solve with trace=True: model.equilibrium(U, trace=True), pull.solve(dY, trace=True)")
+        raise InputError(
+            "the solution has no trace; solve with trace=True: model.equilibrium(U, trace=True), pull.solve(dY, trace=True)"
+        )
     return solution.trace
 
 
 def _slack(certificate: Certificate, solution: Solution) -> float:
-    """``K p q``, with ``|x|_inf <= p |x| <= p q |x|_inf``: weights cost their ratio, a Euclidean norm of n entries its square root."""
+    """``K p q``, with ``|x|_inf <= p |x| <= p q |x|_inf``.
+
+    Weights cost their ratio, a Euclidean norm of n entries its square root.
+    """
     norm, n = certificate.norm, solution.value.shape[-1]
     ratio = 1.0 if norm.weights is None else float(np.max(norm.weights) / np.min(norm.weights))
-    together = n if norm.kind == "Euclidean" else max([1, *(stop - start for start, stop in norm.blocks)])
+    together = (
+        n if norm.kind == "Euclidean" else max([1, *(stop - start for start, stop in norm.blocks)])
+    )
     return float(certificate.constant * ratio * np.sqrt(together))

@@ -1,12 +1,14 @@
 r"""Checks for hand-derived derivatives, for pyidl's own layers and for yours.
 
-A pullback computes ``g = J^T G`` for a cotangent G of the output. For any direction d of an input or a parameter theta,
+A pullback computes ``g = J^T G`` for a cotangent G of the output. For any direction d
+of an input or a parameter theta,
 
     <g, d> = <G, J d> = d/dt <G, Y(theta + t d)>  at t = 0,
 
-and the right-hand side can be measured by the central difference ``(s(h) - s(-h)) / 2h`` of ``s(t) = <G, Y(theta + t d)>``.
-A kink of the activation between the two points spoils the difference, not the gradient; it shows in that the difference
-changes with h, and then another direction is drawn.
+and the right-hand side can be measured by the central difference ``(s(h) - s(-h)) /
+2h`` of ``s(t) = <G, Y(theta + t d)>``. A kink of the activation between the two points
+spoils the difference, not the gradient; it shows in that the difference changes with h,
+and then another direction is drawn.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class GradientReport:
     Attributes
     ----------
     errors : dict of str to float
-        Relative error of the derivative along one random direction, for "U" and every parameter.
+        Relative error of the derivative along one random direction, for "U" and every
+        parameter.
     """
 
     errors: Mapping[str, float]
@@ -60,8 +63,9 @@ class GradientReport:
 def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) -> GradientReport:
     """Compare a layer's pullback with central differences, on a float64 copy whose solves run to rounding.
 
-    Also checked: `grads` has the keys, shapes and dtypes of `params`, the pullback answers the same when it is called
-    twice, and ``inputs=False`` gives no input gradient and the same others.
+    Also checked: `grads` has the keys, shapes and dtypes of `params`, the pullback
+    answers the same when it is called twice, and ``inputs=False`` gives no input
+    gradient and the same others.
 
     Parameters
     ----------
@@ -81,9 +85,11 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     Raises
     ------
     GradientMismatchError
-        If an error exceeds rtol; the message names the worst parameter and both numbers.
+        If an error exceeds rtol; the message names the worst parameter and both
+        numbers.
     InputError
-        If finite differences make no sense here: a kink at the very point, or a layer that is not a smooth function.
+        If finite differences make no sense here: a kink at the very point, or a layer
+        that is not a smooth function.
 
     Examples
     --------
@@ -92,7 +98,12 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     >>> check_pullback(ImplicitModel(3, 2, 5, rng=0), np.ones((4, 3))).max_error < 1e-6
     True
     """
-    expect("layer", layer, Layer, "check_pullback takes a Layer; for an activation there is check_activation")
+    expect(
+        "layer",
+        layer,
+        Layer,
+        "check_pullback takes a Layer; for an activation there is check_activation",
+    )
     check_positive("rtol", rtol)
     generator = backend.as_generator(rng)
     seed = int(generator.integers(2**31))
@@ -114,11 +125,16 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
         return _dot(G, moved(U, rng=seed)[0])
 
     errors, details = {}, {}
-    for name, point, gradient in [("U", U, dU), *((key, exact.params[key], g) for key, g in grads.items())]:
+    for name, point, gradient in [
+        ("U", U, dU),
+        *((key, exact.params[key], g) for key, g in grads.items()),
+    ]:
         if gradient is not None:
             support = None if name == "U" else exact.support(name)
             if support is None or support.any():
-                errors[name], details[name] = _compare(name, point, gradient, support, output, generator, rtol)
+                errors[name], details[name] = _compare(
+                    name, point, gradient, support, output, generator, rtol
+                )
     report = GradientReport(errors)
     if not report.max_error <= rtol:
         measured, derived = details[report.worst]
@@ -146,7 +162,9 @@ def _compare(
         d = generator.normal(size=point.shape) * (1.0 if support is None else support)
         direction = from_host(xp, d / np.sqrt(np.mean(d**2)))
         derived = _dot(gradient, direction)
-        typical = float(np.linalg.norm(to_numpy(gradient).ravel()))  # that of <g, d> over directions of this length
+        typical = float(
+            np.linalg.norm(to_numpy(gradient).ravel())
+        )  # that of <g, d> over directions of this length
 
         def s(t: float, direction: Any = direction) -> float:
             return output(name, point + t * direction)
@@ -156,7 +174,10 @@ def _compare(
             wide, narrow = (s(h), s(-h)), (s(h / 2), s(-h / 2))
             measured, coarse = (narrow[0] - narrow[1]) / h, (wide[0] - wide[1]) / (2 * h)
             scale = max(abs(derived), abs(measured), typical, np.finfo(np.float64).tiny)
-            bend, wide_bend = abs(sum(narrow) - 2 * middle) / (h / 2), abs(sum(wide) - 2 * middle) / h  # right minus left slope
+            bend, wide_bend = (
+                abs(sum(narrow) - 2 * middle) / (h / 2),
+                abs(sum(wide) - 2 * middle) / h,
+            )  # right minus left slope
             settled = abs(measured - coarse) <= 0.1 * rtol * scale
             if settled and bend <= max(rtol * scale, 0.75 * wide_bend):
                 return abs(measured - derived) / scale, (measured, derived)
@@ -182,10 +203,17 @@ def _check_contract(layer: Layer, pull: Any, G: Array, dU: Any, grads: Mapping[s
     again = pull(G)
     skipped = pull(G, inputs=False)
     if skipped[0] is not None:
-        raise GradientMismatchError(f"the pullback of {name} returns an input gradient although inputs=False")
+        raise GradientMismatchError(
+            f"the pullback of {name} returns an input gradient although inputs=False"
+        )
     for key, g in grads.items():
-        if not (np.array_equal(to_numpy(g), to_numpy(again[1][key])) and np.array_equal(to_numpy(g), to_numpy(skipped[1][key]))):
-            raise GradientMismatchError(f"the pullback of {name}, called again with the same cotangent, returns another gradient of {key}")
+        if not (
+            np.array_equal(to_numpy(g), to_numpy(again[1][key]))
+            and np.array_equal(to_numpy(g), to_numpy(skipped[1][key]))
+        ):
+            raise GradientMismatchError(
+                f"the pullback of {name}, called again with the same cotangent, returns another gradient of {key}"
+            )
 
 
 def _dot(a: Array, b: Array) -> float:
@@ -199,7 +227,8 @@ class ActivationReport:
     Attributes
     ----------
     max_error : float
-        Largest difference between dphi and a central difference, away from kinks, relative to ``1 + |phi'|``.
+        Largest difference between dphi and a central difference, away from kinks,
+        relative to ``1 + |phi'|``.
     slope_range : (float, float)
         Smallest and largest slope that was met: a lower estimate of the true range.
 
@@ -210,10 +239,13 @@ class ActivationReport:
     slope_range: tuple[float, float]
 
 
-def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0, rtol: float = 1e-6) -> ActivationReport:
+def check_activation(
+    activation: Activation, *, span: float = 20.0, rng: Rng = 0, rtol: float = 1e-6
+) -> ActivationReport:
     """Compare dphi, or vjp, with central differences, and every claim of an activation with what it does.
 
-    A phi that acts on all components together is tried on seven of them, `Blocks` on its own.
+    A phi that acts on all components together is tried on seven of them, `Blocks` on
+    its own.
 
     Parameters
     ----------
@@ -233,9 +265,11 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     Raises
     ------
     GradientMismatchError
-        If dphi or vjp is wrong, or a slope lies outside `slope_range`, or a Jacobian has a norm above `lipschitz`, or phi is not
-        homogeneous though it claims so, or `scalar_solve` or `resolvent` does not solve its equation, or phi' changes faster than
-        `curvature` says where `kinks` has no jump, or shape or dtype is not kept.
+        If dphi or vjp is wrong, or a slope lies outside `slope_range`, or a Jacobian
+        has a norm above `lipschitz`, or phi is not homogeneous though it claims so, or
+        `scalar_solve` or `resolvent` does not solve its equation, or phi' changes
+        faster than `curvature` says where `kinks` has no jump, or shape or dtype is not
+        kept.
     InputError
         If phi or dphi is `fused`, but cannot be one kernel.
 
@@ -245,12 +279,19 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     >>> check_activation(activations.silu).max_error < 1e-6
     True
     """
-    expect("activation", activation, Activation, "use one of pyidl.activations, or Activation(name, phi, dphi)")
+    expect(
+        "activation",
+        activation,
+        Activation,
+        "use one of pyidl.activations, or Activation(name, phi, dphi)",
+    )
     check_positive("span", span)
     check_positive("rtol", rtol)
     generator = backend.as_generator(rng)
     if activation.vector_blocks(getattr(activation, "width", TOGETHER)):
-        return _check_vector(activation, getattr(activation, "width", TOGETHER), span, generator, rtol)
+        return _check_vector(
+            activation, getattr(activation, "width", TOGETHER), span, generator, rtol
+        )
     z = np.concatenate([generator.uniform(-span, span, 20000), generator.normal(size=20000)])
     if z.size % (width := getattr(activation, "width", 1)):
         z = z[: z.size // width * width]
@@ -260,15 +301,24 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
         for label, function in (("phi", activation.phi), ("dphi", activation.dphi)):
             y = function(z.astype(dtype))
             if y.shape != z.shape or y.dtype != dtype:
-                raise GradientMismatchError(f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; it must keep both")
+                raise GradientMismatchError(
+                    f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; it must keep both"
+                )
     h = 1e-6 * np.maximum(1.0, np.abs(z) / 10)
-    right, left = (activation.phi(z + h) - activation.phi(z)) / h, (activation.phi(z) - activation.phi(z - h)) / h
+    right, left = (
+        (activation.phi(z + h) - activation.phi(z)) / h,
+        (activation.phi(z) - activation.phi(z - h)) / h,
+    )
     smooth = np.abs(right - left) <= 1e-3 * (1.0 + np.abs(right))
     if smooth.mean() < 0.99:
-        raise GradientMismatchError(f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; it is not piecewise smooth")
+        raise GradientMismatchError(
+            f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; it is not piecewise smooth"
+        )
     slope = 0.5 * (right + left)
     error = np.where(smooth, np.abs(slope - activation.dphi(z)) / (1.0 + np.abs(slope)), 0.0)
-    report = ActivationReport(float(error.max()), (float(slope[smooth].min()), float(slope[smooth].max())))
+    report = ActivationReport(
+        float(error.max()), (float(slope[smooth].min()), float(slope[smooth].max()))
+    )
     if not report.max_error <= rtol:
         i = np.unravel_index(int(error.argmax()), error.shape)
         raise GradientMismatchError(
@@ -277,9 +327,15 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     if activation.slope_range is not None:
         low, high = activation.slope_range
         if report.slope_range[0] < low - 1e-6 or report.slope_range[1] > high + 1e-6:
-            raise GradientMismatchError(f"{name!r} claims slopes in [{low:.6g}, {high:.6g}], but has slopes in {report.slope_range}")
-    if activation.homogeneous and not np.allclose(activation.phi(3.0 * z), 3.0 * activation.phi(z), rtol=1e-12, atol=0.0):
-        raise GradientMismatchError(f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)")
+            raise GradientMismatchError(
+                f"{name!r} claims slopes in [{low:.6g}, {high:.6g}], but has slopes in {report.slope_range}"
+            )
+    if activation.homogeneous and not np.allclose(
+        activation.phi(3.0 * z), 3.0 * activation.phi(z), rtol=1e-12, atol=0.0
+    ):
+        raise GradientMismatchError(
+            f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)"
+        )
     if activation.scalar_solve is not None:
         d = generator.uniform(-0.9, 0.9, z.shape)
         x = activation.scalar_solve(z, d)
@@ -288,9 +344,17 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     if activation.resolvent is not None:
         for alpha in (0.05, 0.5, 4.0):
             y = activation.resolvent(z, alpha)
-            if not np.allclose((1.0 - alpha) * activation.phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10):
-                raise GradientMismatchError(f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u for alpha = {alpha}")
-    for part in [b.activation for b in activation.blocks] if isinstance(activation, Blocks) else [activation]:
+            if not np.allclose(
+                (1.0 - alpha) * activation.phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10
+            ):
+                raise GradientMismatchError(
+                    f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u for alpha = {alpha}"
+                )
+    for part in (
+        [b.activation for b in activation.blocks]
+        if isinstance(activation, Blocks)
+        else [activation]
+    ):
         _check_curvature(part, span, generator)
         for function in (part.phi, part.dphi):
             if isinstance(function, fused):
@@ -298,7 +362,9 @@ def check_activation(activation: Activation, *, span: float = 20.0, rng: Rng = 0
     return report
 
 
-def _check_vector(activation: Activation, n: int, span: float, generator: np.random.Generator, rtol: float) -> ActivationReport:
+def _check_vector(
+    activation: Activation, n: int, span: float, generator: np.random.Generator, rtol: float
+) -> ActivationReport:
     """The same for a phi that acts on several of n components together."""
     name, m = activation.name, 2000
     z = generator.normal(size=(m, n)) * 10.0 ** generator.uniform(-4, np.log10(span), (m, 1))
@@ -307,17 +373,29 @@ def _check_vector(activation: Activation, n: int, span: float, generator: np.ran
         cast = z.astype(dtype)
         for label, y in (("phi", activation(cast)), ("vjp", activation.vjp(cast, w.astype(dtype)))):
             if y.shape != z.shape or y.dtype != dtype:
-                raise GradientMismatchError(f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; it must keep both")
+                raise GradientMismatchError(
+                    f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; it must keep both"
+                )
     h = 1e-6
-    right, left = (activation(z + h * d) - activation(z)) / h, (activation(z) - activation(z - h * d)) / h
+    right, left = (
+        (activation(z + h * d) - activation(z)) / h,
+        (activation(z) - activation(z - h * d)) / h,
+    )
     smooth = np.abs(right - left).max(axis=1) <= 1e-3 * (1.0 + np.abs(right).max(axis=1))
     if smooth.mean() < 0.9:
-        raise GradientMismatchError(f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; it is not piecewise smooth")
-    derived, measured = np.sum(activation.vjp(z, w) * d, axis=1), 0.5 * np.sum(w * (right + left), axis=1)
+        raise GradientMismatchError(
+            f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; it is not piecewise smooth"
+        )
+    derived, measured = (
+        np.sum(activation.vjp(z, w) * d, axis=1),
+        0.5 * np.sum(w * (right + left), axis=1),
+    )
     error = np.where(smooth, np.abs(measured - derived) / (1.0 + np.abs(measured)), 0.0)
     J = np.stack([activation.vjp(z, np.broadcast_to(e, z.shape)) for e in np.eye(n)], axis=1)
     if not np.all(np.isfinite(J)):  # LAPACK's SVD need not return from such a matrix
-        raise GradientMismatchError(f"vjp of {name!r} has {np.sum(~np.isfinite(J))} entries that are NaN or infinite at random points")
+        raise GradientMismatchError(
+            f"vjp of {name!r} has {np.sum(~np.isfinite(J))} entries that are NaN or infinite at random points"
+        )
     singular = np.linalg.svd(J, compute_uv=False)
     report = ActivationReport(float(error.max()), (float(singular.min()), float(singular.max())))
     if not report.max_error <= rtol:
@@ -336,29 +414,47 @@ def _check_vector(activation: Activation, n: int, span: float, generator: np.ran
                 f"{name!r} claims to be {claims[start]:.6g}-Lipschitz on the components {start} to {stop - 1}, but has a Jacobian of "
                 f"norm {norm:.6g} there"
             )
-    if activation.homogeneous and not np.allclose(activation(3.0 * z), 3.0 * activation(z), rtol=1e-10, atol=0.0):
-        raise GradientMismatchError(f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)")
+    if activation.homogeneous and not np.allclose(
+        activation(3.0 * z), 3.0 * activation(z), rtol=1e-10, atol=0.0
+    ):
+        raise GradientMismatchError(
+            f"{name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)"
+        )
     return report
 
 
 def _check_curvature(activation: Activation, span: float, generator: np.random.Generator) -> None:
     """``|phi'(a) - phi'(b)| <= c |a - b|`` for neighbours among many points that no kink separates.
 
-    Neighbours suffice: where it holds for them, it holds for all, by the triangle inequality. A jump that is not among the kinks
-    stands out because neighbours are close.
+    Neighbours suffice: where it holds for them, it holds for all, by the triangle
+    inequality. A jump that is not among the kinks stands out because neighbours are
+    close.
     """
     if activation.curvature is None:
         return
     near = np.concatenate(
-        [kink + generator.normal(size=2000) * 10.0 ** generator.uniform(-6, 0, 2000) for kink in (0.0, *activation.kinks)]
+        [
+            kink + generator.normal(size=2000) * 10.0 ** generator.uniform(-6, 0, 2000)
+            for kink in (0.0, *activation.kinks)
+        ]
     )
-    z = np.unique(np.concatenate([np.linspace(-span, span, 200_001), generator.uniform(-span, span, 20_000), near]))
+    z = np.unique(
+        np.concatenate(
+            [np.linspace(-span, span, 200_001), generator.uniform(-span, span, 20_000), near]
+        )
+    )
     slope = activation.dphi(z)
     apart = np.zeros(len(z) - 1, bool)
     for kink in activation.kinks:
         apart |= (z[:-1] <= kink) & (kink <= z[1:])
     change, gap = np.abs(np.diff(slope)), np.diff(z)
-    excess = np.where(apart, 0.0, change - activation.curvature * gap - 64 * np.finfo(np.float64).eps * (1.0 + np.abs(slope[1:])))
+    excess = np.where(
+        apart,
+        0.0,
+        change
+        - activation.curvature * gap
+        - 64 * np.finfo(np.float64).eps * (1.0 + np.abs(slope[1:])),
+    )
     i = int(excess.argmax())
     if excess[i] > 0:
         raise GradientMismatchError(

@@ -1,4 +1,7 @@
-"""The types that signatures use: an array of any library, and flat dictionaries of them."""
+"""The types that signatures use.
+
+An array of any library, and flat dictionaries of them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ Grads: TypeAlias = dict[str, Array]
 """Gradients, with exactly the keys of the parameters."""
 
 Tol: TypeAlias = float | tuple[float | None, float | None] | None
-"""A tolerance for all solves, or one forward and one adjoint; None is the default of the dtype."""
+"""A tolerance for all solves, or one forward and one adjoint.
+
+None is the default of the dtype.
+"""
 
 Rng: TypeAlias = np.random.Generator | int | None
 """A NumPy generator, a seed, or None for fresh entropy."""

@@ -7,7 +7,13 @@ from pyidl.attention.cell import AttentionCell
 from pyidl.attention.weighted_mean import Mask
 from pyidl.attention.wellposed import Feedback
 
-CERTIFIED = (KernelAttention(), KernelAttention(bandwidth=1.0), KernelAttention(c=2.0), BoundedSoftmax(), BoundedSoftmax(tau=0.3))
+CERTIFIED = (
+    KernelAttention(),
+    KernelAttention(bandwidth=1.0),
+    KernelAttention(c=2.0),
+    BoundedSoftmax(),
+    BoundedSoftmax(tau=0.3),
+)
 ALL = (*CERTIFIED, Softmax())
 
 
@@ -41,8 +47,12 @@ def cell(seed, attention, size=0.95, mask=None, dtype=np.float64):
     Z = rng.normal(size=(m, H, T, 3 * h)) * rng.choice([0.1, 1.0, 3.0])
     mask = mask or rng.choice(["full", "causal", "pairs", "padded"])
     pairs = (rng.random((T, T)) < 0.5) | np.eye(T, dtype=bool) if mask == "pairs" else None
-    tokens = np.arange(T)[None, :] < rng.integers(1, T + 1, m)[:, None] if mask == "padded" else None
-    return AttentionCell(R.astype(dtype), attention, Mask(mask == "causal", tokens, pairs)), Z.astype(dtype)
+    tokens = (
+        np.arange(T)[None, :] < rng.integers(1, T + 1, m)[:, None] if mask == "padded" else None
+    )
+    return AttentionCell(
+        R.astype(dtype), attention, Mask(mask == "causal", tokens, pairs)
+    ), Z.astype(dtype)
 
 
 def jacobian(cell_, X, Z):
@@ -84,13 +94,19 @@ def plain(attention, R, S, U, causal, X, present=None):
             see = see * np.outer(present[r], present[r])
         if isinstance(attention, KernelAttention):
             g = attention.bandwidth or 1 / h
-            E, c, V = np.exp(-g * ((Q[:, None, :] - K[None, :, :]) ** 2).sum(axis=-1)) * see, attention.c, squash(V)
+            E, c, V = (
+                np.exp(-g * ((Q[:, None, :] - K[None, :, :]) ** 2).sum(axis=-1)) * see,
+                attention.c,
+                squash(V),
+            )
         else:
             if isinstance(attention, BoundedSoftmax):
                 K, Q, V = squash(K), squash(Q), squash(V)
             E, c = np.exp((attention.tau or h**-0.5) * Q @ K.T) * see, 0.0
         total = c + E.sum(axis=1, keepdims=True)
-        out[r, i] = np.where(see.any(axis=1, keepdims=True), E @ V / np.where(total == 0, 1, total), 0)
+        out[r, i] = np.where(
+            see.any(axis=1, keepdims=True), E @ V / np.where(total == 0, 1, total), 0
+        )
     return out
 
 

@@ -64,7 +64,9 @@ def hard_matrix(rng, n):
     elif kind == 9:
         A -= 5.0 * np.diag(rng.random(n))  # inhibits itself
     elif kind == 10:
-        A = 0.9 * np.eye(n) + np.diag(np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1)  # one eigenvalue, one vector
+        A = 0.9 * np.eye(n) + np.diag(
+            np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1
+        )  # one eigenvalue, one vector
     return A
 
 
@@ -72,7 +74,9 @@ def is_p_matrix(M):
     """Whether all principal minors are positive, which for I - A and ReLU is the same as one solution for every input."""
     n = len(M)
     return all(
-        np.linalg.slogdet(M[np.ix_(rows, rows)])[0] > 0 for size in range(1, n + 1) for rows in map(list, combinations(range(n), size))
+        np.linalg.slogdet(M[np.ix_(rows, rows)])[0] > 0
+        for size in range(1, n + 1)
+        for rows in map(list, combinations(range(n), size))
     )
 
 
@@ -91,4 +95,7 @@ class SoftmaxInside(Activation):
 
 def softmax_inside(z):
     e = np.exp(z[..., 1:4] - z[..., 1:4].max(axis=-1, keepdims=True))
-    return np.concatenate([np.maximum(z[..., :1], 0), e / e.sum(axis=-1, keepdims=True), np.maximum(z[..., 4:], 0)], axis=-1)
+    return np.concatenate(
+        [np.maximum(z[..., :1], 0), e / e.sum(axis=-1, keepdims=True), np.maximum(z[..., 4:], 0)],
+        axis=-1,
+    )

@@ -4,7 +4,9 @@ import importlib
 import os
 import sys
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: a thread each, which has to be said before NumPy is imported
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several workers share the cores: a thread each, which has to be said before NumPy is imported
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import array_api_strict
@@ -20,7 +22,9 @@ settings.register_profile("search", max_examples=200, print_blob=True, **COMMON)
 settings.load_profile("pyidl")
 
 
-@pytest.fixture(params=["numpy", "array_api_strict", "stand_in", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["numpy", "array_api_strict", "stand_in", pytest.param("cupy", marks=pytest.mark.gpu)]
+)
 def xp(request, monkeypatch):
     """The namespaces that pyidl runs on; CuPy where a device answers, and everywhere a stand-in with its strictness."""
     if request.param == "stand_in":
@@ -55,7 +59,9 @@ def compiled():
     def compiled(text, arch="compute_80"):
         """What CuPy does with a text; PTX, or for an architecture such as sm_80 what the assembler says of it."""
         program = nvrtc.createProgram(text, "kernel.cu", (), ())
-        nvrtc.compileProgram(program, (*options, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v"))
+        nvrtc.compileProgram(
+            program, (*options, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v")
+        )
         return nvrtc.getPTX(program) if arch.startswith("compute") else nvrtc.getProgramLog(program)
 
     compiled.error = nvrtc.NVRTCError

@@ -11,7 +11,18 @@ class Counters(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_long)
-        for name in ("launches", "products", "solves", "uploads", "downloads", "moves", "fills", "waits", "allocations", "compilations")
+        for name in (
+            "launches",
+            "products",
+            "solves",
+            "uploads",
+            "downloads",
+            "moves",
+            "fills",
+            "waits",
+            "allocations",
+            "compilations",
+        )
     ]
 
 
@@ -23,15 +34,23 @@ class Counted:
             library = ctypes.CDLL("libemulated.so")
         except OSError:
             pytest.skip("only the emulated card counts")
-        self.__dict__.update(cupy=cupy, counters=Counters.in_dll(library, "emulated_counters"), start={})
+        self.__dict__.update(
+            cupy=cupy, counters=Counters.in_dll(library, "emulated_counters"), start={}
+        )
         self.waits = self.uploads = self.launches = 0
 
     def total(self, name):
         c = self.counters
-        return {"waits": c.downloads, "uploads": c.uploads, "launches": c.launches + c.products + c.solves + c.moves + c.fills}[name]
+        return {
+            "waits": c.downloads,
+            "uploads": c.uploads,
+            "launches": c.launches + c.products + c.solves + c.moves + c.fills,
+        }[name]
 
     def __getattr__(self, name):
-        return self.total(name) - self.start[name] if name in self.start else getattr(self.cupy, name)
+        return (
+            self.total(name) - self.start[name] if name in self.start else getattr(self.cupy, name)
+        )
 
     def __setattr__(self, name, value):
         self.start[name] = self.total(name) - value

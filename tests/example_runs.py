@@ -16,7 +16,9 @@ def run(name, folder, *arguments):
     """Run a copy of an example, so that what it writes stays out of the repository."""
     shutil.copy(EXAMPLES / name, folder)
     command = [sys.executable, str(folder / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL
+    )
 
 
 def number(pattern, text):

@@ -13,7 +13,9 @@ def host(a):
 def assert_close(actual, desired, *, rtol, atol=0.0, xp=None):
     """Compare library, dtype and shape, then values. With `xp`, `actual` must live there, and `desired` is NumPy."""
     if xp is None:
-        assert namespace(actual) is namespace(desired), f"{namespace(actual).__name__} is not {namespace(desired).__name__}"
+        assert namespace(actual) is namespace(desired), (
+            f"{namespace(actual).__name__} is not {namespace(desired).__name__}"
+        )
     else:
         assert namespace(actual) is xp, f"{namespace(actual).__name__} is not {xp.__name__}"
     a, d = host(actual), host(desired)

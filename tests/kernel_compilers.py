@@ -57,9 +57,13 @@ def as_cupy_writes_it(name, dtype, inputs, outputs, text, ndim):
         else (array, cupy.ndarray, np.dtype(p.dtype or dtype), ndim, ndim < 2)
         for p in kernel.params[:-1]
     ]
-    given = tuple(_kernel._ArgInfo(*a, True) for a in [*arguments, (indexer, None, None, ndim, True)])
+    given = tuple(
+        _kernel._ArgInfo(*a, True) for a in [*arguments, (indexer, None, None, ndim, True)]
+    )
     types = _kernel._TypeMap((("T", np.dtype(dtype)),))
-    return _kernel._get_elementwise_kernel_code(given, types, kernel.params, kernel.operation, name, kernel.preamble)
+    return _kernel._get_elementwise_kernel_code(
+        given, types, kernel.params, kernel.operation, name, kernel.preamble
+    )
 
 
 def cupy_headers():

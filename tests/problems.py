@@ -7,7 +7,17 @@ from pyidl import activations
 from pyidl.arrays.backend import from_host
 from pyidl.cells import FunctionCell
 from pyidl.matrices.structure import Full, LowRank, Tiled, read
-from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard
+from pyidl.solvers import (
+    GMRES,
+    Anderson,
+    Auto,
+    Direct,
+    ForwardBackward,
+    Jacobi,
+    Newton,
+    PeacemanRachford,
+    Picard,
+)
 from pyidl.solvers.image import Times
 from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import cannot_split
@@ -43,7 +53,9 @@ FAMILIES = {f.__name__: f for f in (gaussian, nonnegative, stiff, turning)}
 
 def affine(A, Z, activation=activations.relu, dtype="float64", xp=np):
     """``X = phi(X A^T + Z)`` with the structure of A as a model reads it."""
-    return Affine(read(Full(from_host(xp, np.array(A, dtype)))), from_host(xp, np.array(Z, dtype)), activation)
+    return Affine(
+        read(Full(from_host(xp, np.array(A, dtype)))), from_host(xp, np.array(Z, dtype)), activation
+    )
 
 
 def linear(matrix, offset, S, reference):
@@ -54,7 +66,9 @@ def linear(matrix, offset, S, reference):
 def adjoint(p, x, G):
     """The adjoint of an `Affine` at a solution."""
     S = p.map.activation.dphi(x.pre)
-    return linear(p.matrix.T, from_host(p.xp, G.astype(host(S).dtype)), S, np.abs(host(S) * G).max(axis=1))
+    return linear(
+        p.matrix.T, from_host(p.xp, G.astype(host(S).dtype)), S, np.abs(host(S) * G).max(axis=1)
+    )
 
 
 def fixed_point(p, steps=40_000):
@@ -77,9 +91,15 @@ def adjoint_solution(q):
 
 def residual(p, x):
     """``max|f(x) - x|`` for every sample, in float64."""
-    A, Z, x = host(p.matrix.dense()).astype(float), host(p.offset).astype(float), host(x).astype(float)
+    A, Z, x = (
+        host(p.matrix.dense()).astype(float),
+        host(p.offset).astype(float),
+        host(x).astype(float),
+    )
     y = x @ A.T + Z
-    return np.abs((p.map.activation.phi(y) if p.reference is None else host(p.map.S) * y) - x).max(axis=1)
+    return np.abs((p.map.activation.phi(y) if p.reference is None else host(p.map.S) * y) - x).max(
+        axis=1
+    )
 
 
 class Tanh(FunctionCell):
@@ -102,7 +122,18 @@ class Tanh(FunctionCell):
         return s, {"W": s.T @ x}
 
 
-__all__ = ["FAMILIES", "Full", "LowRank", "Tanh", "Tiled", "adjoint", "adjoint_solution", "affine", "fixed_point", "residual"]
+__all__ = [
+    "FAMILIES",
+    "Full",
+    "LowRank",
+    "Tanh",
+    "Tiled",
+    "adjoint",
+    "adjoint_solution",
+    "affine",
+    "fixed_point",
+    "residual",
+]
 
 
 FORWARD = {
@@ -124,7 +155,9 @@ def splits(name, p):
     """Whether the solver of this name serves the problem."""
     if name in ("forward-backward", "peaceman-rachford"):
         return not cannot_split(p, FORWARD[name].alpha)
-    return "jacobi" not in name or p.reference is not None or p.map.activation.scalar_solve is not None
+    return (
+        "jacobi" not in name or p.reference is not None or p.map.activation.scalar_solve is not None
+    )
 
 
 def monotone(n, margin, size, rng):

@@ -17,11 +17,37 @@ import scipy.special
 
 from pyidl.arrays import tracing
 
-PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
+PARAMETERS = {
+    name: parameters
+    for name, *parameters in map(
+        str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines()
+    )
+}
 """What CuPy has, and the parameters of its functions where they can be read (test_architecture.py compares them with CuPy's)."""
 SCALARS = (bool, int, float, type(None), str, slice, type(Ellipsis), np.dtype, type)
-VIEWS = {"reshape", "permute_dims", "broadcast_to", "matrix_transpose", "diagonal", "flip", "expand_dims", "squeeze", "empty", "empty_like"}
-WAITING = {"nonzero", "flatnonzero", "argwhere", "unique", "isin", "array_equal", "allclose", "linalg.lstsq", "linalg.matrix_rank"}
+VIEWS = {
+    "reshape",
+    "permute_dims",
+    "broadcast_to",
+    "matrix_transpose",
+    "diagonal",
+    "flip",
+    "expand_dims",
+    "squeeze",
+    "empty",
+    "empty_like",
+}
+WAITING = {
+    "nonzero",
+    "flatnonzero",
+    "argwhere",
+    "unique",
+    "isin",
+    "array_equal",
+    "allclose",
+    "linalg.lstsq",
+    "linalg.matrix_rank",
+}
 
 
 class ndarray:
@@ -35,7 +61,9 @@ class ndarray:
         self.device = Device()
 
     def __array__(self, *arguments, **options):
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+        )
 
     def __reduce__(self):
         return ndarray, (self._a,)  # a pickle is opened on the current device
@@ -52,7 +80,9 @@ class ndarray:
         return wrap(self._a[bare(key)])
 
     def __setitem__(self, key, value):
-        cupy.waits += isinstance(key, ndarray) and key.dtype == bool  # so many values are taken, though it be one number
+        cupy.waits += (
+            isinstance(key, ndarray) and key.dtype == bool
+        )  # so many values are taken, though it be one number
         cupy.launches += 1
         self._a[bare(key)] = bare(value)
 
@@ -106,12 +136,18 @@ def wrapped(function, name):
     parameters = PARAMETERS.get(name) or None
 
     def call(*arguments, **options):
-        if parameters is not None and not (len(arguments) <= len(parameters) and set(options) <= set(parameters[len(arguments) :])):
-            raise TypeError(f"cupy.{name} has the parameters {parameters}; got {len(arguments)} and {sorted(options)}")
+        if parameters is not None and not (
+            len(arguments) <= len(parameters) and set(options) <= set(parameters[len(arguments) :])
+        ):
+            raise TypeError(
+                f"cupy.{name} has the parameters {parameters}; got {len(arguments)} and {sorted(options)}"
+            )
         cupy.waits += name in WAITING
         cupy.launches += name not in VIEWS
         out = options.get("out")
-        result = function(*map(bare, arguments), **{key: bare(value) for key, value in options.items()})
+        result = function(
+            *map(bare, arguments), **{key: bare(value) for key, value in options.items()}
+        )
         return wrap(result) if out is None else out
 
     return call
@@ -128,8 +164,22 @@ def operator(name):
     return call
 
 
-ARITHMETIC = [f"__{prefix}{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "matmul") for prefix in ("", "r", "i")]
-for name in (*ARITHMETIC, "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__and__", "__or__"):
+ARITHMETIC = [
+    f"__{prefix}{name}__"
+    for name in ("add", "sub", "mul", "truediv", "pow", "matmul")
+    for prefix in ("", "r", "i")
+]
+for name in (
+    *ARITHMETIC,
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__eq__",
+    "__ne__",
+    "__and__",
+    "__or__",
+):
     setattr(ndarray, name, operator(name))
 ndarray.__neg__ = lambda self: wrap(-self._a)
 ndarray.__invert__ = lambda self: wrap(~self._a)
@@ -146,7 +196,11 @@ class Namespace(types.ModuleType):
         if f"{self.prefix}{name}" not in PARAMETERS or name.startswith("__"):
             raise AttributeError(f"module 'cupy' has no attribute {self.prefix}{name!r}")
         found = getattr(self.source, name)
-        return wrapped(found, f"{self.prefix}{name}") if callable(found) and not isinstance(found, type) else found
+        return (
+            wrapped(found, f"{self.prefix}{name}")
+            if callable(found) and not isinstance(found, type)
+            else found
+        )
 
 
 class ElementwiseKernel:
@@ -157,26 +211,50 @@ class ElementwiseKernel:
     def __init__(self, inputs, outputs, operation, name):
         if not re.fullmatch("[a-zA-Z_][a-zA-Z_0-9]*", name):
             raise ValueError(f'Invalid kernel name: "{name}"')
-        (self.kinds, self.inputs), (_, self.outputs) = (zip(*(p.split() for p in text.split(", "))) for text in (inputs, outputs))
-        self.statements = [statement.removeprefix("const ").split(" = ") for statement in operation.split("; ")]
+        (self.kinds, self.inputs), (_, self.outputs) = (
+            zip(*(p.split() for p in text.split(", "))) for text in (inputs, outputs)
+        )
+        self.statements = [
+            statement.removeprefix("const ").split(" = ") for statement in operation.split("; ")
+        ]
         ElementwiseKernel.compiled += 1
 
     def __call__(self, *operands):
         cupy.launches += 1
         arrays = [bare(a) for a in operands]
         entries, targets = arrays[: len(self.inputs)], arrays[len(self.inputs) :]
-        dtypes = {a.dtype for a, kind in zip([*entries, *targets], [*self.kinds, *["T"] * len(targets)]) if kind == "T"}
+        dtypes = {
+            a.dtype
+            for a, kind in zip([*entries, *targets], [*self.kinds, *["T"] * len(targets)])
+            if kind == "T"
+        }
         booleans = all(a.dtype == bool for a, kind in zip(entries, self.kinds) if kind == "bool")
-        if len(dtypes) != 1 or not booleans or not all(type(a) is float for a, kind in zip(entries, self.kinds) if kind == "float64"):
-            raise TypeError(f"Type is mismatched. {self.kinds} {[type(a) for a in entries]} {dtypes}")
+        if (
+            len(dtypes) != 1
+            or not booleans
+            or not all(
+                type(a) is float for a, kind in zip(entries, self.kinds) if kind == "float64"
+            )
+        ):
+            raise TypeError(
+                f"Type is mismatched. {self.kinds} {[type(a) for a in entries]} {dtypes}"
+            )
         (dtype,) = dtypes
         assert dtype in (np.float32, np.float64), "the text is of real numbers"
-        for target, entry in itertools.product(targets, (a for a in entries if isinstance(a, np.ndarray))):
+        for target, entry in itertools.product(
+            targets, (a for a in entries if isinstance(a, np.ndarray))
+        ):
             same = target.__array_interface__ == entry.__array_interface__
-            assert same or not np.shares_memory(target, entry), "CuPy copies no operand that overlaps an output"
+            assert same or not np.shares_memory(target, entry), (
+                "CuPy copies no operand that overlaps an output"
+            )
         values = {"T": dtype.type, "double": np.float64, "fabs": np.abs, "where": np.where}
-        values |= {name: getattr(np, name, None) for name in (*tracing.SAME.split(), "fmax")} | {"erf": scipy.special.erf}
-        values |= dict(zip(self.inputs, (np.float64(a) if isinstance(a, (float, int)) else a for a in entries)))
+        values |= {name: getattr(np, name, None) for name in (*tracing.SAME.split(), "fmax")} | {
+            "erf": scipy.special.erf
+        }
+        values |= dict(
+            zip(self.inputs, (np.float64(a) if isinstance(a, (float, int)) else a for a in entries))
+        )
         with np.errstate(all="ignore"):
             for target, expression in self.statements:
                 values[target.split()[-1]] = eval(self.python(expression), values)
@@ -192,8 +270,16 @@ class ElementwiseKernel:
     def python(self, expression):
         expression = expression.replace("!=", "<>").replace("!", "~").replace("<>", "!=")
         condition, mark, rest = expression.partition(" ? ")
-        condition = " & ".join(f"({part})" for part in condition.split(" && ")) if " && " in condition else condition
-        condition = " | ".join(f"({part})" for part in condition.split(" || ")) if " || " in condition else condition
+        condition = (
+            " & ".join(f"({part})" for part in condition.split(" && "))
+            if " && " in condition
+            else condition
+        )
+        condition = (
+            " | ".join(f"({part})" for part in condition.split(" || "))
+            if " || " in condition
+            else condition
+        )
         if not mark:
             return condition
         first, second = rest.split(" : ", 1)
@@ -212,7 +298,9 @@ class RawKernel:
         cupy.launches += 1
         (threads,) = block
         assert threads in [2**i for i in range(5, 11)]
-        assert all(isinstance(a, (ndarray, np.generic)) for a in arguments), "CuPy sends Python's numbers in sizes of its own"
+        assert all(isinstance(a, (ndarray, np.generic)) for a in arguments), (
+            "CuPy sends Python's numbers in sizes of its own"
+        )
         arrays = [bare(a) if isinstance(a, ndarray) else a for a in arguments]
         assert all(a.flags.c_contiguous for a in arrays if isinstance(a, np.ndarray))
         assert arrays[1].dtype == self.dtype
@@ -245,7 +333,11 @@ def mix(m, rows, y, image, F, G, dF, dG, gram, size, plain, n, slot, known, ridg
         length = np.sqrt(np.diagonal(gram[s]))
         usable = (length > 0) & np.isfinite(length)
         scale = np.where(usable, 1.0 / np.where(usable, length, 1.0), 0.0)
-        H = np.where(np.isfinite(gram[s]), gram[s], 0.0) * np.outer(scale, scale) + ridge * np.eye(k) + np.diag(1.0 - usable)
+        H = (
+            np.where(np.isfinite(gram[s]), gram[s], 0.0) * np.outer(scale, scale)
+            + ridge * np.eye(k)
+            + np.diag(1.0 - usable)
+        )
         gamma = good * scale * np.linalg.solve(H, np.where(usable, right, 0.0) * scale)
         gamma = gamma.astype(y.dtype)
         plain[s] = not gamma.any()
@@ -261,7 +353,13 @@ def asarray(a, dtype=None, *, copy=None):
         return a
     cupy.uploads += not isinstance(a, ndarray)
     cupy.launches += isinstance(a, ndarray)
-    return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype=dtype, copy=True if isinstance(a, np.ndarray) or copy else None))
+    return ndarray(
+        np.array(
+            a._a if isinstance(a, ndarray) else a,
+            dtype=dtype,
+            copy=True if isinstance(a, np.ndarray) or copy else None,
+        )
+    )
 
 
 def ascontiguousarray(a, dtype=None):
@@ -300,7 +398,11 @@ def without_error(function, left):
         try:
             return function(*arrays)
         except np.linalg.LinAlgError:
-            return left(arrays[-1]) if arrays[0].ndim == 2 else np.stack([call(*each) for each in zip(*arrays)])
+            return (
+                left(arrays[-1])
+                if arrays[0].ndim == 2
+                else np.stack([call(*each) for each in zip(*arrays)])
+            )
 
     return call
 
@@ -316,7 +418,12 @@ def inv(a):
 
 cupy = Namespace("cupy", np)
 cupy.waits = cupy.uploads = cupy.launches = 0
-cupy.ndarray, cupy.asarray, cupy.ascontiguousarray, cupy.asnumpy = ndarray, asarray, ascontiguousarray, asnumpy
+cupy.ndarray, cupy.asarray, cupy.ascontiguousarray, cupy.asnumpy = (
+    ndarray,
+    asarray,
+    ascontiguousarray,
+    asnumpy,
+)
 cupy.finfo, cupy.isdtype = np.finfo, np.isdtype
 cupy.is_available = lambda: True
 cupy.ElementwiseKernel, cupy.RawKernel = ElementwiseKernel, RawKernel
@@ -329,9 +436,17 @@ cupy.cuda = types.SimpleNamespace(
     Device=Device,
 )
 special = types.ModuleType("cupyx.scipy.special")
-special.erf, special.expit = wrapped(scipy.special.erf, "special.erf"), wrapped(scipy.special.expit, "special.expit")
+special.erf, special.expit = (
+    wrapped(scipy.special.erf, "special.erf"),
+    wrapped(scipy.special.expit, "special.expit"),
+)
 scipy_module = types.ModuleType("cupyx.scipy")
 scipy_module.special = special
 cupyx = types.ModuleType("cupyx")
 cupyx.scipy = scipy_module
-MODULES = {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": scipy_module, "cupyx.scipy.special": special}
+MODULES = {
+    "cupy": cupy,
+    "cupyx": cupyx,
+    "cupyx.scipy": scipy_module,
+    "cupyx.scipy.special": special,
+}

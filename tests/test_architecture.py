@@ -56,13 +56,17 @@ def imported(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "pyidl")
-        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "pyidl"):
+        elif isinstance(node, ast.ImportFrom) and (
+            node.level or (node.module or "").split(".")[0] == "pyidl"
+        ):
             assert not node.level, "relative imports hide the level"
             if node.module == "pyidl":
                 yield from (f"pyidl.{alias.name}" for alias in node.names)
             else:
                 yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)  # a module, perhaps
+                yield from (
+                    f"{node.module}.{alias.name}" for alias in node.names
+                )  # a module, perhaps
 
 
 def violations(module, source):
@@ -86,7 +90,9 @@ def sources():
         yield ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path
 
 
-@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_imports_go_down(module, path):
     assert violations(module, path.read_text()) == []
 
@@ -140,7 +146,11 @@ def test_there_are_no_cycles():
 )
 def test_a_cycle_is_found_however_it_is_written(za, zb):
     gathering = set(imported("from pyidl.room.za import f\nfrom pyidl.room.zb import g"))
-    graph = {"pyidl.room": gathering, "pyidl.room.za": set(imported(za)), "pyidl.room.zb": set(imported(zb))}
+    graph = {
+        "pyidl.room": gathering,
+        "pyidl.room.za": set(imported(za)),
+        "pyidl.room.zb": set(imported(zb)),
+    }
     assert cycle(graph)
     assert cycle({**graph, "pyidl.room.zb": set()}) is None
 
@@ -153,7 +163,11 @@ def array_name(node):
             return node.id == "xp"
         if isinstance(node, ast.Attribute):
             return node.attr == "xp"
-        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "namespace"
+        return (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "namespace"
+        )
 
     if not isinstance(node, ast.Attribute):
         return None
@@ -177,13 +191,30 @@ def strange_calls(source):
 
 
 def test_used_names_are_found():
-    assert used_names("xp.abs(x); namespace(z).exp(z); self.xp.linalg.solve(a, b)") == {"abs", "exp", "linalg", "linalg.solve"}
-    for strange in ("xp.take(a, i, axis=0, mode='clip')", "xp.exp(z, where=a)", "self.xp.linalg.inv(a, b)", "xp.max(a, initial=0)"):
+    assert used_names("xp.abs(x); namespace(z).exp(z); self.xp.linalg.solve(a, b)") == {
+        "abs",
+        "exp",
+        "linalg",
+        "linalg.solve",
+    }
+    for strange in (
+        "xp.take(a, i, axis=0, mode='clip')",
+        "xp.exp(z, where=a)",
+        "self.xp.linalg.inv(a, b)",
+        "xp.max(a, initial=0)",
+    ):
         assert list(strange_calls(strange))
-    assert not list(strange_calls("xp.take(a, i, axis=0, out=b); xp.exp(z, out=z); xp.linalg.inv(a)"))
+    assert not list(
+        strange_calls("xp.take(a, i, axis=0, out=b); xp.exp(z, out=z); xp.linalg.inv(a)")
+    )
 
 
-PARAMETERS = {name: parameters for name, *parameters in map(str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines())}
+PARAMETERS = {
+    name: parameters
+    for name, *parameters in map(
+        str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines()
+    )
+}
 KNOWN = set(PARAMETERS)
 # What these modules guard by the name of the library.
 GUARDED = {
@@ -193,14 +224,21 @@ GUARDED = {
 }
 
 
-@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("module", "path"), list(sources()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_array_names_exist_in_cupy_and_in_the_oldest_numpy(module, path):
     names = used_names(path.read_text())
     assert list(strange_calls(path.read_text())) == [], "CuPy has no such parameter"
     guarded = GUARDED.get(module, set()) | {"__name__", "linalg"}
     assert names - guarded - KNOWN == set(), "not in CuPy"
-    assert (names - guarded) & AFTER_NUMPY_2_0 == set(), "not in NumPy 2.0; pyidl.arrays.backend fills that gap"
-    assert all(hasattr(np.linalg if name.startswith("linalg.") else np, name.removeprefix("linalg.")) for name in names - guarded)
+    assert (names - guarded) & AFTER_NUMPY_2_0 == set(), (
+        "not in NumPy 2.0; pyidl.arrays.backend fills that gap"
+    )
+    assert all(
+        hasattr(np.linalg if name.startswith("linalg.") else np, name.removeprefix("linalg."))
+        for name in names - guarded
+    )
 
 
 def test_the_list_of_cupy_names_is_true():
@@ -210,22 +248,35 @@ def test_the_list_of_cupy_names_is_true():
     for name in used:
         found = functools.reduce(getattr, name.split("."), cupy)
         if isinstance(found, cupy.ufunc):
-            assert PARAMETERS[name] == [*(f"x{i + 1}" for i in range(found.nin)), "out", "dtype", "casting"], name
+            assert PARAMETERS[name] == [
+                *(f"x{i + 1}" for i in range(found.nin)),
+                "out",
+                "dtype",
+                "casting",
+            ], name
         elif inspect.isfunction(found):
             assert PARAMETERS[name] == list(inspect.signature(found).parameters), name
 
 
 def test_importing_pyidl_is_light():
     code = "import sys, pyidl; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "pyidl" in loaded
     assert {"cupy", "matplotlib", "sklearn", "torch", "tqdm", "pandas"} & set(loaded) == set()
 
 
 def lines_of_docstrings(tree):
     """Of the module, its classes and functions, and of constants: whatever string is a statement."""
-    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-    return sum(node.end_lineno - node.lineno + 1 for node in strings if isinstance(node.value.value, str))
+    strings = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
+    return sum(
+        node.end_lineno - node.lineno + 1 for node in strings if isinstance(node.value.value, str)
+    )
 
 
 def test_files_are_short():
@@ -235,14 +286,21 @@ def test_files_are_short():
         text = path.read_text()
         lengths[path.name] = text.count("\n") - lines_of_docstrings(ast.parse(text))
     assert {name: n for name, n in lengths.items() if n > 400} == {}
-    assert lines_of_docstrings(ast.parse('"""One."""\n\ndef f():\n    """Two\n\n    lines."""\n    return "none"\n')) == 4
+    assert (
+        lines_of_docstrings(
+            ast.parse('"""One."""\n\ndef f():\n    """Two\n\n    lines."""\n    return "none"\n')
+        )
+        == 4
+    )
 
 
 def test_public_signatures_take_no_unnamed_options():
     for module, path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.args.kwarg is not None:
-                assert (node.name, node.args.kwarg.arg) == ("replace", "changes"), f"{module}.{node.name}"
+                assert (node.name, node.args.kwarg.arg) == ("replace", "changes"), (
+                    f"{module}.{node.name}"
+                )
 
 
 def test_every_public_name_exists():
@@ -262,6 +320,16 @@ def test_the_top_level_is_tidy():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode != 0:
         pytest.skip("not a git checkout")
-    allowed = {"pyidl", "tests", "examples", "docs", ".ci", ".gitignore", "setup.cfg", "pyproject.toml", "README.md"}
+    allowed = {
+        "pyidl",
+        "tests",
+        "examples",
+        "docs",
+        ".ci",
+        ".gitignore",
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+    }
     allowed |= {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
     assert {line.split("/")[0] for line in listing.stdout.splitlines()} <= allowed

@@ -46,7 +46,14 @@ HEAD = ImplicitAttentionHead(4, 2, block_size=5, rng=0, dtype="float64")
 STATES = sim.collect_states(NET, U)
 SOLUTION = MODEL.equilibrium(U, trace=True)
 HISTORY = training.History(({"epoch": 1, "loss": 1.0, "seconds": 0.1},))
-FIT = {"model": MODEL, "data": (U, U), "loss": losses.mse, "optimizer": optim.SGD(0.1), "epochs": 1, "verbose": 0}
+FIT = {
+    "model": MODEL,
+    "data": (U, U),
+    "loss": losses.mse,
+    "optimizer": optim.SGD(0.1),
+    "epochs": 1,
+    "verbose": 0,
+}
 
 
 @functools.wraps(sim.iter_states)
@@ -60,7 +67,9 @@ def every(room, names, **valid):
 
 # A door, and arguments with which it opens.
 DOORS = {
-    **every(pyidl, "AttentionBall BoundedSoftmax EarlyStopping InfNorm KernelAttention Pattern Softmax"),
+    **every(
+        pyidl, "AttentionBall BoundedSoftmax EarlyStopping InfNorm KernelAttention Pattern Softmax"
+    ),
     **every(pyidl, "Residual Sequential", layers=RELU),
     **every(pyidl, "ImplicitAttentionHead", embed_dim=4, head_dim=2, block_size=5),
     **every(pyidl, "ImplicitModel", input_dim=2, output_dim=2, hidden_dim=3),
@@ -93,7 +102,10 @@ DOORS = {
     "model.sparsify": (MODEL.sparsify, {}),
     "model.certificate": (MODEL.certificate, {}),
     "model.project": (MODEL.project, {"params": MODEL.params}),
-    "model.params": (lambda params: setattr(MODEL.replace(), "params", params), {"params": MODEL.params}),
+    "model.params": (
+        lambda params: setattr(MODEL.replace(), "params", params),
+        {"params": MODEL.params},
+    ),
     "pullback": (MODEL(U)[1], {"dY": U}),
     "net(U)": (NET, {"U": U}),
     "net.predict": (NET.predict, {"U": U}),
@@ -108,29 +120,53 @@ DOORS = {
     "sequential.step": (Sequential(Linear(2, 2, rng=0)).step, {"u": U, "cache": (None,)}),
     "position.step": (pyidl.PositionEmbedding(3, 2, rng=0).step, {"u": U, "cache": 0}),
     # rooms
-    "Activation": (activations.Activation, {"name": "x", "phi": np.tanh, "dphi": np.cosh, "lipschitz": 1.0}),
+    "Activation": (
+        activations.Activation,
+        {"name": "x", "phi": np.tanh, "dphi": np.cosh, "lipschitz": 1.0},
+    ),
     "Blocks": (activations.Blocks, {"blocks": (RELU, 2)}),
-    "VectorActivation": (activations.VectorActivation, {"name": "x", "phi": np.tanh, "vjp": np.add, "lipschitz": 1.0}),
+    "VectorActivation": (
+        activations.VectorActivation,
+        {"name": "x", "phi": np.tanh, "vjp": np.add, "lipschitz": 1.0},
+    ),
     **every(activations, "layer_norm leaky_relu"),
     "named": (activations.named, {"name": "relu"}),
     "Mask": (attention.maps.Mask, {}),
-    **every(wellposed, "MatrixMeasure Monotone PerronFrobenius SpectralNorm StrictlyTriangular Unconstrained"),
+    **every(
+        wellposed,
+        "MatrixMeasure Monotone PerronFrobenius SpectralNorm StrictlyTriangular Unconstrained",
+    ),
     "BlockTriangular": (wellposed.BlockTriangular, {"blocks": (1, 2), "inner": BALL}),
     "optimal_weights": (wellposed.optimal_weights, {"params": A, "activation": RELU}),
     "strongest": (wellposed.strongest, {"params": A, "activation": RELU, "constraint": BALL}),
     **{
         f"{type(ball).__name__}.{does}": (getattr(ball, does), {"params": A, "activation": RELU})
-        for ball in (BALL, *(getattr(wellposed, name)() for name in ("MatrixMeasure", "Monotone", "PerronFrobenius", "SpectralNorm")))
+        for ball in (
+            BALL,
+            *(
+                getattr(wellposed, name)()
+                for name in ("MatrixMeasure", "Monotone", "PerronFrobenius", "SpectralNorm")
+            ),
+        )
         for does in ("project", "contains", "certificate")
     },
-    **every(solvers, "Anderson Auto Direct ForwardBackward GMRES Jacobi JacobianFree Neumann Newton PeacemanRachford Phantom Picard"),
+    **every(
+        solvers,
+        "Anderson Auto Direct ForwardBackward GMRES Jacobi JacobianFree Neumann Newton PeacemanRachford Phantom Picard",
+    ),
     "Fallback": (solvers.Fallback, {"first": solvers.Picard(), "then": solvers.Direct()}),
     "Substitution": (solvers.Substitution, {}),
     **every(sim, "ADMM CoordinateDescent FISTA LeastSquares LowRank NoPenalty Ridge"),
     **every(sim, "ElasticNet L1", lam=0.1),
     "ReverseHuber": (sim.ReverseHuber, {"price": 0.1, "ridge": 0.1}),
-    "Feedforward": (sim.Feedforward, {"layers": [(np.ones((3, 2)), np.ones(3)), (np.ones((2, 3)), None)], "activation": RELU}),
-    "States": (sim.States, {name: getattr(STATES, name) for name in ("U", "Z", "X", "Y", "activation")}),
+    "Feedforward": (
+        sim.Feedforward,
+        {"layers": [(np.ones((3, 2)), np.ones(3)), (np.ones((2, 3)), None)], "activation": RELU},
+    ),
+    "States": (
+        sim.States,
+        {name: getattr(STATES, name) for name in ("U", "Z", "X", "Y", "activation")},
+    ),
     "Moments.of": (sim.Moments.of, {"inputs": U, "targets": U}),
     "accumulate": (sim.accumulate, {"chunks": [STATES]}),
     "collect_states": (sim.collect_states, {"network": NET, "U": U}),
@@ -175,11 +211,33 @@ SIMResult Solved Run ActivationReport GradientReport EquilibriumPullback Certifi
 Layer Composite Attention Constraint Solver Penalty RowSolver Optimizer Schedule Cell FunctionCell
 DEFAULT_ADJOINT DEFAULT_FORWARD phi phi_slope check_positive read_npz replacing write_npz to_numpy
 """
-INSIDE = {"pyidl.errors", "pyidl.arrays.backend", "pyidl.arrays.batch", "pyidl.matrices.structure", "pyidl.wellposed.projections"}
+INSIDE = {
+    "pyidl.errors",
+    "pyidl.arrays.backend",
+    "pyidl.arrays.batch",
+    "pyidl.matrices.structure",
+    "pyidl.wellposed.projections",
+}
 # Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the cell's own business.
-FREE = {("to_device", "a"), ("model(U)", "rng"), ("rnn(U)", "rng"), ("head(U)", "rng"), ("position.step", "on_fail"), ("equilibrium", "u")}
+FREE = {
+    ("to_device", "a"),
+    ("model(U)", "rng"),
+    ("rnn(U)", "rng"),
+    ("head(U)", "rng"),
+    ("position.step", "on_fail"),
+    ("equilibrium", "u"),
+}
 
-WRONG = {"str": "wrong", "None": None, "int": 3, "nan": float("nan"), "list": [1.5], "dict": {}, "object": object(), "function": print}
+WRONG = {
+    "str": "wrong",
+    "None": None,
+    "int": 3,
+    "nan": float("nan"),
+    "list": [1.5],
+    "dict": {},
+    "object": object(),
+    "function": print,
+}
 FITS = {  # which annotations each of them, or a class, may be right for
     "str": r"\bstr\b|Iterable\[Any",
     "None": r"None|Rng|Tol",
@@ -201,12 +259,18 @@ def cases():
 @pytest.mark.filterwarnings("ignore::pyidl.errors.WellPosednessWarning")
 @pytest.mark.parametrize(("door", "valid", "argument"), list(cases()))
 def test_what_an_argument_is_not(door, valid, argument, tmp_path, monkeypatch):
-    needs = "dask" if argument.name == "scheduler" else {"pyidl.plotting": "matplotlib"}.get(getattr(door, "__module__", ""), "numpy")
+    needs = (
+        "dask"
+        if argument.name == "scheduler"
+        else {"pyidl.plotting": "matplotlib"}.get(getattr(door, "__module__", ""), "numpy")
+    )
     pytest.importorskip(needs, reason=f"{needs} is not installed")
     monkeypatch.chdir(tmp_path)
     pyidl.save("model.npz", MODEL)
     for kind, value in {**WRONG, "class": type(valid.get(argument.name, {}))}.items():
-        fits = bool(re.search(FITS.get(kind, "^$"), str(argument.annotation))) or (value is None and argument.default is None)
+        fits = bool(re.search(FITS.get(kind, "^$"), str(argument.annotation))) or (
+            value is None and argument.default is None
+        )
         if callable(value) and (fits or argument.name == "scheduler"):
             continue  # what it does when it is called is its own
         given = {**valid, argument.name: value}
@@ -220,12 +284,17 @@ def test_what_an_argument_is_not(door, valid, argument, tmp_path, monkeypatch):
             assert fits and argument.name in ("path", "resume")  # noqa: PT018
             continue
         assert message or fits, f"{argument.name} = {value!r} is accepted"
-        assert message is None or re.search(argument.name.rstrip("s"), message, re.IGNORECASE), f"{argument.name} is not named: {message}"
+        assert message is None or re.search(argument.name.rstrip("s"), message, re.IGNORECASE), (
+            f"{argument.name} is not named: {message}"
+        )
         assert message is None or re.search("[;,:] ", message), message
 
 
 def test_every_public_name_has_its_case():
-    rooms = ["pyidl", *re.findall(r"^   (pyidl\.\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)]
+    rooms = [
+        "pyidl",
+        *re.findall(r"^   (pyidl\.\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE),
+    ]
     known = {id(inspect.unwrap(door)) for door, _ in DOORS.values()}
     for room in set(rooms) - INSIDE - {"pyidl.sklearn"}:
         module = importlib.import_module(room)
@@ -233,4 +302,6 @@ def test_every_public_name_has_its_case():
             value = getattr(module, name)
             error = inspect.isclass(value) and issubclass(value, Exception)
             if callable(value) and not error and not isinstance(value, activations.Activation):
-                assert name in NO_DOORS.split() or id(value) in known, f"{room}.{name} has no case above"
+                assert name in NO_DOORS.split() or id(value) in known, (
+                    f"{room}.{name} has no case above"
+                )

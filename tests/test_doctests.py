@@ -10,14 +10,25 @@ import pytest
 import pyidl
 
 MODULES = ["pyidl", *(m.name for m in pkgutil.walk_packages(pyidl.__path__, "pyidl."))]
-OPTIONAL = {"pyidl.interop.torch": "torch", "pyidl.interop.torchidl": "torch", "pyidl.sklearn": "sklearn"}
+OPTIONAL = {
+    "pyidl.interop.torch": "torch",
+    "pyidl.interop.torchidl": "torch",
+    "pyidl.sklearn": "sklearn",
+}
 OPTIONAL |= {f"pyidl.interop.{name}": "onnx" for name in ("onnx", "onnx_graph", "onnx_layers")}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    needs = next((library for prefix, library in OPTIONAL.items() if name == prefix or name.startswith(f"{prefix}.")), "numpy")
+    needs = next(
+        (
+            library
+            for prefix, library in OPTIONAL.items()
+            if name == prefix or name.startswith(f"{prefix}.")
+        ),
+        "numpy",
+    )
     pytest.importorskip(needs, reason=f"{needs} is not installed")
     module = importlib.import_module(name)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -28,6 +39,10 @@ def test_docstrings(name, monkeypatch, tmp_path):
 
 def test_there_are_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    modules = [importlib.import_module(name) for name in MODULES if not name.startswith(("pyidl.interop.", "pyidl.sklearn"))]
+    modules = [
+        importlib.import_module(name)
+        for name in MODULES
+        if not name.startswith(("pyidl.interop.", "pyidl.sklearn"))
+    ]
     examples = sum(len(test.examples) for module in modules for test in finder.find(module))
     assert examples > 50

@@ -18,21 +18,30 @@ def test_the_readme_says_the_truth():
     """Its code runs, and prints what its comments promise."""
     text = (EXAMPLES.parent / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)[1]
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     promised = re.findall(r"print\(.*?\)\s+# (.*?) ?\.\.\.", code)
     printed = result.stdout.splitlines()
     assert len(promised) == len(printed) == 2
     for promise, line in zip(promised, printed):
         assert line.startswith(promise)
-    for command in ('".[examples]" && .venv/bin/python examples/digits.py', '".[test]" && .venv/bin/python -m pytest -n auto'):
+    for command in (
+        '".[examples]" && .venv/bin/python examples/digits.py',
+        '".[test]" && .venv/bin/python -m pytest -n auto',
+    ):
         assert f"python3 -m venv .venv && .venv/bin/pip install -e {command}\n" in text
 
 
 def test_the_page_on_constraints_says_the_truth():
     """Its code prints what the comment below it says."""
-    code = re.search(r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / "constraints.md").read_text(), re.S)[1]
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    code = re.search(
+        r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / "constraints.md").read_text(), re.S
+    )[1]
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == re.findall(r"^# (.*)$", code, re.M)[-1] == "False 1.0"
 
@@ -89,7 +98,9 @@ def test_fashion_mnist_says_what_is_missing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(
+    not DEBIAN.exists(), reason="Debian's package dataset-fashion-mnist is not installed"
+)
 def test_fashion_mnist(tmp_path):
     result = run("fashion_mnist.py", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -115,7 +126,9 @@ def test_japanese_vowels_says_what_is_missing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="aeon, which ships the data, is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("aeon") is None, reason="aeon, which ships the data, is not installed"
+)
 def test_japanese_vowels(tmp_path):
     result = run("japanese_vowels.py", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -127,7 +140,10 @@ def test_japanese_vowels(tmp_path):
 def test_spiky_series(tmp_path):
     result = run("spiky_series.py", tmp_path)
     assert result.returncode == 0, result.stderr
-    ours, ridge, last = (number(rf"{name}\s+(\S+)", result.stdout) for name in ("implicit RNN", "on the window", "the last value"))
+    ours, ridge, last = (
+        number(rf"{name}\s+(\S+)", result.stdout)
+        for name in ("implicit RNN", "on the window", "the last value")
+    )
     assert ours >= ridge > 0.9 > 0.7 > last
     assert (tmp_path / "spiky_series.png").read_bytes().startswith(b"\x89PNG")
 
@@ -153,7 +169,9 @@ def test_char_lm(tmp_path):
     result = run("char_lm.py", tmp_path, 1, tmp_path / "figure.png")
     assert result.returncode == 0, result.stderr
     names = ("pairs of characters", "feedback", "R = 0")
-    pairs, feedback, plain = (number(rf"{name}: validation perplexity ([0-9.]+)", result.stdout) for name in names)
+    pairs, feedback, plain = (
+        number(rf"{name}: validation perplexity ([0-9.]+)", result.stdout) for name in names
+    )
     assert max(feedback, plain) < 0.9 * pairs
     assert "certified: the fixed point exists and is unique for every input" in result.stdout
     assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
@@ -180,7 +198,13 @@ def test_pointers(tmp_path):
     result = run("pointers.py", tmp_path, 300, tmp_path / "figure.png")
     assert result.returncode == 0, result.stderr
     names = ("by hand", "fixed point", "fixed point, kernel", "R = 0", "R = 0, four heads")
-    right = {name: [float(a) for a in re.search(rf"^{name} +((?:[01]\.\d+ ?)+)$", result.stdout, re.M)[1].split()] for name in names}
+    right = {
+        name: [
+            float(a)
+            for a in re.search(rf"^{name} +((?:[01]\.\d+ ?)+)$", result.stdout, re.M)[1].split()
+        ]
+        for name in names
+    }
     assert min(right["by hand"]) == 1
     assert min(right["fixed point"][:8]) > 0.95
     assert min(right["R = 0"][:2]) > 0.9

@@ -6,7 +6,16 @@ from helpers import host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential, activations, solvers
+from pyidl import (
+    ImplicitModel,
+    InfNorm,
+    Linear,
+    Pattern,
+    Pointwise,
+    Sequential,
+    activations,
+    solvers,
+)
 from pyidl.activations import Activation, Blocks, VectorActivation
 from pyidl.arrays.backend import from_host, namespace
 from pyidl.testing import check_pullback
@@ -21,13 +30,19 @@ def length(z):
 OWN_VECTOR = VectorActivation(  # y = z / r with r^2 = 1 + |z|^2: J = (I - y y^T) / r
     "normalised",
     lambda z: z / length(z),
-    lambda z, w: (w - z * namespace(z).sum(z * w, axis=-1, keepdims=True) / length(z) ** 2) / length(z),
+    lambda z, w: (
+        (w - z * namespace(z).sum(z * w, axis=-1, keepdims=True) / length(z) ** 2) / length(z)
+    ),
     lipschitz=1.0,
 )
 VECTOR = {  # written anew, and without what a complex step would not pass through
     "softmax": lambda z: np.exp(z) / np.sum(np.exp(z), axis=-1, keepdims=True),
-    "layer_norm(1.0)": lambda z: centred(z) / np.sqrt(1 + np.mean(centred(z) ** 2, axis=-1, keepdims=True)),
-    "layer_norm(0.5)": lambda z: centred(z) / np.sqrt(0.5 + np.mean(centred(z) ** 2, axis=-1, keepdims=True)),
+    "layer_norm(1.0)": lambda z: (
+        centred(z) / np.sqrt(1 + np.mean(centred(z) ** 2, axis=-1, keepdims=True))
+    ),
+    "layer_norm(0.5)": lambda z: (
+        centred(z) / np.sqrt(0.5 + np.mean(centred(z) ** 2, axis=-1, keepdims=True))
+    ),
     "normalised": lambda z: z / np.sqrt(1 + np.sum(z * z, axis=-1, keepdims=True)),
 }
 
@@ -42,14 +57,20 @@ def jacobian(activation, z):
     if isinstance(activation, Blocks):
         J = np.zeros((m, n, n))
         for b in activation.blocks:
-            J[:, b.start : b.stop, b.start : b.stop] = jacobian(b.activation, z[:, b.start : b.stop])
+            J[:, b.start : b.stop, b.start : b.stop] = jacobian(
+                b.activation, z[:, b.start : b.stop]
+            )
         return J
     if activation.name not in VECTOR:
         return activation.dphi(z)[:, :, None] * np.eye(n)
-    return np.stack([VECTOR[activation.name](z + 1e-30j * e).imag / 1e-30 for e in np.eye(n)], axis=2)
+    return np.stack(
+        [VECTOR[activation.name](z + 1e-30j * e).imag / 1e-30 for e in np.eye(n)], axis=2
+    )
 
 
-OWN = Activation("own", lambda z: z / (1 + z * z) ** 0.5, lambda z: (1 + z * z) ** -1.5, lipschitz=1.0)
+OWN = Activation(
+    "own", lambda z: z / (1 + z * z) ** 0.5, lambda z: (1 + z * z) ** -1.5, lipschitz=1.0
+)
 
 MASK = np.random.default_rng(0).random((N, N)) < 0.12  # cycles of several sizes, in no order
 MASK[3, 3] = MASK[5, 6] = MASK[6, 5] = True
@@ -58,12 +79,23 @@ OPTIONS = {
     "default": {},
     "feed-forward": {"pattern": Pattern.feed_forward(P, 5, 4, 3, Q)},
     "one hidden layer": {"pattern": Pattern.feed_forward(P, N, Q), "feedthrough": False},
-    "scattered pattern": {"pattern": Pattern(A=MASK, B=np.arange(N * P).reshape(N, P) % 3 > 0, C=np.arange(Q * N).reshape(Q, N) % 2 > 0)},
-    "pattern of B and D alone": {"pattern": Pattern(B=np.arange(N * P).reshape(N, P) % 3 > 0, D=np.eye(Q, P) > 0)},
+    "scattered pattern": {
+        "pattern": Pattern(
+            A=MASK,
+            B=np.arange(N * P).reshape(N, P) % 3 > 0,
+            C=np.arange(Q * N).reshape(Q, N) % 2 > 0,
+        )
+    },
+    "pattern of B and D alone": {
+        "pattern": Pattern(B=np.arange(N * P).reshape(N, P) % 3 > 0, D=np.eye(Q, P) > 0)
+    },
     "pattern and rank": {"rank": 2, "pattern": Pattern(C=np.arange(Q * N).reshape(Q, N) % 2 > 0)},
     "jacobi": {"forward": solvers.Jacobi(), "adjoint": solvers.Jacobi()},
     "anderson": {"forward": solvers.Anderson(), "adjoint": solvers.Anderson(splitting=True)},
-    "peaceman-rachford": {"forward": solvers.PeacemanRachford(), "adjoint": solvers.PeacemanRachford(alpha=0.5)},
+    "peaceman-rachford": {
+        "forward": solvers.PeacemanRachford(),
+        "adjoint": solvers.PeacemanRachford(alpha=0.5),
+    },
     "forward-backward": {
         "forward": solvers.ForwardBackward(alpha=0.8),
         "adjoint": solvers.PeacemanRachford(),
@@ -79,24 +111,40 @@ OPTIONS = {
     "full rank factors": {"rank": N, "bias": False},
     "small ball": {"constraint": InfNorm(0.3)},
     "own activation": {"activation": OWN},
-    "blocks": {"activation": Blocks((activations.relu, 5), (activations.tanh, 4), (activations.silu, 3))},
+    "blocks": {
+        "activation": Blocks((activations.relu, 5), (activations.tanh, 4), (activations.silu, 3))
+    },
     "softmax": {"activation": activations.softmax},
-    "relu and softmax": {"activation": Blocks((activations.relu, 7), (activations.softmax, 5)), "constraint": InfNorm(0.3)},
+    "relu and softmax": {
+        "activation": Blocks((activations.relu, 7), (activations.softmax, 5)),
+        "constraint": InfNorm(0.3),
+    },
     "layer norm and tanh": {
         "activation": Blocks(
-            (activations.layer_norm(0.5), 4), (activations.tanh, 3), (activations.softmax, 2), (activations.layer_norm(), 3)
+            (activations.layer_norm(0.5), 4),
+            (activations.tanh, 3),
+            (activations.softmax, 2),
+            (activations.layer_norm(), 3),
         ),
         "constraint": InfNorm(0.3),
         "adjoint": solvers.Direct(),
     },
-    "rank and own vector activation": {"rank": 2, "activation": OWN_VECTOR, "constraint": InfNorm(0.3), "adjoint": solvers.GMRES()},
+    "rank and own vector activation": {
+        "rank": 2,
+        "activation": OWN_VECTOR,
+        "constraint": InfNorm(0.3),
+        "adjoint": solvers.GMRES(),
+    },
     "pattern and softmax": {
         "pattern": Pattern(A=MASK),
         "activation": Blocks((activations.softmax, 5), (activations.relu, 7)),
         "constraint": InfNorm(0.3),
         "forward": solvers.Anderson(),
     },
-    "rank and blocks": {"rank": 2, "activation": Blocks((activations.gelu, 6), (activations.sin, 6))},
+    "rank and blocks": {
+        "rank": 2,
+        "activation": Blocks((activations.gelu, 6), (activations.sin, 6)),
+    },
     "damped": {"forward": solvers.Picard(damping=0.4)},
     "direct adjoint": {"adjoint": solvers.Direct()},
     "picard adjoint": {"adjoint": solvers.Picard(damping=0.2)},
@@ -128,7 +176,9 @@ def by_dense_solve(model, U, G):
         if np.max(np.abs(X - old)) <= 1e-15:
             break
     J = jacobian(model.activation, X @ A.T + Z)
-    V = np.stack([np.linalg.solve(np.eye(N) - j.T @ A.T, j.T @ (p["C"].T @ g)) for j, g in zip(J, G)])
+    V = np.stack(
+        [np.linalg.solve(np.eye(N) - j.T @ A.T, j.T @ (p["C"].T @ g)) for j, g in zip(J, G)]
+    )
     return confined(model, assemble(p, U, X, V, G))
 
 
@@ -155,7 +205,13 @@ def by_unrolling(model, U, G):
         grad_Z += v
         gX = v @ A
     grads = assemble(p, U, states[-1], grad_Z, G)
-    return confined(model, {**grads, **({"A": grad_A} if "A" in p else {"L": grad_A @ p["R"], "R": grad_A.T @ p["L"]})})
+    return confined(
+        model,
+        {
+            **grads,
+            **({"A": grad_A} if "A" in p else {"L": grad_A @ p["R"], "R": grad_A.T @ p["L"]}),
+        },
+    )
 
 
 def assemble(p, U, X, V, G):
@@ -199,7 +255,10 @@ def test_against_the_unrolled_iteration(option):
 def test_against_central_differences(option, xp):
     model = moved(build(option, seed=2), xp)
     report = check_pullback(model, from_host(xp, inputs(2)), rng=3, rtol=1e-6)
-    assert set(report.errors) == {"U", *(key for key in model.params if (s := model.support(key)) is None or s.any())}
+    assert set(report.errors) == {
+        "U",
+        *(key for key in model.params if (s := model.support(key)) is None or s.any()),
+    }
     assert report.max_error < 1e-6
 
 
@@ -214,11 +273,22 @@ LAYERS = {
     "linear without bias": lambda: random_model(Linear, P, Q, bias=False, dtype="float64"),
     "activation": lambda: Pointwise(activations.gelu),
     "mlp": lambda: Sequential(Linear(P, 9, rng=0), activations.relu, Linear(9, Q, rng=1)),
-    "implicit first": lambda: Sequential(random_model(ImplicitModel, P, 5, 6), activations.tanh, Linear(5, Q, rng=1)),
-    "implicit between": lambda: Sequential(Linear(P, 5, rng=0), random_model(ImplicitModel, 5, 4, 8, rank=2), Linear(4, Q, rng=2)),
-    "implicit last": lambda: Sequential(Linear(P, 5, rng=0), activations.softplus, random_model(ImplicitModel, 5, Q, 6)),
-    "two implicit": lambda: Sequential(random_model(ImplicitModel, P, 5, 6), random_model(ImplicitModel, 5, Q, 7, seed=9)),
-    "nested": lambda: Sequential(Sequential(Linear(P, 5, rng=0), activations.silu), Sequential(random_model(ImplicitModel, 5, Q, 6))),
+    "implicit first": lambda: Sequential(
+        random_model(ImplicitModel, P, 5, 6), activations.tanh, Linear(5, Q, rng=1)
+    ),
+    "implicit between": lambda: Sequential(
+        Linear(P, 5, rng=0), random_model(ImplicitModel, 5, 4, 8, rank=2), Linear(4, Q, rng=2)
+    ),
+    "implicit last": lambda: Sequential(
+        Linear(P, 5, rng=0), activations.softplus, random_model(ImplicitModel, 5, Q, 6)
+    ),
+    "two implicit": lambda: Sequential(
+        random_model(ImplicitModel, P, 5, 6), random_model(ImplicitModel, 5, Q, 7, seed=9)
+    ),
+    "nested": lambda: Sequential(
+        Sequential(Linear(P, 5, rng=0), activations.silu),
+        Sequential(random_model(ImplicitModel, 5, Q, 6)),
+    ),
 }
 
 
@@ -294,7 +364,10 @@ def test_an_absolute_tolerance_would_fail_that_property():
         return v
 
     assert relative(absolute(1e-8 * G) / 1e-8, absolute(G)) > 0.1
-    assert relative(pull.equilibrium.solve(1e-8 * G).value / 1e-8, pull.equilibrium.solve(G).value) < 1e-9
+    assert (
+        relative(pull.equilibrium.solve(1e-8 * G).value / 1e-8, pull.equilibrium.solve(G).value)
+        < 1e-9
+    )
 
 
 def test_a_zero_cotangent_gives_exact_zeros():

@@ -48,17 +48,27 @@ MODELS = {
         bias=False,
         feedthrough=False,
         forward=solvers.Picard(tol=1e-9, max_iter=700, damping=0.25),
-        adjoint=solvers.Fallback(solvers.Picard(max_iter=3), solvers.Fallback(solvers.Direct(tol=1e-9), solvers.Picard())),
+        adjoint=solvers.Fallback(
+            solvers.Picard(max_iter=3), solvers.Fallback(solvers.Direct(tol=1e-9), solvers.Picard())
+        ),
         dtype="float64",
     ),
     "linear": lambda: random_model(Linear, P, Q),
     "linear without bias": lambda: random_model(Linear, P, Q, bias=False, dtype="float64"),
     "activation": lambda: Pointwise(activations.softplus),
     "nested": lambda: Sequential(
-        Linear(P, 6, rng=0), activations.tanh, Sequential(random_model(ImplicitModel, 6, 5, N), activations.abs), Linear(5, 2, rng=1)
+        Linear(P, 6, rng=0),
+        activations.tanh,
+        Sequential(random_model(ImplicitModel, 6, 5, N), activations.abs),
+        Linear(5, 2, rng=1),
     ),
-    **{a.name: (lambda a=a: random_model(ImplicitModel, P, Q, N, activation=a)) for a in activations.builtin.BUILT_IN.values()},
-    "numpy numbers": lambda: ImplicitModel(np.int64(P), Q, N, constraint=InfNorm(np.float32(0.5)), rng=0),
+    **{
+        a.name: (lambda a=a: random_model(ImplicitModel, P, Q, N, activation=a))
+        for a in activations.builtin.BUILT_IN.values()
+    },
+    "numpy numbers": lambda: ImplicitModel(
+        np.int64(P), Q, N, constraint=InfNorm(np.float32(0.5)), rng=0
+    ),
 }
 
 
@@ -82,7 +92,9 @@ def test_names_and_paths(tmp_path):
     other = random_model(ImplicitModel, P, Q, N, seed=5)
     pyidl.save(tmp_path / "a.npz", other)
     assert np.array_equal(pyidl.load(tmp_path / "a.npz").predict(U), other.predict(U))
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as plain:  # NumPy alone can read the numbers
+    with np.load(
+        tmp_path / "a.npz", allow_pickle=False
+    ) as plain:  # NumPy alone can read the numbers
         assert np.array_equal(plain["params/A"], other.params["A"])
 
 
@@ -123,7 +135,9 @@ def test_an_activation_of_ones_own(tmp_path):
     with pytest.raises(InputError, match="given: other"):
         pyidl.load(path, activation=Activation("other", bend, dbend, lipschitz=1.0))
     for given_activation in (BEND, {"bend": BEND}):
-        assert np.array_equal(pyidl.load(path, activation=given_activation).predict(U), model.predict(U))
+        assert np.array_equal(
+            pyidl.load(path, activation=given_activation).predict(U), model.predict(U)
+        )
     two = Sequential(model, Pointwise(Activation("second", bend, dbend, lipschitz=1.0)))
     pyidl.save(path, two)
     both = {"bend": BEND, "second": two.layers[1].activation}
@@ -243,28 +257,56 @@ BAD_FILES = {
     "no configuration": lambda good: edited(good, lambda c: c.pop("config")),
     "unknown layer": lambda good: edited(good, config(**{"class": "os.system"})),
     "unknown constraint": lambda good: edited(good, config(constraint={"class": "ImplicitModel"})),
-    "hostile class": lambda good: edited(good, config(forward={"class": "__import__", "name": "os"})),
-    "unknown activation": lambda good: edited(good, config(activation={"class": "Activation", "name": "rule"})),
-    "hostile activation": lambda good: edited(good, config(activation={"class": "Activation", "name": "leaky_relu(__import__('os'))"})),
-    "blocks of nonsense": lambda good: edited(good, config(activation={"class": "Blocks", "blocks": [["relu", 10]]})),
+    "hostile class": lambda good: edited(
+        good, config(forward={"class": "__import__", "name": "os"})
+    ),
+    "unknown activation": lambda good: edited(
+        good, config(activation={"class": "Activation", "name": "rule"})
+    ),
+    "hostile activation": lambda good: edited(
+        good, config(activation={"class": "Activation", "name": "leaky_relu(__import__('os'))"})
+    ),
+    "blocks of nonsense": lambda good: edited(
+        good, config(activation={"class": "Blocks", "blocks": [["relu", 10]]})
+    ),
     "blocks too wide": lambda good: edited(
-        good, config(activation={"class": "Blocks", "blocks": [[{"class": "Activation", "name": "relu"}, 10**15]]})
+        good,
+        config(
+            activation={
+                "class": "Blocks",
+                "blocks": [[{"class": "Activation", "name": "relu"}, 10**15]],
+            }
+        ),
     ),
     "hostile option": lambda good: edited(good, config(_params={})),
     "missing option": lambda good: edited(good, lambda c: c["config"].pop("hidden_dim")),
-    "unknown setting": lambda good: edited(good, config(constraint={"class": "InfNorm", "kappa": 0.9, "extra": 1})),
-    "kappa out of range": lambda good: edited(good, config(constraint={"class": "InfNorm", "kappa": 7})),
-    "kappa as text": lambda good: edited(good, config(constraint={"class": "InfNorm", "kappa": "a"})),
+    "unknown setting": lambda good: edited(
+        good, config(constraint={"class": "InfNorm", "kappa": 0.9, "extra": 1})
+    ),
+    "kappa out of range": lambda good: edited(
+        good, config(constraint={"class": "InfNorm", "kappa": 7})
+    ),
+    "kappa as text": lambda good: edited(
+        good, config(constraint={"class": "InfNorm", "kappa": "a"})
+    ),
     "width as text": lambda good: edited(good, config(hidden_dim="ten")),
     "width negative": lambda good: edited(good, config(hidden_dim=-1)),
     "width enormous": lambda good: edited(good, config(hidden_dim=10**12)),
     "bias as a number": lambda good: edited(good, config(bias=1.5)),
     "dtype unheard of": lambda good: edited(good, config(dtype="float16")),
     "missing parameter": lambda good: edited(good, arrays=lambda a: a.pop("params/A")),
-    "extra parameter": lambda good: edited(good, arrays=lambda a: a.update({"params/Z": np.ones(3)})),
-    "misshapen parameter": lambda good: edited(good, arrays=lambda a: a.update({"params/b": np.ones(3)})),
-    "nan parameter": lambda good: edited(good, arrays=lambda a: a.update({"params/b": np.full(N, np.nan)})),
-    "text parameter": lambda good: edited(good, arrays=lambda a: a.update({"params/b": np.array(["a"] * N)})),
+    "extra parameter": lambda good: edited(
+        good, arrays=lambda a: a.update({"params/Z": np.ones(3)})
+    ),
+    "misshapen parameter": lambda good: edited(
+        good, arrays=lambda a: a.update({"params/b": np.ones(3)})
+    ),
+    "nan parameter": lambda good: edited(
+        good, arrays=lambda a: a.update({"params/b": np.full(N, np.nan)})
+    ),
+    "text parameter": lambda good: edited(
+        good, arrays=lambda a: a.update({"params/b": np.array(["a"] * N)})
+    ),
     "objects, which would need pickle": lambda good: _pickled(good),
     "compressed": lambda good: _compressed(good),
     "absurd shape": lambda good: _absurd(good),
@@ -302,7 +344,9 @@ def _compressed(good):
 
 def _absurd(good):
     out = stdio.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**9)})
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**9)}
+    )
     return _zip({**_members(good), "params/b.npy": out.getvalue()})
 
 
@@ -378,7 +422,9 @@ def test_flipped_bytes_never_do_harm(good, tmp_path, data):
         model = pyidl.load(path)
     except FileFormatError:
         return
-    assert all(np.array_equal(a, MODELS["implicit"]().params[key]) for key, a in model.params.items())
+    assert all(
+        np.array_equal(a, MODELS["implicit"]().params[key]) for key, a in model.params.items()
+    )
 
 
 @pytest.mark.parametrize("path", [True, 7, None])

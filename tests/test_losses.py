@@ -16,7 +16,13 @@ from pyidl import losses
 from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.errors import DeviceMismatchError, InputError
 
-REAL = [losses.mse, losses.mae, losses.huber, partial(losses.huber, delta=0.3), losses.binary_cross_entropy]
+REAL = [
+    losses.mse,
+    losses.mae,
+    losses.huber,
+    partial(losses.huber, delta=0.3),
+    losses.binary_cross_entropy,
+]
 SHAPES = [(5,), (4, 3), (3, 2, 2)]
 LOGITS = [(5, 4), (3, 2, 4)]
 
@@ -26,7 +32,9 @@ def draw(loss, shape, rng):
     if loss is losses.binary_cross_entropy:
         return rng.normal(size=shape), rng.uniform(size=shape)
     target = rng.normal(size=shape)
-    gap = np.where(rng.uniform(size=shape) < 0.5, rng.uniform(0.05, 0.25, shape), rng.uniform(1.1, 2.0, shape))
+    gap = np.where(
+        rng.uniform(size=shape) < 0.5, rng.uniform(0.05, 0.25, shape), rng.uniform(1.1, 2.0, shape)
+    )
     return target + gap * rng.choice([-1.0, 1.0], shape), target
 
 
@@ -54,7 +62,9 @@ def test_values_by_hand():
     Y, target = np.array([[1.0, 2.0], [0.0, -3.0]]), np.array([[0.0, 2.5], [0.0, 1.0]])
     assert float(losses.mse(Y, target)[0]) == (1.0 + 0.25 + 0.0 + 16.0) / 4
     assert float(losses.mae(Y, target)[0]) == (1.0 + 0.5 + 0.0 + 4.0) / 4
-    assert float(losses.huber(Y, target, delta=2.0)[0]) == (0.5 + 0.125 + 0.0 + 2.0 * (4.0 - 1.0)) / 4
+    assert (
+        float(losses.huber(Y, target, delta=2.0)[0]) == (0.5 + 0.125 + 0.0 + 2.0 * (4.0 - 1.0)) / 4
+    )
     assert float(losses.huber(Y, target)[0]) == (0.5 + 0.125 + 0.0 + 3.5) / 4
 
 
@@ -63,7 +73,9 @@ def test_cross_entropies_by_the_textbook_formula():
     Y, t, p = rng.normal(size=(6, 3)), probabilities(rng, (6, 3)), rng.uniform(size=(6, 3))
     softmax = np.exp(Y) / np.exp(Y).sum(axis=1, keepdims=True)
     sigmoid = 1 / (1 + np.exp(-Y))
-    assert float(losses.cross_entropy(Y, t)[0]) == pytest.approx(-(t * np.log(softmax)).sum(axis=1).mean(), rel=1e-13)
+    assert float(losses.cross_entropy(Y, t)[0]) == pytest.approx(
+        -(t * np.log(softmax)).sum(axis=1).mean(), rel=1e-13
+    )
     textbook = -(p * np.log(sigmoid) + (1 - p) * np.log(1 - sigmoid)).mean()
     assert float(losses.binary_cross_entropy(Y, p)[0]) == pytest.approx(textbook, rel=1e-13)
 
@@ -84,7 +96,9 @@ def test_value_and_slope_belong_to_the_library_of_Y(xp, loss, dtype, weighted):
     w = rng.uniform(0.5, 1.0, 4).astype(dtype) if weighted else None
     value, dY = loss(Y, target, weights=w)
     assert type(value) is np.ndarray
-    there = loss(from_host(xp, Y), from_host(xp, target), weights=None if w is None else from_host(xp, w))
+    there = loss(
+        from_host(xp, Y), from_host(xp, target), weights=None if w is None else from_host(xp, w)
+    )
     tol = 8 * np.finfo(dtype).eps
     assert_close(there[0], from_host(xp, np.asarray(value, dtype)), rtol=tol)
     assert_close(there[1], from_host(xp, dY.astype(dtype)), rtol=tol, atol=tol / 4)
@@ -98,7 +112,11 @@ def test_value_and_slope_belong_to_the_library_of_Y(xp, loss, dtype, weighted):
 def test_cross_entropy_belongs_to_the_library_of_Y(xp, shape, dtype, labels):
     rng = np.random.default_rng(1)
     Y = rng.normal(size=shape).astype(dtype)
-    target = rng.integers(0, shape[-1], shape[:-1]) if labels else probabilities(rng, shape).astype(dtype)
+    target = (
+        rng.integers(0, shape[-1], shape[:-1])
+        if labels
+        else probabilities(rng, shape).astype(dtype)
+    )
     w = rng.uniform(0.5, 1.0, shape[0]).astype(dtype)
     value, dY = losses.cross_entropy(Y, target, weights=w)
     there = losses.cross_entropy(from_host(xp, Y), from_host(xp, target), weights=from_host(xp, w))
@@ -128,7 +146,11 @@ def test_lists_and_integers_are_cast_to_the_dtype_of_Y():
     assert_close(value, np.asarray((1 + 3 * 4) / 4, np.float32), rtol=1e-6)
     assert_close(dY, np.array([[0.5], [3.0]], np.float32), rtol=1e-6)
     same = losses.cross_entropy(np.eye(2), [0, 1])[0]
-    assert float(same) == float(losses.cross_entropy(np.eye(2), np.eye(2, dtype=int))[0]) == pytest.approx(math.log1p(math.exp(-1)))
+    assert (
+        float(same)
+        == float(losses.cross_entropy(np.eye(2), np.eye(2, dtype=int))[0])
+        == pytest.approx(math.log1p(math.exp(-1)))
+    )
 
 
 # ------------------------------------------------------------------------------------------------- gradients
@@ -140,7 +162,10 @@ def test_lists_and_integers_are_cast_to_the_dtype_of_Y():
 def test_gradient(loss, shape, weighted):
     rng = np.random.default_rng(3)
     Y, target = draw(loss, shape, rng)
-    check_gradient(partial(loss, target=target, weights=rng.uniform(0.2, 2.0, shape[0]) if weighted else None), Y)
+    check_gradient(
+        partial(loss, target=target, weights=rng.uniform(0.2, 2.0, shape[0]) if weighted else None),
+        Y,
+    )
 
 
 @pytest.mark.parametrize("shape", LOGITS)
@@ -150,7 +175,9 @@ def test_gradient_of_cross_entropy(shape, labels, weighted):
     rng = np.random.default_rng(4)
     target = rng.integers(0, shape[-1], shape[:-1]) if labels else probabilities(rng, shape)
     weights = rng.uniform(0.2, 2.0, shape[0]) if weighted else None
-    check_gradient(partial(losses.cross_entropy, target=target, weights=weights), rng.normal(size=shape))
+    check_gradient(
+        partial(losses.cross_entropy, target=target, weights=weights), rng.normal(size=shape)
+    )
 
 
 def test_the_gradient_belongs_to_the_value_where_probabilities_sum_to_1_only_roughly():
@@ -161,7 +188,10 @@ def test_the_gradient_belongs_to_the_value_where_probabilities_sum_to_1_only_rou
 
 def test_the_gradient_check_can_fail():
     with pytest.raises(AssertionError):
-        check_gradient(lambda Y: (losses.mse(Y, np.zeros(3))[0], losses.mse(Y, np.zeros(3))[1] * (1 + 1e-6)), np.ones(3))
+        check_gradient(
+            lambda Y: (losses.mse(Y, np.zeros(3))[0], losses.mse(Y, np.zeros(3))[1] * (1 + 1e-6)),
+            np.ones(3),
+        )
 
 
 def test_slopes_at_kinks():
@@ -182,11 +212,16 @@ def every_loss(rng, m):
         yield losses.cross_entropy, rng.normal(size=shape), probabilities(rng, shape)
 
 
-@given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    counts=st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any),
+)
 def test_a_weight_is_a_repetition(seed, counts):
     for loss, Y, target in every_loss(np.random.default_rng(seed), len(counts)):
         value, dY = loss(Y, target, weights=np.array(counts))
-        repeated, dY_repeated = loss(np.repeat(Y, counts, axis=0), np.repeat(target, counts, axis=0))
+        repeated, dY_repeated = loss(
+            np.repeat(Y, counts, axis=0), np.repeat(target, counts, axis=0)
+        )
         assert_close(value, repeated, rtol=1e-12)
         owner = np.repeat(np.arange(len(counts)), counts)
         total = np.stack([dY_repeated[owner == i].sum(axis=0) for i in range(len(counts))])
@@ -243,24 +278,42 @@ def test_more_classes_than_the_labels_dtype_can_count(dtype):
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_huge_logits(xp, size):
     Y = np.array([[size, -size, 0.0], [-size, size, size]], np.float32)
-    for target, desired in (([0, 1], [0.0, math.log(2.0)]), ([2, 0], [size, 2 * size + math.log(2.0)])):
+    for target, desired in (
+        ([0, 1], [0.0, math.log(2.0)]),
+        ([2, 0], [size, 2 * size + math.log(2.0)]),
+    ):
         value, dY = losses.cross_entropy(from_host(xp, Y), from_host(xp, np.array(target)))
         assert_close(value, from_host(xp, np.asarray(np.mean(desired), np.float32)), rtol=1e-6)
         assert np.isfinite(to_numpy(dY)).all()
     target = np.array([[1, 0, 0], [1, 1, 0]], np.float32)
     value, dY = losses.binary_cross_entropy(from_host(xp, Y), from_host(xp, target))
-    assert_close(value, from_host(xp, np.asarray((math.log(2.0) + 2 * size) / 6, np.float32)), rtol=1e-6)
-    assert_close(dY, from_host(xp, np.array([[0, 0, 0.5], [-1, 0, 1]], np.float32) / np.float32(6)), rtol=1e-6)
+    assert_close(
+        value, from_host(xp, np.asarray((math.log(2.0) + 2 * size) / 6, np.float32)), rtol=1e-6
+    )
+    assert_close(
+        dY,
+        from_host(xp, np.array([[0, 0, 0.5], [-1, 0, 1]], np.float32) / np.float32(6)),
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("target", "desired"), [([1, 0, 0], 0.0), ([0, 0, 1], 1.0), ([0.5, 0.5, 0], 1.0), ([0, 1, 0], math.inf), ([0.25, 0.75, 0], 1.5)]
+    ("target", "desired"),
+    [
+        ([1, 0, 0], 0.0),
+        ([0, 0, 1], 1.0),
+        ([0.5, 0.5, 0], 1.0),
+        ([0, 1, 0], math.inf),
+        ([0.25, 0.75, 0], 1.5),
+    ],
 )
 def test_logits_whose_difference_is_larger_than_any_number(xp, dtype, target, desired):
     """The loss of (y, -y, 0) is ``2 y t_2 + y t_3``, and its derivative (1, 0, 0) - t."""
     y, t = 0.6 * np.finfo(dtype).max, np.array([target], dtype)
-    value, dY = losses.cross_entropy(from_host(xp, np.array([[y, -y, 0.0]], dtype)), from_host(xp, t))
+    value, dY = losses.cross_entropy(
+        from_host(xp, np.array([[y, -y, 0.0]], dtype)), from_host(xp, t)
+    )
     assert float(value) == pytest.approx(desired * y, rel=1e-6)
     assert_close(dY, from_host(xp, np.array([[1, 0, 0]], dtype) - t), rtol=0)
 
@@ -280,10 +333,16 @@ def test_what_has_weight_0_is_not_there_even_if_its_loss_is_infinite(xp, loss):
     Y = np.array([[[3e38, -3e38], [1.0, 2.0]], [[-1.0, 2.0], [3e38, 0.0]]], np.float32)
     target = np.zeros_like(Y) if loss is losses.mse else np.ones((2, 2), int)
     with np.errstate(over="ignore"):
-        value, dY = loss(from_host(xp, Y), from_host(xp, target), weights=from_host(xp, np.array([[0.0, 1.0], [3.0, 0.0]], np.float32)))
+        value, dY = loss(
+            from_host(xp, Y),
+            from_host(xp, target),
+            weights=from_host(xp, np.array([[0.0, 1.0], [3.0, 0.0]], np.float32)),
+        )
     there, slope = loss(Y[[0, 1], [1, 0]], target[[0, 1], [1, 0]], weights=[1.0, 3.0])
     assert_close(value, there, rtol=1e-6, xp=xp)
-    assert_close(dY, np.array([[0 * slope[0], slope[0]], [slope[1], 0 * slope[1]]]), rtol=1e-6, xp=xp)
+    assert_close(
+        dY, np.array([[0 * slope[0], slope[0]], [slope[1], 0 * slope[1]]]), rtol=1e-6, xp=xp
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -295,12 +354,17 @@ def test_a_weighted_mean_that_is_a_number_is_found_though_the_sum_is_none(xp, dt
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("loss", "desired"), [(losses.mse, 1.0), (losses.huber, 0.5), (losses.mae, None)])
+@pytest.mark.parametrize(
+    ("loss", "desired"), [(losses.mse, 1.0), (losses.huber, 0.5), (losses.mae, None)]
+)
 def test_a_mean_that_is_a_number_is_found_though_the_sum_is_none(xp, loss, desired, dtype):
     """Where looking costs nothing: on a GPU it is inf."""
     largest = float(np.finfo(dtype).max)
     y = 0.9 * largest if desired is None else math.sqrt(0.9 * largest)
-    Y, options = from_host(xp, np.full((2, 30), y, dtype)), {"delta": 2 * y} if loss is losses.huber else {}
+    Y, options = (
+        from_host(xp, np.full((2, 30), y, dtype)),
+        {"delta": 2 * y} if loss is losses.huber else {},
+    )
     free = losses.looks_are_free(xp)
     with np.errstate() if free else np.errstate(over="ignore"):
         value, dY = loss(Y, 0.0 * Y, **options)
@@ -314,7 +378,9 @@ def test_what_has_weight_0_has_no_slope_even_if_its_error_is_infinite(xp, dtype)
     y = 0.9 * np.finfo(dtype).max
     Y, weights = (from_host(xp, np.array(a, dtype)) for a in ([[y, 1.0], [2.0, 4.0]], [0.0, 2.0]))
     with np.errstate(over="ignore"):
-        value, dY = losses.mse(Y, from_host(xp, np.array([[-y, 0.0], [1.0, 1.0]], dtype)), weights=weights)
+        value, dY = losses.mse(
+            Y, from_host(xp, np.array([[-y, 0.0], [1.0, 1.0]], dtype)), weights=weights
+        )
     assert float(value) == 5.0
     assert_close(dY, from_host(xp, np.array([[0.0, 0.0], [1.0, 3.0]], dtype)), rtol=0)
 
@@ -331,8 +397,13 @@ def test_a_small_binary_cross_entropy_keeps_its_digits():
 def test_weights_of_positions(loss, xp):
     """The mean is that over all positions as samples, and what has weight 0 can be any admissible target."""
     rng = np.random.default_rng(8)
-    Y, w = rng.normal(size=(3, 4, 5)), rng.uniform(0.5, 2.0, (3, 4)) * (rng.uniform(size=(3, 4)) < 0.6)
-    target = rng.integers(0, 5, (3, 4)) if loss is losses.cross_entropy else rng.normal(size=Y.shape)
+    Y, w = (
+        rng.normal(size=(3, 4, 5)),
+        rng.uniform(0.5, 2.0, (3, 4)) * (rng.uniform(size=(3, 4)) < 0.6),
+    )
+    target = (
+        rng.integers(0, 5, (3, 4)) if loss is losses.cross_entropy else rng.normal(size=Y.shape)
+    )
     value, dY = loss(from_host(xp, Y), from_host(xp, target), weights=from_host(xp, w))
     flat, dY_flat = loss(Y.reshape(12, 5), target.reshape(12, *target.shape[2:]), weights=w.ravel())
     assert_close(value, flat, rtol=1e-14, xp=xp)
@@ -340,8 +411,12 @@ def test_weights_of_positions(loss, xp):
     hidden = np.where((w > 0).reshape(3, 4, *[1] * (target.ndim - 2)), target, 0)
     assert float(loss(Y, hidden, weights=w)[0]) == float(loss(Y, target, weights=w)[0])
     check_gradient(partial(loss, target=target, weights=w), Y)
-    assert float(loss(Y, target, weights=np.ones((3, 4)))[0]) == pytest.approx(float(loss(Y, target)[0]), rel=1e-14)
-    with pytest.raises(InputError, match=r"one for each of the 3 samples, or of the positions \(3, 4\) is needed"):
+    assert float(loss(Y, target, weights=np.ones((3, 4)))[0]) == pytest.approx(
+        float(loss(Y, target)[0]), rel=1e-14
+    )
+    with pytest.raises(
+        InputError, match=r"one for each of the 3 samples, or of the positions \(3, 4\) is needed"
+    ):
         loss(Y, target, weights=w.T)
 
 
@@ -351,7 +426,9 @@ Y21 = np.ones((2, 1))
 Y23 = np.zeros((2, 3))
 
 
-@pytest.mark.parametrize("loss", [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy])
+@pytest.mark.parametrize(
+    "loss", [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy]
+)
 @pytest.mark.parametrize(
     ("Y", "target", "words"),
     [

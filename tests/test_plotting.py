@@ -26,12 +26,30 @@ def lines(ax):
 
 
 def picard(**options):
-    return random_model(pyidl.ImplicitModel, 3, 2, 12, forward=solvers.Picard(), adjoint=solvers.Picard(), dtype="float64", **options)
+    return random_model(
+        pyidl.ImplicitModel,
+        3,
+        2,
+        12,
+        forward=solvers.Picard(),
+        adjoint=solvers.Picard(),
+        dtype="float64",
+        **options,
+    )
 
 
 def fake(trace, tolerance):
     m = len(tolerance)
-    return Solution(np.zeros((m, 2)), np.zeros((m, 2)), np.zeros(m, int), np.ones(m, int), np.zeros(m), tolerance, "a test", trace)
+    return Solution(
+        np.zeros((m, 2)),
+        np.zeros((m, 2)),
+        np.zeros(m, int),
+        np.ones(m, int),
+        np.zeros(m),
+        tolerance,
+        "a test",
+        trace,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +113,10 @@ def test_residuals_are_those_of_the_worst_sample():
         (wellposed.InfNorm(0.9), activations.relu),
         (wellposed.InfNorm(0.9, weights=np.linspace(1, 9, 12)), activations.tanh),
         (wellposed.SpectralNorm(0.9), activations.relu),
-        (wellposed.InfNorm(0.9), activations.Blocks((activations.softmax, 6), (activations.tanh, 6))),
+        (
+            wellposed.InfNorm(0.9),
+            activations.Blocks((activations.softmax, 6), (activations.tanh, 6)),
+        ),
         (wellposed.PerronFrobenius(0.9), activations.silu),
     ],
 )
@@ -123,10 +144,16 @@ def test_certified_bounds_hold(constraint, activation):
 def test_the_slack_of_a_norm_is_needed():
     """Without it the bound would be false: a Euclidean contraction by 1/2 that first turns three entries into one."""
     solution = fake(np.array([[1.0], [0.8]]), np.array([1e-3]))
-    for norm, share in ((Norm("Euclidean"), 2**0.5), (Norm(weights=np.array([1.0, 4.0])), 4.0), (Norm(blocks=((0, 2),)), 2**0.5)):
+    for norm, share in (
+        (Norm("Euclidean"), 2**0.5),
+        (Norm(weights=np.array([1.0, 4.0])), 4.0),
+        (Norm(blocks=((0, 2),)), 2**0.5),
+    ):
         certificate = Certificate(True, 0.5, norm, "Picard", "a test", constant=3.0)
         drawn = lines(plotting.residuals(solution, certificate))
-        assert drawn["certified: a factor 0.5 a step"].get_ydata() == pytest.approx(np.array([1.0, 0.5]) * 1e3 * 3 * share)
+        assert drawn["certified: a factor 0.5 a step"].get_ydata() == pytest.approx(
+            np.array([1.0, 0.5]) * 1e3 * 3 * share
+        )
 
 
 def test_an_unproven_certificate_draws_no_bound():
@@ -135,16 +162,25 @@ def test_an_unproven_certificate_draws_no_bound():
     assert not model.certificate().proven
     assert list(lines(plotting.spectrum(model))) == ["eigenvalues of A"]
     solution = fake(np.array([[1.0], [0.8]]), np.array([1e-3]))
-    assert not any("certified" in label for label in lines(plotting.residuals(solution, model.certificate())))
-    assert not any("certified" in label for label in lines(plotting.rates(solution, model.certificate())))
+    assert not any(
+        "certified" in label for label in lines(plotting.residuals(solution, model.certificate()))
+    )
+    assert not any(
+        "certified" in label for label in lines(plotting.rates(solution, model.certificate()))
+    )
 
 
 def test_a_monotone_model_has_its_spectrum_left_of_one():
-    model = random_model(pyidl.ImplicitModel, 3, 2, 12, constraint=wellposed.Monotone(0.1), spread=3.0)
+    model = random_model(
+        pyidl.ImplicitModel, 3, 2, 12, constraint=wellposed.Monotone(0.1), spread=3.0
+    )
     drawn = lines(plotting.spectrum(model))
     assert drawn["certified: real parts below 1"].get_xdata() == [1.0, 1.0]
     assert np.all(drawn["eigenvalues of A"].get_xdata() < 1)
-    assert np.hypot(drawn["eigenvalues of A"].get_xdata(), drawn["eigenvalues of A"].get_ydata()).max() > 1  # or a circle would do
+    assert (
+        np.hypot(drawn["eigenvalues of A"].get_xdata(), drawn["eigenvalues of A"].get_ydata()).max()
+        > 1
+    )  # or a circle would do
 
 
 def test_spectrum_of_factors_and_of_a_recurrent_network():
@@ -158,7 +194,9 @@ def test_spectrum_of_factors_and_of_a_recurrent_network():
 
 
 def test_rates():
-    trace = np.array([[1.0, 4.0, 0.0, 1.0], [0.5, 2.0, np.nan, np.nan], [0.25, np.nan, np.nan, np.nan]])
+    trace = np.array(
+        [[1.0, 4.0, 0.0, 1.0], [0.5, 2.0, np.nan, np.nan], [0.25, np.nan, np.nan, np.nan]]
+    )
     certificate = Certificate(True, 0.9, Norm(), "Picard", "a test")
     ax = plotting.rates(fake(trace, np.full(4, 0.1)), certificate)
     counts = [(bar.get_x(), bar.get_height()) for bar in ax.patches if bar.get_height()]
@@ -180,7 +218,10 @@ def test_observed_rates_stay_below_the_certified_one():
 
 def test_a_trace_is_asked_for():
     solution = picard().equilibrium(U)
-    for draw in (lambda: plotting.residuals(solution), lambda: plotting.rates(solution, picard().certificate())):
+    for draw in (
+        lambda: plotting.residuals(solution),
+        lambda: plotting.rates(solution, picard().certificate()),
+    ):
         with pytest.raises(InputError, match="trace=True"):
             draw()
     with pytest.raises(InputError, match="no solution was given"):
@@ -196,7 +237,11 @@ def test_sparsity_shows_blocks_in_the_order_of_solving():
     A = np.zeros((4, 4))
     A[0, 2] = A[2, 0] = A[1, 0] = A[3, 3] = 1.0
     ax = plotting.sparsity(A)
-    assert sorted((patch.get_width(), patch.get_edgecolor()[0] > 0.5) for patch in ax.patches) == [(1, False), (1, True), (2, True)]
+    assert sorted((patch.get_width(), patch.get_edgecolor()[0] > 0.5) for patch in ax.patches) == [
+        (1, False),
+        (1, True),
+        (2, True),
+    ]
     assert ax.get_title() == "25% of A is not zero"
     full = plotting.sparsity(np.ones((3, 3)))
     assert not full.patches
@@ -225,7 +270,9 @@ def test_attention():
 def test_arrays_of_every_library(xp):
     model = moved(random_model(pyidl.ImplicitModel, 3, 2, 12), xp)
     eigenvalues = lines(plotting.spectrum(model))["eigenvalues of A"].get_xdata()
-    assert np.allclose(np.sort(eigenvalues), np.sort(np.linalg.eigvals(host(model.params["A"]).astype(float)).real))
+    assert np.allclose(
+        np.sort(eigenvalues), np.sort(np.linalg.eigvals(host(model.params["A"]).astype(float)).real)
+    )
     assert plotting.sparsity(model.params["A"]).images
     assert plotting.attention(xp.abs(model.params["A"])).images
 

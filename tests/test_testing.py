@@ -35,14 +35,26 @@ def broken(change):
 
 
 BROKEN = {
-    "sign of the input gradient": (lambda dU, g, i, k: (-dU if i else None, g), "with respect to U"),
+    "sign of the input gradient": (
+        lambda dU, g, i, k: (-dU if i else None, g),
+        "with respect to U",
+    ),
     "a factor in W": (lambda dU, g, i, k: (dU, {**g, "W": 2 * g["W"]}), "with respect to W"),
-    "one wrong entry of W": (lambda dU, g, i, k: (dU, {**g, "W": g["W"] + np.eye(Q, P)}), "with respect to W"),
+    "one wrong entry of W": (
+        lambda dU, g, i, k: (dU, {**g, "W": g["W"] + np.eye(Q, P)}),
+        "with respect to W",
+    ),
     "b is forgotten": (lambda dU, g, i, k: (dU, {**g, "b": 0 * g["b"]}), "with respect to b"),
-    "a tiny error": (lambda dU, g, i, k: (dU, {**g, "b": g["b"] * (1 + 1e-4)}), "with respect to b"),
+    "a tiny error": (
+        lambda dU, g, i, k: (dU, {**g, "b": g["b"] * (1 + 1e-4)}),
+        "with respect to b",
+    ),
     "a missing key": (lambda dU, g, i, k: (dU, {"W": g["W"]}), "returns gradients of"),
     "an extra key": (lambda dU, g, i, k: (dU, {**g, "c": g["b"]}), "returns gradients of"),
-    "a transposed gradient": (lambda dU, g, i, k: (dU, {**g, "W": g["W"].T}), "the gradient of Broken with respect to W has"),
+    "a transposed gradient": (
+        lambda dU, g, i, k: (dU, {**g, "W": g["W"].T}),
+        "the gradient of Broken with respect to W has",
+    ),
     "a dtype": (lambda dU, g, i, k: (dU, {**g, "W": g["W"].astype("f4")}), "float32"),
     "memory of the last call": (lambda dU, g, i, k: (dU, {**g, "W": k * g["W"]}), "called again"),
     "inputs=False is ignored": (lambda dU, g, i, k: (U, g), "although inputs=False"),
@@ -119,11 +131,31 @@ def test_the_report():
 
 
 ACTIVATIONS = {
-    "wrong derivative": (lambda z: np.tanh(z), lambda z: 1 - np.tanh(z), {"lipschitz": 1.0}, "wrong at z"),
-    "wrong on the left only": (lambda z: np.maximum(z, 0), lambda z: np.ones_like(z), {"lipschitz": 1.0}, "wrong at z"),
+    "wrong derivative": (
+        lambda z: np.tanh(z),
+        lambda z: 1 - np.tanh(z),
+        {"lipschitz": 1.0},
+        "wrong at z",
+    ),
+    "wrong on the left only": (
+        lambda z: np.maximum(z, 0),
+        lambda z: np.ones_like(z),
+        {"lipschitz": 1.0},
+        "wrong at z",
+    ),
     "a slope outside the range": (np.sin, np.cos, {"slope_range": (0.0, 1.0)}, "claims slopes"),
-    "a constant too small": (lambda z: 2 * z, lambda z: 0 * z + 2, {"lipschitz": 1.5}, "claims slopes"),
-    "not homogeneous": (np.tanh, lambda z: 1 - np.tanh(z) ** 2, {"lipschitz": 1.0, "homogeneous": True}, "claims phi"),
+    "a constant too small": (
+        lambda z: 2 * z,
+        lambda z: 0 * z + 2,
+        {"lipschitz": 1.5},
+        "claims slopes",
+    ),
+    "not homogeneous": (
+        np.tanh,
+        lambda z: 1 - np.tanh(z) ** 2,
+        {"lipschitz": 1.0, "homogeneous": True},
+        "claims phi",
+    ),
     "no fixed point": (
         lambda z: np.maximum(z, 0),
         lambda z: (z > 0).astype(z.dtype),
@@ -148,28 +180,78 @@ ACTIVATIONS = {
         {"slope_range": (0.0, 1.0), "curvature": 0.0, "kinks": (-1.0, 1.1)},
         r"away from the kinks \(-1.0, 1.1\)",
     ),
-    "more curved than it says": (np.sin, np.cos, {"lipschitz": 1.0, "curvature": 0.99}, "curvature of 0.99"),
+    "more curved than it says": (
+        np.sin,
+        np.cos,
+        {"lipschitz": 1.0, "curvature": 0.99},
+        "curvature of 0.99",
+    ),
     "curved at one place": (
         lambda z: z + 1e-3 * np.sin(z * 1e3) * np.exp(-(z**2)) / 1e3,
         lambda z: 1 + 1e-3 * (np.cos(z * 1e3) - 2 * z * np.sin(z * 1e3) / 1e3) * np.exp(-(z**2)),
         {"slope_range": (0.99, 1.01), "curvature": 0.5},
         "per unit",
     ),
-    "not piecewise linear": (np.tanh, lambda z: 1 - np.tanh(z) ** 2, {"lipschitz": 1.0, "curvature": 0.0}, "curvature of 0"),
-    "another dtype": (lambda z: z.astype(float), lambda z: np.ones_like(z), {"lipschitz": 1.0}, "must keep both"),
-    "a kink everywhere": (lambda z: np.round(z * 1e6) / 1e6, lambda z: np.ones_like(z), {"lipschitz": 1.0}, "kink"),
+    "not piecewise linear": (
+        np.tanh,
+        lambda z: 1 - np.tanh(z) ** 2,
+        {"lipschitz": 1.0, "curvature": 0.0},
+        "curvature of 0",
+    ),
+    "another dtype": (
+        lambda z: z.astype(float),
+        lambda z: np.ones_like(z),
+        {"lipschitz": 1.0},
+        "must keep both",
+    ),
+    "a kink everywhere": (
+        lambda z: np.round(z * 1e6) / 1e6,
+        lambda z: np.ones_like(z),
+        {"lipschitz": 1.0},
+        "kink",
+    ),
 }
 
 
 UPPER = np.triu(np.ones((7, 7)))
 VECTORS = {
-    "wrong vjp": (activations.softmax.phi, lambda z, w: activations.softmax(z) * w, {"lipschitz": 0.5}, "vjp of 'case' is wrong"),
-    "not transposed": (lambda z: z @ UPPER.astype(z.dtype), lambda z, w: w @ UPPER.astype(z.dtype), {"lipschitz": 5.0}, "is wrong"),
-    "a constant too small": (activations.softmax.phi, activations.softmax.vjp, {"lipschitz": 0.45}, "claims to be 0.45-Lipschitz"),
-    "not homogeneous": (activations.softmax.phi, activations.softmax.vjp, {"lipschitz": 0.5, "homogeneous": True}, "claims phi"),
-    "another dtype": (lambda z: z.astype(float), lambda z, w: w, {"lipschitz": 1.0}, "must keep both"),
+    "wrong vjp": (
+        activations.softmax.phi,
+        lambda z, w: activations.softmax(z) * w,
+        {"lipschitz": 0.5},
+        "vjp of 'case' is wrong",
+    ),
+    "not transposed": (
+        lambda z: z @ UPPER.astype(z.dtype),
+        lambda z, w: w @ UPPER.astype(z.dtype),
+        {"lipschitz": 5.0},
+        "is wrong",
+    ),
+    "a constant too small": (
+        activations.softmax.phi,
+        activations.softmax.vjp,
+        {"lipschitz": 0.45},
+        "claims to be 0.45-Lipschitz",
+    ),
+    "not homogeneous": (
+        activations.softmax.phi,
+        activations.softmax.vjp,
+        {"lipschitz": 0.5, "homogeneous": True},
+        "claims phi",
+    ),
+    "another dtype": (
+        lambda z: z.astype(float),
+        lambda z, w: w,
+        {"lipschitz": 1.0},
+        "must keep both",
+    ),
     "another shape": (lambda z: z, lambda z, w: w[:1], {"lipschitz": 1.0}, "vjp of 'case' turns"),
-    "a kink everywhere": (lambda z: np.round(z * 1e6) / 1e6, lambda z, w: w, {"lipschitz": 1.0}, "kink"),
+    "a kink everywhere": (
+        lambda z: np.round(z * 1e6) / 1e6,
+        lambda z, w: w,
+        {"lipschitz": 1.0},
+        "kink",
+    ),
 }
 
 
@@ -181,7 +263,9 @@ def test_broken_vector_activations_are_caught(case, alone):
         return  # a claim that Blocks do not make, and a shape that they cannot join
     broken = activations.VectorActivation("case", phi, vjp, **claims)
     with pytest.raises(GradientMismatchError, match=message if alone else None):
-        check_activation(broken if alone else activations.Blocks((activations.relu, 2), (broken, 7)))
+        check_activation(
+            broken if alone else activations.Blocks((activations.relu, 2), (broken, 7))
+        )
 
 
 def test_good_vector_activations_pass():
@@ -206,7 +290,11 @@ def test_broken_activations_are_caught(case):
 
 
 def test_good_activations_pass():
-    report = check_activation(Activation("mine", lambda z: z / (1 + z * z) ** 0.5, lambda z: (1 + z * z) ** -1.5, lipschitz=1.0))
+    report = check_activation(
+        Activation(
+            "mine", lambda z: z / (1 + z * z) ** 0.5, lambda z: (1 + z * z) ** -1.5, lipschitz=1.0
+        )
+    )
     assert report.max_error < 1e-8
     assert report.slope_range == pytest.approx((0.0, 1.0), abs=1e-3)
     blocks = activations.Blocks((activations.relu, 3), (activations.gelu, 4))

@@ -1,4 +1,7 @@
-"""Activations, each with its derivative under it: built-in ones, those of several components, and your own."""
+"""Activations, each with its derivative under it.
+
+Built-in ones, those of several components, and your own.
+"""
 
 from pyidl.activations.base import Activation, Blocks
 from pyidl.activations.blocks import VectorActivation, layer_norm, softmax

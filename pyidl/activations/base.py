@@ -1,11 +1,14 @@
-"""What a componentwise activation ``x_i = phi(z_i)`` is: its derivative, and what is known of its slopes.
+"""What a componentwise activation ``x_i = phi(z_i)`` is.
 
-Well-posedness needs one number: with slopes ``phi'`` in ``[lo, hi]``, phi is Lipschitz with ``L = max(|lo|, |hi|)``. The
-fixed point ``x = phi(A x + z)`` then contracts in the largest-entry norm by ``L ||A||_inf``. At a kink, ``dphi`` returns
-one element of the Clarke derivative.
+Its derivative, and what is known of its slopes.
 
-A phi whose scalar equation ``x = phi(d x + r)`` has a closed-form solution carries it as ``scalar_solve(r, d)``: a
-solver can then take the diagonal of A implicitly.
+Well-posedness needs one number: with slopes ``phi'`` in ``[lo, hi]``, phi is Lipschitz
+with ``L = max(|lo|, |hi|)``. The fixed point ``x = phi(A x + z)`` then contracts in the
+largest-entry norm by ``L ||A||_inf``. At a kink, ``dphi`` returns one element of the
+Clarke derivative.
+
+A phi whose scalar equation ``x = phi(d x + r)`` has a closed-form solution carries it
+as ``scalar_solve(r, d)``: a solver can then take the diagonal of A implicitly.
 """
 
 from __future__ import annotations
@@ -30,38 +33,47 @@ __all__ = ["Activation", "Blocks"]
 class Activation:
     """A componentwise map phi with its derivative.
 
-    A custom activation is two functions of the model's arrays. Say what is known of its slopes, and the model can be
-    certified; `pyidl.testing.check_activation` tests both the derivative and the claim.
+    A custom activation is two functions of the model's arrays. Say what is known of its
+    slopes, and the model can be certified; `pyidl.testing.check_activation` tests both
+    the derivative and the claim.
 
     Parameters
     ----------
     name : str
         What messages and files call it.
     phi, dphi : callable
-        ``z -> phi(z)`` and ``z -> phi'(z)``, elementwise, keeping library and dtype. Under `pyidl.fused` they are one kernel each on a
-        GPU, and all that a solve does between two products is one.
+        ``z -> phi(z)`` and ``z -> phi'(z)``, elementwise, keeping library and dtype.
+        Under `pyidl.fused` they are one kernel each on a GPU, and all that a solve does
+        between two products is one.
     lipschitz : float, optional
-        Smallest known L with ``|phi(a) - phi(b)| <= L |a - b|``. Taken from `slope_range` where that is given.
+        Smallest known L with ``|phi(a) - phi(b)| <= L |a - b|``. Taken from
+        `slope_range` where that is given.
     slope_range : (float, float), optional
         Bounds of ``phi'``; ``(-lipschitz, lipschitz)`` when only `lipschitz` is given.
     homogeneous : bool
         Whether ``phi(t z) = t phi(z)`` for all t >= 0.
     scalar_solve : callable, optional
-        ``(r, d) -> x`` with ``x = phi(d x + r)`` for d < 1 (for ``|d| < 1`` where slopes are negative).
+        ``(r, d) -> x`` with ``x = phi(d x + r)`` for d < 1 (for ``|d| < 1`` where
+        slopes are negative).
     divides : bool
-        Whether that solution is ``phi(r / (1 - d))``; `scalar_solve` may then be left out.
+        Whether that solution is ``phi(r / (1 - d))``; `scalar_solve` may then be left
+        out.
     takes_out : bool
         Whether ``phi(z, out=...)`` writes into a given array, which does not overlap z.
     resolvent : callable, optional
-        ``(u, alpha) -> y`` with ``(1 - alpha) phi(y) + alpha y = u``, for slopes in [0, 1] and alpha > 0: then ``phi(y)`` is the
-        proximal map of ``alpha f`` at u, where phi is that of f. Operator splittings with a step other than 1 need it.
+        ``(u, alpha) -> y`` with ``(1 - alpha) phi(y) + alpha y = u``, for slopes in [0,
+        1] and alpha > 0: then ``phi(y)`` is the proximal map of ``alpha f`` at u, where
+        phi is that of f. Operator splittings with a step other than 1 need it.
     curvature : float, optional
-        A number c with ``|phi'(a) - phi'(b)| <= c |a - b|`` where no kink lies between a and b; 0 for a piecewise linear phi. It
-        lets `pyidl.certify_solution` use the slopes near a point; without it, it uses `slope_range` for all of them.
+        A number c with ``|phi'(a) - phi'(b)| <= c |a - b|`` where no kink lies between
+        a and b; 0 for a piecewise linear phi. It lets `pyidl.certify_solution` use the
+        slopes near a point; without it, it uses `slope_range` for all of them.
     kinks : tuple of float
-        Where phi' jumps. A kink where it is continuous, as that of softsign at 0, is none.
+        Where phi' jumps. A kink where it is continuous, as that of softsign at 0, is
+        none.
     ready : callable, optional
-        ``ready(like)`` returns phi for NumPy arrays of that shape, called as ``phi(z, out=x)``: a ufunc, and what it needs.
+        ``ready(like)`` returns phi for NumPy arrays of that shape, called as ``phi(z,
+        out=x)``: a ufunc, and what it needs.
 
     Examples
     --------
@@ -89,16 +101,31 @@ class Activation:
         expect("name", self.name, str, "it is what messages and files call the activation")
         expect_flags(self, "homogeneous", "divides", "takes_out")
         if not (callable(self.phi) and callable(self.dphi)):
-            raise InputError(f"activation {self.name!r}: phi and dphi must be functions of an array")
-        for name, takes in (("scalar_solve", "two arguments"), ("resolvent", "two arguments"), ("ready", "an array")):
-            expect(f"{name} of {self.name!r}", getattr(self, name), (Callable, NoneType), f"it must be a function of {takes}, or None")
+            raise InputError(
+                f"activation {self.name!r}: phi and dphi must be functions of an array"
+            )
+        for name, takes in (
+            ("scalar_solve", "two arguments"),
+            ("resolvent", "two arguments"),
+            ("ready", "an array"),
+        ):
+            expect(
+                f"{name} of {self.name!r}",
+                getattr(self, name),
+                (Callable, NoneType),
+                f"it must be a function of {takes}, or None",
+            )
         lipschitz, slopes = self.lipschitz, self.slope_range
         if slopes is not None:
             if not (_finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1]):
-                raise InputError(f"activation {self.name!r}: slope_range {slopes} must be two finite numbers, the smaller one first")
+                raise InputError(
+                    f"activation {self.name!r}: slope_range {slopes} must be two finite numbers, the smaller one first"
+                )
             lipschitz = max(-slopes[0], slopes[1]) if lipschitz is None else lipschitz
         if not (lipschitz is None or (is_real(lipschitz) and 0 < lipschitz < math.inf)):
-            raise InputError(f"activation {self.name!r}: lipschitz is {lipschitz!r}, it must be positive and finite")
+            raise InputError(
+                f"activation {self.name!r}: lipschitz is {lipschitz!r}, it must be positive and finite"
+            )
         if slopes is None and lipschitz is not None:
             slopes = (-lipschitz, lipschitz)
         if lipschitz is None:
@@ -108,10 +135,16 @@ class Activation:
                 WellPosednessWarning,
                 stacklevel=3,
             )
-        if not (self.curvature is None or (is_real(self.curvature) and 0 <= self.curvature < math.inf)):
-            raise InputError(f"activation {self.name!r}: curvature is {self.curvature!r}; it must be a finite number, at least 0, or None")
+        if not (
+            self.curvature is None or (is_real(self.curvature) and 0 <= self.curvature < math.inf)
+        ):
+            raise InputError(
+                f"activation {self.name!r}: curvature is {self.curvature!r}; it must be a finite number, at least 0, or None"
+            )
         if not _finite(self.kinks):
-            raise InputError(f"activation {self.name!r}: kinks are {self.kinks!r}; they must be finite numbers, in a tuple")
+            raise InputError(
+                f"activation {self.name!r}: kinks are {self.kinks!r}; they must be finite numbers, in a tuple"
+            )
         if self.divides and self.scalar_solve is None:
             object.__setattr__(self, "scalar_solve", functools.partial(_divide, self.phi))
         object.__setattr__(self, "lipschitz", lipschitz)
@@ -134,7 +167,10 @@ class Activation:
         return Activation, tuple(getattr(self, f.name) for f in fields(self))
 
     def vjp(self, z: Any, w: Any) -> Any:
-        """``J(z)^T w``, with J the Jacobian of phi: ``phi'(z) * w`` where phi is componentwise."""
+        """``J(z)^T w``, with J the Jacobian of phi.
+
+        ``phi'(z) * w`` where phi is componentwise.
+        """
         return self.dphi(z) * w
 
     @property
@@ -147,7 +183,10 @@ class Activation:
         return self
 
     def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
-        """``(start, stop)`` of the blocks of components on which phi acts as a whole; none for a componentwise phi."""
+        """``(start, stop)`` of the blocks of components on which phi acts as a whole.
+
+        None for a componentwise phi.
+        """
         return ()
 
     def row_lipschitz(self, n: int) -> list[float] | None:
@@ -157,7 +196,9 @@ class Activation:
 
 def _finite(several: Any) -> bool:
     """Whether it is a tuple or list of finite numbers."""
-    return isinstance(several, (tuple, list)) and all(is_real(number) and math.isfinite(number) for number in several)
+    return isinstance(several, (tuple, list)) and all(
+        is_real(number) and math.isfinite(number) for number in several
+    )
 
 
 def _divide(phi: Callable[..., Any], r: Any, d: Any) -> Any:
@@ -173,7 +214,9 @@ class _Block(NamedTuple):
 
 
 class Blocks(Activation):
-    """Several activations side by side: the first ``n_1`` components, the next ``n_2``, and so on.
+    """Several activations side by side.
+
+    The first ``n_1`` components, the next ``n_2``, and so on.
 
     Examples
     --------
@@ -187,9 +230,16 @@ class Blocks(Activation):
 
     def __init__(self, *blocks: tuple[Activation, int]) -> None:
         if not blocks or not all(
-            isinstance(b, tuple) and len(b) == 2 and isinstance(b[0], Activation) and is_whole(b[1]) and b[1] > 0 for b in blocks
+            isinstance(b, tuple)
+            and len(b) == 2
+            and isinstance(b[0], Activation)
+            and is_whole(b[1])
+            and b[1] > 0
+            for b in blocks
         ):
-            raise InputError(f"blocks are {blocks}; give pairs (activation, width), such as Blocks((relu, 64), (tanh, 32))")
+            raise InputError(
+                f"blocks are {blocks}; give pairs (activation, width), such as Blocks((relu, 64), (tanh, 32))"
+            )
         pieces, start = [], 0
         for activation, width in blocks:
             pieces.append(_Block(activation, start, start + width))
@@ -203,9 +253,13 @@ class Blocks(Activation):
             phi=self._phi,
             dphi=self._dphi,
             lipschitz=max(bounds) if len(bounds) == len(blocks) else None,
-            slope_range=(min(lo for lo, _ in slopes), max(hi for _, hi in slopes)) if known else None,
+            slope_range=(min(lo for lo, _ in slopes), max(hi for _, hi in slopes))
+            if known
+            else None,
             homogeneous=all(a.homogeneous for a, _ in blocks),
-            scalar_solve=self._solve if all(a.scalar_solve is not None for a, _ in blocks) else None,
+            scalar_solve=self._solve
+            if all(a.scalar_solve is not None for a, _ in blocks)
+            else None,
             divides=all(a.divides for a, _ in blocks),
             takes_out=True,
             resolvent=self._resolvent if all(a.resolvent is not None for a, _ in blocks) else None,
@@ -220,16 +274,23 @@ class Blocks(Activation):
 
     def _phi(self, z: Any, out: Any = None) -> Any:
         if out is None:
-            return namespace(z).concat([b.activation(z[..., b.start : b.stop]) for b in self.blocks], axis=-1)
+            return namespace(z).concat(
+                [b.activation(z[..., b.start : b.stop]) for b in self.blocks], axis=-1
+            )
         for b in self.blocks:
             b.activation(z[..., b.start : b.stop], out=out[..., b.start : b.stop])
         return out
 
     def _dphi(self, z: Any) -> Any:
-        return namespace(z).concat([b.activation.dphi(z[..., b.start : b.stop]) for b in self.blocks], axis=-1)
+        return namespace(z).concat(
+            [b.activation.dphi(z[..., b.start : b.stop]) for b in self.blocks], axis=-1
+        )
 
     def _solve(self, r: Any, d: Any) -> Any:
-        parts = [b.activation.scalar_solve(r[..., b.start : b.stop], d[b.start : b.stop]) for b in self.blocks]  # type: ignore[misc]
+        parts = [
+            b.activation.scalar_solve(r[..., b.start : b.stop], d[b.start : b.stop])
+            for b in self.blocks
+        ]  # type: ignore[misc]
         return namespace(r).concat(parts, axis=-1)
 
     def _resolvent(self, u: Any, alpha: float) -> Any:
@@ -237,29 +298,44 @@ class Blocks(Activation):
         return namespace(u).concat(parts, axis=-1)
 
     def columns(self, members: slice | np.ndarray) -> Activation:
-        """That of some of the components, in their order; a block on which phi acts as a whole is among them as a whole, or not at all."""
+        """That of some of the components, in their order.
+
+        A block on which phi acts as a whole is among them as a whole, or not at all.
+        """
         chosen = np.arange(self.width)[members]
         for start, stop in self.vector_blocks(self.width):
             place = np.flatnonzero((chosen >= start) & (chosen < stop))
-            whole = len(place) == stop - start and np.array_equal(chosen[place[0] : place[0] + stop - start], np.arange(start, stop))
+            whole = len(place) == stop - start and np.array_equal(
+                chosen[place[0] : place[0] + stop - start], np.arange(start, stop)
+            )
             if len(place) and not whole:
                 raise InputError(
                     f"{self.name} acts on the components {start} to {stop - 1} together; some of them have no activation alone"
                 )
-        owner = np.repeat(np.arange(len(self.blocks)), [b.stop - b.start for b in self.blocks])[members]
+        owner = np.repeat(np.arange(len(self.blocks)), [b.stop - b.start for b in self.blocks])[
+            members
+        ]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        parts = [(self.blocks[owner[i]].activation, int(w)) for i, w in zip(starts, np.diff(starts, append=len(owner)), strict=True)]
+        parts = [
+            (self.blocks[owner[i]].activation, int(w))
+            for i, w in zip(starts, np.diff(starts, append=len(owner)), strict=True)
+        ]
         return parts[0][0] if len(parts) == 1 else Blocks(*parts)
 
     def vjp(self, z: Any, w: Any) -> Any:
         """``J(z)^T w``, block by block."""
-        parts = [b.activation.vjp(z[..., b.start : b.stop], w[..., b.start : b.stop]) for b in self.blocks]
+        parts = [
+            b.activation.vjp(z[..., b.start : b.stop], w[..., b.start : b.stop])
+            for b in self.blocks
+        ]
         return namespace(z).concat(parts, axis=-1)
 
     def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
         """Those of the parts, where they stand."""
         inside = [(b.start, b.activation.vector_blocks(b.stop - b.start)) for b in self.blocks]
-        return tuple((first + start, first + stop) for first, pieces in inside for start, stop in pieces)
+        return tuple(
+            (first + start, first + stop) for first, pieces in inside for start, stop in pieces
+        )
 
     def row_lipschitz(self, n: int) -> list[float] | None:
         """Lipschitz constant of each component: that of its own block."""

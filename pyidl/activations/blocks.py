@@ -1,19 +1,26 @@
-r"""Activations that act on all components of a block together: softmax and layer norm, each with its transposed derivative under it.
+r"""Activations that act on all components of a block together.
 
-Such a phi has a Jacobian J(z), and no slopes. What a pullback needs is the product ``J(z)^T w``, written by hand: the *vjp*. Lipschitz
-constants are those of the Euclidean norm of the block.
+Softmax and layer norm, each with its transposed derivative under it.
 
-**softmax**, ``p_i = e^{z_i} / sum_j e^{z_j}``: ``J = diag(p) - p p^T``. It is 1/2-Lipschitz. *Proof.* J is symmetric, and ``d^T J d`` is
-the variance of d under the probabilities p, at most ``(max d - min d)^2 / 4`` (Popoviciu), hence at most ``(max^2 + min^2) / 2``, and
-that at most ``|d|^2 / 2``. For two components and p = (1/2, 1/2) it is attained.
+Such a phi has a Jacobian J(z), and no slopes. What a pullback needs is the product
+``J(z)^T w``, written by hand: the *vjp*. Lipschitz constants are those of the Euclidean
+norm of the block.
 
-**layer norm**, ``y = c / r`` with ``c = z - mean(z)`` and ``r = (eps + |c|^2 / k)^{1/2}``, k components. Let P be the projection, c = P z.
-Then ``dr = <c, dz> / (k r)`` and
+**softmax**, ``p_i = e^{z_i} / sum_j e^{z_j}``: ``J = diag(p) - p p^T``. It is
+1/2-Lipschitz. *Proof.* J is symmetric, and ``d^T J d`` is the variance of d under the
+probabilities p, at most ``(max d - min d)^2 / 4`` (Popoviciu), hence at most ``(max^2 +
+min^2) / 2``, and that at most ``|d|^2 / 2``. For two components and p = (1/2, 1/2) it
+is attained.
+
+**layer norm**, ``y = c / r`` with ``c = z - mean(z)`` and ``r = (eps + |c|^2 /
+k)^{1/2}``, k components. Let P be the projection, c = P z. Then ``dr = <c, dz> / (k
+r)`` and
 
     J = (P - y y^T / k) / r,
 
-symmetric. It is 1/sqrt(eps)-Lipschitz. *Proof.* y lies in the range of P, and ``|y|^2 / k = 1 - eps / r^2 < 1``, so that
-``0 <= J <= P / r`` with ``r >= sqrt(eps)``. At c = 0 it is attained. (eps is what bounds it: the usual 1e-5 would give 316.)
+symmetric. It is 1/sqrt(eps)-Lipschitz. *Proof.* y lies in the range of P, and ``|y|^2 /
+k = 1 - eps / r^2 < 1``, so that ``0 <= J <= P / r`` with ``r >= sqrt(eps)``. At c = 0
+it is attained. (eps is what bounds it: the usual 1e-5 would give 316.)
 """
 
 from __future__ import annotations
@@ -35,7 +42,8 @@ __all__ = ["VectorActivation", "layer_norm", "named", "normed", "normed_vjp", "s
 class VectorActivation(Activation):
     """A map phi of all components together, with its transposed derivative.
 
-    As the activation of a model it acts on the whole state, as a part of `Blocks` on its block. Solvers that need slopes refuse it.
+    As the activation of a model it acts on the whole state, as a part of `Blocks` on
+    its block. Solvers that need slopes refuse it.
 
     Parameters
     ----------
@@ -75,9 +83,17 @@ class VectorActivation(Activation):
     ) -> None:
         expect("name", name, str, "it is what messages and files call the activation")
         if not callable(vjp):
-            raise InputError(f"activation {name!r}: vjp must be a function (z, w) -> J(z)^T w of two arrays")
+            raise InputError(
+                f"activation {name!r}: vjp must be a function (z, w) -> J(z)^T w of two arrays"
+            )
         object.__setattr__(self, "_vjp", vjp)
-        super().__init__(name, phi, functools.partial(_no_slopes, name), lipschitz=lipschitz, homogeneous=homogeneous)
+        super().__init__(
+            name,
+            phi,
+            functools.partial(_no_slopes, name),
+            lipschitz=lipschitz,
+            homogeneous=homogeneous,
+        )
         object.__setattr__(self, "slope_range", None)
 
     def vjp(self, z: Any, w: Any) -> Any:
@@ -92,7 +108,9 @@ class VectorActivation(Activation):
         """Itself, for all components; some of them have no map of their own."""
         if isinstance(members, slice) and members == slice(None):
             return self
-        raise InputError(f"{self.name} acts on its components together; some of them have no activation of their own")
+        raise InputError(
+            f"{self.name} acts on its components together; some of them have no activation of their own"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         if named(self.name) is self:
@@ -108,7 +126,9 @@ def _no_slopes(name: str, z: Any) -> Any:
 
 
 def _softmax(z: Any) -> Any:
-    xp = namespace(z)  # p does not change when a number is taken from all z_i; e^z then does not overflow
+    xp = namespace(
+        z
+    )  # p does not change when a number is taken from all z_i; e^z then does not overflow
     e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
@@ -119,7 +139,10 @@ def _softmax_vjp(z: Any, w: Any) -> Any:
 
 
 def normed(z: Any, eps: float) -> tuple[Any, Any]:
-    """``(y, r)`` with y = c / r, along the last axis; c is divided by its size before it is squared."""
+    """``(y, r)`` with y = c / r, along the last axis.
+
+    C is divided by its size before it is squared.
+    """
     xp = namespace(z)
     c = z - xp.mean(z, axis=-1, keepdims=True)
     size = xp.max(xp.abs(c), axis=-1, keepdims=True)
@@ -147,7 +170,9 @@ softmax = VectorActivation("softmax", _softmax, _softmax_vjp, lipschitz=0.5)
 
 
 def layer_norm(eps: float = 1.0) -> VectorActivation:
-    """``(z - mean) / (eps + variance)^{1/2}`` along the last axis, with eps > 0; ``1 / sqrt(eps)`` is its Lipschitz constant.
+    """``(z - mean) / (eps + variance)^{1/2}`` along the last axis, with eps > 0.
+
+    ``1 / sqrt(eps)`` is its Lipschitz constant.
 
     Examples
     --------
@@ -155,7 +180,9 @@ def layer_norm(eps: float = 1.0) -> VectorActivation:
     array([-1.134,  0.   ,  1.134])
     """
     if not (is_real(eps) and 0 < float(eps) < math.inf):
-        raise InputError(f"eps of layer_norm is {eps!r}; it must be positive and finite; it bounds the Lipschitz constant 1 / sqrt(eps)")
+        raise InputError(
+            f"eps of layer_norm is {eps!r}; it must be positive and finite; it bounds the Lipschitz constant 1 / sqrt(eps)"
+        )
     return _layer_norm_of(float(eps))
 
 

@@ -1,21 +1,28 @@
-r"""Proximal maps: for u and alpha > 0, the y with ``(1 - alpha) phi(y) + alpha y = u``, entry by entry.
+r"""Proximal maps.
 
-A nondecreasing phi with slopes in [0, 1] is the proximal map of a convex f (Moreau): ``x = phi(y)`` iff y - x lies in the
-subdifferential of f at x. Hence x is the proximal map of alpha f at u, that is u - x lies in alpha times that set, iff
+For u and alpha > 0, the y with ``(1 - alpha) phi(y) + alpha y = u``, entry by entry.
+
+A nondecreasing phi with slopes in [0, 1] is the proximal map of a convex f (Moreau):
+``x = phi(y)`` iff y - x lies in the subdifferential of f at x. Hence x is the proximal
+map of alpha f at u, that is u - x lies in alpha times that set, iff
 
     u - x = alpha (y - x)    <=>    (1 - alpha) phi(y) + alpha y = u,      x = phi(y).
 
-The left-hand side has slopes between min(alpha, 1) and max(alpha, 1): there is exactly one y, and piece by piece it is found in
-closed form where phi is piecewise linear.
+The left-hand side has slopes between min(alpha, 1) and max(alpha, 1): there is exactly
+one y, and piece by piece it is found in closed form where phi is piecewise linear.
 
-**tanh and sigmoid.** Both lead to ``a tanh(t) + b t = w`` with b > 0, a + b > 0; it is odd, so let w >= 0. For a >= 0 the left-hand side is
-concave on t >= 0, and Newton's method increases to the solution from any point below it; for a < 0 it is convex, and Newton's method
-decreases to it from any point above. Since ``0 <= tanh t <= min(t, 1)``, the points ``w / (a + b)`` and ``(w - a) / b`` lie on
-that side, and ``w / b`` on the other: every step is confined to the bracket that they form. From the better of the two points,
-``5 + |log alpha|`` steps reach the rounding of the equation (tested for alpha from 1e-6 to 1e6). Their number depends on nothing else,
-so an entry's answer does not depend on its neighbours, and a GPU is not waited for.
+**tanh and sigmoid.** Both lead to ``a tanh(t) + b t = w`` with b > 0, a + b > 0; it is
+odd, so let w >= 0. For a >= 0 the left-hand side is concave on t >= 0, and Newton's
+method increases to the solution from any point below it; for a < 0 it is convex, and
+Newton's method decreases to it from any point above. Since ``0 <= tanh t <= min(t,
+1)``, the points ``w / (a + b)`` and ``(w - a) / b`` lie on that side, and ``w / b`` on
+the other: every step is confined to the bracket that they form. From the better of the
+two points, ``5 + |log alpha|`` steps reach the rounding of the equation (tested for
+alpha from 1e-6 to 1e6). Their number depends on nothing else, so an entry's answer does
+not depend on its neighbours, and a GPU is not waited for.
 
-Source: Moreau, Bull. Soc. Math. France 93, 1965; Combettes and Pesquet, Set-Valued Var. Anal. 28, 2020.
+Source: Moreau, Bull. Soc. Math. France 93, 1965; Combettes and Pesquet, Set-Valued Var.
+Anal. 28, 2020.
 """
 
 from __future__ import annotations
@@ -39,7 +46,10 @@ def identity(u: Any, alpha: float) -> Any:
 
 @fused
 def relu(u: Any, alpha: float) -> Any:
-    """Of ``max(y, 0)``: the equation is ``y = u`` for y >= 0, ``alpha y = u`` for y < 0."""
+    """Of ``max(y, 0)``.
+
+    The equation is ``y = u`` for y >= 0, ``alpha y = u`` for y < 0.
+    """
     return namespace(u).where(u < 0, u / alpha, u)
 
 
@@ -50,7 +60,10 @@ def leaky_relu(u: Any, alpha: float, *, slope: float) -> Any:
 
 @fused
 def hard_tanh(u: Any, alpha: float) -> Any:
-    """Of the nearest point c of [-1, 1]: ``(1 - alpha) c + alpha y = u``, where c is also the one nearest to u."""
+    """Of the nearest point c of [-1, 1].
+
+    ``(1 - alpha) c + alpha y = u``, where c is also the one nearest to u.
+    """
     c = namespace(u).clip(u, -1.0, 1.0)
     return c + (u - c) / alpha
 
@@ -70,11 +83,16 @@ def _solve(a: float, b: float, w: Any, alpha: float) -> Any:
     xp, size = namespace(w), namespace(w).abs(w)
     ceiling = xp.full_like(size, 0.25 * float(xp.finfo(w.dtype).max))
     with np.errstate(over="ignore"):  # what the dtype cannot hold stays at the ceiling
-        near, far, other = (xp.minimum(point, ceiling) for point in (size / (a + b), (size - a) / b, size / b))
+        near, far, other = (
+            xp.minimum(point, ceiling) for point in (size / (a + b), (size - a) / b, size / b)
+        )
         low, high = (xp.maximum(near, far), other) if a >= 0 else (other, xp.minimum(near, far))
         t = low if a >= 0 else high
         for _ in range(5 + math.ceil(abs(math.log(alpha)))):
             x = xp.tanh(t)
-            # the derivative of a tanh t + b t is a (1 - tanh^2 t) + b, between b and a + b
-            t = xp.minimum(xp.maximum(t - (a * x + b * t - size) / (a * (1.0 - x * x) + b), low), high)
+            # the derivative of a tanh t + b t is a (1 - tanh^2 t) + b, between b and a
+            # + b
+            t = xp.minimum(
+                xp.maximum(t - (a * x + b * t - size) / (a * (1.0 - x * x) + b), low), high
+            )
     return xp.sign(w) * t

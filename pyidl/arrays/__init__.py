@@ -1,4 +1,7 @@
-"""Arrays on two devices: whose they are, how they come in, and what the libraries lack."""
+"""Arrays on two devices.
+
+Whose they are, how they come in, and what the libraries lack.
+"""
 
 from pyidl.arrays.backend import device_of, namespace, to_device, to_numpy
 from pyidl.arrays.batch import put_rows, take_rows

@@ -1,8 +1,10 @@
 """One code, two devices: ``xp`` is the module that owns the arrays at hand.
 
-NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Nothing is moved unless `to_device` or `to_numpy` says so. Any
-other library that implements the array-API standard works too, without in-place kernels. Below are the lookup, the
-door through which outside data comes in, and the few places where NumPy 2.0, CuPy 14.1 and the standard differ.
+NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. Nothing is moved unless
+`to_device` or `to_numpy` says so. Any other library that implements the array-API
+standard works too, without in-place kernels. Below are the lookup, the door through
+which outside data comes in, and the few places where NumPy 2.0, CuPy 14.1 and the
+standard differ.
 """
 
 from __future__ import annotations
@@ -49,11 +51,14 @@ __all__ = [
 DTYPES = ("float32", "float64")
 
 
-# ---------------------------------------------------------------------------------------------------------- lookup
+# ------------------------------------------------------------------------------- lookup
 
 
 def _cupy() -> Any:
-    """CuPy if the caller has already imported it: an array of CuPy cannot exist otherwise."""
+    """CuPy if the caller has already imported it.
+
+    An array of CuPy cannot exist otherwise.
+    """
     return sys.modules.get("cupy")
 
 
@@ -63,9 +68,16 @@ def _in_standard(x: Any) -> bool:
 
 
 def is_array(x: object) -> bool:
-    """True for arrays of NumPy, CuPy, or an array-API library; False for lists, scalars and data frames."""
+    """True for arrays of NumPy, CuPy, or an array-API library.
+
+    False for lists, scalars and data frames.
+    """
     cupy = _cupy()
-    return isinstance(x, np.ndarray) or (cupy is not None and isinstance(x, cupy.ndarray)) or _in_standard(x)
+    return (
+        isinstance(x, np.ndarray)
+        or (cupy is not None and isinstance(x, cupy.ndarray))
+        or _in_standard(x)
+    )
 
 
 def namespace(*arrays: object) -> Namespace:
@@ -74,8 +86,9 @@ def namespace(*arrays: object) -> Namespace:
     Raises
     ------
     DeviceMismatchError
-        If they belong to different libraries or different GPUs, or to one that is not the current GPU: CuPy would read them from there, if
-        it can, and what comes out would live on the current one.
+        If they belong to different libraries or different GPUs, or to one that is not
+        the current GPU: CuPy would read them from there, if it can, and what comes out
+        would live on the current one.
     TypeError
         If one of them is not an array.
 
@@ -101,13 +114,20 @@ def namespace(*arrays: object) -> Namespace:
         )
     module, device = homes.pop()
     if module == "cupy":
-        raise _elsewhere(device, "parameters or arrays live", "them: model.to('cuda'), or to_device(array, 'cuda')")
+        raise _elsewhere(
+            device,
+            "parameters or arrays live",
+            "them: model.to('cuda'), or to_device(array, 'cuda')",
+        )
     return sys.modules[module]
 
 
 def _elsewhere(device: str, what: str, how: str) -> DeviceMismatchError:
     """Arrays of one GPU, while another one is current."""
-    there, current = device.removeprefix("cuda:").removesuffix(" (cupy)"), _cupy().cuda.runtime.getDevice()
+    there, current = (
+        device.removeprefix("cuda:").removesuffix(" (cupy)"),
+        _cupy().cuda.runtime.getDevice(),
+    )
     return DeviceMismatchError(
         f"{what} on cuda:{there}, but the current GPU is cuda:{current}, and new arrays are made there; "
         f"call cupy.cuda.Device({there}).use() first, or move {how}"
@@ -124,15 +144,20 @@ def _home(a: object) -> tuple[str, str]:
     if _in_standard(a):
         name = cast(Any, a).__array_namespace__().__name__
         return name, name
-    raise TypeError(f"expected an array of NumPy or CuPy, got {type(a).__name__}; convert it with numpy.asarray first")
+    raise TypeError(
+        f"expected an array of NumPy or CuPy, got {type(a).__name__}; convert it with numpy.asarray first"
+    )
 
 
 def writes_in_place(xp: Namespace) -> bool:
-    """Whether functions of `xp` take ``out=``: then a solve allocates its buffers once."""
+    """Whether functions of `xp` take ``out=``.
+
+    Then a solve allocates its buffers once.
+    """
     return xp.__name__ in ("numpy", "cupy")
 
 
-# ---------------------------------------------------------------------------------------------------------- devices
+# ------------------------------------------------------------------------------ devices
 
 
 def device_of(a: Array) -> str:
@@ -142,7 +167,10 @@ def device_of(a: Array) -> str:
 
 
 def to_numpy(a: Any) -> np.ndarray:
-    """Copy to the host if need be (a synchronisation on a GPU): for files, figures, and per-sample bookkeeping."""
+    """Copy to the host if need be (a synchronisation on a GPU).
+
+    For files, figures, and per-sample bookkeeping.
+    """
     cupy = _cupy()
     if cupy is not None and isinstance(a, cupy.ndarray):
         return cast(np.ndarray, cupy.asnumpy(a))
@@ -155,16 +183,21 @@ def from_host(xp: Namespace, a: np.ndarray) -> Array:
 
 
 def to_device(a: Any, device: str) -> Array:
-    """Move an array: ``"cpu"`` gives NumPy; ``"cuda"`` gives CuPy, on its current GPU, and so does that GPU's name, such as ``"cuda:1"``.
+    """Move an array: ``"cpu"`` gives NumPy.
 
-    One GPU at a time: CuPy makes new arrays on its current GPU, so models and data have to live there.
+    ``"cuda"`` gives CuPy, on its current GPU, and so does that GPU's name, such as
+    ``"cuda:1"``.
+
+    One GPU at a time: CuPy makes new arrays on its current GPU, so models and data have
+    to live there.
 
     Raises
     ------
     InputError
         If the name of the device is none of these.
     DeviceError
-        If CuPy is not installed, is older than 14.1.1, finds no such GPU, or another one is current.
+        If CuPy is not installed, is older than 14.1.1, finds no such GPU, or another
+        one is current.
     """
     if device == "cpu":
         return to_numpy(a)
@@ -177,13 +210,17 @@ def to_device(a: Any, device: str) -> Array:
         raise DeviceError(
             f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl"
         ) from error
-    if not hasattr(cupy, "matrix_transpose"):  # a name of the array-API standard that came with 14.1
+    if not hasattr(
+        cupy, "matrix_transpose"
+    ):  # a name of the array-API standard that came with 14.1
         raise DeviceError(
             f"CuPy {cupy.__version__} lacks functions that pyidl needs; install 14.1.1 or newer: by the extra cuda12 or cuda13"
         )
     count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if int(index or 0) >= count:
-        raise DeviceError(f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'")
+        raise DeviceError(
+            f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'"
+        )
     current = cupy.cuda.Device().id
     if int(index or current) != current:
         raise DeviceError(
@@ -195,36 +232,49 @@ def to_device(a: Any, device: str) -> Array:
 
 
 def on_device_of(a: Array) -> AbstractContextManager[Any]:
-    """A block in which new arrays are made where `a` lives: of several GPUs, every thread begins on the first."""
+    """A block in which new arrays are made where `a` lives.
+
+    Of several GPUs, every thread begins on the first.
+    """
     return cast(Any, a).device if _home(a)[0] == "cupy" else nullcontext()
 
 
 def looks_are_free(xp: Namespace) -> bool:
-    """Whether looking at a value costs nothing but the look; on a GPU the host waits for the device first."""
+    """Whether looking at a value costs nothing but the look.
+
+    On a GPU the host waits for the device first.
+    """
     return bool(xp.__name__ != "cupy")
 
 
 def synchronize(xp: Namespace) -> None:
-    """Wait until the device has done its work (needed before reading a clock); nothing to wait for on the CPU."""
+    """Wait until the device has done its work (needed before reading a clock).
+
+    Nothing to wait for on the CPU.
+    """
     if xp.__name__ == "cupy":
         xp.cuda.get_current_stream().synchronize()
 
 
-# --------------------------------------------------------------------------------------------------------- the door
+# ----------------------------------------------------------------------------- the door
 
 
 def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
-    """Admit outside data: a finite real array of `xp` with the given dtype, copied only if it must be cast.
+    """Admit outside data.
 
-    Real and integer arrays are cast; nested lists and data frames are read by NumPy first. Complex, object, string and
-    masked arrays are refused, and so is every NaN or infinity, before any work is done.
+    A finite real array of `xp` with the given dtype, copied only if it must be cast.
+
+    Real and integer arrays are cast; nested lists and data frames are read by NumPy
+    first. Complex, object, string and masked arrays are refused, and so is every NaN or
+    infinity, before any work is done.
 
     Raises
     ------
     InputError
         If `x` is not real, not rectangular, or not finite in `dtype`.
     DeviceMismatchError
-        If `x` is an array of another library than `xp`, or of a GPU that is not the current one.
+        If `x` is an array of another library than `xp`, or of a GPU that is not the
+        current one.
     """
     if type(x) is np.ndarray and xp is np and x.dtype == dtype and _has_finite_squares(x):
         return cast(Array, x)  # nothing is to be done
@@ -242,7 +292,10 @@ def read_array(x: Any, name: str) -> Any:
 
 
 def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[str, Array]:
-    """What `as_real` does, for several arrays by their names; on a GPU the host waits once for all of them."""
+    """What `as_real` does, for several arrays by their names.
+
+    On a GPU the host waits once for all of them.
+    """
     arrays = {name: _cast(x, name, xp, dtype) for name, x in given.items()}
     if not all_finite(xp, *arrays.values()):
         for name, array in arrays.items():
@@ -261,7 +314,9 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
     if type(x) is np.ndarray and xp is np and x.dtype == dtype:
         return cast(Array, x)
     if isinstance(x, np.ma.MaskedArray):
-        raise InputError(f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)")
+        raise InputError(
+            f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)"
+        )
     if not is_array(x):
         host = read_array(x, name)
         _refuse_unreal(np, host, name)
@@ -285,7 +340,9 @@ def as_generator(rng: Rng) -> np.random.Generator:
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
-        raise InputError(f"rng is {rng!r}; use a numpy.random.Generator, a seed (an integer, at least 0), or None") from error
+        raise InputError(
+            f"rng is {rng!r}; use a numpy.random.Generator, a seed (an integer, at least 0), or None"
+        ) from error
 
 
 def real_dtype(a: Array) -> str:
@@ -304,14 +361,18 @@ def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
 
 def is_integral(a: Any) -> bool:
     """Whether an array holds integers, in whatever dtype."""
-    return a.dtype.kind in "iu" if type(a) is np.ndarray else bool(namespace(a).isdtype(a.dtype, "integral"))
+    return (
+        a.dtype.kind in "iu"
+        if type(a) is np.ndarray
+        else bool(namespace(a).isdtype(a.dtype, "integral"))
+    )
 
 
 def all_finite(xp: Namespace, *arrays: Any) -> bool:
     """True when no entry is NaN or infinite (one synchronisation on a GPU).
 
-    On NumPy a finite sum of squares says so, in one pass and without an array of truth values; one
-    that is not finite says nothing, it may have overflowed.
+    On NumPy a finite sum of squares says so, in one pass and without an array of truth
+    values; one that is not finite says nothing, it may have overflowed.
     """
     if xp is np:
         return _has_finite_squares(*arrays) or all(bool(np.all(np.isfinite(a))) for a in arrays)
@@ -320,39 +381,54 @@ def all_finite(xp: Namespace, *arrays: Any) -> bool:
 
 
 def _has_finite_squares(*arrays: np.ndarray) -> bool:
-    """Whether all sums of squares are finite: by BLAS, which takes a third of the time of a sum."""
+    """Whether all sums of squares are finite.
+
+    By BLAS, which takes a third of the time of a sum.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         for a in arrays:
             flat = a.ravel(order="K")
-            if not (a.flags.forc and math.isfinite(flat.dot(flat))):  # what is not one piece is to be joined first
+            if not (
+                a.flags.forc and math.isfinite(flat.dot(flat))
+            ):  # what is not one piece is to be joined first
                 return False
     return True
 
 
 def is_frozen(a: Any) -> bool:
-    """Whether an array of NumPy is read-only and owns its memory: it is then kept, and not copied.
+    """Whether an array of NumPy is read-only and owns its memory.
 
-    Such an array changes only if it is made writeable again, or through a view that is older than its
-    being read-only. Both are acts against a promise that was made on purpose; a view that is read-only,
-    on the other hand, says nothing about its owner.
+    It is then kept, and not copied.
+
+    Such an array changes only if it is made writeable again, or through a view that is
+    older than its being read-only. Both are acts against a promise that was made on
+    purpose; a view that is read-only, on the other hand, says nothing about its owner.
     """
     return type(a) is np.ndarray and not a.flags.writeable and a.flags.owndata
 
 
 def frozen(xp: Namespace, a: Any) -> Any:
-    """A copy that is read-only where the library knows how; the array itself where it is frozen."""
+    """A copy that is read-only where the library knows how.
+
+    The array itself where it is frozen.
+    """
     return a if is_frozen(a) else freeze(xp.asarray(a, copy=True))
 
 
 def freeze(a: Any) -> Any:
-    """The array itself, just made and seen by nobody; read-only where the library knows how."""
+    """The array itself, just made and seen by nobody.
+
+    Read-only where the library knows how.
+    """
     if isinstance(a, np.ndarray):
         a.flags.writeable = False
     return a
 
 
 def own(admitted: Array, given: Any) -> Array:
-    """What `as_real` made of `given`, in memory that the caller cannot write into: for a pullback.
+    """What `as_real` made of `given`, in memory that the caller cannot write into.
+
+    For a pullback.
 
     That is a copy, unless the cast was one, or the array is frozen.
     """
@@ -362,7 +438,7 @@ def own(admitted: Array, given: Any) -> Array:
     return cast(Array, namespace(admitted).asarray(admitted, copy=True))
 
 
-# ----------------------------------------------------------------------------------------------- where libraries differ
+# --------------------------------------------------------------- where libraries differ
 
 
 def astype(xp: Namespace, a: Any, dtype: Any) -> Any:
@@ -379,7 +455,10 @@ def cumsum(xp: Namespace, a: Any, *, axis: int) -> Any:
 
 
 def _special(xp: Namespace) -> Any:
-    """The module of special functions that belongs to `xp`, or None; imported on first use, since few models need it."""
+    """The module of special functions that belongs to `xp`, or None.
+
+    Imported on first use, since few models need it.
+    """
     if xp is np:
         import scipy.special
 
@@ -401,7 +480,10 @@ def expit(xp: Namespace, a: Any, out: Any = None) -> Any:
 
 
 def erf(xp: Namespace, a: Any, out: Any = None) -> Any:
-    """The error function. The standard has none, so other libraries than NumPy and CuPy go through the host."""
+    """The error function.
+
+    The standard has none, so other libraries than NumPy and CuPy go through the host.
+    """
     special = _special(xp)
     if special is not None:
         return special.erf(a, out=out)

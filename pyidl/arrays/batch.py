@@ -1,7 +1,8 @@
 """Rows of a batch: taken, put, added up, and measured, sample by sample.
 
-A sample is a row, whatever its shape. Which rows is decided on the host; the rows themselves stay where they are. On NumPy everything
-that passes over large arrays works in pieces that fit the cache.
+A sample is a row, whatever its shape. Which rows is decided on the host; the rows
+themselves stay where they are. On NumPy everything that passes over large arrays works
+in pieces that fit the cache.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: 
     if writes_in_place(xp):
         if len(rows) == len(target) == len(source):
             target[...] = source
-        elif target.shape == source.shape and 2 * len(rows) > len(target):  # then rows and chosen are the same
+        elif target.shape == source.shape and 2 * len(rows) > len(
+            target
+        ):  # then rows and chosen are the same
             rest = from_host(xp, np.delete(np.arange(len(target)), rows))
             kept = target[rest]
             target[...] = source
@@ -49,15 +52,21 @@ def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: 
 def sum_rows(xp: Namespace, source: Any, place: Any, count: int) -> Any:
     """``out[k] = sum of source[i] over all i with place[i] = k``, k = 0, ..., count - 1: the transpose of `take`, always in the same order.
 
-    On NumPy a sparse product, 40 times as fast as ``add.at``. Elsewhere (a GPU's atomic additions come in any order, and a run could not
-    be repeated to the last bit) the product with the matrix of zeros and ones, or for many k, of which it would be nearly all zeros, sums
-    over the sorted rows.
+    On NumPy a sparse product, 40 times as fast as ``add.at``. Elsewhere (a GPU's atomic
+    additions come in any order, and a run could not be repeated to the last bit) the
+    product with the matrix of zeros and ones, or for many k, of which it would be
+    nearly all zeros, sums over the sorted rows.
     """
     if xp is np:
         from scipy.sparse import csr_array
 
         starts = np.arange(len(place) + 1)
-        return csr_array((np.ones(len(place), source.dtype), place, starts), shape=(len(place), count)).T @ source
+        return (
+            csr_array(
+                (np.ones(len(place), source.dtype), place, starts), shape=(len(place), count)
+            ).T
+            @ source
+        )
     if count <= FEW:
         one_hot = xp.arange(count, dtype=place.dtype)[:, None] == place[None, :]
         return astype(xp, one_hot, source.dtype) @ source
@@ -75,7 +84,9 @@ def sum_rows(xp: Namespace, source: Any, place: Any, count: int) -> Any:
 
 
 def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
-    """``max |a|`` over all but the first axis: the size of each sample; with `factor`, an array of the same shape, ``max |factor a|``.
+    """``max |a|`` over all but the first axis: the size of each sample.
+
+    With `factor`, an array of the same shape, ``max |factor a|``.
 
     On NumPy it is formed in pieces that fit the cache.
     """
@@ -96,7 +107,8 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
 def change_and_size(xp: Namespace, image: Any, x: Any) -> np.ndarray:
     """``max |image - x|`` and ``max |x|`` of every sample, (2, m), float64, on the host (one wait on a GPU).
 
-    On NumPy both are formed in pieces that fit the cache, on CuPy in one kernel; no array of the size of x is allocated.
+    On NumPy both are formed in pieces that fit the cache, on CuPy in one kernel; no
+    array of the size of x is allocated.
     """
     if xp.__name__ == "cupy":
         return to_numpy(kernels.measure(xp, image, x))
@@ -127,8 +139,9 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> np.ndarray:
 def _row_max(a: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
     """The largest entry of every row of a nonnegative contiguous array, NaN where there is one.
 
-    The bits of nonnegative numbers, read as integers, are in the order of the numbers, infinity and NaN last; their maximum takes half the
-    time, for no NaN is looked for. (`reduceat` takes a quarter of the time of a reduction along an axis.)
+    The bits of nonnegative numbers, read as integers, are in the order of the numbers,
+    infinity and NaN last; their maximum takes half the time, for no NaN is looked for.
+    (`reduceat` takes a quarter of the time of a reduction along an axis.)
     """
     integer = np.int32 if a.dtype == np.float32 else np.int64
     np.maximum.reduceat(a.view(integer).reshape(-1), starts, out=out.view(integer))

@@ -1,8 +1,12 @@
-"""Elementwise functions that are one kernel on a GPU: ``@fused`` above a function of arrays, which is written once.
+"""Elementwise functions that are one kernel on a GPU.
 
-On NumPy, and other libraries, the function runs as it stands, an array operation after the other. On CuPy each of those operations would
-be a kernel of its own; instead the function is called once with variables that write down what is done to them (`pyidl.arrays.tracing`), and
-what they have written is compiled to one kernel. Sums and whatever else needs several entries are not elementwise.
+``@fused`` above a function of arrays, which is written once.
+
+On NumPy, and other libraries, the function runs as it stands, an array operation after
+the other. On CuPy each of those operations would be a kernel of its own; instead the
+function is called once with variables that write down what is done to them
+(`pyidl.arrays.tracing`), and what they have written is compiled to one kernel. Sums and
+whatever else needs several entries are not elementwise.
 """
 
 from __future__ import annotations
@@ -26,18 +30,21 @@ __all__ = ["fused"]
 class fused:  # noqa: N801 - a decorator, as property is one
     """A function of arrays of one dtype that can be broadcast together, and of numbers; the first operand is an array.
 
-    Each entry of what it returns, an array or a tuple of them, is computed from the entries that belong to it, by array functions that work
-    entry by entry. It changes no operand and depends on nothing else: on a GPU it is traced once.
+    Each entry of what it returns, an array or a tuple of them, is computed from the
+    entries that belong to it, by array functions that work entry by entry. It changes
+    no operand and depends on nothing else: on a GPU it is traced once.
 
     Parameters
     ----------
     function : callable
-        ``(array, arrays or numbers, ...) -> array or tuple of arrays``, in float32 or float64; with a parameter ``out`` if it is called so.
+        ``(array, arrays or numbers, ...) -> array or tuple of arrays``, in float32 or
+        float64; with a parameter ``out`` if it is called so.
 
     Raises
     ------
     InputError
-        If it is no function; on a GPU, or by `text` anywhere, if something in it is not elementwise.
+        If it is no function; on a GPU, or by `text` anywhere, if something in it is not
+        elementwise.
 
     Examples
     --------
@@ -60,29 +67,48 @@ class fused:  # noqa: N801 - a decorator, as property is one
     def __call__(self, first: Any, *others: Any, out: Any = None) -> Any:
         """What the function returns; into `out`, an array or a tuple of them, if given.
 
-        Arrays of different dtypes, or of other ones than float32 and float64, are no kernel: the function runs as it stands.
+        Arrays of different dtypes, or of other ones than float32 and float64, are no
+        kernel: the function runs as it stands.
         """
-        if type(first) is not np.ndarray and (xp := namespace(first)).__name__ == "cupy" and first.dtype.char in "fd":
+        if (
+            type(first) is not np.ndarray
+            and (xp := namespace(first)).__name__ == "cupy"
+            and first.dtype.char in "fd"
+        ):
             kinds = [_kind(a, first.dtype) for a in others]
             if "" not in kinds:
-                operands = (float(a) if kind == "double" else a for a, kind in zip(others, kinds, strict=True))
+                operands = (
+                    float(a) if kind == "double" else a
+                    for a, kind in zip(others, kinds, strict=True)
+                )
                 outputs = () if out is None else out if isinstance(out, tuple) else (out,)
                 return _kernel(xp, self, ("T", *kinds))(first, *operands, *outputs)
-        return self.function(first, *others) if out is None else self.function(first, *others, out=out)
+        return (
+            self.function(first, *others) if out is None else self.function(first, *others, out=out)
+        )
 
     def text(self, *kinds: str) -> tuple[str, str, str]:
         """Inputs, outputs and statements of the kernel for operands that are ``"T"``, ``"bool"``, or numbers, ``"double"``."""
         statements: list[str] = []
         try:
-            results = self.function(*(Variable(statements, kind, f"a{i}") for i, kind in enumerate(kinds)))
-            values = [text_of("T", value) for value in (results if isinstance(results, tuple) else (results,))]
+            results = self.function(
+                *(Variable(statements, kind, f"a{i}") for i, kind in enumerate(kinds))
+            )
+            values = [
+                text_of("T", value)
+                for value in (results if isinstance(results, tuple) else (results,))
+            ]
         except (AttributeError, TypeError) as error:
-            raise InputError(f"{self!r} cannot be one kernel: {error}; use elementwise array functions, or leave out @fused") from error
+            raise InputError(
+                f"{self!r} cannot be one kernel: {error}; use elementwise array functions, or leave out @fused"
+            ) from error
         if len(values) > 1:  # an output may be an input too: all are read before one is written
             statements += [f"const T y{i} = {value}" for i, value in enumerate(values)]
             values = [f"y{i}" for i in range(len(values))]
         statements += [f"x{i} = {value}" for i, value in enumerate(values)]
-        inputs = ", ".join(f"{'float64' if kind == 'double' else kind} a{i}" for i, kind in enumerate(kinds))
+        inputs = ", ".join(
+            f"{'float64' if kind == 'double' else kind} a{i}" for i, kind in enumerate(kinds)
+        )
         return inputs, ", ".join(f"T x{i}" for i in range(len(values))), "; ".join(statements)
 
     def __repr__(self) -> str:
@@ -91,7 +117,11 @@ class fused:  # noqa: N801 - a decorator, as property is one
     def __reduce__(self) -> Any:
         """By its name where that is its own, as functions are."""
         name = getattr(self, "__qualname__", "")
-        return name if getattr(sys.modules.get(self.__module__), name, None) is self else (fused, (self.function,))
+        return (
+            name
+            if getattr(sys.modules.get(self.__module__), name, None) is self
+            else (fused, (self.function,))
+        )
 
 
 def _kind(a: Any, dtype: Any) -> str:

@@ -3,9 +3,11 @@
     measure   max |a - b|,  max |b|
     mix       Anderson's step (its derivation is in `pyidl.solvers.anderson`)
 
-On other libraries the callers do the same with array functions. Sums and maxima of a block are taken in a fixed order, in float64, so
-that a solve can be repeated to the last bit. A block has up to 1024 threads, and a card 65536 registers for them: the compiler has to know
-(`__launch_bounds__`), or a kernel that uses more than 64 is not launched.
+On other libraries the callers do the same with array functions. Sums and maxima of a
+block are taken in a fixed order, in float64, so that a solve can be repeated to the
+last bit. A block has up to 1024 threads, and a card 65536 registers for them: the
+compiler has to know (`__launch_bounds__`), or a kernel that uses more than 64 is not
+launched.
 """
 
 from __future__ import annotations
@@ -159,7 +161,9 @@ def measure(xp: Namespace, a: Any, b: Any) -> Any:
     out = xp.empty((2, m), dtype=xp.float64)
     if m:
         n = a.size // m
-        _block(xp, "measure", str(b.dtype), 1)((m,), (_threads(n),), (_whole(xp, a, b), _whole(xp, b, b), out, np.int64(n)))
+        _block(xp, "measure", str(b.dtype), 1)(
+            (m,), (_threads(n),), (_whole(xp, a, b), _whole(xp, b, b), out, np.int64(n))
+        )
     return out
 
 
@@ -169,13 +173,16 @@ def mix(
 ) -> None:  # fmt: skip
     """On CuPy: Anderson's step for some rows of y and of its image, which is overwritten by what follows.
 
-    Row s of all other arrays belongs to row ``rows[s]`` of y. F and G, size and plain are those of the last good point; dF and dG,
-    (k, m, n), the differences, of which `known` exist and that in `slot` is new.
+    Row s of all other arrays belongs to row ``rows[s]`` of y. F and G, size and plain
+    are those of the last good point; dF and dG, (k, m, n), the differences, of which
+    `known` exist and that in `slot` is new.
     """
     y, whole = _whole(xp, y, F), _whole(xp, image, F)
     n = F.size // F.shape[0]
     counts = np.int64(n), np.int32(slot), np.int32(known), np.float64(ridge)
-    _block(xp, "mix", str(y.dtype), dF.shape[0])((F.shape[0],), (_threads(n),), (rows, y, whole, F, G, dF, dG, gram, size, plain, *counts))
+    _block(xp, "mix", str(y.dtype), dF.shape[0])(
+        (F.shape[0],), (_threads(n),), (rows, y, whole, F, G, dF, dG, gram, size, plain, *counts)
+    )
     if whole is not image:
         image[...] = whole
 

@@ -1,10 +1,14 @@
-"""An array library that computes nothing: its arrays are the variables of a kernel, and its functions write the kernel's text.
+"""An array library that computes nothing.
+
+Its arrays are the variables of a kernel, and its functions write the kernel's text.
 
     z * (1.0 - xp.exp(z))    writes    const T t0 = exp(z); const T t1 = T(1.0) - t0; const T t2 = z * t1
 
-So an elementwise function of arrays becomes a kernel in CUDA's C++ by being called once (`pyidl.arrays.fusion` does). A variable is a
-``T``, an entry of an array; a ``double``, a number that is told at every call; or a ``bool``. As with arrays, a number takes the dtype of the entry
-that it meets, numbers meet in float64, and NaN passes through maxima and minima.
+So an elementwise function of arrays becomes a kernel in CUDA's C++ by being called once
+(`pyidl.arrays.fusion` does). A variable is a ``T``, an entry of an array; a ``double``,
+a number that is told at every call; or a ``bool``. As with arrays, a number takes the
+dtype of the entry that it meets, numbers meet in float64, and NaN passes through maxima
+and minima.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ def _table(text: str) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in text.strip().splitlines())
 
 
-SAME = "exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan atan sinh cosh tanh asinh erf floor ceil"
+SAME = (
+    "exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan atan sinh cosh tanh asinh erf floor ceil"
+)
 VALUES = {name: f"{name}({{}})" for name in SAME.split()} | _table("""
     add            {} + {}
     subtract       {} - {}
@@ -87,7 +93,9 @@ def __getattr__(name: str) -> Any:
         return functools.partial(write, VALUES[name])
     if name in CONDITIONS:
         return functools.partial(write, CONDITIONS[name], kind="bool")
-    raise AttributeError(f"{name} is not among the functions of single entries that a kernel can have")
+    raise AttributeError(
+        f"{name} is not among the functions of single entries that a kernel can have"
+    )
 
 
 class Variable:
@@ -116,7 +124,9 @@ class Variable:
         return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
 
     def __bool__(self) -> bool:
-        raise TypeError("a branch on the value of an entry, where each has its own; use where(condition, a, b)")
+        raise TypeError(
+            "a branch on the value of an entry, where each has its own; use where(condition, a, b)"
+        )
 
 
 def _operator(name: str, mirrored: bool) -> Any:
@@ -131,14 +141,19 @@ for _python, _array in OPERATORS.items():
 
 
 def write(text: str, *operands: Any, kind: str = "", out: None = None) -> Variable:
-    """A new variable: `text` with the operands in its braces. It is a number where all of them are, if its kind is not given."""
+    """A new variable: `text` with the operands in its braces.
+
+    It is a number where all of them are, if its kind is not given.
+    """
     variables = [a for a in operands if isinstance(a, Variable)]
     kinds, statements = {v.kind for v in variables}, variables[0].statements
     common = kinds.pop() if len(kinds) == 1 else "T"
     if common == "bool" and kind != "bool":
         common = "T"
     new = Variable(statements, kind or common, f"t{len(statements)}")
-    statements.append(f"const {new.kind} {new.name} = {text.format(*(text_of(common, a) for a in operands))}")
+    statements.append(
+        f"const {new.kind} {new.name} = {text.format(*(text_of(common, a) for a in operands))}"
+    )
     return new
 
 
@@ -151,13 +166,15 @@ def text_of(kind: str, a: Any) -> str:
     return f"{kind}({float(a)!r})"
 
 
-# ------------------------------------------------------------------------------- functions that are more than a text
+# -------------------------------------------------- functions that are more than a text
 
 
 def where(condition: Any, a: Any, b: Any) -> Variable:
     """``condition ? a : b``."""
     kind = "double" if all(isinstance(x, Variable) and x.kind == "double" for x in (a, b)) else "T"
-    return write(f"{{}} ? {text_of(kind, a)} : {text_of(kind, b)}", _condition(condition), kind=kind)
+    return write(
+        f"{{}} ? {text_of(kind, a)} : {text_of(kind, b)}", _condition(condition), kind=kind
+    )
 
 
 def _condition(a: Variable) -> Variable:
@@ -173,18 +190,30 @@ def power(a: Any, b: Any) -> Variable:
 
 def clip(a: Any, low: Any, high: Any, out: None = None) -> Variable:
     """``min(max(a, low), high)``."""
-    larger = write(VALUES["maximum"], a, low) if isinstance(a, Variable) or isinstance(low, Variable) else max(a, low)
+    larger = (
+        write(VALUES["maximum"], a, low)
+        if isinstance(a, Variable) or isinstance(low, Variable)
+        else max(a, low)
+    )
     return write(VALUES["minimum"], larger, high)
 
 
 def logaddexp(a: Any, b: Any, out: None = None) -> Variable:
     """``log(e^a + e^b)``, from the larger one; equal ones may be infinite."""
-    return where(write("{} == {}", a, b, kind="bool"), a + math.log(2.0), write("fmax({0}, {1}) + log1p(exp(-fabs({0} - {1})))", a, b))
+    return where(
+        write("{} == {}", a, b, kind="bool"),
+        a + math.log(2.0),
+        write("fmax({0}, {1}) + log1p(exp(-fabs({0} - {1})))", a, b),
+    )
 
 
 def astype(a: Variable, dtype: str, copy: bool = False) -> Variable:
     """A condition as 1 or 0."""
-    return write("{}", a, kind=dtype) if dtype == a.kind else write(f"{dtype}({a.name})", a, kind=dtype)
+    return (
+        write("{}", a, kind=dtype)
+        if dtype == a.kind
+        else write(f"{dtype}({a.name})", a, kind=dtype)
+    )
 
 
 def zeros_like(a: Any) -> float:

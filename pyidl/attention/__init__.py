@@ -1,4 +1,7 @@
-"""Attention whose queries, keys and values hear its own output: maps, cell, head, condition, certificate."""
+"""Attention whose queries, keys and values hear its own output.
+
+Maps, cell, head, condition, certificate.
+"""
 
 from pyidl.attention.certify import AttentionCertificate, certify_attention
 from pyidl.attention.head import ImplicitAttentionHead

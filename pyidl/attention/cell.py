@@ -1,8 +1,12 @@
-r"""The cell of the implicit attention head: ``X = att(X R + Z)``, with ``[K Q V] = X R + Z`` and Z what the input contributes.
+r"""The cell of the implicit attention head.
 
-The state X has the shape (m, H, T, h), one row for each token; R is (H, h, 3h), one block for each head, or (H, H h, 3h) where every head
-hears the outputs of all heads. Write P(L) = [gK gQ gV], (m, H, T, 3h), for the transposed derivative of att at X, applied to L.
-Along a direction, ``dO = D att [dO R + X dR + dZ]``, and a loss with gradient g with respect to X changes by
+``X = att(X R + Z)``, with ``[K Q V] = X R + Z`` and Z what the input contributes.
+
+The state X has the shape (m, H, T, h), one row for each token; R is (H, h, 3h), one
+block for each head, or (H, H h, 3h) where every head hears the outputs of all heads.
+Write P(L) = [gK gQ gV], (m, H, T, 3h), for the transposed derivative of att at X,
+applied to L. Along a direction, ``dO = D att [dO R + X dR + dZ]``, and a loss with
+gradient g with respect to X changes by
 
     <g, dO> = <L, D att [X dR + dZ]> = <P(L), X dR + dZ>,      where L = g + P(L) R^T     (the adjoint equation),
 
@@ -30,9 +34,12 @@ __all__ = ["AttentionCell", "AttentionProblem", "Past"]
 
 @dataclass(frozen=True)
 class Past:
-    """Features and values of tokens that are final: what a new token sees besides itself.
+    """Features and values of tokens that are final.
 
-    b is (m, H, t, f), U is (m, H, t, h); both grow by one token at a time, as new arrays.
+    What a new token sees besides itself.
+
+    b is (m, H, t, f), U is (m, H, t, h); both grow by one token at a time, as new
+    arrays.
     """
 
     b: Array
@@ -51,7 +58,8 @@ class AttentionCell(Cell):
     Parameters
     ----------
     R : array, shape (H, h, 3h) or (H, H h, 3h)
-        Feedback into [K Q V] of each head, from its own outputs or from those of all heads.
+        Feedback into [K Q V] of each head, from its own outputs or from those of all
+        heads.
     attention : Attention
         The map att.
     mask : Mask
@@ -82,9 +90,16 @@ class AttentionCell(Cell):
         return self.attention.at(*parts(self.feed(X) + Z), self.mask)
 
     def heard(self, X: Any) -> Any:
-        """The outputs that a head hears: (m, H, T, h), or (m, 1, T, H h) for those of all heads side by side."""
+        """The outputs that a head hears.
+
+        (m, H, T, h), or (m, 1, T, H h) for those of all heads side by side.
+        """
         xp, (m, H, T, h) = namespace(X), X.shape
-        return X if self.R.shape[1] == h else xp.reshape(xp.permute_dims(X, (0, 2, 1, 3)), (m, 1, T, H * h))
+        return (
+            X
+            if self.R.shape[1] == h
+            else xp.reshape(xp.permute_dims(X, (0, 2, 1, 3)), (m, 1, T, H * h))
+        )
 
     def feed(self, X: Any) -> Any:
         """``X R``, (m, H, T, 3h)."""
@@ -96,7 +111,9 @@ class AttentionCell(Cell):
         heard = P @ xp.matrix_transpose(self.R)
         if self.R.shape[1] == width // 3:
             return heard
-        return xp.permute_dims(xp.reshape(xp.sum(heard, axis=1), (m, T, H, width // 3)), (0, 2, 1, 3))
+        return xp.permute_dims(
+            xp.reshape(xp.sum(heard, axis=1), (m, T, H, width // 3)), (0, 2, 1, 3)
+        )
 
 
 class AttentionProblem(Problem):
@@ -131,7 +148,10 @@ class AttentionProblem(Problem):
 
 
 class AttentionAdjoint(Problem):
-    """``L = g + P(L) R^T``; the weights of the solution are formed once, for all steps."""
+    """``L = g + P(L) R^T``.
+
+    The weights of the solution are formed once, for all steps.
+    """
 
     def __init__(self, cell: AttentionCell, at: Attended, g: Array, reference: np.ndarray) -> None:
         super().__init__(g, reference)
@@ -148,7 +168,12 @@ class AttentionAdjoint(Problem):
     def take(self, rows: np.ndarray) -> AttentionAdjoint:
         """The same equation for some of the samples."""
         assert self.reference is not None
-        return AttentionAdjoint(_of_rows(self.cell, rows), self.at.take(rows), take_rows(self.xp, self.g, rows), self.reference[rows])
+        return AttentionAdjoint(
+            _of_rows(self.cell, rows),
+            self.at.take(rows),
+            take_rows(self.xp, self.g, rows),
+            self.reference[rows],
+        )
 
 
 def parts(N: Any) -> tuple[Any, Any, Any]:

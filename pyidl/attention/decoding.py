@@ -1,10 +1,12 @@
 """One token at a time through a causal attention head: the tokens before it are final.
 
-With a causal mask, ``X_i = att_i(X_1, ..., X_i)``: the fixed point of a prefix is the prefix of the fixed point. So a new token solves
+With a causal mask, ``X_i = att_i(X_1, ..., X_i)``: the fixed point of a prefix is the
+prefix of the fixed point. So a new token solves
 
     o = att(K, q, V),    K = [K_past; k],  V = [V_past; v],    [k q v] = o R + u S,
 
-an equation of H h numbers, and leaves its own key and value behind. What is kept of a token are the features of its key, and its value.
+an equation of H h numbers, and leaves its own key and value behind. What is kept of a
+token are the features of its key, and its value.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ __all__ = ["Cache", "advance", "begin"]
 
 @dataclass(frozen=True, repr=False)
 class Cache:
-    """What a head remembers of m sequences; never changed, a step returns a longer one."""
+    """What a head remembers of m sequences.
+
+    Never changed, a step returns a longer one.
+    """
 
     past: Past
 
@@ -45,9 +50,24 @@ def begin(cell: AttentionCell, m: int) -> Cache:
 
 
 def advance(
-    cell: AttentionCell, Z: Any, cache: Cache, solver: Solver, on_fail: OnFail, certificate: Callable[[], Certificate]
+    cell: AttentionCell,
+    Z: Any,
+    cache: Cache,
+    solver: Solver,
+    on_fail: OnFail,
+    certificate: Callable[[], Certificate],
 ) -> tuple[Any, Cache]:
-    """``(o, cache)``: the output of one more token, (m, H, 1, h), of which Z, (m, H, 1, 3h), is ``u S``."""
-    solution = settle(solver(AttentionProblem(cell, Z, cache.past)), on_fail, adjoint=False, certificate=certificate)
+    """``(o, cache)``.
+
+    The output of one more token, (m, H, 1, h), of which Z, (m, H, 1, 3h), is ``u S``.
+    """
+    solution = settle(
+        solver(AttentionProblem(cell, Z, cache.past)),
+        on_fail,
+        adjoint=False,
+        certificate=certificate,
+    )
     K, _, V = parts(cell.feed(solution.value) + Z)
-    return solution.value, Cache(Past(*cache.past.with_token(cell.attention.keys(K), cell.attention.values(V))))
+    return solution.value, Cache(
+        Past(*cache.past.with_token(cell.attention.keys(K), cell.attention.values(V)))
+    )

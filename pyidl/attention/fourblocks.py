@@ -1,19 +1,21 @@
 r"""The four-block form of an implicit attention head, and the reduced one, which is what pyidl solves.
 
-In the literature the state of a head is X = [K Q V O], a token a row, and with A (4h, 4h) and B (e, 4h)
+In the literature the state of a head is X = [K Q V O], a token a row, and with A (4h,
+4h) and B (e, 4h)
 
     X = post(X A + U B),     post([k q v .]) = [k q v att(k, q, v)].
 
-**Proposition.** Write N for the blocks K, Q, V together: A_NN is the leading (3h, 3h) block of A, A_ON the first 3h columns of its last
-h rows, B_N the first 3h columns of B. If ``I - A_NN`` is invertible, X is a fixed point if and only if
+**Proposition.** Write N for the blocks K, Q, V together: A_NN is the leading (3h, 3h)
+block of A, A_ON the first 3h columns of its last h rows, B_N the first 3h columns of B.
+If ``I - A_NN`` is invertible, X is a fixed point if and only if
 
     O = att(O R + U S),     N = O R + U S,     E = (I - A_NN)^{-1},  R = A_ON E,  S = B_N E.
 
 *Proof.* The first three blocks say ``N = N A_NN + O A_ON + U B_N``; solve for N. ∎
 
-So A_NN changes nothing that R and S could not (no bound of it is needed), and the last h columns of A and B have no effect. For the
-gradients, ``dE = E dA_NN E`` gives
-``dR = dA_ON E + R dA_NN E`` and ``dS = dB_N E + S dA_NN E``, hence
+So A_NN changes nothing that R and S could not (no bound of it is needed), and the last
+h columns of A and B have no effect. For the gradients, ``dE = E dA_NN E`` gives ``dR =
+dA_ON E + R dA_NN E`` and ``dS = dB_N E + S dA_NN E``, hence
 
     G_A_ON = G_R E^T,     G_B_N = G_S E^T,     G_A_NN = (R^T G_R + S^T G_S) E^T.
 
@@ -45,7 +47,8 @@ def from_four_blocks(A: Array, B: Array) -> dict[str, Array]:
     Returns
     -------
     dict
-        R (H, h, 3h) and S (H, e, 3h), for an `ImplicitAttentionHead` without `coupled` and `rank`.
+        R (H, h, 3h) and S (H, e, 3h), for an `ImplicitAttentionHead` without `coupled`
+        and `rank`.
 
     Raises
     ------
@@ -89,7 +92,9 @@ def pull_four_blocks(A: Array, B: Array, grads: Mapping[str, Array]) -> Grads:
 
 
 def to_four_blocks(params: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Return ``(A, B)`` with A_NN = 0: a four-block head with the same outputs as R (or ``L M``) and S.
+    """Return ``(A, B)`` with A_NN = 0.
+
+    A four-block head with the same outputs as R (or ``L M``) and S.
 
     Raises
     ------
@@ -100,21 +105,38 @@ def to_four_blocks(params: Mapping[str, Array]) -> tuple[Array, Array]:
     xp, (H, _, width) = namespace(S), S.shape
     R, h = params["R"] if "R" in params else params["L"] @ params["M"], width // 3
     if R.shape[1] != h:
-        raise InputError(f"R has shape {R.shape}, so each head hears {R.shape[1]} outputs; the four-block form needs {h}, coupled=False")
+        raise InputError(
+            f"R has shape {R.shape}, so each head hears {R.shape[1]} outputs; the four-block form needs {h}, coupled=False"
+        )
     A = xp.concat([xp.zeros((H, width, width), dtype=S.dtype), R], axis=1)
-    return tuple(xp.concat([a, xp.zeros((*a.shape[:2], h), dtype=S.dtype)], axis=-1) for a in (A, S))
+    return tuple(
+        xp.concat([a, xp.zeros((*a.shape[:2], h), dtype=S.dtype)], axis=-1) for a in (A, S)
+    )
 
 
 def _inverse(A: Any, B: Any) -> Any:
     """``(I - A_NN)^{-1}`` of every head."""
-    if A.ndim != 3 or B.ndim != 3 or A.shape[1] != A.shape[2] or A.shape[2] % 4 or B.shape[0] != A.shape[0] or B.shape[2] != A.shape[2]:
-        raise InputError(f"A has shape {A.shape} and B {B.shape}; the four-block form has (H, 4h, 4h) and (H, e, 4h)")
+    if (
+        A.ndim != 3
+        or B.ndim != 3
+        or A.shape[1] != A.shape[2]
+        or A.shape[2] % 4
+        or B.shape[0] != A.shape[0]
+        or B.shape[2] != A.shape[2]
+    ):
+        raise InputError(
+            f"A has shape {A.shape} and B {B.shape}; the four-block form has (H, 4h, 4h) and (H, e, 4h)"
+        )
     xp, width = namespace(A, B), 3 * (A.shape[2] // 4)
     M = xp.eye(width, dtype=A.dtype) - A[:, :width, :width]
     try:
         E = xp.linalg.inv(M)
-    except np.linalg.LinAlgError:  # NumPy raises; CuPy says nothing, and leaves anything in the place of the inverse
+    except (
+        np.linalg.LinAlgError
+    ):  # NumPy raises; CuPy says nothing, and leaves anything in the place of the inverse
         E = xp.full_like(M, xp.nan)
     if not bool(xp.max(xp.abs(M @ E - xp.eye(width, dtype=A.dtype))) < 0.5):
-        raise InputError("I - A_NN is singular for some head, so that K, Q and V do not follow from the outputs; change A")
+        raise InputError(
+            "I - A_NN is singular for some head, so that K, Q and V do not follow from the outputs; change A"
+        )
     return E

@@ -1,11 +1,14 @@
-r"""The implicit attention head: attention whose queries, keys and values hear its own output.
+r"""The implicit attention head.
+
+Attention whose queries, keys and values hear its own output.
 
 With U the tokens of a sample, one a row, and att one of the maps of `pyidl.attention`,
 
     X = att(K, Q, V),    [K Q V] = X R + U S,    Y = X (heads side by side).
 
-R = 0 is attention as usual. A head in the four-block form, whose state holds K, Q, V and X, is this one with other parameters
-(`pyidl.attention.fourblocks`). Derivation of the gradients: `pyidl.attention.cell`; of the condition: `pyidl.attention.wellposed`.
+R = 0 is attention as usual. A head in the four-block form, whose state holds K, Q, V
+and X, is this one with other parameters (`pyidl.attention.fourblocks`). Derivation of
+the gradients: `pyidl.attention.cell`; of the condition: `pyidl.attention.wellposed`.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ class AttentionPullback(Pullback):
 
         G_R = X^T P,    G_S = U^T P,    G_U = P S^T    (and ``G_L = G_R M^T``, ``G_M = L^T G_R`` for ``R = L M``).
 
-    What it returns for the inputs mirrors them: dU, or ``(dU, None)`` where lengths were given.
+    What it returns for the inputs mirrors them: dU, or ``(dU, None)`` where lengths
+    were given.
     """
 
     U: Array
@@ -67,7 +71,10 @@ class AttentionPullback(Pullback):
         return (self.forward,)
 
     def weights(self) -> Any:
-        """The weights of the keys at the fixed point, (m, H, T, T): row i holds those that query i gives. Formed on demand."""
+        """The weights of the keys at the fixed point, (m, H, T, T).
+
+        Row i holds those that query i gives. Formed on demand.
+        """
         cell = self.equilibrium.cell
         assert isinstance(cell, AttentionCell)
         return cell.at(self.forward.value, self.equilibrium.u).mean.weights()
@@ -80,7 +87,9 @@ class AttentionPullback(Pullback):
         if "L" in p:
             G = grads.pop("R")
             grads |= {"L": G @ xp.matrix_transpose(p["M"]), "M": xp.matrix_transpose(p["L"]) @ G}
-        rows = xp.reshape(xp.permute_dims(P, (0, 2, 1, 3)), (-1, H * width))  # a token a row, heads side by side
+        rows = xp.reshape(
+            xp.permute_dims(P, (0, 2, 1, 3)), (-1, H * width)
+        )  # a token a row, heads side by side
         G_S = xp.reshape(xp.reshape(self.U, (-1, e)).T @ rows, (e, H, width))
         grads["S"] = xp.permute_dims(G_S, (1, 0, 2))
         return (xp.reshape(rows @ _flat(p["S"]).T, self.U.shape) if inputs else None), grads
@@ -91,11 +100,15 @@ class AttentionPullback(Pullback):
 
 @dataclass(eq=False, repr=False)
 class ImplicitAttentionHead(Layer):
-    """``X = att(K, Q, V)`` with ``[K Q V] = X R + U S``: attention at its fixed point; inputs (m, T, e), outputs (m, T, H h).
+    """``X = att(K, Q, V)`` with ``[K Q V] = X R + U S``: attention at its fixed point.
 
-    With e = `embed_dim`, h = `head_dim`, H = `num_heads`, the parameters are R (H, h, 3h) and S (H, e, 3h); the columns of each head
-    stand in the order k, q, v. With `coupled`, each head hears the outputs of all of them, side by side, and R is (H, H h, 3h). With
-    `rank` r, ``R = L M`` is given by L (H, h, r), or (H, H h, r), and M (H, r, 3h).
+    Inputs (m, T, e), outputs (m, T, H h).
+
+    With e = `embed_dim`, h = `head_dim`, H = `num_heads`, the parameters are R (H, h,
+    3h) and S (H, e, 3h); the columns of each head stand in the order k, q, v. With
+    `coupled`, each head hears the outputs of all of them, side by side, and R is (H, H
+    h, 3h). With `rank` r, ``R = L M`` is given by L (H, h, r), or (H, H h, r), and M
+    (H, r, 3h).
 
     Parameters
     ----------
@@ -104,15 +117,18 @@ class ImplicitAttentionHead(Layer):
     num_heads : int
         H.
     attention : Attention
-        `KernelAttention`, `BoundedSoftmax` or `Softmax`. The first two can be certified for every input.
+        `KernelAttention`, `BoundedSoftmax` or `Softmax`. The first two can be certified
+        for every input.
     causal : bool
         Whether a token sees only itself and those before it.
     block_size : int, optional
-        The largest number of tokens; longer inputs are refused. `KernelAttention` needs it, as its bound grows with their number.
+        The largest number of tokens; longer inputs are refused. `KernelAttention` needs
+        it, as its bound grows with their number.
     coupled : bool
         Whether a head hears all heads, or itself.
     constraint : AttentionBall or Unconstrained
-        The set in which the fixed point is certain. `project` maps into it; the forward pass uses the parameters as they are.
+        The set in which the fixed point is certain. `project` maps into it; the forward
+        pass uses the parameters as they are.
     rank : int, optional
         r.
     forward, adjoint : Solver, optional
@@ -125,7 +141,8 @@ class ImplicitAttentionHead(Layer):
     Raises
     ------
     InputError
-        If an argument is out of range, or `block_size` is missing where the constraint needs it.
+        If an argument is out of range, or `block_size` is missing where the constraint
+        needs it.
 
     Examples
     --------
@@ -157,12 +174,21 @@ class ImplicitAttentionHead(Layer):
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
         generator = backend.as_generator(rng)
-        drawn = {"S": generator.normal(0.0, self.embed_dim**-0.5, (self.num_heads, self.embed_dim, 3 * self.head_dim))}
+        drawn = {
+            "S": generator.normal(
+                0.0, self.embed_dim**-0.5, (self.num_heads, self.embed_dim, 3 * self.head_dim)
+            )
+        }
         rows, r = self._heard, self.rank
         if r is None:
-            drawn["R"] = generator.normal(0.0, 0.5 / rows, (self.num_heads, rows, 3 * self.head_dim))
+            drawn["R"] = generator.normal(
+                0.0, 0.5 / rows, (self.num_heads, rows, 3 * self.head_dim)
+            )
         else:  # the entries of L M then have about that variance
-            for key, shape in (("L", (self.num_heads, rows, r)), ("M", (self.num_heads, r, 3 * self.head_dim))):
+            for key, shape in (
+                ("L", (self.num_heads, rows, r)),
+                ("M", (self.num_heads, r, 3 * self.head_dim)),
+            ):
                 drawn[key] = generator.normal(0.0, (0.25 / (r * rows**2)) ** 0.25, shape)
         self.params = self.project({key: a.astype(self.dtype) for key, a in drawn.items()})
 
@@ -173,12 +199,24 @@ class ImplicitAttentionHead(Layer):
             if getattr(self, name) is not None:
                 setattr(self, name, check_width(name, getattr(self, name)))
         self.dtype = check_dtype(self.dtype)
-        expect("attention", self.attention, Attention, "use KernelAttention(), BoundedSoftmax() or Softmax()")
-        expect("constraint", self.constraint, (AttentionBall, Unconstrained), "use AttentionBall(...), or Unconstrained()")
+        expect(
+            "attention",
+            self.attention,
+            Attention,
+            "use KernelAttention(), BoundedSoftmax() or Softmax()",
+        )
+        expect(
+            "constraint",
+            self.constraint,
+            (AttentionBall, Unconstrained),
+            "use AttentionBall(...), or Unconstrained()",
+        )
         expect_flags(self, "causal", "coupled")
         check_solvers(self.forward, self.adjoint)
         if self.rank is not None and self.rank > self._heard:
-            raise InputError(f"rank is {self.rank}, but R has only {self._heard} rows; use rank=None for a full R")
+            raise InputError(
+                f"rank is {self.rank}, but R has only {self._heard} rows; use rank=None for a full R"
+            )
         if isinstance(self.constraint, AttentionBall):
             self.constraint.radii(self.head_dim, self.attention, self.block_size)
 
@@ -189,7 +227,9 @@ class ImplicitAttentionHead(Layer):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         H, rows, width, r = self.num_heads, self._heard, 3 * self.head_dim, self.rank
-        R: dict[str, tuple[int, ...]] = {"R": (H, rows, width)} if r is None else {"L": (H, rows, r), "M": (H, r, width)}
+        R: dict[str, tuple[int, ...]] = (
+            {"R": (H, rows, width)} if r is None else {"L": (H, rows, r), "M": (H, r, width)}
+        )
         return {**R, "S": (H, self.embed_dim, width)}
 
     def _widths(self) -> tuple[int, int]:
@@ -203,14 +243,16 @@ class ImplicitAttentionHead(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.embed_dim or U.size == 0:
             hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
-            raise InputError(f"U has shape {U.shape}; ImplicitAttentionHead takes tokens, (m, T, {self.embed_dim}) with m, T >= 1{hint}")
+            raise InputError(
+                f"U has shape {U.shape}; ImplicitAttentionHead takes tokens, (m, T, {self.embed_dim}) with m, T >= 1{hint}"
+            )
         if self.block_size is not None and U.shape[1] > self.block_size:
             raise InputError(
                 f"U has {U.shape[1]} tokens, block_size is {self.block_size}; shorten it, or take head.replace(block_size={U.shape[1]}), "
                 "look at its certificate(), and project its parameters"
             )
 
-    # ------------------------------------------------------------------------------------------------- calling it
+    # ----------------------------------------------------------------------- calling it
 
     def __call__(
         self, U: Any, lengths: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
@@ -222,14 +264,28 @@ class ImplicitAttentionHead(Layer):
         Parameters
         ----------
         lengths : array of integers, shape (m,), or of booleans, shape (m, T), optional
-            How many tokens each sample of U, (m, T, e), has, at least 1; or which. The others neither see nor are seen, and their outputs
-            are 0. The pullback then returns ``(dU, None)``.
+            How many tokens each sample of U, (m, T, e), has, at least 1; or which. The
+            others neither see nor are seen, and their outputs are 0. The pullback then
+            returns ``(dU, None)``.
         """
         U = backend.own(self._admit(U), U)
-        Y, pull = self._forward(U, Call(on_fail=on_fail, line=None if lengths is None else Timeline.read(lengths, *U.shape[:2])))
+        Y, pull = self._forward(
+            U,
+            Call(
+                on_fail=on_fail,
+                line=None if lengths is None else Timeline.read(lengths, *U.shape[:2]),
+            ),
+        )
         return Y, replace(pull, lengths=lengths is not None)
 
-    def predict(self, U: Any, lengths: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
+    def predict(
+        self,
+        U: Any,
+        lengths: Any = None,
+        *,
+        batch_size: int | None = None,
+        on_fail: OnFail = "raise",
+    ) -> Any:
         """Return Y alone, in batches of at most `batch_size` samples where memory matters."""
         U = self._admit(U)
         line = None if lengths is None else Timeline.read(lengths, *U.shape[:2])
@@ -258,18 +314,23 @@ class ImplicitAttentionHead(Layer):
         U, lengths, on_fail
             As in a call of the head.
         x0 : array, shape (m, H, T, h), optional
-            Where the iteration starts; it changes the answer by no more than the tolerance.
+            Where the iteration starts; it changes the answer by no more than the
+            tolerance.
         trace : bool
             Whether to keep the residual of every step, in `Solution.trace`.
         """
         expect("trace", trace, bool, "use True or False")
         U = self._admit(U)
-        cell = self._cell(self._mask(None if lengths is None else Timeline.read(lengths, *U.shape[:2])))
+        cell = self._cell(
+            self._mask(None if lengths is None else Timeline.read(lengths, *U.shape[:2]))
+        )
         problem = cell.bind(self._inject(U))
         if x0 is not None:
             x0 = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
             if x0.shape != problem.like.shape:
-                raise InputError(f"x0 has shape {x0.shape}; the states of these inputs have {problem.like.shape}")
+                raise InputError(
+                    f"x0 has shape {x0.shape}; the states of these inputs have {problem.like.shape}"
+                )
         solution = (self.forward or DEFAULT_FORWARD)(problem, x0, trace=trace)
         return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
 
@@ -284,10 +345,13 @@ class ImplicitAttentionHead(Layer):
     def _inject(self, U: Any) -> Any:
         """``U S``, (m, H, T, 3h): one product for all heads."""
         xp, (m, T, e) = namespace(U), U.shape
-        Z = xp.reshape(xp.reshape(U, (m * T, e)) @ _flat(self.params["S"]), (m, T, self.num_heads, 3 * self.head_dim))
+        Z = xp.reshape(
+            xp.reshape(U, (m * T, e)) @ _flat(self.params["S"]),
+            (m, T, self.num_heads, 3 * self.head_dim),
+        )
         return xp.asarray(xp.permute_dims(Z, (0, 2, 1, 3)), copy=True)
 
-    # ------------------------------------------------------------------------------------------------- one token at a time
+    # -------------------------------------------------------------- one token at a time
 
     def start(self, m: int) -> Cache:
         """The cache of m sequences without a token, for `step`.
@@ -295,7 +359,8 @@ class ImplicitAttentionHead(Layer):
         Raises
         ------
         InputError
-            If the head is not causal: then a new token changes what was computed for those before it.
+            If the head is not causal: then a new token changes what was computed for
+            those before it.
         """
         if not self.causal:
             raise InputError(
@@ -304,10 +369,13 @@ class ImplicitAttentionHead(Layer):
         return begin(self._cell(Mask()), check_width("m", m))
 
     def step(self, u: Any, cache: Cache, *, on_fail: OnFail = "raise") -> tuple[Any, Cache]:
-        """Return ``(y, cache)`` after one more token: its output, (m, H h), and what later tokens see.
+        """Return ``(y, cache)`` after one more token.
 
-        Tokens before it are final, so that one fixed point of H h numbers is solved; its cost is linear in their number. The cache that is
-        given stays as it was: two continuations may start from it.
+        Its output, (m, H h), and what later tokens see.
+
+        Tokens before it are final, so that one fixed point of H h numbers is solved;
+        its cost is linear in their number. The cache that is given stays as it was: two
+        continuations may start from it.
 
         Parameters
         ----------
@@ -332,14 +400,20 @@ class ImplicitAttentionHead(Layer):
         u = backend.as_real(u, name="u", xp=self.xp, dtype=self.dtype)
         m = cache.past.b.shape[0]
         if u.shape != (m, self.embed_dim):
-            raise InputError(f"u has shape {u.shape}; a step takes one token of each of {m} sequences, {(m, self.embed_dim)}")
+            raise InputError(
+                f"u has shape {u.shape}; a step takes one token of each of {m} sequences, {(m, self.embed_dim)}"
+            )
         if self.block_size is not None and cache.length >= self.block_size:
-            raise InputError(f"the cache holds {cache.length} tokens, which is block_size; start again from the last ones")
+            raise InputError(
+                f"the cache holds {cache.length} tokens, which is block_size; start again from the last ones"
+            )
         cell, Z = self._cell(Mask()), self._inject(u[:, None, :])
-        X, cache = advance(cell, Z, cache, self.forward or DEFAULT_FORWARD, on_fail, self.certificate)
+        X, cache = advance(
+            cell, Z, cache, self.forward or DEFAULT_FORWARD, on_fail, self.certificate
+        )
         return namespace(X).reshape(X, (m, -1)), cache
 
-    # ------------------------------------------------------------------------------------------------- what is proven
+    # ------------------------------------------------------------------- what is proven
 
     def project(self, params: Params) -> dict[str, Array]:
         """Return parameters inside `constraint`: the nearest ones for a full R."""
@@ -349,7 +423,9 @@ class ImplicitAttentionHead(Layer):
 
     def certificate(self, explain: bool = False) -> Certificate:
         """What is proven about the fixed point for the present parameters, for every input of at most `block_size` tokens."""
-        return attention_certificate(self.params, self.attention, self.block_size, self.causal, explain)
+        return attention_certificate(
+            self.params, self.attention, self.block_size, self.causal, explain
+        )
 
     def with_tol(self, tol: Tol) -> ImplicitAttentionHead:
         """Return the same head at this tolerance, or at a pair (forward, adjoint)."""

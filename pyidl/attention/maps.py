@@ -1,6 +1,9 @@
-r"""Attention maps ``out = att(K, Q, V)``: three of them, which differ in features, values, and the weight c of a null key.
+r"""Attention maps ``out = att(K, Q, V)``.
 
-Tokens are rows, of samples (m) and heads (H): K, Q, V have the shape (m, H, T, h). With ``phi(s) = s / sqrt(1 + s^2)``,
+Three of them, which differ in features, values, and the weight c of a null key.
+
+Tokens are rows, of samples (m) and heads (H): K, Q, V have the shape (m, H, T, h). With
+``phi(s) = s / sqrt(1 + s^2)``,
 
     out_i = sum_j w_ij u(v_j),     w_ij = E_ij / (c + sum_l E_il),     E_ij = exp Z_ij where query i may see key j, else 0,
 
@@ -14,8 +17,9 @@ In all three Z is an inner product of features of a row, ``Z_ij = <a(q_i), b(k_j
     bounded softmax  a(x) = b(x) = sqrt(tau) phi(x)
     softmax          a(x) = b(x) = sqrt(tau) x
 
-So their derivatives are those of `pyidl.attention.weighted_mean`, and of a and u row by row: for a cotangent of the output,
-(gA, gB, gU) go to ``gQ = a'(q)^T gA``, ``gK = b'(k)^T gB``, ``gV = u'(v) gU``.
+So their derivatives are those of `pyidl.attention.weighted_mean`, and of a and u row by
+row: for a cotangent of the output, (gA, gB, gU) go to ``gQ = a'(q)^T gA``, ``gK =
+b'(k)^T gB``, ``gV = u'(v) gU``.
 """
 
 from __future__ import annotations
@@ -31,7 +35,16 @@ from pyidl.attention.weighted_mean import Average, Averaged, Mask, row_sums, som
 from pyidl.errors import InputError, is_real, is_whole
 from pyidl.typing import Array
 
-__all__ = ["Attended", "Attention", "BoundedSoftmax", "KernelAttention", "Mask", "Softmax", "phi", "phi_slope"]
+__all__ = [
+    "Attended",
+    "Attention",
+    "BoundedSoftmax",
+    "KernelAttention",
+    "Mask",
+    "Softmax",
+    "phi",
+    "phi_slope",
+]
 
 
 FAR = 1e9
@@ -96,7 +109,10 @@ class Attention(ABC):
         return self.mirrored(self.features(K))
 
     def __call__(self, K: Array, Q: Array, V: Array, mask: Mask = Mask()) -> Any:  # noqa: B008 (frozen)
-        """``att(K, Q, V)``, (m, H, T, h); there may be fewer queries than keys where nothing is masked."""
+        """``att(K, Q, V)``, (m, H, T, h).
+
+        There may be fewer queries than keys where nothing is masked.
+        """
         return self.average(Q.shape[-1], mask)(self.features(Q), self.keys(K), self.values(V))
 
     def at(self, K: Array, Q: Array, V: Array, mask: Mask = Mask()) -> Attended:  # noqa: B008 (frozen)
@@ -109,17 +125,19 @@ class Attention(ABC):
 class KernelAttention(Attention):
     """``w_ij = e_ij / (c + sum_l e_il)``, ``e_ij = exp(-g |q_i - k_j|^2)``, and values phi(v).
 
-    Lipschitz without any bound of q and k, so that feedback can be certified from the parameters. A query that sees no key, or none
-    that is near, has the output 0.
+    Lipschitz without any bound of q and k, so that feedback can be certified from the
+    parameters. A query that sees no key, or none that is near, has the output 0.
 
     Parameters
     ----------
     bandwidth : float, optional
-        g. Default ``1 / h``: for entries of unit variance ``|q - k|^2`` is about 2 h, and with g = 1 all weights vanish from h = 16 on.
+        g. Default ``1 / h``: for entries of unit variance ``|q - k|^2`` is about 2 h,
+        and with g = 1 all weights vanish from h = 16 on.
     c : float
         The weight of the null key, positive. With c = 0 the map would not be Lipschitz.
     tile : int, optional
-        Keys visited at a time; as many as memory allows if left out. It changes the answer by roundings.
+        Keys visited at a time; as many as memory allows if left out. It changes the
+        answer by roundings.
 
     Raises
     ------
@@ -187,17 +205,21 @@ class _InnerProduct(Attention):
 
 @dataclass(frozen=True)
 class Softmax(_InnerProduct):
-    """``w_i = softmax of tau <q_i, k_j>`` over the keys that i sees, and values v: the usual attention.
+    """``w_i = softmax of tau <q_i, k_j>`` over the keys that i sees, and values v.
 
-    Not Lipschitz: feedback through q or k cannot be certified from the parameters (`pyidl.certify_attention` certifies inputs). A mask
-    that leaves a query without keys is refused.
+    The usual attention.
+
+    Not Lipschitz: feedback through q or k cannot be certified from the parameters
+    (`pyidl.certify_attention` certifies inputs). A mask that leaves a query without
+    keys is refused.
 
     Parameters
     ----------
     tau : float, optional
         Default ``1 / sqrt(h)``.
     tile : int, optional
-        Keys visited at a time; as many as memory allows if left out. It changes the answer by roundings.
+        Keys visited at a time; as many as memory allows if left out. It changes the
+        answer by roundings.
 
     Raises
     ------
@@ -235,15 +257,18 @@ class Softmax(_InnerProduct):
 class BoundedSoftmax(_InnerProduct):
     """``w_i = softmax of tau <phi(q_i), phi(k_j)>`` over the keys that i sees, and values phi(v).
 
-    Exponents lie between ``-tau h`` and ``tau h``: the map is Lipschitz, with a constant that does not depend on the number of keys. A
-    mask that leaves a query without keys is refused.
+    Exponents lie between ``-tau h`` and ``tau h``: the map is Lipschitz, with a
+    constant that does not depend on the number of keys. A mask that leaves a query
+    without keys is refused.
 
     Parameters
     ----------
     tau : float, optional
-        Default ``1 / sqrt(h)``. A larger tau lets attention be sharper, and leaves less room for feedback.
+        Default ``1 / sqrt(h)``. A larger tau lets attention be sharper, and leaves less
+        room for feedback.
     tile : int, optional
-        Keys visited at a time; as many as memory allows if left out. It changes the answer by roundings.
+        Keys visited at a time; as many as memory allows if left out. It changes the
+        answer by roundings.
 
     Raises
     ------
@@ -319,6 +344,9 @@ def _check(attention: Attention, *names: str) -> None:
         number = is_whole(value) if name == "tile" else is_real(value)
         if not (number and 0 < value < math.inf) and (value is not None or name == "c"):
             kind = "a positive integer" if name == "tile" else "a positive number"
-            raise InputError(f"{name} is {value!r}; it must be {kind}" + ("" if name == "c" else ", or None for the default"))
+            raise InputError(
+                f"{name} is {value!r}; it must be {kind}"
+                + ("" if name == "c" else ", or None for the default")
+            )
         if value is not None:
             object.__setattr__(attention, name, int(value) if name == "tile" else float(value))

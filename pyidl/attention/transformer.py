@@ -2,10 +2,12 @@
 
     z = x + Dropout(W_o head(LayerNorm(x))),        y = z + Dropout(W_2 relu(W_1 LayerNorm(z) + b_1) + b_2),
 
-with the normalisation inside the branches, so that an input has an open way through any number of blocks.
+with the normalisation inside the branches, so that an input has an open way through any
+number of blocks.
 
-Sources: Vaswani et al., "Attention is all you need", 2017; for the place of the normalisation Xiong et al., "On layer normalization in
-the transformer architecture", ICML 2020.
+Sources: Vaswani et al., "Attention is all you need", 2017; for the place of the
+normalisation Xiong et al., "On layer normalization in the transformer architecture",
+ICML 2020.
 """
 
 from __future__ import annotations
@@ -48,15 +50,16 @@ def ImplicitTransformerBlock(
 ) -> Sequential:
     """``z = x + W_o head(n(x))``, ``y = z + W_2 relu(W_1 n(z) + b_1) + b_2``, n two layer norms: (m, T, embed_dim) to the same shape.
 
-    What is returned is a plain `Sequential` of two `Residual`: it is saved, certified and projected as such, and its parts can be taken
-    out and exchanged.
+    What is returned is a plain `Sequential` of two `Residual`: it is saved, certified
+    and projected as such, and its parts can be taken out and exchanged.
 
     Parameters
     ----------
     embed_dim, num_heads : int
         Width of a token, and number of heads.
     head_dim : int, optional
-        Width of a head; ``embed_dim / num_heads`` if left out, which must then be an integer.
+        Width of a head; ``embed_dim / num_heads`` if left out, which must then be an
+        integer.
     mlp_dim : int, optional
         Length of b_1; ``4 embed_dim`` if left out.
     dropout : float
@@ -83,7 +86,9 @@ def ImplicitTransformerBlock(
     """
     embed_dim, num_heads = check_width("embed_dim", embed_dim), check_width("num_heads", num_heads)
     if head_dim is None and embed_dim % num_heads:
-        raise InputError(f"embed_dim = {embed_dim} is no multiple of num_heads = {num_heads}; choose head_dim")
+        raise InputError(
+            f"embed_dim = {embed_dim} is no multiple of num_heads = {num_heads}; choose head_dim"
+        )
     head_dim = embed_dim // num_heads if head_dim is None else check_width("head_dim", head_dim)
     mlp_dim = 4 * embed_dim if mlp_dim is None else check_width("mlp_dim", mlp_dim)
     generator = backend.as_generator(rng)

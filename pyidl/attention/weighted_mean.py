@@ -1,24 +1,31 @@
-r"""Means whose weights are exponentials of inner products, with their derivatives; keys may be visited in tiles.
+r"""Means whose weights are exponentials of inner products, with their derivatives.
 
-Rows of A are features of queries, rows of B of keys, rows of U are values, of samples (m) and heads (H): shapes (m, H, T, f), (m, H, n, f),
-(m, H, n, h). With c >= 0 the weight of a *null key*, whose value is 0,
+Keys may be visited in tiles.
+
+Rows of A are features of queries, rows of B of keys, rows of U are values, of samples
+(m) and heads (H): shapes (m, H, T, f), (m, H, n, f), (m, H, n, h). With c >= 0 the
+weight of a *null key*, whose value is 0,
 
     Z = A B^T,   E_ij = exp Z_ij where query i may see key j, else 0,   s_i = 1 / (c + sum_l E_il),   out_i = s_i sum_j E_ij u_j.
 
-*Derivatives.* With weights ``w_ij = s_i E_ij`` and ``dE = E * dZ``, ``dw_ij = w_ij (dZ_ij - sum_l w_il dZ_il)``. Hence, in rows,
+*Derivatives.* With weights ``w_ij = s_i E_ij`` and ``dE = E * dZ``, ``dw_ij = w_ij
+(dZ_ij - sum_l w_il dZ_il)``. Hence, in rows,
 
     dOut = (W * dZ) U - rowsum(W * dZ) * Out + W dU,      dZ = dA B^T + A dB^T,
 
-and for a cotangent G of Out, ``<G, dOut> = <M, dZ> + <W^T G, dU>`` with ``M = W * (G U^T - rowsum(G * Out))``:
+and for a cotangent G of Out, ``<G, dOut> = <M, dZ> + <W^T G, dU>`` with ``M = W * (G
+U^T - rowsum(G * Out))``:
 
     gU = W^T G,     gA = M B,     gB = M^T A.
 
-The mask enters through E alone and the null key through c alone. W is never formed: it is E with s * G in the place of G. Sums over
-keys come with the products, from a column of ones in U. Out and its derivatives do not change if a constant is added to a row of Z and
-c = 0; so, where exponents may be large, the largest of each row is subtracted.
+The mask enters through E alone and the null key through c alone. W is never formed: it
+is E with s * G in the place of G. Sums over keys come with the products, from a column
+of ones in U. Out and its derivatives do not change if a constant is added to a row of Z
+and c = 0; so, where exponents may be large, the largest of each row is subtracted.
 
-*Tiles.* ``E [U, 1]`` is a running sum over tiles of keys. When the largest exponent of a row grows, what was summed before is scaled
-(Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018). The derivatives form the tiles of E again.
+*Tiles.* ``E [U, 1]`` is a running sum over tiles of keys. When the largest exponent of
+a row grows, what was summed before is scaled (Milakov, Gimelshein, "Online normalizer
+calculation for softmax", 2018). The derivatives form the tiles of E again.
 """
 
 from __future__ import annotations
@@ -38,18 +45,29 @@ from pyidl.typing import Array, Namespace
 __all__ = ["Average", "Averaged", "Mask", "row_sums", "some"]
 
 KEPT = 2**25
-"""Largest number of weights that are held at a time; above it, keys are visited in tiles."""
+"""Largest number of weights that are held at a time.
+
+Above it, keys are visited in tiles.
+"""
 CACHED = 2**18
 """On NumPy, weights that are formed at a time, so that they are still in the cache when they are used."""
 CAUSAL = 64
-"""On NumPy, keys of a tile under a causal mask, from four of them on: the weights of queries before a tile, nearly half, are not formed."""
+"""On NumPy, keys of a tile under a causal mask, from four of them on.
+
+The weights of queries before a tile, nearly half, are not formed.
+"""
 SAFE = 40.0
-"""Exponents of at most this size need no shift: their exponentials, and sums of them, are normal numbers in float32."""
+"""Exponents of at most this size need no shift.
+
+Their exponentials, and sums of them, are normal numbers in float32.
+"""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may see: all of them, less those that one of the following excludes.
+    """Which keys a query may see.
+
+    All of them, less those that one of the following excludes.
 
     Parameters
     ----------
@@ -69,8 +87,12 @@ class Mask:
         expect_flags(self, "causal")
         for name in ("tokens", "pairs"):
             table = getattr(self, name)
-            if not (table is None or (is_array(table) and namespace(table).isdtype(table.dtype, "bool"))):
-                raise InputError(f"{name} is {type(table).__name__} {getattr(table, 'dtype', '')}; an array of booleans is needed, or None")
+            if not (
+                table is None or (is_array(table) and namespace(table).isdtype(table.dtype, "bool"))
+            ):
+                raise InputError(
+                    f"{name} is {type(table).__name__} {getattr(table, 'dtype', '')}; an array of booleans is needed, or None"
+                )
 
     def first(self, keys: slice) -> int:
         """The first query that may see one of these keys."""
@@ -92,7 +114,10 @@ class Mask:
 
     @property
     def keyed(self) -> bool:
-        """Whether every query, from `first` on, sees a key in every tile: without a mask, or with a causal one alone, the first."""
+        """Whether every query, from `first` on, sees a key in every tile.
+
+        Without a mask, or with a causal one alone, the first.
+        """
         return self.tokens is None and self.pairs is None
 
     def take(self, rows: Any) -> Mask:
@@ -100,7 +125,10 @@ class Mask:
         return self if self.tokens is None else replace(self, tokens=some(self.tokens, rows))
 
     def check(self) -> None:
-        """Refuse a table that leaves a query without keys; causal masks and padding alone leave none."""
+        """Refuse a table that leaves a query without keys.
+
+        Causal masks and padding alone leave none.
+        """
         if self.pairs is None:
             return
         xp, (T, n) = namespace(self.pairs), self.pairs.shape
@@ -108,19 +136,24 @@ class Mask:
         if self.tokens is not None:
             keyed = keyed | ~self.tokens[:, None, :]
         if not bool(xp.all(keyed)):
-            raise InputError("a query sees no key, and a softmax over no keys has no value; let it see itself, or use KernelAttention")
+            raise InputError(
+                "a query sees no key, and a softmax over no keys has no value; let it see itself, or use KernelAttention"
+            )
 
 
 @dataclass(frozen=True)
 class Average:
-    """The map ``(A, B, U) -> out``; a query that sees no key has the output 0, and hands no gradient on.
+    """The map ``(A, B, U) -> out``.
+
+    A query that sees no key has the output 0, and hands no gradient on.
 
     Parameters
     ----------
     null : float
         c.
     largest : float
-        A bound of all exponents; inf for none. A bound of 0 is enforced against rounding.
+        A bound of all exponents; inf for none. A bound of 0 is enforced against
+        rounding.
     mask : Mask
         Which keys a query may see.
     tile : int, optional
@@ -185,7 +218,12 @@ class Average:
             E = self._exponentials(xp, Z, seen, None if shift is None else grown)
             total[rows] += E @ U[..., keys, :]
         s = _inverse(total[..., h:], self.null)
-        return total[..., :h] * s, s, shift, E if keep and E is not None and E.shape[-2:] == (T, b.shape[2]) else None
+        return (
+            total[..., :h] * s,
+            s,
+            shift,
+            E if keep and E is not None and E.shape[-2:] == (T, b.shape[2]) else None,
+        )
 
     def _exponentials(self, xp: Namespace, Z: Any, seen: Any, shift: Any) -> Any:
         """``exp(Z - shift)`` where seen, else 0; Z is overwritten."""
@@ -194,7 +232,9 @@ class Average:
         if self.largest <= 0:
             Z = xp.minimum(Z, 0.0, out=Z) if writes_in_place(xp) else xp.minimum(Z, 0.0)
         E = xp.exp(Z, out=Z) if writes_in_place(xp) else xp.exp(Z)
-        if seen is not None and (shift is None or not self.mask.keyed):  # else exp has made a hidden key's weight 0 already
+        if seen is not None and (
+            shift is None or not self.mask.keyed
+        ):  # else exp has made a hidden key's weight 0 already
             E *= astype(xp, seen, E.dtype)
         return E
 
@@ -211,8 +251,8 @@ def _inverse(total: Any, null: Any) -> Any:
 class Averaged:
     """An `Average` at a point: its value `out` and its two derivatives.
 
-    What they need is formed once, for as many of them as are asked; with several tiles, E is formed again for each of them. U holds a
-    column of ones here.
+    What they need is formed once, for as many of them as are asked; with several tiles,
+    E is formed again for each of them. U holds a column of ones here.
     """
 
     average: Average
@@ -244,7 +284,11 @@ class Averaged:
         return self.s * (total[..., :h] - total[..., h:] * self.out)
 
     def vjp(self, G: Any) -> tuple[Any, Any, Any]:
-        """``(gA, gB, gU)``: ``M = W * (G U^T - rowsum(G * Out))``, ``gA = M B``, ``gB = M^T A``, ``gU = W^T G``."""
+        """``(gA, gB, gU)``.
+
+        ``M = W * (G U^T - rowsum(G * Out))``, ``gA = M B``, ``gB = M^T A``, ``gU = W^T
+        G``.
+        """
         xp, m = namespace(self.a), self.a.shape[0]
         size = max(1, CACHED * m // (self.a[..., 0].size * self.average._tile(self.a, self.b)))
         ga, gb, gU = xp.zeros_like(self.a), xp.zeros_like(self.b), xp.zeros_like(self.U[..., 1:])
@@ -281,7 +325,10 @@ class Averaged:
             yield 0, slice(0, self.b.shape[2]), self.E
             return
         for first, keys in self.average.tiles(self.a, self.b):
-            Z, seen = self.a[..., first:, :] @ xp.matrix_transpose(self.b[..., keys, :]), self.average.mask.seen(xp, T, keys)
+            Z, seen = (
+                self.a[..., first:, :] @ xp.matrix_transpose(self.b[..., keys, :]),
+                self.average.mask.seen(xp, T, keys),
+            )
             shift = None if self.shift is None else self.shift[..., first:, :]
             if shift is not None and seen is not None:
                 Z = xp.where(seen, Z, lowest(xp, Z.dtype))
@@ -289,13 +336,19 @@ class Averaged:
 
 
 def row_sums(x: Any) -> Any:
-    """Sums over the last axis, (..., 1): one product, as NumPy's sums of short rows are several times slower."""
+    """Sums over the last axis, (..., 1).
+
+    One product, as NumPy's sums of short rows are several times slower.
+    """
     xp, n = namespace(x), x.shape[-1]
     return xp.reshape(xp.reshape(x, (-1, n)) @ xp.ones((n, 1), dtype=x.dtype), (*x.shape[:-1], 1))
 
 
 def lowest(xp: Namespace, dtype: Any) -> float:
-    """The exponent of a hidden key: differences from it are numbers, and their exponentials are 0."""
+    """The exponent of a hidden key.
+
+    Differences from it are numbers, and their exponentials are 0.
+    """
     return -0.25 * float(xp.finfo(dtype).max)
 
 

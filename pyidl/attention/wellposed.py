@@ -1,38 +1,48 @@
-r"""When ``X = att(X R + Z)`` has exactly one solution, whatever Z: a bound of how much one step can expand, from R alone.
+r"""When ``X = att(X R + Z)`` has exactly one solution, whatever Z.
 
-States are measured by their largest entry, over tokens, heads and coordinates. For o -> o M on row vectors with ``|o|_inf <= 1``,
+A bound of how much one step can expand, from R alone.
+
+States are measured by their largest entry, over tokens, heads and coordinates. For o ->
+o M on row vectors with ``|o|_inf <= 1``,
 
     col_b(M) = sum_a |M_ab| >= |(o M)_b|,     col(M) = max_b col_b(M),
     nu(M) = min{ |(col_1, ..., col_h)|_2,  sqrt(rows) |M|_2,  sum_a |M_a.|_2 } >= |o M|_2.
 
-**Lemma 1.** Let ``p_j >= 0, s = sum p_j <= 1, |u_j| <= 1, o = sum p_j u_j, |t_j| <= beta (1 - u_j^2)``. Then, for any d_j,
-``|sum p_j d_j (u_j - o) + sum p_j t_j| <= N(sqrt(s sum p_j d_j^2), s beta)``, where
+**Lemma 1.** Let ``p_j >= 0, s = sum p_j <= 1, |u_j| <= 1, o = sum p_j u_j, |t_j| <=
+beta (1 - u_j^2)``. Then, for any d_j, ``|sum p_j d_j (u_j - o) + sum p_j t_j| <=
+N(sqrt(s sum p_j d_j^2), s beta)``, where
 
     N(a, b) = max over x in [0, 1] of a x + b (1 - x^2) = a if a >= 2b, otherwise b + a^2 / (4b).
 
-*Proof.* ``sum p (u - o)^2 = sum p u^2 - (2 - s) o^2 <= sum p u^2 = s x^2`` with x in [0, 1]. Cauchy and Schwarz bound the first sum by
-``sqrt(sum p d^2) sqrt(s) x``; the second is at most ``beta (s - s x^2)``. ∎
+*Proof.* ``sum p (u - o)^2 = sum p u^2 - (2 - s) o^2 <= sum p u^2 = s x^2`` with x in
+[0, 1]. Cauchy and Schwarz bound the first sum by ``sqrt(sum p d^2) sqrt(s) x``; the
+second is at most ``beta (s - s x^2)``. ∎
 
-**Lemma 2.** For ``p_j = e^(-y_j) / (c + sum_l e^(-y_l))``, y in R_+^n: ``s sum p_j y_j <= mu(c/n)^2``, with
+**Lemma 2.** For ``p_j = e^(-y_j) / (c + sum_l e^(-y_l))``, y in R_+^n: ``s sum p_j y_j
+<= mu(c/n)^2``, with
 
     mu(t) = max_(y >= 0) sqrt(y) / (1 + t e^y) = (2y - 1) / (2 sqrt(y)) at y = 1/2 + W_0(1 / (2 t sqrt(e))),   W_0 Lambert's function,
 
 and ``sum p_j y_j <= W_0(n / (e c))``.
 
-*Proof.* With ``S = sum e^(-y_j)``, concavity gives ``sum p_j y_j <= S log(n/S) / (c + S)``. Put y = log(n/S). ∎
+*Proof.* With ``S = sum e^(-y_j)``, concavity gives ``sum p_j y_j <= S log(n/S) / (c +
+S)``. Put y = log(n/S). ∎
 
-The derivative of the map is ``sum_j w_ij dZ_ij (u_j - out_i) + sum_j w_ij du_j`` and ``phi' = (1 - phi^2)^(3/2) <= 1 - phi^2``, so Lemma 1
-applies with d = dZ, t = du, for changes of the state by at most 1:
+The derivative of the map is ``sum_j w_ij dZ_ij (u_j - out_i) + sum_j w_ij du_j`` and
+``phi' = (1 - phi^2)^(3/2) <= 1 - phi^2``, so Lemma 1 applies with d = dZ, t = du, for
+changes of the state by at most 1:
 
     kernel            |dZ_ij| <= 2 sqrt(g) sqrt(y_j) |dq_i - dk_j|_2, y_j = g |q_i - k_j|^2     a = 2 sqrt(g) mu(c/n) (nu(R_q) + nu(R_k))
                                                                                                 b = n/(n + c) col(R_v)
     bounded softmax   |d(q^ k^)| <= max(|dq|, |dk|), hence |dZ| <= D                            a = D, b = col(R_v)
                       D = tau min{ sum_b max(col_b(R_q), col_b(R_k)), sqrt(h (nu(R_q)^2 + nu(R_k)^2)) }
 
-**Theorem.** If ``kappa = N(a, b) < 1``, there is exactly one solution for every Z, and Picard contracts by kappa in the largest entry; the
-adjoint equation contracts by kappa in the sum of absolute entries. n is the largest number of keys that a query sees.
+**Theorem.** If ``kappa = N(a, b) < 1``, there is exactly one solution for every Z, and
+Picard contracts by kappa in the largest entry; the adjoint equation contracts by kappa
+in the sum of absolute entries. n is the largest number of keys that a query sees.
 
-A softmax whose q and k are not bounded has no such constant: see `pyidl.certify_attention`.
+A softmax whose q and k are not bounded has no such constant: see
+`pyidl.certify_attention`.
 """
 
 from __future__ import annotations
@@ -73,16 +83,22 @@ def mu(t: float) -> float:
 
 
 def own_key(c: float) -> float:
-    """``max sqrt(y E S) / (c + S)`` over y >= 0 and ``S >= E = e^(-y)``: what Lemma 2 is for the own key alone.
+    """``max sqrt(y E S) / (c + S)`` over y >= 0 and ``S >= E = e^(-y)``.
 
-    ``S / (c + S)^2`` is largest at S = c, where it is 1 / (4c), or at S = E if that is above c.
+    What Lemma 2 is for the own key alone.
+
+    ``S / (c + S)^2`` is largest at S = c, where it is 1 / (4c), or at S = E if that is
+    above c.
     """
     y = max(1.0, math.log(1.0 / c))
     return max(mu(c), math.sqrt(y * math.exp(-y) / (4.0 * c)) * UP)
 
 
 def combined(a: float, b: float) -> float:
-    """``N(a, b) = max over x in [0, 1] of a x + b (1 - x^2)``; between max(a, b) and a + b."""
+    """``N(a, b) = max over x in [0, 1] of a x + b (1 - x^2)``.
+
+    Between max(a, b) and a + b.
+    """
     return a if a >= 2.0 * b else b + a * a / (4.0 * b)
 
 
@@ -112,7 +128,13 @@ class Feedback:
         for M, E in zip(R, error, strict=True):
             columns = np.sum(np.abs(M) + E, axis=0) * (1.0 + (len(M) + 2) * EPS)
             found.append(
-                cls(columns[:h], columns[h : 2 * h], columns[2 * h :], _nu(M[:, :h], E[:, :h]), _nu(M[:, h : 2 * h], E[:, h : 2 * h]))
+                cls(
+                    columns[:h],
+                    columns[h : 2 * h],
+                    columns[2 * h :],
+                    _nu(M[:, :h], E[:, :h]),
+                    _nu(M[:, h : 2 * h], E[:, h : 2 * h]),
+                )
             )
         return found
 
@@ -123,9 +145,14 @@ class Feedback:
             if keys is None:
                 return math.inf, b
             g, c = attention.scale(h), attention.c
-            return 2.0 * math.sqrt(g) * mu(c / keys) * (self.nu_q + self.nu_k), keys / (keys + c) * b * UP
+            return 2.0 * math.sqrt(g) * mu(c / keys) * (self.nu_q + self.nu_k), keys / (
+                keys + c
+            ) * b * UP
         if isinstance(attention, BoundedSoftmax):
-            D = min(float(np.sum(np.maximum(self.q, self.k))), math.sqrt(h * (self.nu_q**2 + self.nu_k**2)))
+            D = min(
+                float(np.sum(np.maximum(self.q, self.k))),
+                math.sqrt(h * (self.nu_q**2 + self.nu_k**2)),
+            )
             return attention.scale(h) * D * (1.0 + (h + 4) * EPS), b
         return (math.inf if self.nu_q + self.nu_k > 0 else 0.0), b
 
@@ -153,39 +180,61 @@ def _nu(M: np.ndarray, E: np.ndarray) -> float:
     return min(forms) * (1.0 + 4 * (M.size + 4) * EPS)
 
 
-def attention_certificate(params: Params, attention: Attention, keys: int | None, causal: bool, explain: bool = False) -> Certificate:
+def attention_certificate(
+    params: Params, attention: Attention, keys: int | None, causal: bool, explain: bool = False
+) -> Certificate:
     """What is proven for the feedback R, or ``R = L M``, of a head that sees at most `keys` keys, for every input."""
     expect("explain", explain, bool, "use True or False")
     heads = Feedback.of(params)
     factors = [head.factor(attention, keys) for head in heads]
     i = int(np.argmax(factors))
     a, b = heads[i].gains(attention, keys)
-    kappa, words = factors[i], f"head {i} is the largest: N({a:.4g}, {b:.4g}) by what feeds back through q and k, and through v"
+    kappa, words = (
+        factors[i],
+        f"head {i} is the largest: N({a:.4g}, {b:.4g}) by what feeds back through q and k, and through v",
+    )
     if kappa < 1:
-        found = Certificate(True, kappa, Norm(), "Picard", f"{words}, with {type(attention).__name__}")
+        found = Certificate(
+            True, kappa, Norm(), "Picard", f"{words}, with {type(attention).__name__}"
+        )
     elif math.isinf(a) and isinstance(attention, Softmax):
         found = unproven(
             "a softmax of unbounded q and k has no Lipschitz constant, so nothing follows from the parameters alone; "
             "certify_attention(head, U) examines inputs, BoundedSoftmax and KernelAttention can be certified"
         )
     elif math.isinf(a):
-        found = unproven("the bound grows with the number of keys, which is not bounded; give the head a block_size")
+        found = unproven(
+            "the bound grows with the number of keys, which is not bounded; give the head a block_size"
+        )
     else:
-        found = unproven(f"{words}, which is {kappa:.4g} and not below 1; head.params = head.project(head.params) brings it below")
-    others = [_token_by_token(heads, attention, keys, max(factors))] if causal and isinstance(attention, KernelAttention) and keys else []
+        found = unproven(
+            f"{words}, which is {kappa:.4g} and not below 1; head.params = head.project(head.params) brings it below"
+        )
+    others = (
+        [_token_by_token(heads, attention, keys, max(factors))]
+        if causal and isinstance(attention, KernelAttention) and keys
+        else []
+    )
     better = next((other for other in others if other.proven and not found.proven), None)
     if better is not None:
         found, others = better, [found]
     return replace(found, others=tuple(others)) if explain else found
 
 
-def _token_by_token(heads: list[Feedback], attention: KernelAttention, keys: int | None, kappa: float) -> Certificate:
-    r"""For a causal mask: uniqueness already if a token's own motion is damped, while the tokens before it stand still.
+def _token_by_token(
+    heads: list[Feedback], attention: KernelAttention, keys: int | None, kappa: float
+) -> Certificate:
+    r"""For a causal mask.
 
-    Own motion moves q in all terms but k and v in one, so that in Lemma 1 ``s p_i y_i``, for the own key, takes the place of the sum: it
-    is ``y E S / (c + S)^2`` with E = e^(-y) <= S, at most the square of `own_key`. So token i alone contracts by some f, uniformly; all
-    of them move token i by at most kappa. In the norm ``max_i |X_i| / w^i`` with ``w = 2 kappa / (1 - f)`` a step contracts by
-    ``(1 + f) / 2``, and that norm differs from the largest entry by a factor of at most ``w^(n - 1)``.
+    Uniqueness already if a token's own motion is damped, while the tokens before it
+    stand still.
+
+    Own motion moves q in all terms but k and v in one, so that in Lemma 1 ``s p_i
+    y_i``, for the own key, takes the place of the sum: it is ``y E S / (c + S)^2`` with
+    E = e^(-y) <= S, at most the square of `own_key`. So token i alone contracts by some
+    f, uniformly; all of them move token i by at most kappa. In the norm ``max_i |X_i| /
+    w^i`` with ``w = 2 kappa / (1 - f)`` a step contracts by ``(1 + f) / 2``, and that
+    norm differs from the largest entry by a factor of at most ``w^(n - 1)``.
     """
     n = int(keys or 1)
     c, own, f = attention.c, own_key(attention.c), 0.0
@@ -194,36 +243,44 @@ def _token_by_token(heads: list[Feedback], attention: KernelAttention, keys: int
         a = 2.0 * math.sqrt(g) * (mu(c / n) * head.nu_q + own * head.nu_k)
         f = max(f, combined(a, n / (n + c) * float(head.v.max())) * UP)
     if not f < 1:
-        return unproven(f"with the tokens before it at rest, a token expands by {f:.4g}, which is not below 1")
+        return unproven(
+            f"with the tokens before it at rest, a token expands by {f:.4g}, which is not below 1"
+        )
     logarithm = (n - 1) * math.log(max(2.0 * kappa / (1.0 - f), 1.0))
     K = math.exp(logarithm) * (1.0 + (logarithm + 4) * 8 * EPS) if logarithm < 600 else math.inf
     reason = f"token by token: with the tokens before it at rest, a token contracts by {f:.4g}"
     if math.isinf(K):
         return Certificate(True, 1.0, Norm(), "Picard", reason, margin=0.0)
-    return Certificate(True, 0.5 * (1.0 + f) * UP, Norm(), "Picard", reason, margin=0.5 * (1.0 - f) / K, constant=K)
+    return Certificate(
+        True, 0.5 * (1.0 + f) * UP, Norm(), "Picard", reason, margin=0.5 * (1.0 - f) / K, constant=K
+    )
 
 
 @dataclass(frozen=True)
 class AttentionBall:
     """The set in which every column of R_k, R_q and R_v is small enough for ``N(a, b) <= kappa``.
 
-    The budget is divided: ``b <= theta kappa`` for what feeds back through the values, ``a <= 2 kappa sqrt(theta (1 - theta))`` for
-    what feeds back through keys and queries; then ``b + a^2 / (4b) <= theta kappa + (1 - theta) kappa``. Since
-    ``nu <= sqrt(h) max_b col_b``, that holds if the absolute sums of the columns are at most
+    The budget is divided: ``b <= theta kappa`` for what feeds back through the values,
+    ``a <= 2 kappa sqrt(theta (1 - theta))`` for what feeds back through keys and
+    queries; then ``b + a^2 / (4b) <= theta kappa + (1 - theta) kappa``. Since ``nu <=
+    sqrt(h) max_b col_b``, that holds if the absolute sums of the columns are at most
 
         R_v      theta kappa (n + c) / n                                   theta kappa
         R_q, R_k 2 kappa sqrt(theta (1 - theta)) / (4 sqrt(g h) mu(c/n))   2 kappa sqrt(theta (1 - theta)) / (tau h)
                  with `KernelAttention`                                    with `BoundedSoftmax`
 
-    `project` is the exact Euclidean projection onto that product of l1 balls. A product L M of factors is scaled, both alike, until
-    ``N(a, b) <= kappa``. With `Softmax`, only R_v is bounded (by theta kappa, so that solutions exist), and nothing is certified.
+    `project` is the exact Euclidean projection onto that product of l1 balls. A product
+    L M of factors is scaled, both alike, until ``N(a, b) <= kappa``. With `Softmax`,
+    only R_v is bounded (by theta kappa, so that solutions exist), and nothing is
+    certified.
 
     Parameters
     ----------
     kappa : float
         Radius, between 0 and 1.
     theta : float
-        The share of the values, from 1/2 (which gives keys and queries all they can have) to 1.
+        The share of the values, from 1/2 (which gives keys and queries all they can
+        have) to 1.
 
     Raises
     ------
@@ -249,10 +306,15 @@ class AttentionBall:
 
     def radii(self, h: int, attention: Attention, keys: int | None) -> np.ndarray:
         """The radius of every column of [R_k R_q R_v], (3h,); inf for none."""
-        value, pair = self.theta * self.kappa, 2.0 * self.kappa * math.sqrt(self.theta * (1.0 - self.theta))
+        value, pair = (
+            self.theta * self.kappa,
+            2.0 * self.kappa * math.sqrt(self.theta * (1.0 - self.theta)),
+        )
         if isinstance(attention, KernelAttention):
             if keys is None:
-                raise InputError("the bound of KernelAttention grows with the number of keys; give the head a block_size")
+                raise InputError(
+                    "the bound of KernelAttention grows with the number of keys; give the head a block_size"
+                )
             value *= (keys + attention.c) / keys
             pair /= 4.0 * math.sqrt(attention.scale(h) * h) * mu(attention.c / keys)
         elif isinstance(attention, BoundedSoftmax):
@@ -277,7 +339,10 @@ class AttentionBall:
         return {**params, "R": xp.concat([R[..., :kept], inside], axis=-1)}
 
     def contains(self, params: Params, attention: Attention, keys: int | None) -> bool:
-        """Whether every column is within its radius; for factors, whether ``N(a, b) <= kappa``."""
+        """Whether every column is within its radius.
+
+        For factors, whether ``N(a, b) <= kappa``.
+        """
         if "R" not in params:
             return bool(self._size(params, attention, keys) <= self.kappa)
         columns = np.abs(to_numpy(params["R"]).astype(np.float64)).sum(axis=1)
@@ -291,7 +356,10 @@ class AttentionBall:
         return max(head.factor(attention, keys) for head in heads)
 
     def _shrink(self, params: Params, attention: Attention, keys: int | None) -> dict[str, Array]:
-        """Both factors scaled alike, so that their product lies on the boundary: kappa is homogeneous."""
+        """Both factors scaled alike, so that their product lies on the boundary.
+
+        Kappa is homogeneous.
+        """
         if isinstance(attention, KernelAttention):
             self.radii(1, attention, keys)
         size = self._size(params, attention, keys)

@@ -1,4 +1,7 @@
-"""Statements about models: certificates at given solutions, and an equivalent model whose row sums certify it."""
+"""Statements about models.
+
+Certificates at given solutions, and an equivalent model whose row sums certify it.
+"""
 
 from pyidl.certify.local import LocalCertificate, certify_solution
 from pyidl.certify.rescaling import rescale

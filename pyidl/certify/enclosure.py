@@ -1,22 +1,29 @@
-r"""Proofs that a box contains exactly one solution: Newton's map with slopes instead of derivatives, and rounded-up sums.
+r"""Proofs that a box contains exactly one solution.
 
-Let ``F(x) = x - phi(A x + z)``, and let p be any point, such as a solver returns. On the box
-``|x - p| <= delta`` (entry by entry) the pre-activations lie in ``A p + z +- |A| delta``, so that the slopes of phi between
-any two of them lie in known intervals, ``|s_i - D_i| <= Delta_i``. For two points of the box
+Newton's map with slopes instead of derivatives, and rounded-up sums.
+
+Let ``F(x) = x - phi(A x + z)``, and let p be any point, such as a solver returns. On
+the box ``|x - p| <= delta`` (entry by entry) the pre-activations lie in ``A p + z +-
+|A| delta``, so that the slopes of phi between any two of them lie in known intervals,
+``|s_i - D_i| <= Delta_i``. For two points of the box
 
     F(x) - F(x') = (I - S A)(x - x'),    S = diag(s),
 
-and with any matrix M (an approximate inverse of I - D A) the map ``N(x) = x - M F(x)`` has
+and with any matrix M (an approximate inverse of I - D A) the map ``N(x) = x - M F(x)``
+has
 
     |N(x) - N(x')| <= Q |x - x'|,    Q = |I - M (I - D A)| + |M| Delta |A|.
 
-*Theorem.* If ``|M F(p)| + Q e < e`` for some e with 0 < e <= delta, then the box delta contains exactly one solution, and it
-lies within e of p. *Proof.* ``|N(x) - p| <= |M F(p)| + Q |x - p|``, so N maps the box e into itself. Since Q e < e, it contracts
-in the norm ``max_i |x_i| / e_i`` on the box delta; so do the matrices I - M (I - S A), whence M is nonsingular, and the fixed
-points of N are the solutions. Banach's theorem gives one in the box e; the contraction allows no second in the box delta.
+*Theorem.* If ``|M F(p)| + Q e < e`` for some e with 0 < e <= delta, then the box delta
+contains exactly one solution, and it lies within e of p. *Proof.* ``|N(x) - p| <= |M
+F(p)| + Q |x - p|``, so N maps the box e into itself. Since Q e < e, it contracts in the
+norm ``max_i |x_i| / e_i`` on the box delta; so do the matrices I - M (I - S A), whence
+M is nonsingular, and the fixed points of N are the solutions. Banach's theorem gives
+one in the box e; the contraction allows no second in the box delta.
 
-Source: Krawczyk's operator and the Newton-Kantorovich theorem, with slopes in place of derivatives, so that phi may have kinks;
-S. M. Rump, "Verification methods: rigorous results using floating-point arithmetic", Acta Numerica 19, 2010.
+Source: Krawczyk's operator and the Newton-Kantorovich theorem, with slopes in place of
+derivatives, so that phi may have kinks; S. M. Rump, "Verification methods: rigorous
+results using floating-point arithmetic", Acta Numerica 19, 2010.
 """
 
 from __future__ import annotations
@@ -42,7 +49,11 @@ WIDEST = 2.0**70  # how far the search for other solutions goes, in units of the
 def pieces(activation: Activation, start: int, stop: int) -> list[tuple[Activation, slice]]:
     """The componentwise activations and their columns."""
     if isinstance(activation, Blocks):
-        return [part for b in activation.blocks for part in pieces(b.activation, start + b.start, start + b.stop)]
+        return [
+            part
+            for b in activation.blocks
+            for part in pieces(b.activation, start + b.start, start + b.stop)
+        ]
     return [(activation, slice(start, stop))]
 
 
@@ -53,7 +64,10 @@ def up(a: np.ndarray, terms: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Linear:
-    """``|N(x) - N(x')| <= Q |x - x'|`` without Delta, which depends on the box: D, M and ``|I - M (I - D A)|``."""
+    """``|N(x) - N(x')| <= Q |x - x'|`` without Delta, which depends on the box.
+
+    D, M and ``|I - M (I - D A)|``.
+    """
 
     D: np.ndarray
     M: np.ndarray
@@ -63,7 +77,10 @@ class _Linear:
 
 @dataclass
 class Equation:
-    """``x = phi(A x + z)`` on the host. `spread` bounds the error of A where it is a product, `size` bounds ``|A|``."""
+    """``x = phi(A x + z)`` on the host.
+
+    `spread` bounds the error of A where it is a product, `size` bounds ``|A|``.
+    """
 
     A: np.ndarray
     size: np.ndarray
@@ -89,13 +106,20 @@ class Equation:
         """``y = A x + B u + b`` for every sample, and a bound of its error."""
         terms = self.A.shape[1] + self.B.shape[1] + 2
         y = x @ self.A.T + u @ self.B.T + self.b
-        blur = terms * EPS * (np.abs(x) @ self.size.T + np.abs(u) @ np.abs(self.B).T + np.abs(self.b))
+        blur = (
+            terms * EPS * (np.abs(x) @ self.size.T + np.abs(u) @ np.abs(self.B).T + np.abs(self.b))
+        )
         if self.spread is not None:
             blur += np.abs(x) @ self.spread.T
         return y, up(blur, 2 * terms)
 
-    def residual(self, x: np.ndarray, y: np.ndarray, blur: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``F(x) = x - phi(y)``, and a bound of its error: phi moves by at most L times that of y."""
+    def residual(
+        self, x: np.ndarray, y: np.ndarray, blur: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``F(x) = x - phi(y)``, and a bound of its error.
+
+        phi moves by at most L times that of y.
+        """
         image, lipschitz = np.empty_like(y), np.empty_like(y)
         for activation, columns in self.parts:
             image[columns], lipschitz[columns] = activation.phi(y[columns]), _lipschitz(activation)
@@ -105,8 +129,9 @@ class Equation:
     def slopes(self, y: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bounds of the slopes of phi between any two points of ``y +- reach``, and where a kink lies in between.
 
-        The interval is cut at the kinks; on each piece phi' differs from its value in the middle by at most half the length
-        times the curvature. A mean slope over several pieces is a mean of theirs.
+        The interval is cut at the kinks; on each piece phi' differs from its value in
+        the middle by at most half the length times the curvature. A mean slope over
+        several pieces is a mean of theirs.
         """
         low, high, kink = np.full_like(y, np.inf), np.full_like(y, -np.inf), np.zeros(y.shape, bool)
         for activation, c in self.parts:
@@ -114,17 +139,28 @@ class Equation:
             if activation.curvature is None:
                 low[..., c], high[..., c] = least, most
                 continue
-            # Widened by a few roundings: a piece that matters is then longer than those of its ends and of its middle.
-            wide = up(reach[..., c] + 8 * EPS * (np.abs(y[..., c]) + max(map(abs, activation.kinks), default=0.0)), 2)
+            # Widened by a few roundings: a piece that matters is then longer than those
+            # of its ends and of its middle.
+            wide = up(
+                reach[..., c]
+                + 8 * EPS * (np.abs(y[..., c]) + max(map(abs, activation.kinks), default=0.0)),
+                2,
+            )
             left, right = y[..., c] - wide, y[..., c] + wide
-            known = np.isfinite(right - left)  # otherwise the interval is too long for its middle to exist
+            known = np.isfinite(
+                right - left
+            )  # otherwise the interval is too long for its middle to exist
             cuts = [left, *(np.clip(k, left, right) for k in activation.kinks), right]
             for a, b in itertools.pairwise(cuts):
                 half = 0.5 * (b - a)
                 slope = activation.dphi(a + half)
                 off = up(activation.curvature * half, 2) + 64 * EPS * (1.0 + _lipschitz(activation))
-                low[..., c] = np.minimum(low[..., c], np.where(known, np.clip(slope - off, least, most), least))
-                high[..., c] = np.maximum(high[..., c], np.where(known, np.clip(slope + off, least, most), most))
+                low[..., c] = np.minimum(
+                    low[..., c], np.where(known, np.clip(slope - off, least, most), least)
+                )
+                high[..., c] = np.maximum(
+                    high[..., c], np.where(known, np.clip(slope + off, least, most), most)
+                )
             for k in activation.kinks:
                 kink[..., c] |= (left <= k) & (k <= right)
         return low, high, kink
@@ -135,7 +171,10 @@ class Equation:
         return 0.5 * low + 0.5 * high
 
     def linear(self, D: np.ndarray) -> _Linear | None:
-        """M and ``|I - M (I - D A)|`` for these slopes; None where the inverse does not exist. The last one is remembered."""
+        """M and ``|I - M (I - D A)|`` for these slopes.
+
+        None where the inverse does not exist. The last one is remembered.
+        """
         if self.last is None or not np.array_equal(self.last.D, D):
             eye = np.eye(len(D))
             K = eye - D[:, None] * self.A
@@ -149,8 +188,9 @@ class Equation:
     def grow(self, linear: _Linear, Delta: np.ndarray, w: np.ndarray) -> np.ndarray:
         """An upper bound of ``Q w`` for w >= 0.
 
-        The entries of I - D A as computed are off by at most 2 eps (I + |D| |A|) and, for factors, |D| times the error of A; those of its
-        product with M by gamma_n |M| (I + |D| |A|).
+        The entries of I - D A as computed are off by at most 2 eps (I + |D| |A|) and,
+        for factors, |D| times the error of A; those of its product with M by gamma_n
+        |M| (I + |D| |A|).
         """
         n = len(w)
         v, d = self.size @ w, np.abs(linear.D)
@@ -160,7 +200,10 @@ class Equation:
         return up(linear.rest @ w + linear.size @ inner, 3 * n + 16)
 
     def everywhere(self) -> bool:
-        """Whether N contracts for all slopes that phi may have anywhere: then no model input has two solutions."""
+        """Whether N contracts for all slopes that phi may have anywhere.
+
+        Then no model input has two solutions.
+        """
         low, high = (np.empty(len(self.A)) for _ in range(2))
         for activation, c in self.parts:
             low[c], high[c] = activation.slope_range or (-np.inf, np.inf)
@@ -200,15 +243,23 @@ class Search:
 
     def slopes(self, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Those between points of the box."""
-        return self.problem.slopes(self.y, up(self.problem.size @ delta + self.blur, len(delta) + 1))
+        return self.problem.slopes(
+            self.y, up(self.problem.size @ delta + self.blur, len(delta) + 1)
+        )
 
     def step(self, linear: _Linear) -> np.ndarray:
         """An upper bound of ``|M F(p)|``, positive in every entry."""
         n = len(self.F)
-        return up(np.abs(linear.M @ self.F) + linear.size @ (self.doubt + (n + 2) * EPS * np.abs(self.F)), n + 4)
+        return up(
+            np.abs(linear.M @ self.F) + linear.size @ (self.doubt + (n + 2) * EPS * np.abs(self.F)),
+            n + 4,
+        )
 
     def prove(self, everywhere: bool) -> tuple[bool, np.ndarray, float, int, str]:
-        """Widen the box until it holds what it proves: ``(proven, error, radius, at_kink, reason)``."""
+        """Widen the box until it holds what it proves.
+
+        ``(proven, error, radius, at_kink, reason)``.
+        """
         problem = self.problem
         size = float(np.max(np.abs(self.F)))
         delta, D, kinks, growth = np.zeros(len(self.F)), None, 0, np.inf
@@ -229,23 +280,45 @@ class Search:
             if e is None:
                 break
             if np.all(e <= delta):
-                error = up(g + problem.grow(linear, Delta, e), 2)  # N maps the box e into this one, which is not larger
+                error = up(
+                    g + problem.grow(linear, Delta, e), 2
+                )  # N maps the box e into this one, which is not larger
                 radius = np.inf if everywhere else self.widen(linear, delta)
-                return True, np.minimum(error, e), radius, kinks, f"exactly one solution within {error.max():.3g}, {others(radius)}"
+                return (
+                    True,
+                    np.minimum(error, e),
+                    radius,
+                    kinks,
+                    f"exactly one solution within {error.max():.3g}, {others(radius)}",
+                )
             delta = np.maximum(delta, 1.5 * e)
-        bent = f"it grows by {growth:.3g} on a box of {np.max(delta):.3g}" if growth < np.inf else "no box holds it"
-        return self.failure(f"the Newton map is not seen to contract near the point ({bent}); the residual is {size:.3g}")
+        bent = (
+            f"it grows by {growth:.3g} on a box of {np.max(delta):.3g}"
+            if growth < np.inf
+            else "no box holds it"
+        )
+        return self.failure(
+            f"the Newton map is not seen to contract near the point ({bent}); the residual is {size:.3g}"
+        )
 
     def failure(self, words: str) -> tuple[bool, np.ndarray, float, int, str]:
-        """Nothing is proven, and why. Kinks are counted within the reach of the residual."""
+        """Nothing is proven, and why.
+
+        Kinks are counted within the reach of the residual.
+        """
         kinks = int(self.slopes(np.abs(self.F) + self.doubt)[2].sum())
-        where = f", and {kinks} of {len(self.F)} units lie within its reach of a kink" if kinks else ""
+        where = (
+            f", and {kinks} of {len(self.F)} units lie within its reach of a kink" if kinks else ""
+        )
         return False, np.full(len(self.F), np.inf), 0.0, kinks, f"not certified: {words}{where}"
 
-    def bound(self, linear: _Linear, Delta: np.ndarray, g: np.ndarray) -> tuple[np.ndarray | None, float]:
+    def bound(
+        self, linear: _Linear, Delta: np.ndarray, g: np.ndarray
+    ) -> tuple[np.ndarray | None, float]:
         """An e with ``g + Q e <= e``, near the least, and how much Q makes of the last one tried.
 
-        ``e_k = g + Q g + ... + Q^k g`` rises to the least; 1.01 e_k is an answer as soon as ``Q^(k+1) g <= 0.01 g``, nearly.
+        ``e_k = g + Q g + ... + Q^k g`` rises to the least; 1.01 e_k is an answer as
+        soon as ``Q^(k+1) g <= 0.01 g``, nearly.
         """
         e, growth = g, np.inf
         for _ in range(SWEEPS):

@@ -1,4 +1,7 @@
-r"""What is proven at a given solution, also where nothing is proven for all inputs: the theorem of `pyidl.certify.enclosure`."""
+r"""What is proven at a given solution, also where nothing is proven for all inputs.
+
+The theorem of `pyidl.certify.enclosure`.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,13 @@ class LocalCertificate:
     error : numpy.ndarray, shape (m, n)
         Bound of ``|x* - p|``, entry by entry; ``inf`` where nothing is proven.
     radius : numpy.ndarray, shape (m,)
-        No other solution has all its entries within this distance of p. ``inf``: there is no other solution at all. It is what could
-        be proven; a solution need not lie beyond it. 0 where nothing is proven.
+        No other solution has all its entries within this distance of p. ``inf``: there
+        is no other solution at all. It is what could be proven; a solution need not lie
+        beyond it. 0 where nothing is proven.
     at_kink : numpy.ndarray of int, shape (m,)
-        Number of units whose pre-activation cannot be told apart from a kink of phi at this accuracy. There phi' is not determined, and
-        where several meet, solutions need not be isolated.
+        Number of units whose pre-activation cannot be told apart from a kink of phi at
+        this accuracy. There phi' is not determined, and where several meet, solutions
+        need not be isolated.
     reason : tuple of str
         One sentence a sample.
     """
@@ -65,8 +70,10 @@ class LocalCertificate:
 def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> LocalCertificate:
     """Prove, sample by sample, that there is exactly one solution near a given point, and how near.
 
-    Nothing needs to hold for all inputs or all states: the model may violate its constraint, or have none. A sample is certified
-    by the theorem at the head of `pyidl.certify.enclosure`, with M the inverse of ``I - D A`` and box and e found by iteration.
+    Nothing needs to hold for all inputs or all states: the model may violate its
+    constraint, or have none. A sample is certified by the theorem at the head of
+    `pyidl.certify.enclosure`, with M the inverse of ``I - D A`` and box and e found by
+    iteration.
 
     Parameters
     ----------
@@ -75,7 +82,8 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     U : array, shape (m, p)
         Inputs, as the model takes them.
     X : array, shape (m, n), optional
-        The points; the states that the model solves for if left out (whether or not that solve converged).
+        The points; the states that the model solves for if left out (whether or not
+        that solve converged).
 
     Returns
     -------
@@ -84,21 +92,28 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     Raises
     ------
     InputError
-        If the activation acts on vectors, such as a softmax, or an argument does not fit.
+        If the activation acts on vectors, such as a softmax, or an argument does not
+        fit.
 
     Notes
     -----
-    *What it does not say.* Unless `radius` is ``inf``, other solutions may exist farther away, and another start may lead to them. It
-    is a statement about these inputs, not about others nearby. `ImplicitModel.certificate` makes the global statements.
+    *What it does not say.* Unless `radius` is ``inf``, other solutions may exist
+    farther away, and another start may lead to them. It is a statement about these
+    inputs, not about others nearby. `ImplicitModel.certificate` makes the global
+    statements.
 
-    *Rounding.* Everything is evaluated in float64 on the host, whatever the dtype of the model, and all sums are rounded up by a priori
-    bounds: with ``gamma_k = k u / (1 - k u)``, a sum of k products, in any order, is off by at most gamma_k times the sum of absolute
-    products (Higham, "Accuracy and stability of numerical algorithms", 2nd ed., section 3.1). What is assumed is that
-    phi is evaluated in float64 to within ``16 eps (|y| + |phi(y)|)``, phi' to within ``64 eps (1 + L)``, and that what the activation says
-    of its slopes, kinks and curvature is true (`pyidl.testing.check_activation`).
+    *Rounding.* Everything is evaluated in float64 on the host, whatever the dtype of
+    the model, and all sums are rounded up by a priori bounds: with ``gamma_k = k u / (1
+    - k u)``, a sum of k products, in any order, is off by at most gamma_k times the sum
+    of absolute products (Higham, "Accuracy and stability of numerical algorithms", 2nd
+    ed., section 3.1). What is assumed is that phi is evaluated in float64 to within
+    ``16 eps (|y| + |phi(y)|)``, phi' to within ``64 eps (1 + L)``, and that what the
+    activation says of its slopes, kinks and curvature is true
+    (`pyidl.testing.check_activation`).
 
-    *Cost.* One inverse of order n and two products for each sample, about 6 n^3 flops; samples with the same slopes, such as the
-    same active set of ReLU, share it. A factored A is multiplied out.
+    *Cost.* One inverse of order n and two products for each sample, about 6 n^3 flops;
+    samples with the same slopes, such as the same active set of ReLU, share it. A
+    factored A is multiplied out.
 
     Examples
     --------
@@ -108,26 +123,46 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     >>> found.proven, bool(found.max_error.max() < 1e-5)
     (array([ True,  True]), True)
     """
-    expect("model", model, ImplicitModel, "certify_solution takes an ImplicitModel; certify the implicit layers one by one")
+    expect(
+        "model",
+        model,
+        ImplicitModel,
+        "certify_solution takes an ImplicitModel; certify the implicit layers one by one",
+    )
     phi, n = model.activation, model.hidden_dim
     if phi.vector_blocks(n):
-        raise InputError(f"certify_solution works entry by entry, but {phi.name} acts on whole vectors; use model.certificate()")
+        raise InputError(
+            f"certify_solution works entry by entry, but {phi.name} acts on whole vectors; use model.certificate()"
+        )
     inputs = model._admit(U)
     if X is None:
         X = model.equilibrium(U, on_fail="ignore").value
     else:
         X = backend.as_real(X, name="X", xp=model.xp, dtype=model.dtype)
         if X.shape != (inputs.shape[0], n):
-            raise InputError(f"X has shape {X.shape}; the states of these inputs have {(inputs.shape[0], n)}")
+            raise InputError(
+                f"X has shape {X.shape}; the states of these inputs have {(inputs.shape[0], n)}"
+            )
     points = to_numpy(X).astype(np.float64)
     m = len(points)
     parts = list(pieces(phi, 0, n))
     found = LocalCertificate(
-        np.zeros(m, bool), points, np.full((m, n), np.inf), np.zeros(m), np.zeros(m, int), ("the point is not finite",) * m
+        np.zeros(m, bool),
+        points,
+        np.full((m, n), np.inf),
+        np.zeros(m),
+        np.zeros(m, int),
+        ("the point is not finite",) * m,
     )
     unknown = [a.name for a, _ in parts if a.slope_range is None]
     if unknown:
-        return replace(found, reason=(f"nothing is known of the slopes of the activation {unknown[0]!r}; give it a slope_range",) * m)
+        return replace(
+            found,
+            reason=(
+                f"nothing is known of the slopes of the activation {unknown[0]!r}; give it a slope_range",
+            )
+            * m,
+        )
     reasons = list(found.reason)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         problem = Equation.of(model, parts)
@@ -136,5 +171,7 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
         for i in np.lexsort(problem.middle(y, blur).T):  # the same slopes one after another
             if np.all(np.isfinite(points[i])):
                 search = Search(problem, points[i], y[i], blur[i])
-                found.proven[i], found.error[i], found.radius[i], found.at_kink[i], reasons[i] = search.prove(everywhere)
+                found.proven[i], found.error[i], found.radius[i], found.at_kink[i], reasons[i] = (
+                    search.prove(everywhere)
+                )
     return replace(found, reason=tuple(reasons))

@@ -1,9 +1,11 @@
 r"""Rescaling: for a positively homogeneous phi and S = diag(s) > 0, phi(S y) = S phi(y).
 
-So x solves ``x = phi(A x + z)`` if and only if ``x' = S^{-1} x`` solves ``x' = phi(S^{-1} A S x' + S^{-1} z)``: units may be measured in
-other units of length. In the right ones the Perron-Frobenius condition is a condition on row sums.
+So x solves ``x = phi(A x + z)`` if and only if ``x' = S^{-1} x`` solves ``x' =
+phi(S^{-1} A S x' + S^{-1} z)``: units may be measured in other units of length. In the
+right ones the Perron-Frobenius condition is a condition on row sums.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
+Data Sci. 3(3), 2021, section 2.
 """
 
 from __future__ import annotations
@@ -29,16 +31,19 @@ Model = TypeVar("Model", ImplicitModel, Sequential)
 def rescale(model: Model) -> Model:
     r"""Return a model with the same outputs whose row sums are below 1, where the Perron-Frobenius condition holds.
 
-    Let phi be positively homogeneous, and let ``lambda_pf(diag(L) |A|) < 1``, where L_i are the Lipschitz constants of phi (1 for
-    ReLU, leaky ReLU, abs, identity). Then ``s = (I - diag(L) |A|)^{-1} 1`` is at least 1 in every entry, and
+    Let phi be positively homogeneous, and let ``lambda_pf(diag(L) |A|) < 1``, where L_i
+    are the Lipschitz constants of phi (1 for ReLU, leaky ReLU, abs, identity). Then ``s
+    = (I - diag(L) |A|)^{-1} 1`` is at least 1 in every entry, and
 
         A' = S^{-1} A S,   B' = S^{-1} B,   b' = S^{-1} b,   C' = C S,   D' = D,   d' = d      (factors: L' = S^{-1} L, R' = S R)
 
-    has the states ``x' = S^{-1} x`` and the same outputs, for every input. Since ``L_i sum_j |A_ij| s_j = s_i - 1``,
+    has the states ``x' = S^{-1} x`` and the same outputs, for every input. Since ``L_i
+    sum_j |A_ij| s_j = s_i - 1``,
 
         max_i L_i sum_j |A'_ij| = max_i (s_i - 1) / s_i = 1 - 1 / max_i s_i < 1.
 
-    Zeros stay zeros, so that a pattern fits. The constraint of the model is kept, although another may now suit it.
+    Zeros stay zeros, so that a pattern fits. The constraint of the model is kept,
+    although another may now suit it.
 
     Parameters
     ----------
@@ -53,7 +58,8 @@ def rescale(model: Model) -> Model:
     Raises
     ------
     InputError
-        If phi is not positively homogeneous, if lambda_pf is not below 1, or too near to it for the dtype.
+        If phi is not positively homogeneous, if lambda_pf is not below 1, or too near
+        to it for the dtype.
 
     Examples
     --------
@@ -66,7 +72,12 @@ def rescale(model: Model) -> Model:
     """
     if isinstance(model, Sequential):
         return model.replace(layers=[_rescaled(layer) for layer in model.layers])
-    expect("model", model, ImplicitModel, "rescale takes an ImplicitModel, or a Sequential in which there may be one")
+    expect(
+        "model",
+        model,
+        ImplicitModel,
+        "rescale takes an ImplicitModel, or a Sequential in which there may be one",
+    )
     phi, n, params = model.activation, model.hidden_dim, model.params
     lipschitz = phi.row_lipschitz(n)
     if not phi.homogeneous or phi.vector_blocks(n) or lipschitz is None:
@@ -103,10 +114,18 @@ def _rescaled(layer: Layer) -> Layer:
 
 
 def _scaling(model: ImplicitModel, lipschitz: np.ndarray) -> np.ndarray:
-    """``s = (I - diag(L) |A|)^{-1} 1``, with the proof that lambda_pf < 1: s > 0 and ``diag(L) |A| s < s``."""
-    params = {key: to_numpy(model.params[key]).astype(np.float64) for key in model.params.keys() & {"A", "L", "R"}}
+    """``s = (I - diag(L) |A|)^{-1} 1``, with the proof that lambda_pf < 1.
+
+    S > 0 and ``diag(L) |A| s < s``.
+    """
+    params = {
+        key: to_numpy(model.params[key]).astype(np.float64)
+        for key in model.params.keys() & {"A", "L", "R"}
+    }
     with np.errstate(over="ignore", invalid="ignore"):
-        size = lipschitz[:, None] * np.abs(params["A"] if "A" in params else params["L"] @ params["R"].T)
+        size = lipschitz[:, None] * np.abs(
+            params["A"] if "A" in params else params["L"] @ params["R"].T
+        )
     if not np.all(np.isfinite(size)):
         raise InputError(
             f"{np.sum(~np.isfinite(size))} entries of |A| are too large for float64, so that its "

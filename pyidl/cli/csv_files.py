@@ -1,7 +1,10 @@
-"""Tables in CSV files: named columns of finite numbers, or of text; every fault is told with its line and column.
+"""Tables in CSV files: named columns of finite numbers, or of text.
 
-A file is UTF-8 with a header. A field is read as Python's `float` reads it; empty fields, NaN and numbers that are infinite in float64
-are faults, since nothing sensible can be put in their place without asking.
+Every fault is told with its line and column.
+
+A file is UTF-8 with a header. A field is read as Python's `float` reads it; empty
+fields, NaN and numbers that are infinite in float64 are faults, since nothing sensible
+can be put in their place without asking.
 """
 
 from __future__ import annotations
@@ -74,7 +77,12 @@ class Table:
                     what = f"holds {row[j]!r}, which is no number" if row[j].strip() else "is empty"
                     raise self._fault(self.lines[i], names[k], what, cure) from None
                 if not np.isfinite(found[i, k]):
-                    raise self._fault(self.lines[i], names[k], f"holds {row[j]!r}, which is not finite in double precision", cure)
+                    raise self._fault(
+                        self.lines[i],
+                        names[k],
+                        f"holds {row[j]!r}, which is not finite in double precision",
+                        cure,
+                    )
         return found
 
     def is_numeric(self, name: str) -> bool:
@@ -103,7 +111,8 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     OSError
         From the operating system.
     InputError
-        If it is empty, has no header or two columns of one name, is not UTF-8, or its rows differ in length.
+        If it is empty, has no header or two columns of one name, is not UTF-8, or its
+        rows differ in length.
 
     Examples
     --------
@@ -123,24 +132,38 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
                     rows.append(tuple(row))
                     lines.append(reader.line_num)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); save it as UTF-8") from None
+        raise InputError(
+            f"{path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); save it as UTF-8"
+        ) from None
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}; it is no CSV file, or its quotes do not match") from None
+        raise InputError(
+            f"{path}, line {reader.line_num}: {error}; it is no CSV file, or its quotes do not match"
+        ) from None
     if not rows:
-        raise InputError(f"{path} is empty; it needs a line with the names of its columns, and lines of data")
+        raise InputError(
+            f"{path} is empty; it needs a line with the names of its columns, and lines of data"
+        )
     names = tuple(name.strip() for name in rows[0])
     if all(map(_is_number, names)):
-        raise InputError(f"{path}, line {lines[0]} holds numbers only; the first line must name the columns")
+        raise InputError(
+            f"{path}, line {lines[0]} holds numbers only; the first line must name the columns"
+        )
     for k, name in enumerate(names):
         if not name:
-            raise InputError(f"{path}, line {lines[0]}: column {k + 1} has no name; give it one, or delete the column")
+            raise InputError(
+                f"{path}, line {lines[0]}: column {k + 1} has no name; give it one, or delete the column"
+            )
         if name in names[:k]:
-            raise InputError(f"{path}, line {lines[0]}: columns {names.index(name) + 1} and {k + 1} are both named {name!r}; rename one")
+            raise InputError(
+                f"{path}, line {lines[0]}: columns {names.index(name) + 1} and {k + 1} are both named {name!r}; rename one"
+            )
     if len(rows) == 1:
         raise InputError(f"{path} has a header and no data")
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(names):
-            raise InputError(f"{path}, line {line} has {len(fields)} fields, the header has {len(names)}{_unsplit(names)}")
+            raise InputError(
+                f"{path}, line {line} has {len(fields)} fields, the header has {len(names)}{_unsplit(names)}"
+            )
     return Table(str(path), names, tuple(rows[1:]), tuple(lines[1:]))
 
 

@@ -1,6 +1,7 @@
 """The command line: ``python -m pyidl info | train | predict | certify | check``.
 
-Exit codes: 0, done; 1, a check or a solve failed, or nothing is certified; 2, the input was refused, in one line on stderr.
+Exit codes: 0, done; 1, a check or a solve failed, or nothing is certified; 2, the input
+was refused, in one line on stderr.
 """
 
 from __future__ import annotations
@@ -33,7 +34,18 @@ from pyidl.training.standardise import Scaling, fold
 
 __all__ = ["main"]
 
-OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "matplotlib", "tqdm", "dask", "torch", "onnx", "onnxruntime", "threadpoolctl")
+OPTIONAL = (
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "scikit-learn",
+    "matplotlib",
+    "tqdm",
+    "dask",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "threadpoolctl",
+)
 
 EXAMPLES = """examples:
   python -m pyidl train flowers.csv --target species
@@ -60,10 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except UnicodeEncodeError as error:
         name = error.object[error.start]
-        print(f"pyidl: {error.encoding} has no {name!r}; set PYTHONUTF8=1, or write to a file with --output", file=sys.stderr)
+        print(
+            f"pyidl: {error.encoding} has no {name!r}; set PYTHONUTF8=1, or write to a file with --output",
+            file=sys.stderr,
+        )
         return 2
     except (PyidlError, OSError, MemoryError) as error:
-        refused = isinstance(error, (InputError, FileFormatError, DeviceError, OSError, MemoryError))
+        refused = isinstance(
+            error, (InputError, FileFormatError, DeviceError, OSError, MemoryError)
+        )
         print(f"pyidl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if refused else 1
 
@@ -71,13 +88,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m pyidl", description="Implicit models from the command line.", epilog=EXAMPLES, formatter_class=plain
+        "python -m pyidl",
+        description="Implicit models from the command line.",
+        epilog=EXAMPLES,
+        formatter_class=plain,
     )
     parser.add_argument("--version", action="version", version=f"pyidl {pyidl.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[Any], int], text: str, more: str = "") -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip(), formatter_class=plain)
+    def command(
+        name: str, run: Callable[[Any], int], text: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. {more}".strip(),
+            formatter_class=plain,
+        )
         added.set_defaults(run=run)
         return added
 
@@ -92,35 +119,81 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("data", type=Path, help="a CSV file")
     train.add_argument("--target", required=True, metavar="COLUMN", help="the column to predict")
-    train.add_argument("--output", type=Path, metavar="FILE", help="where the model goes (default: DATA with the ending .npz)")
-    train.add_argument("--task", choices=("classification", "regression"), help="default: regression if the target holds numbers only")
-    train.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help="leave out a column; may be repeated")
-    train.add_argument("--hidden-dim", type=int, default=50, metavar="N", help="hidden units (default: %(default)s)")
-    train.add_argument("--activation", default="relu", metavar="NAME", help="as in pyidl.activations (default: %(default)s)")
+    train.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the model goes (default: DATA with the ending .npz)",
+    )
+    train.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="default: regression if the target holds numbers only",
+    )
+    train.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="leave out a column; may be repeated",
+    )
+    train.add_argument(
+        "--hidden-dim",
+        type=int,
+        default=50,
+        metavar="N",
+        help="hidden units (default: %(default)s)",
+    )
+    train.add_argument(
+        "--activation",
+        default="relu",
+        metavar="NAME",
+        help="as in pyidl.activations (default: %(default)s)",
+    )
     kappa = "bound of the row sums of |A|, below 1 (default: %(default)s)"
     train.add_argument("--kappa", type=float, default=recipe.KAPPA, help=kappa)
-    train.add_argument("--epochs", type=int, default=100, metavar="N", help="(default: %(default)s)")
-    train.add_argument("--batch-size", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    train.add_argument(
+        "--epochs", type=int, default=100, metavar="N", help="(default: %(default)s)"
+    )
+    train.add_argument(
+        "--batch-size", type=int, default=100, metavar="N", help="(default: %(default)s)"
+    )
     rate = "of Adam, falling to 0 (default: %(default)s)"
     initial = recipe.LEARNING_RATE
     train.add_argument("--learning-rate", type=float, default=initial, metavar="RATE", help=rate)
     alpha = "weight of the squares of all matrices (default: %(default)s)"
     train.add_argument("--alpha", type=float, default=recipe.ALPHA, help=alpha)
-    train.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="of the rows, held out (default: %(default)s)")
+    train.add_argument(
+        "--test-share",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of the rows, held out (default: %(default)s)",
+    )
     train.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     train.add_argument("--quiet", action="store_true", help="no progress on stderr")
     _delimiter(train)
 
     predict = command(
-        "predict", _predict, "predict the rows of a CSV file", "It needs the columns that the model was trained on, in any order."
+        "predict",
+        _predict,
+        "predict the rows of a CSV file",
+        "It needs the columns that the model was trained on, in any order.",
     )
     predict.add_argument("model", type=Path, help="a file that train has written")
     predict.add_argument("data", type=Path, help="a CSV file")
-    predict.add_argument("--output", "-o", type=Path, metavar="FILE", help="a CSV file (default: standard output)")
+    predict.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="a CSV file (default: standard output)"
+    )
     predict.add_argument("--probabilities", action="store_true", help="of all classes too")
     _delimiter(predict)
 
-    certify = command("certify", _certify, "say what is proven about a model, for every input", "Exit code 1 if nothing is.")
+    certify = command(
+        "certify",
+        _certify,
+        "say what is proven about a model, for every input",
+        "Exit code 1 if nothing is.",
+    )
     certify.add_argument("model", type=Path, help="a file of pyidl.save, or of train")
 
     check = command("check", _check, "check the gradients of all layers against finite differences")
@@ -129,7 +202,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _delimiter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--delimiter", default=",", metavar="CHARACTER", help="between fields (default: a comma; 'tab' for a tab)")
+    parser.add_argument(
+        "--delimiter",
+        default=",",
+        metavar="CHARACTER",
+        help="between fields (default: a comma; 'tab' for a tab)",
+    )
 
 
 def _table(options: Any) -> Table:
@@ -140,8 +218,15 @@ def _table(options: Any) -> Table:
 
 
 def _destination(output: Path, *inputs: Path) -> Path:
-    """Where the result goes; refused before any work if it cannot go there, or would replace what it is made from."""
-    folder, special = output.parent, output.exists() and not output.is_file()  # a pipe or a device is written to itself
+    """Where the result goes.
+
+    Refused before any work if it cannot go there, or would replace what it is made
+    from.
+    """
+    folder, special = (
+        output.parent,
+        output.exists() and not output.is_file(),
+    )  # a pipe or a device is written to itself
     if output.is_dir():
         raise InputError(f"{output} is a folder; give --output the name of a file")
     if not folder.is_dir():
@@ -153,7 +238,7 @@ def _destination(output: Path, *inputs: Path) -> Path:
     return output
 
 
-# ------------------------------------------------------------------------------------------------------------------------- info
+# --------------------------------------------------------------------------------- info
 
 
 def _info(options: Any) -> int:
@@ -172,10 +257,18 @@ def _info(options: Any) -> int:
         from threadpoolctl import threadpool_info
 
         for pool in threadpool_info():
-            print(f"threads       {pool['num_threads']} of {pool['internal_api']} {pool.get('version') or ''}".rstrip())
+            print(
+                f"threads       {pool['num_threads']} of {pool['internal_api']} {pool.get('version') or ''}".rstrip()
+            )
     except ImportError:
-        shown = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ}
-        print(f"threads       {shown or 'not limited'} (install threadpoolctl to see those of each library)")
+        shown = {
+            name: os.environ[name]
+            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+            if name in os.environ
+        }
+        print(
+            f"threads       {shown or 'not limited'} (install threadpoolctl to see those of each library)"
+        )
     print(f"devices       {', '.join(_devices())}")
     return 0
 
@@ -187,13 +280,16 @@ def _devices() -> list[str]:
         import cupy
 
         count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
-        found += [f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}" for i in range(count)]
+        found += [
+            f"cuda:{i} {cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()}"
+            for i in range(count)
+        ]
     except ImportError:
         found.append("(no GPU: CuPy is not installed)")
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------- train and predict
+# -------------------------------------------------------------------- train and predict
 
 
 def _train(options: Any) -> int:
@@ -201,12 +297,18 @@ def _train(options: Any) -> int:
     table.places([options.target, *options.ignore])
     columns = [name for name in table.names if name not in (options.target, *options.ignore)]
     if not columns:
-        raise InputError(f"{table.path} has no column besides {options.target!r} to predict it from")
+        raise InputError(
+            f"{table.path} has no column besides {options.target!r} to predict it from"
+        )
     task = options.task or ("regression" if table.is_numeric(options.target) else "classification")
-    U = table.numbers(columns, "correct it, leave out the row, or leave out the column with --ignore")
+    U = table.numbers(
+        columns, "correct it, leave out the row, or leave out the column with --ignore"
+    )
     classes: list[str] | None = None
     if task == "regression":
-        target = table.numbers([options.target], "correct it, leave out the row, or use --task classification")
+        target = table.numbers(
+            [options.target], "correct it, leave out the row, or use --task classification"
+        )
         values = np.unique(target)
     else:
         values, target = np.unique(table.text(options.target), return_inverse=True)
@@ -216,9 +318,13 @@ def _train(options: Any) -> int:
                 f"{table.path}, column {options.target!r} holds {len(values)} classes in {len(U)} rows; with numbers use --task regression"
             )
     if len(values) < 2:
-        raise InputError(f"{table.path}, column {options.target!r} holds only {values.tolist()[0]!r}; at least two values are needed")
+        raise InputError(
+            f"{table.path}, column {options.target!r} holds only {values.tolist()[0]!r}; at least two values are needed"
+        )
     if options.output is None and not options.data.is_file():
-        raise InputError(f"{options.data} is no file beside which the model could be written; give --output")
+        raise InputError(
+            f"{options.data} is no file beside which the model could be written; give --output"
+        )
     output = _destination(options.output or options.data.with_suffix(".npz"), options.data)
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; it is at least 0")
@@ -228,10 +334,14 @@ def _train(options: Any) -> int:
     order = rng.permutation(len(U))
     held_out, train = np.split(order, [round(options.test_share * len(U))])
     if len(train) < 2:
-        raise InputError(f"{table.path} leaves {len(train)} rows to train on; give it more, or a smaller --test-share")
+        raise InputError(
+            f"{table.path} leaves {len(train)} rows to train on; give it more, or a smaller --test-share"
+        )
     activation = activations.named(options.activation)
     if not isinstance(activation, activations.Activation):
-        raise InputError(f"there is no activation {options.activation!r}; try relu, tanh, sigmoid, softplus, silu or gelu")
+        raise InputError(
+            f"there is no activation {options.activation!r}; try relu, tanh, sigmoid, softplus, silu or gelu"
+        )
     inputs = Scaling.of(U[train])
     outputs = Scaling.of(target[train]) if classes is None else Scaling.identity(len(classes))
     model = ImplicitModel(
@@ -244,14 +354,21 @@ def _train(options: Any) -> int:
         rng=rng,
     )
     if not (options.epochs >= 1 and options.batch_size >= 1):
-        raise InputError(f"--epochs is {options.epochs} and --batch-size {options.batch_size}; both are at least 1")
+        raise InputError(
+            f"--epochs is {options.epochs} and --batch-size {options.batch_size}; both are at least 1"
+        )
     if not 0 <= options.alpha < np.inf:
-        raise InputError(f"--alpha is {options.alpha}; the weight of the squares is a finite number, at least 0")
+        raise InputError(
+            f"--alpha is {options.alpha}; the weight of the squares is a finite number, at least 0"
+        )
     steps = options.epochs * -(-len(train) // options.batch_size)
     optimizer = optim.Adam(optim.Cosine(options.learning_rate, steps=steps))
     if not options.quiet:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-        print(f"{task}: {options.target} from {len(columns)} columns, {len(train)} rows; {len(held_out)} held out", file=sys.stderr)
+        print(
+            f"{task}: {options.target} from {len(columns)} columns, {len(train)} rows; {len(held_out)} held out",
+            file=sys.stderr,
+        )
     pyidl.fit(
         model,
         (inputs(U[train]), outputs(target[train]) if classes is None else target[train]),
@@ -280,7 +397,9 @@ def _score(Y: np.ndarray, target: np.ndarray, classes: list[str] | None) -> tupl
     """The share of right classes, or R2."""
     if classes is not None:
         return "accuracy", f"{metrics.accuracy(Y, target):.4f}"
-    return "R2", f"{metrics.r2(Y, target):.4f}" if np.any(target != target[0]) else "not defined, their targets are equal"
+    return "R2", f"{metrics.r2(Y, target):.4f}" if np.any(
+        target != target[0]
+    ) else "not defined, their targets are equal"
 
 
 def _predict(options: Any) -> int:
@@ -307,7 +426,10 @@ def _predict(options: Any) -> int:
         if options.probabilities:
             P = activations.softmax.phi(Y)
             header += [f"probability of {name}" for name in classes]
-            rows = [[*row, *(f"{p:.6g}" for p in probabilities)] for row, probabilities in zip(rows, P, strict=True)]
+            rows = [
+                [*row, *(f"{p:.6g}" for p in probabilities)]
+                for row, probabilities in zip(rows, P, strict=True)
+            ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     if options.output is None:
@@ -318,7 +440,7 @@ def _predict(options: Any) -> int:
     return 0
 
 
-# ------------------------------------------------------------------------------------------------------------ certify and check
+# -------------------------------------------------------------------- certify and check
 
 
 def _certify(options: Any) -> int:
@@ -337,7 +459,9 @@ def _check(options: Any) -> int:
             warnings.simplefilter("ignore", pyidl.PyidlWarning)
             try:
                 there = layer.to(options.device)
-                error = testing.check_pullback(there, backend.to_device(U, options.device)).max_error
+                error = testing.check_pullback(
+                    there, backend.to_device(U, options.device)
+                ).max_error
                 print(f"{name:40s} {error:.1e}")
                 worst = max(worst, error)
             except pyidl.errors.GradientMismatchError as mismatch:
@@ -352,20 +476,47 @@ def _layers(rng: np.random.Generator) -> list[tuple[str, Layer, np.ndarray]]:
     U, S, tokens = rng.normal(size=(5, 4)), rng.normal(size=(3, 6, 4)), rng.integers(0, 7, (3, 6))
     found: list[tuple[str, Layer, np.ndarray]] = [("Linear", pyidl.Linear(4, 3, rng=0), U)]
     for phi in (activations.relu, activations.tanh, activations.softmax):
-        found.append((f"ImplicitModel, {phi.name}", ImplicitModel(4, 3, 8, activation=phi, rng=0), U))
-    for ball in (wellposed.SpectralNorm(0.8), wellposed.StrictlyTriangular(), wellposed.Monotone(0.3), wellposed.MatrixMeasure(0.5)):
-        found.append((f"ImplicitModel, {ball!r}", ImplicitModel(4, 3, 8, constraint=ball, activation=activations.tanh, rng=0), U))
+        found.append(
+            (f"ImplicitModel, {phi.name}", ImplicitModel(4, 3, 8, activation=phi, rng=0), U)
+        )
+    for ball in (
+        wellposed.SpectralNorm(0.8),
+        wellposed.StrictlyTriangular(),
+        wellposed.Monotone(0.3),
+        wellposed.MatrixMeasure(0.5),
+    ):
+        found.append(
+            (
+                f"ImplicitModel, {ball!r}",
+                ImplicitModel(4, 3, 8, constraint=ball, activation=activations.tanh, rng=0),
+                U,
+            )
+        )
     found.append(("ImplicitModel, rank 2", ImplicitModel(4, 3, 8, rank=2, rng=0), U))
     found.append(("ImplicitRNN", pyidl.ImplicitRNN(4, 3, 5, 6, rng=0), S))
-    found.append(("Bidirectional", pyidl.Bidirectional(*(pyidl.ImplicitRNN(4, 2, 3, 4, return_sequences=True, rng=i) for i in (0, 1))), S))
+    found.append(
+        (
+            "Bidirectional",
+            pyidl.Bidirectional(
+                *(pyidl.ImplicitRNN(4, 2, 3, 4, return_sequences=True, rng=i) for i in (0, 1))
+            ),
+            S,
+        )
+    )
     for attention in (pyidl.KernelAttention(), pyidl.BoundedSoftmax(), pyidl.Softmax()):
-        head = pyidl.ImplicitAttentionHead(4, 3, num_heads=2, attention=attention, block_size=6, rng=0)
+        head = pyidl.ImplicitAttentionHead(
+            4, 3, num_heads=2, attention=attention, block_size=6, rng=0
+        )
         found.append((f"ImplicitAttentionHead, {type(attention).__name__}", head, S))
     block = pyidl.ImplicitTransformerBlock(4, 2, block_size=6, rng=0)
     found += [
         ("LayerNorm", pyidl.LayerNorm(4), S),
         ("Dropout", pyidl.Dropout(0.3), S),
         ("PositionEmbedding", pyidl.PositionEmbedding(6, 4, rng=0), S),
-        ("Embedding and ImplicitTransformerBlock", pyidl.Sequential(pyidl.Embedding(7, 4, rng=0), block), tokens),
+        (
+            "Embedding and ImplicitTransformerBlock",
+            pyidl.Sequential(pyidl.Embedding(7, 4, rng=0), block),
+            tokens,
+        ),
     ]
     return found

@@ -6,12 +6,16 @@ r"""Layers as ONNX graphs: ``x <- f(x)`` as a `Loop`, or written out; time as a 
 
 and the same with ``f(X) = att(X R + U S)`` for an attention head.
 
-ONNX has one trip count for a batch, so that all samples go on until the slowest has converged: a row may come out closer to its fixed
-point in company than alone, by no more than the tolerance. What is returned is f at the point that was measured: if f contracts by kappa,
-its residual is at most kappa times the measured one. There is one method, the plain iteration; it converges where a certificate rests
-on it, and elsewhere perhaps. A graph cannot raise: a second output says for every sample whether it converged.
+ONNX has one trip count for a batch, so that all samples go on until the slowest has
+converged: a row may come out closer to its fixed point in company than alone, by no
+more than the tolerance. What is returned is f at the point that was measured: if f
+contracts by kappa, its residual is at most kappa times the measured one. There is one
+method, the plain iteration; it converges where a certificate rests on it, and elsewhere
+perhaps. A graph cannot raise: a second output says for every sample whether it
+converged.
 
-Opset 18 (ReduceMax with its axes as an input), IR version 8: what onnxruntime reads since 1.14.
+Opset 18 (ReduceMax with its axes as an input), IR version 8: what onnxruntime reads
+since 1.14.
 """
 
 from __future__ import annotations
@@ -48,28 +52,33 @@ def export(
 ) -> onnx.ModelProto:
     """Write a layer as an ONNX model.
 
-    Its input is U, with any m and T: (m, p); or (m, T, p), where a layer reads sequences; or tokens (m, T), int64, where an `Embedding`
-    stands first. Its outputs are Y and, where something is solved without `steps`, `converged`, (m,): whether all solves of a sample
-    reached the tolerance.
+    Its input is U, with any m and T: (m, p); or (m, T, p), where a layer reads
+    sequences; or tokens (m, T), int64, where an `Embedding` stands first. Its outputs
+    are Y and, where something is solved without `steps`, `converged`, (m,): whether all
+    solves of a sample reached the tolerance.
 
     Parameters
     ----------
     layer : Layer
-        `ImplicitModel`, `ImplicitRNN`, `ImplicitAttentionHead`, `Linear`, `Pointwise`, `LayerNorm`, `Embedding`, `PositionEmbedding`,
-        `Dropout` (which draws nothing here), or a `Sequential`, `Residual` or `Bidirectional` of those; on any device. Activations are the
-        built-in ones, and `Blocks` of them.
+        `ImplicitModel`, `ImplicitRNN`, `ImplicitAttentionHead`, `Linear`, `Pointwise`,
+        `LayerNorm`, `Embedding`, `PositionEmbedding`, `Dropout` (which draws nothing
+        here), or a `Sequential`, `Residual` or `Bidirectional` of those; on any device.
+        Activations are the built-in ones, and `Blocks` of them.
     path : str or Path, optional
         Where the model is written, too.
     steps : int, optional
-        Every solve takes exactly so many steps, written one after another, without a measurement: what suffices must be known, from
-        ``pull.forward.n_iter`` or ``certificate().steps``.
+        Every solve takes exactly so many steps, written one after another, without a
+        measurement: what suffices must be known, from ``pull.forward.n_iter`` or
+        ``certificate().steps``.
     tol : float, optional
-        Without `steps`: ``max|f(x) - x| <= tol (1 + max|x|)`` ends a solve, once it holds for all samples. Default 1e-6 for float32, 1e-12
-        for float64. Solvers that the layer was given play no part.
+        Without `steps`: ``max|f(x) - x| <= tol (1 + max|x|)`` ends a solve, once it
+        holds for all samples. Default 1e-6 for float32, 1e-12 for float64. Solvers that
+        the layer was given play no part.
     max_iter : int
         Without `steps`: the largest number of steps of a solve.
     lengths : bool
-        For recurrent networks and attention: whether there is a second input `lengths`, int64, (m,): how many steps each sequence has.
+        For recurrent networks and attention: whether there is a second input `lengths`,
+        int64, (m,): how many steps each sequence has.
 
     Returns
     -------
@@ -79,7 +88,8 @@ def export(
     Raises
     ------
     InputError
-        If there is no graph for a layer or an activation, or none in its dtype, or an argument is out of range.
+        If there is no graph for a layer or an activation, or none in its dtype, or an
+        argument is out of range.
 
     Warns
     -----
@@ -96,10 +106,16 @@ def export(
     if not isinstance(layer, Layer):
         raise InputError(f"export takes a Layer, got {type(layer).__name__}")
     check_limits(tol, max_iter)
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or tol is not None):
-        raise InputError(f"steps is {steps!r} and tol is {tol!r}; give a positive integer, or a tolerance, or neither")
+    if steps is not None and (
+        isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or tol is not None
+    ):
+        raise InputError(
+            f"steps is {steps!r} and tol is {tol!r}; give a positive integer, or a tolerance, or neither"
+        )
     if lengths and not layer.takes_lengths:
-        raise InputError(f"{type(layer).__name__} takes no lengths of sequences; leave lengths=True out")
+        raise InputError(
+            f"{type(layer).__name__} takes no lengths of sequences; leave lengths=True out"
+        )
     dtype = layer.dtype if layer.params else "float32"
     graph, info = Graph(np.dtype(dtype)), helper.make_tensor_value_info
     tokens, shape = reads(layer)

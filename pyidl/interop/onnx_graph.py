@@ -1,8 +1,11 @@
-"""Writing an ONNX graph: nodes with fresh names, constants, and the activations in ONNX's operators.
+"""Writing an ONNX graph.
 
-A name stands for the array that a node gives: ``graph.op("Add", x, z)`` writes a node and returns the name of x + z. The body of a loop
-is a graph of its own, which sees the names of the graph around it. An activation without an operator of its own is composed of others.
-(In float64 onnxruntime lacks one operator of those that are used here: Erf.)
+Nodes with fresh names, constants, and the activations in ONNX's operators.
+
+A name stands for the array that a node gives: ``graph.op("Add", x, z)`` writes a node
+and returns the name of x + z. The body of a loop is a graph of its own, which sees the
+names of the graph around it. An activation without an operator of its own is composed
+of others. (In float64 onnxruntime lacks one operator of those that are used here: Erf.)
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ OPERATORS = {
 
 @dataclass
 class Graph:
-    """A graph being written. The body of a loop is one, too; it shares the constants and the numbering of the whole."""
+    """A graph being written. The body of a loop is one, too.
+
+    It shares the constants and the numbering of the whole.
+    """
 
     dtype: np.dtype[Any]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -80,7 +86,11 @@ class Graph:
         """One node with one output; returns its name."""
         out = out or self.name(kind)
         node = helper.make_node(kind, list(inputs), [out])
-        for key, value in (("axis", axis), ("keepdims", None if keepdims is None else int(keepdims)), ("perm", perm)):
+        for key, value in (
+            ("axis", axis),
+            ("keepdims", None if keepdims is None else int(keepdims)),
+            ("perm", perm),
+        ):
             if value is not None:
                 node.attribute.append(helper.make_attribute(key, value))
         self.nodes.append(node)
@@ -93,15 +103,21 @@ class Graph:
         return parts
 
     def reverse(self, x: str, lengths: str) -> str:
-        """x, (m, T, k), with the steps of every sample in the opposite order; those beyond its length stay."""
+        """x, (m, T, k), with the steps of every sample in the opposite order.
+
+        Those beyond its length stay.
+        """
         out = self.name("reversed")
-        self.nodes.append(helper.make_node("ReverseSequence", [x, lengths], [out], batch_axis=0, time_axis=1))
+        self.nodes.append(
+            helper.make_node("ReverseSequence", [x, lengths], [out], batch_axis=0, time_axis=1)
+        )
         return out
 
     def products(self, a: str, b: str) -> str:
         """``<a_i, b_j>`` for all rows, (m, H, T, k).
 
-        onnxruntime fuses a `MatMul` with the `Transpose` before it; in float64 it then has no code for it, up to version 1.24 at least.
+        onnxruntime fuses a `MatMul` with the `Transpose` before it; in float64 it then
+        has no code for it, up to version 1.24 at least.
         """
         if self.dtype == np.float32:
             return self.op("MatMul", a, self.op("Transpose", b, perm=(0, 1, 3, 2)))
@@ -126,9 +142,18 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
     """``phi(z)`` along the last axis."""
     if isinstance(phi, Blocks):
         parts = graph.split(z, [b.stop - b.start for b in phi.blocks])
-        return graph.op("Concat", *(phi_node(graph, b.activation, part) for b, part in zip(phi.blocks, parts, strict=True)), axis=-1)
+        return graph.op(
+            "Concat",
+            *(
+                phi_node(graph, b.activation, part)
+                for b, part in zip(phi.blocks, parts, strict=True)
+            ),
+            axis=-1,
+        )
     if activations.named(phi.name) is not phi:
-        raise InputError(f"the activation {phi.name!r} is not built in, and ONNX cannot be told what it does; use one of pyidl.activations")
+        raise InputError(
+            f"the activation {phi.name!r} is not built in, and ONNX cannot be told what it does; use one of pyidl.activations"
+        )
     if phi.name in OPERATORS:
         return graph.op(OPERATORS[phi.name], z)
     kind, _, argument = phi.name.partition("(")
@@ -139,17 +164,27 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
         case "hard_tanh":
             return graph.op("Clip", z, graph.constant(-1.0), graph.constant(1.0))
         case "silu":  # z / (1 + exp(-z)); z times Sigmoid is fused by onnxruntime, and in float64 lost by older ones
-            return graph.op("Div", z, graph.op("Add", graph.op("Exp", graph.op("Neg", z)), graph.constant(1.0)))
+            return graph.op(
+                "Div", z, graph.op("Add", graph.op("Exp", graph.op("Neg", z)), graph.constant(1.0))
+            )
         case "leaky_relu":
             return graph.op("Max", z, graph.op("Mul", z, graph.constant(number)))
         case "gelu":  # z (1 + erf(z / sqrt 2)) / 2
             if graph.dtype == np.float64:
-                raise InputError("gelu needs Erf, which onnxruntime has in float32 alone; export layer.astype('float32')")
+                raise InputError(
+                    "gelu needs Erf, which onnxruntime has in float32 alone; export layer.astype('float32')"
+                )
             erf = graph.op("Erf", graph.op("Mul", z, graph.constant(0.5**0.5)))
-            return graph.op("Mul", graph.op("Mul", z, graph.constant(0.5)), graph.op("Add", erf, graph.constant(1.0)))
+            return graph.op(
+                "Mul",
+                graph.op("Mul", z, graph.constant(0.5)),
+                graph.op("Add", erf, graph.constant(1.0)),
+            )
         case "layer_norm":
             return normalised(graph, z, number)
-    raise InputError(f"there is no ONNX graph for the activation {phi.name!r}; use another of pyidl.activations")
+    raise InputError(
+        f"there is no ONNX graph for the activation {phi.name!r}; use another of pyidl.activations"
+    )
 
 
 def normalised(graph: Graph, z: str, eps: float) -> str:

@@ -1,6 +1,9 @@
-r"""The graph of each layer. What a layer of pyidl computes in rows stands here in ONNX's operators, line for line.
+r"""The graph of each layer.
 
-A solve starts from f(0) and takes ``x <- f(x)``; the loop goes on while for some sample, with the largest entries of all its axes,
+What a layer of pyidl computes in rows stands here in ONNX's operators, line for line.
+
+A solve starts from f(0) and takes ``x <- f(x)``; the loop goes on while for some
+sample, with the largest entries of all its axes,
 
     excess = max|f(x) - x| - tol (1 + max|x|) > 0.
 """
@@ -21,7 +24,18 @@ from pyidl.attention.maps import FAR
 from pyidl.attention.weighted_mean import lowest
 from pyidl.errors import InputError
 from pyidl.interop.onnx_graph import Graph, normalised, phi_node
-from pyidl.layers import Dropout, Embedding, ImplicitModel, Layer, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual, Sequential
+from pyidl.layers import (
+    Dropout,
+    Embedding,
+    ImplicitModel,
+    Layer,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    PositionEmbedding,
+    Residual,
+    Sequential,
+)
 from pyidl.recurrent import Bidirectional, ImplicitRNN
 
 __all__ = ["Flow", "Stop", "flow", "reads", "unproven"]
@@ -42,7 +56,11 @@ class Stop:
 
 
 class Flow(NamedTuple):
-    """What goes from layer to layer: an array's name and shape, and the excess of every sample so far, "" where none was measured."""
+    """What goes from layer to layer.
+
+    An array's name and shape, and the excess of every sample so far, "" where none was
+    measured.
+    """
 
     name: str
     shape: tuple[str | int | None, ...]
@@ -73,7 +91,9 @@ def flow(graph: Graph, layer: Layer, u: Flow, stop: Stop, lengths: str) -> Flow:
         If there is no graph for the layer, or for what it is made of.
     """
     if type(layer) not in KNOWN:  # a class derived from one of them may compute something else
-        raise InputError(f"there is no ONNX graph for {type(layer).__name__}; there is one for {', '.join(cls.__name__ for cls in KNOWN)}")
+        raise InputError(
+            f"there is no ONNX graph for {type(layer).__name__}; there is one for {', '.join(cls.__name__ for cls in KNOWN)}"
+        )
     U, params, (_, width) = u.name, layer.params, layer._widths()
     shape = (*u.shape[:-1], u.shape[-1] if width is None else width)
     match layer:
@@ -84,10 +104,16 @@ def flow(graph: Graph, layer: Layer, u: Flow, stop: Stop, lengths: str) -> Flow:
         case Dropout():
             return u
         case LayerNorm():
-            scaled = graph.op("Mul", normalised(graph, U, layer.eps), graph.constant(to_numpy(params["g"])))
+            scaled = graph.op(
+                "Mul", normalised(graph, U, layer.eps), graph.constant(to_numpy(params["g"]))
+            )
             return Flow(graph.plus(scaled, params["b"]), shape, u.excess)
         case Embedding():
-            return Flow(graph.op("Gather", graph.constant(to_numpy(params["W"])), U, axis=0), (*u.shape, width), u.excess)
+            return Flow(
+                graph.op("Gather", graph.constant(to_numpy(params["W"])), U, axis=0),
+                (*u.shape, width),
+                u.excess,
+            )
         case PositionEmbedding():
             P = graph.op("Gather", graph.constant(to_numpy(params["P"])), _count(graph, U), axis=0)
             return Flow(graph.op("Add", U, P), shape, u.excess)
@@ -96,7 +122,11 @@ def flow(graph: Graph, layer: Layer, u: Flow, stop: Stop, lengths: str) -> Flow:
             return Flow(Y, shape, _worse(graph, u.excess, excess))
         case ImplicitRNN():
             Y, excess = _recurrent(graph, layer, U, stop, lengths)
-            return Flow(Y, shape if layer.return_sequences else ("m", width), _worse(graph, u.excess, excess))
+            return Flow(
+                Y,
+                shape if layer.return_sequences else ("m", width),
+                _worse(graph, u.excess, excess),
+            )
         case ImplicitAttentionHead():
             Y, excess = _attention(graph, layer, U, stop, lengths)
             return Flow(Y, shape, _worse(graph, u.excess, excess))
@@ -115,7 +145,10 @@ def flow(graph: Graph, layer: Layer, u: Flow, stop: Stop, lengths: str) -> Flow:
 
 
 def unproven(layer: Layer) -> Iterator[Layer]:
-    """The layers of which nothing proves that ``x <- f(x)`` converges: that f contracts in some norm, or that A has no cycles."""
+    """The layers of which nothing proves that ``x <- f(x)`` converges.
+
+    That f contracts in some norm, or that A has no cycles.
+    """
     match layer:
         case Sequential() | Bidirectional():
             for part in layer.parts.values():
@@ -123,7 +156,10 @@ def unproven(layer: Layer) -> Iterator[Layer]:
         case ImplicitModel() | ImplicitRNN() | ImplicitAttentionHead():
             certificate = layer.certificate(explain=True)
             methods = [c.applies_to for c in (certificate, *certificate.others) if c.proven]
-            if not any(name.startswith(("Picard", "Substitution")) and "damping" not in name for name in methods):
+            if not any(
+                name.startswith(("Picard", "Substitution")) and "damping" not in name
+                for name in methods
+            ):
                 yield layer
 
 
@@ -143,7 +179,7 @@ def _count(graph: Graph, U: str) -> str:
     return graph.op("Range", zero, graph.op("Squeeze", _dimension(graph, U, 1)), one)
 
 
-# --------------------------------------------------------------------------------------------- the base model, and time
+# ------------------------------------------------------------- the base model, and time
 
 
 def _implicit(graph: Graph, layer: ImplicitModel, U: str, stop: Stop) -> tuple[str, str]:
@@ -156,8 +192,13 @@ def _implicit(graph: Graph, layer: ImplicitModel, U: str, stop: Stop) -> tuple[s
     return graph.plus(Y, params.get("d")), excess
 
 
-def _recurrent(graph: Graph, layer: ImplicitRNN, U: str, stop: Stop, lengths: str) -> tuple[str, str]:
-    """``X_t = phi(A X_t + B_h H_{t-1} + Z_t)``, ``H_t = C X_t + D_h H_{t-1} + G_t``; Z and G for all t in one product each."""
+def _recurrent(
+    graph: Graph, layer: ImplicitRNN, U: str, stop: Stop, lengths: str
+) -> tuple[str, str]:
+    """``X_t = phi(A X_t + B_h H_{t-1} + Z_t)``, ``H_t = C X_t + D_h H_{t-1} + G_t``.
+
+    Z and G for all t in one product each.
+    """
     params, p, r, n = layer.params, layer.input_dim, layer.hidden_dim, layer.implicit_hidden_dim
     D = params.get("D")
     Z = graph.plus(graph.rows(U, params["B"][:, :p]), params.get("b"))
@@ -166,7 +207,14 @@ def _recurrent(graph: Graph, layer: ImplicitRNN, U: str, stop: Stop, lengths: st
 
     m, T = (_dimension(graph, U, axis) for axis in (0, 1))
     G = graph.op("Expand", G, graph.op("Concat", m, T, graph.integers(r), axis=0))
-    starts = [graph.op("Expand", graph.constant(np.zeros((1, k))), graph.op("Concat", m, graph.integers(k), axis=0)) for k in (r, n)]
+    starts = [
+        graph.op(
+            "Expand",
+            graph.constant(np.zeros((1, k))),
+            graph.op("Concat", m, graph.integers(k), axis=0),
+        )
+        for k in (r, n)
+    ]
     starts += [graph.op("Expand", graph.constant([-1.0]), m), graph.constant(0, np.int64)]
 
     step = graph.body()
@@ -183,7 +231,12 @@ def _recurrent(graph: Graph, layer: ImplicitRNN, U: str, stop: Stop, lengths: st
     new_excess = step.op("Max", excess, measured) if measured else step.op("Identity", excess)
     new_t = step.op("Add", t, step.constant(1, np.int64))
     every = step.op("Identity", new_h)
-    carried = [(h, new_h, ["m", r]), (x, new_x, ["m", n]), (excess, new_excess, ["m"]), (t, new_t, [])]
+    carried = [
+        (h, new_h, ["m", r]),
+        (x, new_x, ["m", n]),
+        (excess, new_excess, ["m"]),
+        (t, new_t, []),
+    ]
     types = [graph.type, graph.type, graph.type, onnx.TensorProto.INT64]
     info = helper.make_tensor_value_info
     body = helper.make_graph(
@@ -191,7 +244,8 @@ def _recurrent(graph: Graph, layer: ImplicitRNN, U: str, stop: Stop, lengths: st
         "step",
         [info(old, kind, shape) for (old, _, shape), kind in zip(carried, types, strict=True)]
         + [info(z, graph.type, ["m", n]), info(g, graph.type, ["m", r])],
-        [info(new, kind, shape) for (_, new, shape), kind in zip(carried, types, strict=True)] + [info(every, graph.type, ["m", r])],
+        [info(new, kind, shape) for (_, new, shape), kind in zip(carried, types, strict=True)]
+        + [info(every, graph.type, ["m", r])],
     )
     last, H, worst = graph.name("h"), graph.name("H"), graph.name("excess")
     graph.nodes.append(
@@ -209,11 +263,16 @@ def _recurrent(graph: Graph, layer: ImplicitRNN, U: str, stop: Stop, lengths: st
     return Y, worst if stop.steps is None else ""
 
 
-def _solve(graph: Graph, layer: ImplicitModel | ImplicitRNN, Z: str, x0: str, stop: Stop) -> tuple[str, str]:
+def _solve(
+    graph: Graph, layer: ImplicitModel | ImplicitRNN, Z: str, x0: str, stop: Stop
+) -> tuple[str, str]:
     """``(X, excess)`` for ``x = phi(A x + z)``, from x0, or from 0."""
     params, activation = layer.params, layer.activation
     keys = [key for key in ("R", "L", "A") if key in params]
-    weights = [graph.constant(to_numpy(params[key]) if key == "R" else to_numpy(params[key]).T) for key in keys]
+    weights = [
+        graph.constant(to_numpy(params[key]) if key == "R" else to_numpy(params[key]).T)
+        for key in keys
+    ]
 
     def f(inner: Graph, x: str) -> str:
         for W in weights:
@@ -223,13 +282,21 @@ def _solve(graph: Graph, layer: ImplicitModel | ImplicitRNN, Z: str, x0: str, st
     return _iterate(graph, f, f(graph, x0) if x0 else phi_node(graph, activation, Z), [1], stop)
 
 
-# ------------------------------------------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------- attention
 
 
-def _attention(graph: Graph, head: ImplicitAttentionHead, U: str, stop: Stop, lengths: str) -> tuple[str, str]:
-    """``X = att(X R + Z)``, ``Z = U S``; the state is (m, H, T, h), and so is what a head hears, or (m, 1, T, H h) with `coupled`."""
+def _attention(
+    graph: Graph, head: ImplicitAttentionHead, U: str, stop: Stop, lengths: str
+) -> tuple[str, str]:
+    """``X = att(X R + Z)``, ``Z = U S``.
+
+    The state is (m, H, T, h), and so is what a head hears, or (m, 1, T, H h) with
+    `coupled`.
+    """
     if type(head.attention) not in (KernelAttention, Softmax, BoundedSoftmax):
-        raise InputError(f"the attention {head.attention!r} is not built in, and ONNX cannot be told what it does")
+        raise InputError(
+            f"the attention {head.attention!r} is not built in, and ONNX cannot be told what it does"
+        )
     params = {key: to_numpy(a) for key, a in head.params.items()}
     R = graph.constant(params["R"] if "R" in params else params["L"] @ params["M"])
     Z = graph.op("MatMul", graph.op("Unsqueeze", U, graph.integers(1)), graph.constant(params["S"]))
@@ -237,36 +304,59 @@ def _attention(graph: Graph, head: ImplicitAttentionHead, U: str, stop: Stop, le
 
     def f(inner: Graph, x: str) -> str:
         if head.coupled:
-            x = inner.op("Reshape", inner.op("Transpose", x, perm=(0, 2, 1, 3)), inner.integers(0, 1, -1, head.num_heads * head.head_dim))
+            x = inner.op(
+                "Reshape",
+                inner.op("Transpose", x, perm=(0, 2, 1, 3)),
+                inner.integers(0, 1, -1, head.num_heads * head.head_dim),
+            )
         return _attend(inner, head, inner.op("Add", inner.op("MatMul", x, R), Z), seen, present)
 
     X, excess = _iterate(graph, f, _attend(graph, head, Z, seen, present), [1, 2, 3], stop)
-    return graph.op("Reshape", graph.op("Transpose", X, perm=(0, 2, 1, 3)), graph.integers(0, 0, -1)), excess
+    return graph.op(
+        "Reshape", graph.op("Transpose", X, perm=(0, 2, 1, 3)), graph.integers(0, 0, -1)
+    ), excess
 
 
 def _attend(graph: Graph, head: ImplicitAttentionHead, N: str, seen: str, present: str) -> str:
     """``att(K, Q, V)`` for ``N = [K Q V]``: the formulas of `pyidl.attention`."""
     of, h, op, number = head.attention, head.head_dim, graph.op, graph.constant
     K, Q, V = graph.split(N, [h] * 3)
-    if isinstance(of, KernelAttention):  # E_ij = exp(2g <q_i, k_j> - g |q_i|^2 - g |k_j|^2), s_i = 1 / (c + sum_j E_ij)
+    if isinstance(
+        of, KernelAttention
+    ):  # E_ij = exp(2g <q_i, k_j> - g |q_i|^2 - g |k_j|^2), s_i = 1 / (c + sum_j E_ij)
         g, axis = of.scale(h), graph.integers(-1)
-        q, k = (op("Mul", op("ReduceSum", op("Mul", x, x), axis, keepdims=True), number(g)) for x in (Q, K))
-        Z = op("Sub", op("Sub", graph.products(op("Mul", Q, number(2 * g)), K), q), op("Transpose", k, perm=(0, 1, 3, 2)))
+        q, k = (
+            op("Mul", op("ReduceSum", op("Mul", x, x), axis, keepdims=True), number(g))
+            for x in (Q, K)
+        )
+        Z = op(
+            "Sub",
+            op("Sub", graph.products(op("Mul", Q, number(2 * g)), K), q),
+            op("Transpose", k, perm=(0, 1, 3, 2)),
+        )
         E = op("Exp", op("Min", Z, number(0.0)))
         E = op("Where", seen, E, number(0.0)) if seen else E
-        return op("Div", op("MatMul", E, _phi(graph, V)), op("Add", op("ReduceSum", E, axis, keepdims=True), number(of.c)))
+        return op(
+            "Div",
+            op("MatMul", E, _phi(graph, V)),
+            op("Add", op("ReduceSum", E, axis, keepdims=True), number(of.c)),
+        )
     if isinstance(of, BoundedSoftmax):
         K, Q, V = (_phi(graph, x) for x in (K, Q, V))
     Z = graph.products(op("Mul", Q, number(of.scale(h))), K)  # type: ignore[attr-defined]
     Z = op("Where", seen, Z, number(lowest(np, graph.dtype))) if seen else Z
     out = op("MatMul", op("Softmax", Z, axis=-1), V)
-    return op("Where", present, out, number(0.0)) if present else out  # a token that is not there sees none: softmax of nothing
+    return (
+        op("Where", present, out, number(0.0)) if present else out
+    )  # a token that is not there sees none: softmax of nothing
 
 
 def _phi(graph: Graph, s: str) -> str:
     """``s / sqrt(1 + s^2)``."""
     s = graph.op("Clip", s, graph.constant(-FAR), graph.constant(FAR))
-    return graph.op("Div", s, graph.op("Sqrt", graph.op("Add", graph.op("Mul", s, s), graph.constant(1.0))))
+    return graph.op(
+        "Div", s, graph.op("Sqrt", graph.op("Add", graph.op("Mul", s, s), graph.constant(1.0)))
+    )
 
 
 def _seen(graph: Graph, causal: bool, U: str, lengths: str) -> tuple[str, str]:
@@ -284,10 +374,12 @@ def _seen(graph: Graph, causal: bool, U: str, lengths: str) -> tuple[str, str]:
     return (graph.op("And", seen, before) if before else seen), query
 
 
-# ----------------------------------------------------------------------------------------------------------- solves
+# ------------------------------------------------------------------------------- solves
 
 
-def _iterate(graph: Graph, f: Callable[[Graph, str], str], x: str, axes: list[int], stop: Stop) -> tuple[str, str]:
+def _iterate(
+    graph: Graph, f: Callable[[Graph, str], str], x: str, axes: list[int], stop: Stop
+) -> tuple[str, str]:
     """``(X, excess)`` after ``x <- f(x)``, x with these axes besides that of the samples; "" for an excess that is not measured."""
     if stop.steps is not None:
         for _ in range(stop.steps - 1):  # x is f(0) already
@@ -297,15 +389,27 @@ def _iterate(graph: Graph, f: Callable[[Graph, str], str], x: str, axes: list[in
     body = graph.body()
     i, going, old, before = (body.name(kind) for kind in ("i", "going", "x", "excess"))
     new = f(body, old)
-    allowed = body.op("Mul", body.op("Add", body.largest(old, axes), body.constant(1.0)), body.constant(stop.tol))
+    allowed = body.op(
+        "Mul", body.op("Add", body.largest(old, axes), body.constant(1.0)), body.constant(stop.tol)
+    )
     excess = body.op("Sub", body.largest(body.op("Sub", new, old), axes), allowed)
-    late = body.op("Where", body.op("Greater", excess, body.constant(0.0)), body.constant(1.0), body.constant(0.0))  # 0 for NaN
+    late = body.op(
+        "Where",
+        body.op("Greater", excess, body.constant(0.0)),
+        body.constant(1.0),
+        body.constant(0.0),
+    )  # 0 for NaN
     go_on = body.op("Greater", body.op("ReduceMax", late, keepdims=False), body.constant(0.0))
     info, boolean = helper.make_tensor_value_info, onnx.TensorProto.BOOL
     inner = helper.make_graph(
         body.nodes,
         "iteration",
-        [info(i, onnx.TensorProto.INT64, []), info(going, boolean, []), info(old, graph.type, None), info(before, graph.type, None)],
+        [
+            info(i, onnx.TensorProto.INT64, []),
+            info(going, boolean, []),
+            info(old, graph.type, None),
+            info(before, graph.type, None),
+        ],
         [info(go_on, boolean, []), info(new, graph.type, None), info(excess, graph.type, None)],
     )
     X, last = graph.name("X"), graph.name("excess")

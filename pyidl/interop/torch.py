@@ -1,14 +1,18 @@
-"""A layer of pyidl as a module of torch: ``dU, dtheta = pullback(dY)`` in the place of torch's tape.
+"""A layer of pyidl as a module of torch.
+
+``dU, dtheta = pullback(dY)`` in the place of torch's tape.
 
     torch:    Y = Module(layer)(U);    Y.backward(dY)
     pyidl:    Y, pull = layer(U);      dU, grads = pull(dY)
 
-Torch asks a node of its graph for ``J^T dY``, which is what a pullback is. So the node holds the pullback and nothing else: no operation
-of the solve is recorded, and the gradients are the exact ones of the implicit function theorem. A pullback is no graph that could be
-differentiated again; whoever differentiates twice is told so.
+Torch asks a node of its graph for ``J^T dY``, which is what a pullback is. So the node
+holds the pullback and nothing else: no operation of the solve is recorded, and the
+gradients are the exact ones of the implicit function theorem. A pullback is no graph
+that could be differentiated again; whoever differentiates twice is told so.
 
-Tensors and arrays share their memory, in both directions: on the CPU through the buffer itself, on a GPU through DLPack and CuPy. The
-input and the parameters are copied, once a call: a pullback stays that of its forward call, whatever is edited in place.
+Tensors and arrays share their memory, in both directions: on the CPU through the buffer
+itself, on a GPU through DLPack and CuPy. The input and the parameters are copied, once
+a call: a pullback stays that of its forward call, whatever is edited in place.
 """
 
 from __future__ import annotations
@@ -31,12 +35,15 @@ __all__ = ["Module", "from_torchidl", "to_array", "to_tensor", "to_torchidl"]
 
 
 def to_array(tensor: torch.Tensor) -> Any:
-    """The memory of a tensor as an array: NumPy on the CPU, CuPy on a GPU; without a copy.
+    """The memory of a tensor as an array: NumPy on the CPU, CuPy on a GPU.
+
+    Without a copy.
 
     Raises
     ------
     DeviceError
-        If the tensor is on a GPU and CuPy is not installed, or on a device that neither library knows.
+        If the tensor is on a GPU and CuPy is not installed, or on a device that neither
+        library knows.
 
     Examples
     --------
@@ -49,7 +56,9 @@ def to_array(tensor: torch.Tensor) -> Any:
     if tensor.device.type == "cpu":
         return tensor.numpy()
     if tensor.device.type != "cuda":
-        raise DeviceError(f"a tensor is on {tensor.device}; pyidl computes on 'cpu' and on 'cuda': move it, tensor.to('cpu')")
+        raise DeviceError(
+            f"a tensor is on {tensor.device}; pyidl computes on 'cpu' and on 'cuda': move it, tensor.to('cpu')"
+        )
     try:
         import cupy
     except ImportError as error:
@@ -62,7 +71,9 @@ def to_array(tensor: torch.Tensor) -> Any:
 
 
 def to_tensor(array: Array) -> torch.Tensor:
-    """The memory of an array as a tensor; copied only where torch cannot have it: read-only, or with a negative stride.
+    """The memory of an array as a tensor; copied only where torch cannot have it.
+
+    Read-only, or with a negative stride.
 
     Examples
     --------
@@ -76,24 +87,40 @@ def to_tensor(array: Array) -> torch.Tensor:
 
 
 class _Apply(torch.autograd.Function):
-    """The node of torch's graph: Y and the pullback, of what the layer is called with and of its parameters."""
+    """The node of torch's graph.
+
+    Y and the pullback, of what the layer is called with and of its parameters.
+    """
 
     @staticmethod
     def forward(
-        module: Module, rng: np.random.Generator | None, given: tuple[bool, ...], *tensors: torch.Tensor
+        module: Module,
+        rng: np.random.Generator | None,
+        given: tuple[bool, ...],
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, Pullback]:
-        """Call the layer; `given` says which arguments of its call are among the tensors, before the parameters."""
+        """Call the layer.
+
+        `given` says which arguments of its call are among the tensors, before the
+        parameters.
+        """
         arrays = iter([to_array(t) for t in tensors])
         arguments = [next(arrays) if here else None for here in given]
         result, pull = module._with(list(arrays))(*arguments, rng=rng, on_fail=module.on_fail)
         Y = to_tensor(result)
-        if any(Y.data_ptr() == t.data_ptr() for t in tensors):  # a layer may hand on what it is given; then Y has a memory of its own
+        if any(
+            Y.data_ptr() == t.data_ptr() for t in tensors
+        ):  # a layer may hand on what it is given; then Y has a memory of its own
             Y = Y.clone()
         return Y, pull
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, Pullback]) -> None:
-        """Keep the pullback, and the tensors: torch checks that none of them is edited before the backward pass.
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, Pullback]
+    ) -> None:
+        """Keep the pullback, and the tensors.
+
+        Torch checks that none of them is edited before the backward pass.
 
         Y is among them: what a pullback keeps may lie in the same memory.
         """
@@ -104,11 +131,16 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dY: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
-        """``(dU, grads) = pull(dY)``, in the order of the inputs; what nobody asked for is None, and dU is not formed then."""
+        """``(dU, grads) = pull(dY)``, in the order of the inputs.
+
+        What nobody asked for is None, and dU is not formed then.
+        """
         (_, *tensors), wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
         if dY is None:
             return (None,) * len(ctx.needs_input_grad)
-        pull = _Pull.apply if torch.is_grad_enabled() else _Pull.forward  # a node only where someone asks for a graph of the gradients
+        pull = (
+            _Pull.apply if torch.is_grad_enabled() else _Pull.forward
+        )  # a node only where someone asks for a graph of the gradients
         return None, None, None, *pull(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
 
 
@@ -117,12 +149,23 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        pull: Pullback, count: int, names: tuple[str, ...], wanted: tuple[bool, ...], dY: torch.Tensor, *tensors: torch.Tensor
+        pull: Pullback,
+        count: int,
+        names: tuple[str, ...],
+        wanted: tuple[bool, ...],
+        dY: torch.Tensor,
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor | None, ...]:
         """The gradients of the `count` inputs, then those of the parameters."""
         dU, grads = pull(to_array(dY), inputs=any(wanted[:count]))
-        found = [*(dU if isinstance(dU, tuple) else (dU,) * count), *(grads[name] for name in names)]
-        return tuple(to_tensor(g) if want and g is not None else None for g, want in zip(found, wanted, strict=True))
+        found = [
+            *(dU if isinstance(dU, tuple) else (dU,) * count),
+            *(grads[name] for name in names),
+        ]
+        return tuple(
+            to_tensor(g) if want and g is not None else None
+            for g, want in zip(found, wanted, strict=True)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -144,29 +187,37 @@ class _Pull(torch.autograd.Function):
 
 
 class Module(torch.nn.Module):
-    """A layer of pyidl as a `torch.nn.Module`: exact gradients, torch's optimisers, torch's other modules before and behind it.
+    """A layer of pyidl as a `torch.nn.Module`.
 
-    The parameters are torch's, under the names that they have in pyidl ("A", and "0.W" in a `Sequential`), also in `state_dict`. They start
-    with the layer's values; the layer itself is not touched. dtype and device are those of the parameters, so that `double()` and
-    `to("cuda")` do what they do elsewhere; inputs are cast to that dtype.
+    Exact gradients, torch's optimisers, torch's other modules before and behind it.
+
+    The parameters are torch's, under the names that they have in pyidl ("A", and "0.W"
+    in a `Sequential`), also in `state_dict`. They start with the layer's values; the
+    layer itself is not touched. dtype and device are those of the parameters, so that
+    `double()` and `to("cuda")` do what they do elsewhere; inputs are cast to that
+    dtype.
 
     Parameters
     ----------
     layer : Layer
         On the CPU or on a GPU.
     on_fail : {"raise", "warn", "ignore"}
-        What happens to samples whose solve, forward or adjoint, does not converge; an attribute that may be changed.
+        What happens to samples whose solve, forward or adjoint, does not converge; an
+        attribute that may be changed.
 
     Raises
     ------
     InputError
-        If `layer` is no layer; in a call, as the layer does, and if the parameters are neither float32 nor float64.
+        If `layer` is no layer; in a call, as the layer does, and if the parameters are
+        neither float32 nor float64.
 
     Notes
     -----
-    An optimiser may leave the set in which the fixed point is certain: call `project_` after its step.
+    An optimiser may leave the set in which the fixed point is certain: call `project_`
+    after its step.
 
-    The output must not be edited in place before the backward pass, as that of `torch.tanh`; torch says so.
+    The output must not be edited in place before the backward pass, as that of
+    `torch.tanh`; torch says so.
 
     Examples
     --------
@@ -197,7 +248,10 @@ class Module(torch.nn.Module):
             owner.register_parameter(leaf, torch.nn.Parameter(to_tensor(array).clone()))
 
     def _tensors(self) -> list[torch.Tensor]:
-        """The parameters, in the order of the layer's; whatever stands under their names at the moment."""
+        """The parameters, in the order of the layer's.
+
+        Whatever stands under their names at the moment.
+        """
         tensors = [functools.reduce(getattr, name.split("."), self) for name in self._names]
         dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
         if len(dtypes) > 1 or not set(dtypes) <= set(DTYPES):
@@ -215,10 +269,16 @@ class Module(torch.nn.Module):
 
     @property
     def layer(self) -> Layer:
-        """The layer with the present parameters: to save it, for its certificate, for `fit`. A copy; what is done to it stays there."""
+        """The layer with the present parameters.
+
+        To save it, for its certificate, for `fit`. A copy; what is done to it stays
+        there.
+        """
         return self._with([to_array(t) for t in self._tensors()]).replace()
 
-    def forward(self, U: torch.Tensor, *more: torch.Tensor | None, generator: torch.Generator | None = None) -> torch.Tensor:
+    def forward(
+        self, U: torch.Tensor, *more: torch.Tensor | None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Return Y.
 
         Parameters
@@ -226,28 +286,39 @@ class Module(torch.nn.Module):
         U : Tensor, shape (m, ...)
             One sample a row, as the layer takes it.
         *more : Tensor or None
-            What the call of the layer takes besides, in its order: for an `ImplicitRNN`, lengths and h0.
+            What the call of the layer takes besides, in its order: for an
+            `ImplicitRNN`, lengths and h0.
         generator : torch.Generator, optional
-            Random numbers for layers that draw, in `train()` mode, come from here, else from torch's default; none in `eval()` mode.
+            Random numbers for layers that draw, in `train()` mode, come from here, else
+            from torch's default; none in `eval()` mode.
 
         Raises
         ------
         InputError
             If an input is no tensor, and where the layer says so.
         ConvergenceError
-            If a solve fails and `on_fail` is "raise"; in the backward pass, GradientConvergenceError.
+            If a solve fails and `on_fail` is "raise"; in the backward pass,
+            GradientConvergenceError.
         """
         tensors, inputs = self._tensors(), (U, *more)
         if not all(t is None or isinstance(t, torch.Tensor) for t in inputs):
             kinds = ", ".join(type(t).__name__ for t in inputs)
-            raise InputError(f"a Module takes tensors, got {kinds}; use torch.from_numpy, or call its layer: module.layer(U)")
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator))) if self.training else None
+            raise InputError(
+                f"a Module takes tensors, got {kinds}; use torch.from_numpy, or call its layer: module.layer(U)"
+            )
+        rng = (
+            np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+            if self.training
+            else None
+        )
         given = [_cast(t, tensors) for t in inputs if t is not None]
         Y, _ = _Apply.apply(self, rng, tuple(t is not None for t in inputs), *given, *tensors)
         return Y
 
     def project_(self) -> None:
-        """Put the parameters back into the set where the layer is well-posed: the nearest ones where that set is convex.
+        """Put the parameters back into the set where the layer is well-posed.
+
+        The nearest ones where that set is convex.
 
         Those that lie there already keep their bits.
         """
@@ -264,5 +335,8 @@ class Module(torch.nn.Module):
 
 
 def _cast(t: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor:
-    """In the dtype of the parameters, by an operation that torch differentiates; integers and booleans, such as lengths, as they are."""
+    """In the dtype of the parameters, by an operation that torch differentiates.
+
+    Integers and booleans, such as lengths, as they are.
+    """
     return t.to(parameters[0].dtype) if parameters and t.is_floating_point() else t

@@ -1,6 +1,9 @@
-r"""Models of torchidl, read and written: the equations that it implements, in the letters of pyidl.
+r"""Models of torchidl, read and written.
 
-torchidl (0.0.4) stores what its optimiser edits, and uses something else. With ``s(M) = M min(1, kappa / ||M||_inf)``, it solves
+The equations that it implements, in the letters of pyidl.
+
+torchidl (0.0.4) stores what its optimiser edits, and uses something else. With ``s(M) =
+M min(1, kappa / ||M||_inf)``, it solves
 
     X = relu(A X + B [U, 1]),    Y = C X + D [U, 1]          columns; the 1 only with ``bias=True``, D only without ``no_D=True``
     A = s(A_stored)                                          ImplicitFunctionInf, the default
@@ -8,14 +11,19 @@ torchidl (0.0.4) stores what its optimiser edits, and uses something else. With 
     A = the strict upper triangle of A_stored or of s(L) s(R^T)       ImplicitFunctionTriu
     A = A_stored or s(L) s(R^T)                              ImplicitFunction
 
-s scales the whole matrix where a single row is too long; it is no projection. Here the A that is used becomes the parameter, so that
-outputs agree. Gradients with respect to A are those at the A that is used, in both; torchidl applies them to the A that is stored, as if
-s were not there. (For factors it differentiates the inner s.) The last columns of B and D become b and d.
+s scales the whole matrix where a single row is too long; it is no projection. Here the
+A that is used becomes the parameter, so that outputs agree. Gradients with respect to A
+are those at the A that is used, in both; torchidl applies them to the A that is stored,
+as if s were not there. (For factors it differentiates the inner s.) The last columns of
+B and D become b and d.
 
-Its ImplicitRNN has ``H_t = Y`` of the above for the input ``[U_t, H_{t-1}]``, ``H_0 = 0``, and ``Y = E H_T + e``; the model of a step is
-"recurrent.layer", E and e are "linear.weight" and "linear.bias". So D acts on [U_t, H_{t-1}]: ``feedthrough=True`` in pyidl.
+Its ImplicitRNN has ``H_t = Y`` of the above for the input ``[U_t, H_{t-1}]``, ``H_0 =
+0``, and ``Y = E H_T + e``; the model of a step is "recurrent.layer", E and e are
+"linear.weight" and "linear.bias". So D acts on [U_t, H_{t-1}]: ``feedthrough=True`` in
+pyidl.
 
-What a `state_dict` does not hold is asked for: kappa, whether there is a bias (the width of B does not say), whether A is triangular.
+What a `state_dict` does not hold is asked for: kappa, whether there is a bias (the
+width of B does not say), whether A is triangular.
 """
 
 from __future__ import annotations
@@ -36,19 +44,28 @@ from pyidl.wellposed import Constraint, InfNorm, StrictlyTriangular, Unconstrain
 __all__ = ["from_torchidl", "to_torchidl"]
 
 STEP = "recurrent.layer."
-KINDS = {"ImplicitFunctionInf": "inf", "ImplicitFunctionTriu": "triangular", "ImplicitFunction": "none"}
+KINDS = {
+    "ImplicitFunctionInf": "inf",
+    "ImplicitFunctionTriu": "triangular",
+    "ImplicitFunction": "none",
+}
 
 
 def from_torchidl(
-    source: torch.nn.Module | Mapping[str, Any], *, kappa: float = 0.99, bias: bool = False, function: str = "inf"
+    source: torch.nn.Module | Mapping[str, Any],
+    *,
+    kappa: float = 0.99,
+    bias: bool = False,
+    function: str = "inf",
 ) -> ImplicitModel | ImplicitRNN:
     """Return the pyidl layer that computes what a torchidl `ImplicitModel` or `ImplicitRNN` computes.
 
     Parameters
     ----------
     source : torch.nn.Module or mapping of str to Tensor or array
-        The model, or its `state_dict`. A model says itself what the other arguments say, and they are ignored. (Its kappa is that of
-        the last model that was built: torchidl keeps it in a class.)
+        The model, or its `state_dict`. A model says itself what the other arguments
+        say, and they are ignored. (Its kappa is that of the last model that was built:
+        torchidl keeps it in a class.)
     kappa : float
         The radius that the model was built with.
     bias : bool
@@ -59,13 +76,15 @@ def from_torchidl(
     Returns
     -------
     ImplicitModel or ImplicitRNN
-        In the dtype of the source, with ReLU, and `InfNorm` of kappa, `StrictlyTriangular` or `Unconstrained` as constraint. Inputs of
-        shape (m, a, b), which torchidl's ImplicitModel flattens, must be flattened before.
+        In the dtype of the source, with ReLU, and `InfNorm` of kappa,
+        `StrictlyTriangular` or `Unconstrained` as constraint. Inputs of shape (m, a,
+        b), which torchidl's ImplicitModel flattens, must be flattened before.
 
     Raises
     ------
     InputError
-        If the source is no such model: a name is missing or not known, a shape does not fit, or `f` is a function of your own.
+        If the source is no such model: a name is missing or not known, a shape does not
+        fit, or `f` is a function of your own.
 
     Examples
     --------
@@ -78,11 +97,20 @@ def from_torchidl(
     if isinstance(source, torch.nn.Module):
         step = source.get_submodule(STEP[:-1]) if hasattr(source, "recurrent") else source
         if not (hasattr(step, "f") and hasattr(step, "bias")):
-            raise InputError(f"from_torchidl reads models of torchidl and their state_dict, not {type(source).__name__}")
+            raise InputError(
+                f"from_torchidl reads models of torchidl and their state_dict, not {type(source).__name__}"
+            )
         name = type(step.f).__name__
         if name not in KINDS:
-            raise InputError(f"f is {name}, whose equation pyidl does not know; it knows {', '.join(KINDS)}: build the layer by hand")
-        return from_torchidl(source.state_dict(), kappa=float(step.f.kappa), bias=bool(step.bias), function=KINDS[name])
+            raise InputError(
+                f"f is {name}, whose equation pyidl does not know; it knows {', '.join(KINDS)}: build the layer by hand"
+            )
+        return from_torchidl(
+            source.state_dict(),
+            kappa=float(step.f.kappa),
+            bias=bool(step.bias),
+            function=KINDS[name],
+        )
     _check(kappa, function)
     state = {key: _host(value) for key, value in source.items()}
     recurrent = any(key.startswith(STEP) for key in state)
@@ -90,7 +118,9 @@ def from_torchidl(
     needed = {"L", "R", "B", "C"} if "L" in maps else {"A", "B", "C"}
     ends = {"linear.weight", "linear.bias"} if recurrent else set()
     if not needed | ends <= set(maps) <= needed | ends | {"D"}:
-        raise InputError(f"a state_dict of torchidl has {sorted(needed | ends)}, and perhaps D; here there are {sorted(maps)}")
+        raise InputError(
+            f"a state_dict of torchidl has {sorted(needed | ends)}, and perhaps D; here there are {sorted(maps)}"
+        )
 
     dtype = "float64" if maps["B"].dtype == np.float64 else "float32"
     constraint: Constraint = InfNorm(kappa) if kappa < 1 else Unconstrained()
@@ -108,7 +138,13 @@ def from_torchidl(
         params["b"] = maps["B"][:, p] if bias else np.zeros(n)
         params["d"] = maps["D"][:, p] if bias and has_d else np.zeros(r)
     rank = params["L"].shape[1] if "L" in params else None
-    common: dict[str, Any] = {"constraint": constraint, "rank": rank, "bias": biased, "feedthrough": has_d, "dtype": dtype}
+    common: dict[str, Any] = {
+        "constraint": constraint,
+        "rank": rank,
+        "bias": biased,
+        "feedthrough": has_d,
+        "dtype": dtype,
+    }
     if recurrent:
         E, e = maps["linear.weight"], maps["linear.bias"]
         layer: ImplicitModel | ImplicitRNN = ImplicitRNN(p - r, len(E), r, n, rng=0, **common)
@@ -119,11 +155,15 @@ def from_torchidl(
     return layer
 
 
-def to_torchidl(layer: ImplicitModel | ImplicitRNN, *, kappa: float = 0.99, function: str = "inf") -> dict[str, torch.Tensor]:
+def to_torchidl(
+    layer: ImplicitModel | ImplicitRNN, *, kappa: float = 0.99, function: str = "inf"
+) -> dict[str, torch.Tensor]:
     """Return the `state_dict` of the torchidl model that computes what the layer computes.
 
-    Load it into ``torchidl.ImplicitModel(p, q, n, bias=layer.bias, kappa=kappa, ...)`` or ``torchidl.ImplicitRNN(p, q, n, r, ...)``, with
-    ``no_D=True`` where the result has no D, ``is_low_rank=True, rank=k`` for a layer of rank k, and the `f` of `function`.
+    Load it into ``torchidl.ImplicitModel(p, q, n, bias=layer.bias, kappa=kappa, ...)``
+    or ``torchidl.ImplicitRNN(p, q, n, r, ...)``, with ``no_D=True`` where the result
+    has no D, ``is_low_rank=True, rank=k`` for a layer of rank k, and the `f` of
+    `function`.
 
     Parameters
     ----------
@@ -137,15 +177,17 @@ def to_torchidl(layer: ImplicitModel | ImplicitRNN, *, kappa: float = 0.99, func
     Raises
     ------
     InputError
-        If torchidl has no such model: another activation, outputs for every step, or an A (or factors, however balanced) that it
-        would change.
+        If torchidl has no such model: another activation, outputs for every step, or an
+        A (or factors, however balanced) that it would change.
     """
     if not isinstance(layer, (ImplicitModel, ImplicitRNN)):
         raise InputError(f"torchidl has ImplicitModel and ImplicitRNN; got {type(layer).__name__}")
     if layer.activation is not activations.relu:
         raise InputError(f"torchidl's models have ReLU; the activation is {layer.activation.name}")
     if isinstance(layer, ImplicitRNN) and layer.return_sequences:
-        raise InputError("torchidl's ImplicitRNN gives the last output alone; use layer.replace(return_sequences=False)")
+        raise InputError(
+            "torchidl's ImplicitRNN gives the last output alone; use layer.replace(return_sequences=False)"
+        )
     _check(kappa, function)
     maps = {key: to_numpy(a) for key, a in layer.params.items()}
     state = _stored(maps, kappa, function)
@@ -163,7 +205,10 @@ def to_torchidl(layer: ImplicitModel | ImplicitRNN, *, kappa: float = 0.99, func
     state |= {"B": B, "C": maps["C"]} | ({} if D is None else {"D": D})
     if isinstance(layer, ImplicitRNN):
         state = {STEP + key: a for key, a in state.items()}
-        state |= {"linear.weight": maps["E"], "linear.bias": maps["e"] if layer.bias else np.zeros(len(maps["E"]), B.dtype)}
+        state |= {
+            "linear.weight": maps["E"],
+            "linear.bias": maps["e"] if layer.bias else np.zeros(len(maps["E"]), B.dtype),
+        }
     return {key: torch.from_numpy(a.copy()) for key, a in state.items()}
 
 
@@ -183,7 +228,10 @@ def _used(maps: Mapping[str, np.ndarray], kappa: float, function: str) -> dict[s
     if "A" in maps:
         A = maps["A"]
         return {"A": {"inf": _scaled(A, kappa), "triangular": np.triu(A, 1), "none": A}[function]}
-    L, R = _scaled(maps["L"], kappa), np.ascontiguousarray(_scaled(np.ascontiguousarray(maps["R"].T), kappa).T)
+    L, R = (
+        _scaled(maps["L"], kappa),
+        np.ascontiguousarray(_scaled(np.ascontiguousarray(maps["R"].T), kappa).T),
+    )
     if function == "triangular":
         return {"A": np.triu(L @ R.T, 1)}
     if function == "inf":
@@ -198,15 +246,23 @@ def _stored(maps: Mapping[str, np.ndarray], kappa: float, function: str) -> dict
     if "A" in maps:
         A, size = maps["A"], _size(maps["A"])
         if function == "inf" and size > kappa * up:
-            raise InputError(f"||A||_inf is {size:.6g}, and torchidl would scale A to {kappa}; project with InfNorm({kappa}) first")
+            raise InputError(
+                f"||A||_inf is {size:.6g}, and torchidl would scale A to {kappa}; project with InfNorm({kappa}) first"
+            )
         if function == "triangular" and np.any(np.tril(A)):
-            raise InputError(f"{np.count_nonzero(np.tril(A))} entries of A on or below the diagonal are not 0; torchidl would drop them")
+            raise InputError(
+                f"{np.count_nonzero(np.tril(A))} entries of A on or below the diagonal are not 0; torchidl would drop them"
+            )
         return {"A": A}
     if function == "triangular":
-        raise InputError("A = L R^T is not triangular, and torchidl would drop its lower half; use function='inf'")
+        raise InputError(
+            "A = L R^T is not triangular, and torchidl would drop its lower half; use function='inf'"
+        )
     L, R = maps["L"], maps["R"]
     left, right = _size(L), _size(R.T)
-    c = (right / left) ** 0.5 if left > 0 and right > 0 else 1.0  # (c L)(R / c)^T = L R^T, with two equal norms
+    c = (
+        (right / left) ** 0.5 if left > 0 and right > 0 else 1.0
+    )  # (c L)(R / c)^T = L R^T, with two equal norms
     if max(c * left, right / c) > kappa * up:
         raise InputError(
             f"torchidl scales the factors to ||L||_inf, ||R^T||_inf <= {kappa}; here both are {c * left:.4g} after balancing: write "
@@ -225,4 +281,8 @@ def _check(kappa: float, function: str) -> None:
 def _host(value: Any) -> np.ndarray:
     """A tensor or an array as a floating-point array on the host."""
     a = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return a if a.dtype in (np.float32, np.float64) else a.astype(np.float32 if a.dtype == np.float16 else np.float64)
+    return (
+        a
+        if a.dtype in (np.float32, np.float64)
+        else a.astype(np.float32 if a.dtype == np.float16 else np.float64)
+    )

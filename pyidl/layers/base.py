@@ -1,10 +1,13 @@
-"""A layer is a callable that returns ``(Y, pullback)``; its parameters are a flat dictionary, replaced as a whole.
+"""A layer is a callable that returns ``(Y, pullback)``.
+
+Its parameters are a flat dictionary, replaced as a whole.
 
     Y, pull = layer(U)              the map
     dU, grads = pull(dY)            its transposed derivative, as often as you like, for as many dY as you like
 
-A layer is its configuration, fixed when it is built, and its parameters; there is no other state. Each subclass is a
-dataclass of its configuration; its heart is `_forward`, where the derivative stands below the line it differentiates.
+A layer is its configuration, fixed when it is built, and its parameters; there is no
+other state. Each subclass is a dataclass of its configuration; its heart is `_forward`,
+where the derivative stands below the line it differentiates.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ class Call:
     rng: np.random.Generator | None = None
     on_fail: OnFail = "raise"
     line: Timeline | None = None
-    """Which samples have which steps, for sequences of several lengths; None where all have all."""
+    """Which samples have which steps, for sequences of several lengths.
+
+    None where all have all.
+    """
 
     def __post_init__(self) -> None:
         check_on_fail(self.on_fail)
@@ -51,22 +57,26 @@ class Call:
 class Pullback(ABC):
     """From the gradient with respect to a layer's output to those with respect to its inputs and parameters.
 
-    Calling it touches nothing: it may be called twice, for several cotangents, and after the layer's parameters have been
-    replaced. It keeps a copy of the inputs, unless they are frozen: read-only, and owners of their memory. So a caller may
-    use its buffers again.
+    Calling it touches nothing: it may be called twice, for several cotangents, and
+    after the layer's parameters have been replaced. It keeps a copy of the inputs,
+    unless they are frozen: read-only, and owners of their memory. So a caller may use
+    its buffers again.
     """
 
     output: Array
 
     def __call__(self, dY: Array, inputs: bool = True) -> tuple[Any, Grads]:
-        """Return ``(dU, grads)``; `grads` has the keys of the parameters, dU is None with ``inputs=False``.
+        """Return ``(dU, grads)``.
+
+        `grads` has the keys of the parameters, dU is None with ``inputs=False``.
 
         Raises
         ------
         InputError
             If dY has not the shape of the output, or is not finite.
         GradientConvergenceError
-            If an adjoint solve fails, unless the forward call said ``on_fail="warn"`` or "ignore".
+            If an adjoint solve fails, unless the forward call said ``on_fail="warn"``
+            or "ignore".
         """
         return self.rule(self._admit(dY, inputs), inputs)
 
@@ -76,7 +86,9 @@ class Pullback(ABC):
         xp = namespace(self.output)
         cotangent = backend.as_real(dY, name="dY", xp=xp, dtype=backend.real_dtype(self.output))
         if cotangent.shape != self.output.shape:
-            raise InputError(f"dY has shape {cotangent.shape}, the output {self.output.shape}; they must be equal")
+            raise InputError(
+                f"dY has shape {cotangent.shape}, the output {self.output.shape}; they must be equal"
+            )
         return cotangent
 
     @abstractmethod
@@ -90,7 +102,10 @@ class Pullback(ABC):
 
     @property
     def converged(self) -> np.ndarray:
-        """Which samples have only solves that converged, forward; boolean, (m,), on the host."""
+        """Which samples have only solves that converged, forward.
+
+        Boolean, (m,), on the host.
+        """
         converged = np.ones(self.output.shape[0], bool)
         for solution in self.solutions:
             converged &= solution.converged
@@ -102,7 +117,10 @@ class Pullback(ABC):
 
 @dataclass(frozen=True, repr=False)
 class Explicit(Pullback):
-    """The pullback of a layer without a solve: a closure over what the forward pass saw."""
+    """The pullback of a layer without a solve.
+
+    A closure over what the forward pass saw.
+    """
 
     backward: Callable[[Any, bool], tuple[Any, Grads]]
 
@@ -119,7 +137,7 @@ class Layer(ABC):
     tokenwise: ClassVar[bool] = False
     """Whether every row of the input has its own row of the output, whatever stands beside it."""
 
-    # ------------------------------------------------------------------------------------- what a subclass gives
+    # ------------------------------------------------------------ what a subclass gives
 
     @abstractmethod
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -139,7 +157,10 @@ class Layer(ABC):
 
     @property
     def takes_lengths(self) -> bool:
-        """Whether the layer looks at `Call.line`: sequences of a batch may then have several lengths."""
+        """Whether the layer looks at `Call.line`.
+
+        Sequences of a batch may then have several lengths.
+        """
         return False
 
     def _widths(self) -> tuple[int | None, int | None]:
@@ -150,15 +171,18 @@ class Layer(ABC):
     def _validate(self) -> None:
         """Check the configuration, and put it into its normal form."""
 
-    # ------------------------------------------------------------------------------------------------- calling it
+    # ----------------------------------------------------------------------- calling it
 
-    def __call__(self, U: Any, *, rng: Rng = None, on_fail: OnFail = "raise") -> tuple[Any, Pullback]:
+    def __call__(
+        self, U: Any, *, rng: Rng = None, on_fail: OnFail = "raise"
+    ) -> tuple[Any, Pullback]:
         """Return ``(Y, pullback)``.
 
         Parameters
         ----------
         U : array, shape (m, input_dim)
-            One sample a row, in the library and on the device of the parameters; cast to the layer's dtype.
+            One sample a row, in the library and on the device of the parameters; cast
+            to the layer's dtype.
         rng : Generator, int or None
             For layers that draw random numbers; the others ignore it.
         on_fail : {"raise", "warn", "ignore"}
@@ -167,7 +191,8 @@ class Layer(ABC):
         Raises
         ------
         InputError
-            If U has a wrong shape, no samples, or entries that are not finite real numbers.
+            If U has a wrong shape, no samples, or entries that are not finite real
+            numbers.
         DeviceMismatchError
             If U lives elsewhere than the parameters.
         ConvergenceError
@@ -198,33 +223,43 @@ class Layer(ABC):
         parts = [self._output(U[batch, ...], call.of(batch)) for batch in batches]
         return namespace(parts[0]).concat(parts)
 
-    # ------------------------------------------------------------------------------------------------- one token at a time
+    # -------------------------------------------------------------- one token at a time
 
     def start(self, m: int) -> Any:
-        """What the layer remembers of m sequences that have no token yet: None where it treats every token alone.
+        """What the layer remembers of m sequences that have no token yet.
+
+        None where it treats every token alone.
 
         Raises
         ------
         InputError
-            If an output depends on later tokens, or the layer does not know what to remember.
+            If an output depends on later tokens, or the layer does not know what to
+            remember.
         """
         if not self.tokenwise:
-            raise InputError(f"{type(self).__name__} does not go on token by token; call it with whole sequences")
+            raise InputError(
+                f"{type(self).__name__} does not go on token by token; call it with whole sequences"
+            )
         return None
 
     def step(self, u: Any, cache: Any, *, on_fail: OnFail = "raise") -> tuple[Any, Any]:
-        """Return ``(y, cache)`` after one more token of m sequences: u (m, p), or tokens (m,) for an `Embedding`, and y (m, q).
+        """Return ``(y, cache)`` after one more token of m sequences.
 
-        The outputs for tokens one after another are those for the whole sequence. The given `cache`, from `start` or the last step, stays
-        as it was.
+        u (m, p), or tokens (m,) for an `Embedding`, and y (m, q).
+
+        The outputs for tokens one after another are those for the whole sequence. The
+        given `cache`, from `start` or the last step, stays as it was.
         """
         return self._forward(self._admit(u), Call(on_fail=on_fail))[0], cache
 
-    # --------------------------------------------------------------------------------------------- its parameters
+    # ------------------------------------------------------------------- its parameters
 
     @property
     def params(self) -> Params:
-        """The parameters: a read-only mapping of arrays. Assign a whole new mapping to change them."""
+        """The parameters: a read-only mapping of arrays.
+
+        Assign a whole new mapping to change them.
+        """
         return self._params
 
     @params.setter
@@ -237,18 +272,26 @@ class Layer(ABC):
                 object.__setattr__(layer, name, value)
 
     def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
-        """What this layer, and those within it, will keep of the parameters: all is made, if memory lasts, before anything is stored."""
+        """What this layer, and those within it, will keep of the parameters.
+
+        All is made, if memory lasts, before anything is stored.
+        """
         return [(self, {"_params": checked})]
 
     def _checked(self, new: Mapping[str, Any]) -> Params:
         """The arrays in the layer's dtype, after everything about them has been checked: read-only copies.
 
-        What an optimiser has made is read-only and owns its memory, and is not copied again.
+        What an optimiser has made is read-only and owns its memory, and is not copied
+        again.
         """
         shapes = self._shapes()
-        expect("params", new, Mapping, "a mapping of names to arrays is needed, such as `params` gives")
+        expect(
+            "params", new, Mapping, "a mapping of names to arrays is needed, such as `params` gives"
+        )
         if set(new) != set(shapes):
-            raise InputError(f"{type(self).__name__} has the parameters {sorted(shapes)}; got {sorted(new)}")
+            raise InputError(
+                f"{type(self).__name__} has the parameters {sorted(shapes)}; got {sorted(new)}"
+            )
         if not shapes:
             return MappingProxyType({})
         arrays = {key: new[key] for key in shapes}
@@ -257,26 +300,39 @@ class Layer(ABC):
         checked = {}
         for key, array in backend.all_as_real(arrays, xp=xp, dtype=self.dtype).items():
             if array.shape != shapes[key]:
-                raise InputError(f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shapes[key]}")
+                raise InputError(
+                    f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shapes[key]}"
+                )
             checked[key] = backend.frozen(xp, array)
         return MappingProxyType(checked)
 
     def support(self, name: str) -> np.ndarray | None:
-        """Where a parameter may differ from zero: a boolean array on the host, or None for everywhere."""
+        """Where a parameter may differ from zero.
+
+        A boolean array on the host, or None for everywhere.
+        """
         return None
 
     def project(self, params: Params) -> dict[str, Array]:
-        """Return parameters in the set where the layer is well-posed; for a layer without a fixed point, those given."""
+        """Return parameters in the set where the layer is well-posed.
+
+        For a layer without a fixed point, those given.
+        """
         return dict(params)
 
     def certificate(self, explain: bool = False) -> Certificate:
-        """What is proven about the layer's fixed points; an explicit layer has none, and so nothing to prove.
+        """What is proven about the layer's fixed points.
 
-        With `explain`, the other conditions are listed too, with what they prove or why they fail.
+        An explicit layer has none, and so nothing to prove.
+
+        With `explain`, the other conditions are listed too, with what they prove or why
+        they fail.
         """
-        return Certificate(True, 0.0, Norm(), "one evaluation", "an explicit map, without a fixed point")
+        return Certificate(
+            True, 0.0, Norm(), "one evaluation", "an explicit map, without a fixed point"
+        )
 
-    # --------------------------------------------------------------------------------- copies that differ somewhere
+    # ----------------------------------------------------- copies that differ somewhere
 
     @property
     def xp(self) -> Namespace:
@@ -285,7 +341,9 @@ class Layer(ABC):
 
     def to(self, device: str) -> Self:
         """Return the same layer with its parameters on ``"cpu"`` or ``"cuda"``, as `pyidl.to_device` moves them."""
-        return self._with(self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()})
+        return self._with(
+            self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()}
+        )
 
     def astype(self, dtype: str) -> Self:
         """Return the same layer computing in ``"float32"`` or ``"float64"``."""
@@ -297,12 +355,15 @@ class Layer(ABC):
         Raises
         ------
         InputError
-            If a name is not part of the configuration, or the parameters do not fit the new one.
+            If a name is not part of the configuration, or the parameters do not fit the
+            new one.
         """
         config = self._config()
         unknown = sorted(set(changes) - set(config))
         if unknown:
-            raise InputError(f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(config)}")
+            raise InputError(
+                f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(config)}"
+            )
         return self._with({**config, **changes}, self.params)
 
     def with_tol(self, tol: Tol) -> Self:
@@ -326,25 +387,35 @@ class Layer(ABC):
         layer.params = params
         return layer
 
-    # ---------------------------------------------------------------------------------------------- being an object
+    # ------------------------------------------------------------------ being an object
 
     dtype: str
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_params" in self.__dict__ and name != "params":
-            raise AttributeError(f"{name} cannot be set: a layer's configuration is fixed; use layer.replace({name}=...)")
+            raise AttributeError(
+                f"{name} cannot be set: a layer's configuration is fixed; use layer.replace({name}=...)"
+            )
         super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self._config(), dict(self.params))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self._with({k: copy.deepcopy(v, memo) for k, v in self._config().items()}, self.params)
+        return self._with(
+            {k: copy.deepcopy(v, memo) for k, v in self._config().items()}, self.params
+        )
 
     def __repr__(self) -> str:
         count = sum(a.size for a in self.params.values())
-        config = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if _differs(self, f))  # type: ignore[arg-type]
-        device = backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
+        config = ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if _differs(self, f)
+        )  # type: ignore[arg-type]
+        device = (
+            backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
+        )
         return f"{type(self).__name__}({config}), {count} parameters on {device}"
 
 
@@ -365,7 +436,9 @@ class Parameterless(Layer):
 
     def _check(self, U: Any) -> None:
         if U.ndim < 2 or U.size == 0:
-            raise InputError(f"U has shape {U.shape}; {type(self).__name__} takes (m, n), one sample a row, with m >= 1")
+            raise InputError(
+                f"U has shape {U.shape}; {type(self).__name__} takes (m, n), one sample a row, with m >= 1"
+            )
 
     def astype(self, dtype: str) -> Self:
         """Return it as it is: it computes in the dtype of its input."""
@@ -389,7 +462,9 @@ def check_dtype(dtype: Any) -> str:
     except TypeError:
         name = str(dtype)
     if name not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one that pyidl computes in; use 'float32' or 'float64'")
+        raise InputError(
+            f"dtype {dtype!r} is not one that pyidl computes in; use 'float32' or 'float64'"
+        )
     return name
 
 

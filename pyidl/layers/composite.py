@@ -1,9 +1,12 @@
-"""Layers made of layers: the parameters are those of the parts, with the part's name before them.
+"""Layers made of layers.
+
+The parameters are those of the parts, with the part's name before them.
 
     params = {"0.W": ..., "2.A": ...}
 
-Nothing is stored twice: the parts own their parameters, and assigning `params` assigns theirs. A subclass says which parts it has and
-how to build itself from others; its `_forward` is its own.
+Nothing is stored twice: the parts own their parameters, and assigning `params` assigns
+theirs. A subclass says which parts it has and how to build itself from others; its
+`_forward` is its own.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ __all__ = ["Composite", "joined"]
 
 @dataclass(frozen=True, repr=False)
 class CompositePullback(Pullback):
-    """The pullbacks of the parts. What is returned for the inputs mirrors them: dU, or ``(dU, None)`` where lengths were given."""
+    """The pullbacks of the parts. What is returned for the inputs mirrors them.
+
+    DU, or ``(dU, None)`` where lengths were given.
+    """
 
     pulls: Mapping[str, Pullback]
     lengths: bool = field(default=False, kw_only=True)
@@ -74,15 +80,22 @@ class Composite(Layer):
         what = type(self).__name__
         for name, layer in self.parts.items():
             expect(f"layer {name} of {what}", layer, Layer, "a Layer or an Activation is needed")
-        parts, owners = list(self.parts.values()), [id(leaf) for leaf in _leaves(self) if leaf.params]
+        parts, owners = (
+            list(self.parts.values()),
+            [id(leaf) for leaf in _leaves(self) if leaf.params],
+        )
         if len({id(layer) for layer in parts}) < len(parts) or len(set(owners)) < len(owners):
-            raise InputError(f"one layer stands twice in {what}, so that it would be stepped twice; use layer.replace() for a copy")
+            raise InputError(
+                f"one layer stands twice in {what}, so that it would be stepped twice; use layer.replace() for a copy"
+            )
         dtypes = sorted({layer.dtype for layer in self.parts.values() if layer.params})
         if len(dtypes) > 1:
-            raise InputError(f"the layers of {what} compute in {' and '.join(dtypes)}; bring them together with layer.astype(...)")
+            raise InputError(
+                f"the layers of {what} compute in {' and '.join(dtypes)}; bring them together with layer.astype(...)"
+            )
         self.dtype = dtypes[0] if dtypes else "float64"
 
-    # ------------------------------------------------------------------------------- the parameters are the parts' own
+    # ------------------------------------------------ the parameters are the parts' own
 
     @property
     def params(self) -> Params:
@@ -102,7 +115,11 @@ class Composite(Layer):
         return self.parts[part].support(key)
 
     def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
-        return [kept for name, own in self._split(checked).items() for kept in self.parts[name]._read(own)]
+        return [
+            kept
+            for name, own in self._split(checked).items()
+            for kept in self.parts[name]._read(own)
+        ]
 
     def _split(self, params: Params) -> dict[str, Params]:
         """The parameters of each layer, under its own names."""
@@ -112,12 +129,18 @@ class Composite(Layer):
 
     def project(self, params: Params) -> dict[str, Array]:
         """Project those of every layer."""
-        return joined((name, self.parts[name].project(own)) for name, own in self._split(params).items())
+        return joined(
+            (name, self.parts[name].project(own)) for name, own in self._split(params).items()
+        )
 
     def certificate(self, explain: bool = False) -> Certificate:
-        """The weakest of the layers' certificates: all fixed points are unique if that one is proven."""
+        """The weakest of the layers' certificates.
+
+        All fixed points are unique if that one is proven.
+        """
         name, weakest = max(
-            ((name, layer.certificate(explain)) for name, layer in self.parts.items()), key=lambda c: (not c[1].proven, c[1].contraction)
+            ((name, layer.certificate(explain)) for name, layer in self.parts.items()),
+            key=lambda c: (not c[1].proven, c[1].contraction),
         )
         return dataclasses.replace(weakest, reason=f"layer {name}: {weakest.reason}")
 
@@ -126,7 +149,7 @@ class Composite(Layer):
         """Whether some part does."""
         return any(layer.takes_lengths for layer in self.parts.values())
 
-    # ---------------------------------------------------------------------------------------------------------- calling it
+    # ----------------------------------------------------------------------- calling it
 
     @abstractmethod
     def _forward(self, U: Any, call: Call) -> tuple[Any, CompositePullback]: ...
@@ -136,19 +159,30 @@ class Composite(Layer):
     ) -> tuple[Any, CompositePullback]:  # fmt: skip
         """Return ``(Y, pullback)``.
 
-        As for every `Layer`; and for sequences of several lengths, where a part takes those:
+        As for every `Layer`; and for sequences of several lengths, where a part takes
+        those:
 
         Parameters
         ----------
         lengths : array of integers, shape (m,), or of booleans, shape (m, T), optional
-            How many steps each sequence of U, (m, T, ...), has, at least 1; or which. The pullback then returns ``(dU, None)``.
+            How many steps each sequence of U, (m, T, ...), has, at least 1; or which.
+            The pullback then returns ``(dU, None)``.
         """
         U = backend.own(self._admit(U), U)
         line = self._line(U, lengths)
-        Y, pull = self._forward(U, Call(None if rng is None else backend.as_generator(rng), on_fail, line))
+        Y, pull = self._forward(
+            U, Call(None if rng is None else backend.as_generator(rng), on_fail, line)
+        )
         return Y, dataclasses.replace(pull, lengths=lengths is not None)
 
-    def predict(self, U: Any, lengths: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
+    def predict(
+        self,
+        U: Any,
+        lengths: Any = None,
+        *,
+        batch_size: int | None = None,
+        on_fail: OnFail = "raise",
+    ) -> Any:
         """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
         U = self._admit(U)
         return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=self._line(U, lengths)))
@@ -157,10 +191,12 @@ class Composite(Layer):
         if lengths is None:
             return None
         if not self.takes_lengths or U.ndim < 2:
-            raise InputError(f"no layer of {type(self).__name__} takes the lengths of sequences; leave them out")
+            raise InputError(
+                f"no layer of {type(self).__name__} takes the lengths of sequences; leave them out"
+            )
         return Timeline.read(lengths, U.shape[0], U.shape[1])
 
-    # ---------------------------------------------------------------------------------------------- copies that differ
+    # --------------------------------------------------------------- copies that differ
 
     def _each(self, change: Callable[[Layer], Layer]) -> Self:
         return self.of({name: change(layer) for name, layer in self.parts.items()})
@@ -181,8 +217,15 @@ class Composite(Layer):
         """Return a layer of copies of the parts, some of them exchanged by name."""
         unknown = sorted(set(changes) - set(self.parts))
         if unknown:
-            raise InputError(f"{type(self).__name__} has no part {', '.join(unknown)}; it has {', '.join(self.parts)}")
-        return self.of({name: changes[name] if name in changes else layer.replace() for name, layer in self.parts.items()})
+            raise InputError(
+                f"{type(self).__name__} has no part {', '.join(unknown)}; it has {', '.join(self.parts)}"
+            )
+        return self.of(
+            {
+                name: changes[name] if name in changes else layer.replace()
+                for name, layer in self.parts.items()
+            }
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).of, (dict(self.parts),)

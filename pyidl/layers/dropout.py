@@ -1,8 +1,10 @@
 """Dropout: ``Y = U * M``, the entries of M independent, 0 with probability `rate` and 1 / (1 - rate) otherwise; ``dU = dY * M``.
 
-The mean of M is 1, so that without drawing, where Y = U, sizes are those met in training.
+The mean of M is 1, so that without drawing, where Y = U, sizes are those met in
+training.
 
-Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15, 2014, section 10 for the scaling.
+Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15,
+2014, section 10 for the scaling.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ __all__ = ["Dropout"]
 class Dropout(Parameterless):
     """``Y = U * M`` where the call has an `rng` that draws M, as in the steps of `fit`; ``Y = U`` where it has none.
 
-    So `predict` and the validation of `fit` draw nothing. M is drawn on the host: the same generator gives the same M on every device
-    and in either dtype.
+    So `predict` and the validation of `fit` draw nothing. M is drawn on the host: the
+    same generator gives the same M on every device and in either dtype.
 
     Parameters
     ----------
@@ -55,7 +57,9 @@ class Dropout(Parameterless):
 
     def _validate(self) -> None:
         if not (is_real(self.rate) and 0 <= self.rate < 1):
-            raise InputError(f"rate of Dropout is {self.rate!r}; it is the share of zeros, in [0, 1)")
+            raise InputError(
+                f"rate of Dropout is {self.rate!r}; it is the share of zeros, in [0, 1)"
+            )
         self.rate = float(self.rate)
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:

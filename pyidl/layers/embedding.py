@@ -1,11 +1,15 @@
-"""Embeddings: ``Y_it = W_k`` with k = U_it, row k of a table for token k; and ``Y_it = U_it + P_t``, row t of a table for position t.
+"""Embeddings: ``Y_it = W_k`` with k = U_it, row k of a table for token k.
 
-With E the matrix of zeros and ones, one row for each place of U and the 1 at its token, ``Y = E W``: linear in W, so that
+And ``Y_it = U_it + P_t``, row t of a table for position t.
+
+With E the matrix of zeros and ones, one row for each place of U and the 1 at its token,
+``Y = E W``: linear in W, so that
 
     dW = E^T dY,   row k the sum of dY over the places of token k;      dP_t = sum_i dY_it.
 
-A token is a name and no number, so it has no derivative. Source: Vaswani et al., "Attention is all you need", 2017, section 3.4; the learnt
-positions of Gehring et al., "Convolutional sequence to sequence learning", ICML 2017, section 3.1.
+A token is a name and no number, so it has no derivative. Source: Vaswani et al.,
+"Attention is all you need", 2017, section 3.4; the learnt positions of Gehring et al.,
+"Convolutional sequence to sequence learning", ICML 2017, section 3.1.
 """
 
 from __future__ import annotations
@@ -28,9 +32,12 @@ __all__ = ["Embedding", "PositionEmbedding"]
 
 @dataclass(eq=False, repr=False)
 class Embedding(Layer):
-    """``Y_it = W_k`` for the token k = U_it: integers (m, T) become (m, T, embed_dim), or (m,) becomes (m, embed_dim).
+    """``Y_it = W_k`` for the token k = U_it.
 
-    It stands in first place; its inputs are integers throughout, never cast to a real dtype. The pullback gives None for dU.
+    Integers (m, T) become (m, T, embed_dim), or (m,) becomes (m, embed_dim).
+
+    It stands in first place; its inputs are integers throughout, never cast to a real
+    dtype. The pullback gives None for dU.
 
     Parameters
     ----------
@@ -39,7 +46,8 @@ class Embedding(Layer):
     dtype : {"float32", "float64"}
         That of W and of the output.
     rng : Generator, int or None
-        Draws W, with variance 1 / embed_dim: rows have a length of about 1, and what residual branches add to them is heard.
+        Draws W, with variance 1 / embed_dim: rows have a length of about 1, and what
+        residual branches add to them is heard.
 
     Raises
     ------
@@ -66,7 +74,11 @@ class Embedding(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        self.params = {"W": initializers.lecun_normal(backend.as_generator(rng), self.num_tokens, self.embed_dim)}
+        self.params = {
+            "W": initializers.lecun_normal(
+                backend.as_generator(rng), self.num_tokens, self.embed_dim
+            )
+        }
 
     def _validate(self) -> None:
         self.num_tokens = check_width("num_tokens", self.num_tokens)
@@ -82,19 +94,27 @@ class Embedding(Layer):
     def _admit(self, U: Any) -> Any:
         """Check the tokens; they stay integers."""
         xp = self.xp
-        backend.as_real(U, name="U", xp=xp, dtype="float64")  # refuses what is no array of numbers, or lives elsewhere
+        backend.as_real(
+            U, name="U", xp=xp, dtype="float64"
+        )  # refuses what is no array of numbers, or lives elsewhere
         tokens = U if backend.is_array(U) else backend.from_host(xp, np.asarray(U))
         self._check(tokens)
         low, high = int(xp.min(tokens)), int(xp.max(tokens))
         if low < 0 or high >= self.num_tokens:
-            raise InputError(f"tokens lie between {low} and {high}; there are {self.num_tokens} tokens, 0, ..., {self.num_tokens - 1}")
+            raise InputError(
+                f"tokens lie between {low} and {high}; there are {self.num_tokens} tokens, 0, ..., {self.num_tokens - 1}"
+            )
         return backend.astype(xp, tokens, "int64")
 
     def _check(self, U: Any) -> None:
         if not self.xp.isdtype(U.dtype, "integral"):
-            raise InputError(f"U has dtype {U.dtype}; Embedding takes tokens: cast them to integers, and let no layer stand before it")
+            raise InputError(
+                f"U has dtype {U.dtype}; Embedding takes tokens: cast them to integers, and let no layer stand before it"
+            )
         if U.ndim not in (1, 2) or U.size == 0:
-            raise InputError(f"U has shape {U.shape}; Embedding takes tokens (m, T) or (m,) with m, T >= 1")
+            raise InputError(
+                f"U has shape {U.shape}; Embedding takes tokens (m, T) or (m,) with m, T >= 1"
+            )
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, W = self.xp, self.params["W"]
@@ -102,19 +122,24 @@ class Embedding(Layer):
         Y = xp.reshape(xp.take(W, places, axis=0), (*U.shape, self.embed_dim))
 
         def backward(dY: Any, inputs: bool) -> tuple[None, dict[str, Any]]:
-            return None, {"W": sum_rows(xp, xp.reshape(dY, (-1, self.embed_dim)), places, self.num_tokens)}
+            return None, {
+                "W": sum_rows(xp, xp.reshape(dY, (-1, self.embed_dim)), places, self.num_tokens)
+            }
 
         return Y, Explicit(Y, backward)
 
 
 @dataclass(eq=False, repr=False)
 class PositionEmbedding(Layer):
-    """``Y_it = U_it + P_t``: tells what follows at which position t a row stands; (m, T, embed_dim) with T at most `block_size`.
+    """``Y_it = U_it + P_t``: tells what follows at which position t a row stands.
+
+    (m, T, embed_dim) with T at most `block_size`.
 
     Parameters
     ----------
     block_size, embed_dim : int
-        P has shape (block_size, embed_dim). Longer contexts are refused: there is nothing to add.
+        P has shape (block_size, embed_dim). Longer contexts are refused: there is
+        nothing to add.
     dtype : {"float32", "float64"}
         In which everything is computed.
     rng : Generator, int or None
@@ -142,7 +167,11 @@ class PositionEmbedding(Layer):
 
     def __post_init__(self, rng: Rng) -> None:
         self._validate()
-        self.params = {"P": initializers.lecun_normal(backend.as_generator(rng), self.block_size, self.embed_dim)}
+        self.params = {
+            "P": initializers.lecun_normal(
+                backend.as_generator(rng), self.block_size, self.embed_dim
+            )
+        }
 
     def _validate(self) -> None:
         self.block_size = check_width("block_size", self.block_size)
@@ -157,7 +186,9 @@ class PositionEmbedding(Layer):
 
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.embed_dim or U.size == 0:
-            raise InputError(f"U has shape {U.shape}; PositionEmbedding takes (m, T, {self.embed_dim}) with m, T >= 1")
+            raise InputError(
+                f"U has shape {U.shape}; PositionEmbedding takes (m, T, {self.embed_dim}) with m, T >= 1"
+            )
         if U.shape[1] > self.block_size:
             raise InputError(
                 f"U has {U.shape[1]} positions, the table {self.block_size}; shorten the context, or build the model with that block_size"
@@ -173,7 +204,9 @@ class PositionEmbedding(Layer):
         if not is_whole(cache):
             raise InputError(f"cache is {cache!r}; give what start(m) or the last step returned")
         if cache >= self.block_size:
-            raise InputError(f"the cache holds {cache} tokens, the table {self.block_size} positions; start again from the last ones")
+            raise InputError(
+                f"the cache holds {cache} tokens, the table {self.block_size} positions; start again from the last ones"
+            )
         return u + self.params["P"][cache, :], cache + 1
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:

@@ -1,13 +1,15 @@
 r"""The implicit model: ``x = phi(A x + B u + b)``, ``y = C x + D u + d``.
 
-The state x is not computed layer by layer but is the solution of an equation. Feed-forward networks of any depth are the
-special case of a strictly block triangular A; in general every unit may feed every other. In rows, one sample each,
+The state x is not computed layer by layer but is the solution of an equation.
+Feed-forward networks of any depth are the special case of a strictly block triangular
+A; in general every unit may feed every other. In rows, one sample each,
 
     X = phi(X A^T + U B^T + b),    Y = X C^T + U D^T + d.
 
 Both biases are those of the papers' ``u <- (u, 1)``.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, eq. (1.1).
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
+Data Sci. 3(3), 2021, eq. (1.1).
 """
 
 from __future__ import annotations
@@ -65,17 +67,26 @@ class ImplicitPullback(Pullback):
         """The forward solve."""
         return (self.forward,)
 
-    def __call__(self, dY: Array, inputs: bool = True, *, v0: Array | None = None) -> tuple[Any, Grads]:
-        """Return ``(dU, grads)``; the adjoint solve starts from v0, shape (m, n), if it is given.
+    def __call__(
+        self, dY: Array, inputs: bool = True, *, v0: Array | None = None
+    ) -> tuple[Any, Grads]:
+        """Return ``(dU, grads)``.
 
-        Such a start, for instance ``pull.solve(dY).value`` of the step before, changes the answer by no more than the tolerance.
-        Otherwise as for every `Pullback`.
+        The adjoint solve starts from v0, shape (m, n), if it is given.
+
+        Such a start, for instance ``pull.solve(dY).value`` of the step before, changes
+        the answer by no more than the tolerance. Otherwise as for every `Pullback`.
         """
         return self._rule(self._admit(dY, inputs), inputs, self._admit_start(v0))
 
     def solve(self, dY: Array, *, v0: Array | None = None, trace: bool = False) -> Solution:
-        """The adjoint solve for this dY alone: ``V = phi'(Z) * (V A + dY C)``, for study."""
-        return self.equilibrium.solve(self.maps["C"].T.rows(self._admit(dY)), v0=self._admit_start(v0), trace=trace)
+        """The adjoint solve for this dY alone.
+
+        ``V = phi'(Z) * (V A + dY C)``, for study.
+        """
+        return self.equilibrium.solve(
+            self.maps["C"].T.rows(self._admit(dY)), v0=self._admit_start(v0), trace=trace
+        )
 
     def _admit_start(self, v0: Any) -> Any:
         if v0 is None:
@@ -87,7 +98,10 @@ class ImplicitPullback(Pullback):
         return start
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """``dC = dY^T X, dD = dY^T U, dd = sum of rows``; the equilibrium does the rest, from ``dX = dY C``."""
+        """``dC = dY^T X, dD = dY^T U, dd = sum of rows``.
+
+        The equilibrium does the rest, from ``dX = dY C``.
+        """
         return self._rule(dY, inputs, None)
 
     def _rule(self, dY: Any, inputs: bool, v0: Any) -> tuple[Any, Grads]:
@@ -107,11 +121,14 @@ class ImplicitPullback(Pullback):
 
 @dataclass(eq=False, repr=False)
 class ImplicitModel(Layer):
-    """``x = phi(A x + B u + b)``, ``y = C x + D u + d``; in rows ``X = phi(X A^T + U B^T + b)``, ``Y = X C^T + U D^T + d``.
+    """``x = phi(A x + B u + b)``, ``y = C x + D u + d``.
 
-    With p = `input_dim`, q = `output_dim`, n = `hidden_dim`, the parameters are A (n, n), B (n, p), C (q, n), D (q, p),
-    b (n,), d (q,); with `rank` k, A = L R^T is given by L (n, k) and R (n, k), and is never formed. Gradients are exact
-    (implicit function theorem), up to the tolerance of the two solves.
+    In rows ``X = phi(X A^T + U B^T + b)``, ``Y = X C^T + U D^T + d``.
+
+    With p = `input_dim`, q = `output_dim`, n = `hidden_dim`, the parameters are A (n,
+    n), B (n, p), C (q, n), D (q, p), b (n,), d (q,); with `rank` k, A = L R^T is given
+    by L (n, k) and R (n, k), and is never formed. Gradients are exact (implicit
+    function theorem), up to the tolerance of the two solves.
 
     Parameters
     ----------
@@ -120,12 +137,15 @@ class ImplicitModel(Layer):
     activation : Activation
         phi, one of `pyidl.activations`, ``Blocks(...)`` of total width n, or your own.
     constraint : Constraint
-        The set in which the fixed point is certain. `project` maps into it; the forward pass uses the parameters as they are.
+        The set in which the fixed point is certain. `project` maps into it; the forward
+        pass uses the parameters as they are.
     rank : int, optional
         k, at most n.
     pattern : Pattern, optional
-        Where A, B, C and D may be nonzero. Entries outside start as zeros and stay zeros; their products and gradients are not
-        computed. Without it, an A that is block triangular is recognised when the parameters are set; its gradients are then full.
+        Where A, B, C and D may be nonzero. Entries outside start as zeros and stay
+        zeros; their products and gradients are not computed. Without it, an A that is
+        block triangular is recognised when the parameters are set; its gradients are
+        then full.
     bias : bool
         Whether there are b and d.
     feedthrough : bool
@@ -135,9 +155,11 @@ class ImplicitModel(Layer):
     dtype : {"float32", "float64"}
         In which everything is computed. Tolerances follow it: 1e-6 and 1e-12.
     sparse_below : float
-        Large A, B, C and D with at most this share of nonzero entries are multiplied in compressed rows; 0 for never. See `sparsify`.
+        Large A, B, C and D with at most this share of nonzero entries are multiplied in
+        compressed rows; 0 for never. See `sparsify`.
     rng : Generator, int or None
-        Draws the initial parameters, on the host: the same seed gives the same model on every device.
+        Draws the initial parameters, on the host: the same seed gives the same model on
+        every device.
 
     Raises
     ------
@@ -201,11 +223,20 @@ class ImplicitModel(Layer):
         self.hidden_dim = n = check_width("hidden_dim", self.hidden_dim)
         self.dtype = check_dtype(self.dtype)
         if self.rank is not None and check_width("rank", self.rank) > n:
-            raise InputError(f"rank is {self.rank}, but A has only {n} rows; use rank=None for a full A")
-        expect("constraint", self.constraint, Constraint, "use one of pyidl.wellposed, such as InfNorm(0.99)")
+            raise InputError(
+                f"rank is {self.rank}, but A has only {n} rows; use rank=None for a full A"
+            )
+        expect(
+            "constraint",
+            self.constraint,
+            Constraint,
+            "use one of pyidl.wellposed, such as InfNorm(0.99)",
+        )
         expect_flags(self, "bias", "feedthrough")
         if not (is_real(self.sparse_below) and 0 <= self.sparse_below <= 1):
-            raise InputError(f"sparse_below is {self.sparse_below!r}; it is a share of nonzero entries, between 0 and 1")
+            raise InputError(
+                f"sparse_below is {self.sparse_below!r}; it is a share of nonzero entries, between 0 and 1"
+            )
         check_solvers(self.forward, self.adjoint)
         if self.pattern is not None:
             _check_pattern(self.pattern, self._shapes())
@@ -217,7 +248,9 @@ class ImplicitModel(Layer):
         _check_activation(self.activation, n, self.dtype)
         refusal = self.constraint.refusal(self.activation)
         if refusal:
-            raise InputError(f"{self.constraint!r} does not go with {self.activation.name}: {refusal}")
+            raise InputError(
+                f"{self.constraint!r} does not go with {self.activation.name}: {refusal}"
+            )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         p, q, n, k = self.input_dim, self.output_dim, self.hidden_dim, self.rank
@@ -231,8 +264,14 @@ class ImplicitModel(Layer):
 
     def _check(self, U: Any) -> None:
         if U.ndim != 2 or U.shape[1] != self.input_dim:
-            hint = "; for one sample use U[None, :]" if U.ndim == 1 else ", one sample a row; reshape it first"
-            raise InputError(f"U has shape {U.shape}; ImplicitModel takes (m, {self.input_dim}){hint}")
+            hint = (
+                "; for one sample use U[None, :]"
+                if U.ndim == 1
+                else ", one sample a row; reshape it first"
+            )
+            raise InputError(
+                f"U has shape {U.shape}; ImplicitModel takes (m, {self.input_dim}){hint}"
+            )
         if U.shape[0] == 0:
             raise InputError("U has no rows; at least one sample is needed")
 
@@ -244,7 +283,9 @@ class ImplicitModel(Layer):
         checked = super()._checked(new)
         for key in set(checked) & set("ABCD"):
             mask = self.support(key)
-            outside = 0 if mask is None else int(np.count_nonzero(backend.to_numpy(checked[key])[~mask]))
+            outside = (
+                0 if mask is None else int(np.count_nonzero(backend.to_numpy(checked[key])[~mask]))
+            )
             if outside:
                 raise InputError(
                     f"parameter {key} has {outside} nonzero entries outside its pattern; set them to zero: {key} * pattern.{key}"
@@ -268,9 +309,12 @@ class ImplicitModel(Layer):
     def __call__(
         self, U: Any, *, x0: Array | None = None, rng: Rng = None, on_fail: OnFail = "raise"
     ) -> tuple[Any, ImplicitPullback]:  # fmt: skip
-        """Return ``(Y, pullback)``; the solve starts from the states x0, shape (m, n), if they are given.
+        """Return ``(Y, pullback)``.
 
-        Such a start changes the answer by no more than the tolerance. Otherwise as for every `Layer`.
+        The solve starts from the states x0, shape (m, n), if they are given.
+
+        Such a start changes the answer by no more than the tolerance. Otherwise as for
+        every `Layer`.
         """
         admitted = backend.own(self._admit(U), U)
         return self._solve(admitted, self._admit_start(admitted, x0), on_fail)
@@ -280,7 +324,9 @@ class ImplicitModel(Layer):
 
     def _output(self, U: Any, call: Call) -> Any:
         solver = self.forward or DEFAULT_FORWARD
-        solution = settle(solver(self._cell().bind(U)), call.on_fail, adjoint=False, certificate=self.certificate)
+        solution = settle(
+            solver(self._cell().bind(U)), call.on_fail, adjoint=False, certificate=self.certificate
+        )
         return self._read_out(solution.value, U)
 
     def _solve(self, U: Any, x0: Any, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
@@ -305,10 +351,14 @@ class ImplicitModel(Layer):
             return None
         start = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
         if start.shape != (U.shape[0], self.hidden_dim):
-            raise InputError(f"x0 has shape {start.shape}; the states have {(U.shape[0], self.hidden_dim)}")
+            raise InputError(
+                f"x0 has shape {start.shape}; the states have {(U.shape[0], self.hidden_dim)}"
+            )
         return start
 
-    def equilibrium(self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False) -> Solution:
+    def equilibrium(
+        self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False
+    ) -> Solution:
         """Solve for the states X of the inputs U, (m, n), and say how it went.
 
         Parameters
@@ -316,7 +366,8 @@ class ImplicitModel(Layer):
         U : array, shape (m, p)
             One sample a row.
         x0 : array, shape (m, n), optional
-            Where the iteration starts; it changes the answer by no more than the tolerance.
+            Where the iteration starts; it changes the answer by no more than the
+            tolerance.
         on_fail : {"raise", "warn", "ignore"}
             As in a call of the model.
         trace : bool
@@ -324,11 +375,16 @@ class ImplicitModel(Layer):
         """
         expect("trace", trace, bool, "use True or False")
         U = self._admit(U)
-        solution = (self.forward or DEFAULT_FORWARD)(self._cell().bind(U), self._admit_start(U, x0), trace=trace)
+        solution = (self.forward or DEFAULT_FORWARD)(
+            self._cell().bind(U), self._admit_start(U, x0), trace=trace
+        )
         return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
 
     def project(self, params: Params) -> dict[str, Array]:
-        """Return parameters inside `constraint`: the nearest ones where that set is convex."""
+        """Return parameters inside `constraint`.
+
+        The nearest ones where that set is convex.
+        """
         return self.constraint.project(params, self.activation)
 
     def certificate(self, explain: bool = False) -> Certificate:
@@ -337,20 +393,23 @@ class ImplicitModel(Layer):
         Parameters
         ----------
         explain : bool
-            Whether the other conditions are listed too, with what they prove or why they fail.
+            Whether the other conditions are listed too, with what they prove or why
+            they fail.
         """
         return strongest(self.params, self.activation, self.constraint, explain)
 
     def sparsify(self, below: float = sparse.DENSITY) -> ImplicitModel:
         """Return the same model, which multiplies large A, B, C and D in compressed rows where few of their entries differ from zero.
 
-        Answers and gradients are the same up to rounding; gradients are those of all entries unless a pattern confines them.
+        Answers and gradients are the same up to rounding; gradients are those of all
+        entries unless a pattern confines them.
 
         Parameters
         ----------
         below : float
-            The largest share of nonzero entries. The default is where it pays on one core; full products use all cores, and
-            compressed ones a single one, so divide it by the number of cores. See docs/performance.md.
+            The largest share of nonzero entries. The default is where it pays on one
+            core; full products use all cores, and compressed ones a single one, so
+            divide it by the number of cores. See docs/performance.md.
         """
         return self.replace(sparse_below=below)
 
@@ -368,20 +427,42 @@ def _check_pattern(pattern: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if mask is None or (key == "D" and key not in shapes and not mask.any()):
             continue
         if key not in shapes:
-            raise InputError(f"pattern has a mask for {key}, but the model has the parameters {', '.join(shapes)}")
+            raise InputError(
+                f"pattern has a mask for {key}, but the model has the parameters {', '.join(shapes)}"
+            )
         if mask.shape != shapes[key]:
-            raise InputError(f"the pattern of {key} has shape {mask.shape}, the parameter {shapes[key]}")
+            raise InputError(
+                f"the pattern of {key} has shape {mask.shape}, the parameter {shapes[key]}"
+            )
 
 
 def _check_activation(activation: Any, n: int, dtype: str) -> None:
-    """Try the activation on a few zeros: it must keep shape and dtype, and return numbers."""
-    expect("activation", activation, Activation, "use one of pyidl.activations, or Activation(name, phi, dphi)")
+    """Try the activation on a few zeros.
+
+    It must keep shape and dtype, and return numbers.
+    """
+    expect(
+        "activation",
+        activation,
+        Activation,
+        "use one of pyidl.activations, or Activation(name, phi, dphi)",
+    )
     if isinstance(activation, Blocks) and activation.width != n:
-        raise InputError(f"{activation.name} covers {activation.width} components, the state has {n}")
-    parts = [(b.activation, b.stop - b.start) for b in activation.blocks] if isinstance(activation, Blocks) else [(activation, n)]
+        raise InputError(
+            f"{activation.name} covers {activation.width} components, the state has {n}"
+        )
+    parts = (
+        [(b.activation, b.stop - b.start) for b in activation.blocks]
+        if isinstance(activation, Blocks)
+        else [(activation, n)]
+    )
     for part, width in parts:
         z = np.zeros((2, width), dtype)
-        derivative = ("vjp", functools.partial(part.vjp, z)) if part.vector_blocks(width) else ("dphi", part.dphi)
+        derivative = (
+            ("vjp", functools.partial(part.vjp, z))
+            if part.vector_blocks(width)
+            else ("dphi", part.dphi)
+        )
         for name, function in (("phi", part.phi), derivative):
             try:
                 y = function(z)
@@ -390,7 +471,12 @@ def _check_activation(activation: Any, n: int, dtype: str) -> None:
                     f"{name} of the activation {part.name!r} does not take an array of NumPy ({error}); take its functions from the "
                     "library of its array, pyidl.arrays.backend.namespace(z)"
                 ) from error
-            if not isinstance(y, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype or not np.all(np.isfinite(y)):
+            if (
+                not isinstance(y, np.ndarray)
+                or y.shape != z.shape
+                or y.dtype != z.dtype
+                or not np.all(np.isfinite(y))
+            ):
                 raise InputError(
                     f"{name} of the activation {part.name!r} turns zeros of shape {z.shape}, {z.dtype}, into {type(y).__name__} "
                     f"{getattr(y, 'shape', '')} {getattr(y, 'dtype', '')}; it must keep shape and dtype, and be finite"

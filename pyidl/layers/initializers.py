@@ -1,8 +1,11 @@
-r"""Where training starts: random matrices with entries of a chosen variance, drawn by NumPy on the host.
+r"""Where training starts.
 
-If the k inputs of a unit have mean square s, its pre-activation ``sum_j W_ij x_j`` has variance ``k var(W) s``. ReLU
-keeps half of it, so ``var(W) = 2 / k`` carries the signal through at constant size (He), and ``1 / k`` does so without
-a nonlinearity (LeCun). The matrix A of a fixed point is another matter: its absolute row sums must stay below 1.
+Random matrices with entries of a chosen variance, drawn by NumPy on the host.
+
+If the k inputs of a unit have mean square s, its pre-activation ``sum_j W_ij x_j`` has
+variance ``k var(W) s``. ReLU keeps half of it, so ``var(W) = 2 / k`` carries the signal
+through at constant size (He), and ``1 / k`` does so without a nonlinearity (LeCun). The
+matrix A of a fixed point is another matter: its absolute row sums must stay below 1.
 """
 
 from __future__ import annotations
@@ -56,9 +59,11 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """Entries uniform in ``(-a, a)``, ``a = sqrt(6 / (rows + columns))``, hence with variance ``2 / (rows + columns)``.
 
-    Forward, signals keep their size with variance ``1 / columns``, backward, gradients with ``1 / rows``: this lies between.
+    Forward, signals keep their size with variance ``1 / columns``, backward, gradients
+    with ``1 / rows``: this lies between.
 
-    Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010, eq. 16.
+    Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward
+    neural networks", AISTATS 2010, eq. 16.
 
     Examples
     --------
@@ -71,7 +76,9 @@ def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndar
 
 
 def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Entries uniform in ``(-1/n, 1/n)``: absolute row sums are below 1 for certain, and 1/2 on average.
+    """Entries uniform in ``(-1/n, 1/n)``.
+
+    Absolute row sums are below 1 for certain, and 1/2 on average.
 
     Examples
     --------
@@ -84,10 +91,13 @@ def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
-    """An orthogonal matrix, uniformly distributed: it turns a state and keeps its length, however often it is applied.
+    """An orthogonal matrix, uniformly distributed.
 
-    Source: Mezzadri, "How to generate random matrices from the classical compact groups", Notices AMS 54(5), 2007: the Q of a
-    normal matrix, with the signs that make the diagonal of R positive.
+    It turns a state and keeps its length, however often it is applied.
+
+    Source: Mezzadri, "How to generate random matrices from the classical compact
+    groups", Notices AMS 54(5), 2007: the Q of a normal matrix, with the signs that make
+    the diagonal of R positive.
 
     Examples
     --------

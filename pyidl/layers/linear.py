@@ -24,7 +24,8 @@ class Linear(Layer):
     Parameters
     ----------
     input_dim, output_dim : int
-        W has shape (output_dim, input_dim), b (output_dim,). Inputs have shape (m, input_dim) or (m, T, input_dim).
+        W has shape (output_dim, input_dim), b (output_dim,). Inputs have shape (m,
+        input_dim) or (m, T, input_dim).
     bias : bool
         Whether there is a b.
     dtype : {"float32", "float64"}
@@ -76,7 +77,9 @@ class Linear(Layer):
 
     def _check(self, U: Any) -> None:
         if U.ndim not in (2, 3) or U.shape[-1] != self.input_dim or U.size == 0:
-            raise InputError(f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) or (m, T, {self.input_dim}) with m, T >= 1")
+            raise InputError(
+                f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) or (m, T, {self.input_dim}) with m, T >= 1"
+            )
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, W = self.xp, self.params["W"]
@@ -96,7 +99,9 @@ class Linear(Layer):
 
 @dataclass(eq=False, repr=False)
 class Pointwise(Parameterless):
-    """``Y = phi(U)``: an activation as a layer. `Sequential` makes one of every activation that it is given.
+    """``Y = phi(U)``: an activation as a layer.
+
+    `Sequential` makes one of every activation that it is given.
 
     Examples
     --------
@@ -113,7 +118,12 @@ class Pointwise(Parameterless):
         self.params = {}
 
     def _validate(self) -> None:
-        expect("activation", self.activation, Activation, "use one of pyidl.activations, or Activation(name, phi, dphi)")
+        expect(
+            "activation",
+            self.activation,
+            Activation,
+            "use one of pyidl.activations, or Activation(name, phi, dphi)",
+        )
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         Y = self.activation(U)

@@ -1,6 +1,9 @@
-r"""Layer normalisation with a gain and an offset: ``y = g * n(u) + b``, ``n(u) = (u - mean u) / (eps + variance u)^{1/2}``.
+r"""Layer normalisation with a gain and an offset.
 
-With ``r = (eps + variance u)^{1/2}``, the projection P that takes away the mean, and k components (see `vector_activations`),
+``y = g * n(u) + b``, ``n(u) = (u - mean u) / (eps + variance u)^{1/2}``.
+
+With ``r = (eps + variance u)^{1/2}``, the projection P that takes away the mean, and k
+components (see `vector_activations`),
 
     dn = (P - n n^T / k) du / r,   symmetric;      hence   dU = (P - n n^T / k) (g * dY) / r,   dg = sum dY * n,   db = sum dY.
 
@@ -29,7 +32,8 @@ class LayerNorm(Layer):
     Parameters
     ----------
     dim : int
-        The length of the last axis, and of g and b. Inputs have shape (m, dim) or (m, T, dim).
+        The length of the last axis, and of g and b. Inputs have shape (m, dim) or (m,
+        T, dim).
     eps : float
         Positive; what is small against its root is not blown up.
     dtype : {"float32", "float64"}
@@ -64,7 +68,9 @@ class LayerNorm(Layer):
         self.dim = check_width("dim", self.dim)
         self.dtype = check_dtype(self.dtype)
         if not (is_real(self.eps) and 0 < self.eps < math.inf):
-            raise InputError(f"eps of LayerNorm is {self.eps!r}; it must be positive and finite, since a constant row has no variance")
+            raise InputError(
+                f"eps of LayerNorm is {self.eps!r}; it must be positive and finite, since a constant row has no variance"
+            )
         self.eps = float(self.eps)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -75,7 +81,9 @@ class LayerNorm(Layer):
 
     def _check(self, U: Any) -> None:
         if U.ndim not in (2, 3) or U.shape[-1] != self.dim or U.size == 0:
-            raise InputError(f"U has shape {U.shape}; LayerNorm takes (m, {self.dim}) or (m, T, {self.dim}) with m, T >= 1")
+            raise InputError(
+                f"U has shape {U.shape}; LayerNorm takes (m, {self.dim}) or (m, T, {self.dim}) with m, T >= 1"
+            )
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, g = self.xp, self.params["g"]

@@ -1,6 +1,7 @@
 """A branch around layers, ``Y = U + f_k(... f_1(U))``, hence ``dU = dY + df_1^T ... df_k^T dY``.
 
-Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016, eq. 1.
+Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016,
+eq. 1.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ class ResidualPullback(SequentialPullback):
     """The chain rule, and the identity beside it."""
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """``dU = dY + f^T dY``; the gradients of the parameters are those of f alone."""
+        """``dU = dY + f^T dY``.
+
+        The gradients of the parameters are those of f alone.
+        """
         dU, grads = super().rule(dY, inputs)
         return (dY + dU if inputs else None), grads
 
 
 class Residual(Sequential):
-    """``Y = U + f(U)``, f the given layers one after another; everything else is as in a `Sequential` of them.
+    """``Y = U + f(U)``, f the given layers one after another.
+
+    Everything else is as in a `Sequential` of them.
 
     Parameters
     ----------
@@ -51,9 +57,13 @@ class Residual(Sequential):
         super()._validate()
         needs, gives = self._widths()
         if needs is not None and gives is not None and needs != gives:
-            raise InputError(f"Residual adds an input of width {needs} to an output of its layers of width {gives}; they must be equal")
+            raise InputError(
+                f"Residual adds an input of width {needs} to an output of its layers of width {gives}; they must be equal"
+            )
 
-    def step(self, u: Any, cache: tuple[Any, ...], *, on_fail: OnFail = "raise") -> tuple[Any, tuple[Any, ...]]:
+    def step(
+        self, u: Any, cache: tuple[Any, ...], *, on_fail: OnFail = "raise"
+    ) -> tuple[Any, tuple[Any, ...]]:
         """``u + f(u)`` for one token."""
         f, cache = super().step(u, cache, on_fail=on_fail)
         return backend.as_real(u, name="u", xp=namespace(f), dtype=backend.real_dtype(f)) + f, cache
@@ -61,6 +71,8 @@ class Residual(Sequential):
     def _forward(self, U: Any, call: Call) -> tuple[Any, ResidualPullback]:
         f, pull = super()._forward(U, call)
         if f.shape != U.shape:
-            raise InputError(f"Residual adds an input {U.shape} to an output of its layers {f.shape}; the shapes must be equal")
+            raise InputError(
+                f"Residual adds an input {U.shape} to an output of its layers {f.shape}; the shapes must be equal"
+            )
         Y = U + f
         return Y, ResidualPullback(Y, pull.pulls)

@@ -1,4 +1,7 @@
-"""Layers one after another, and the chain rule: ``Y = f_k(... f_1(U))``, pulled back from the last to the first."""
+"""Layers one after another, and the chain rule.
+
+``Y = f_k(... f_1(U))``, pulled back from the last to the first.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ class SequentialPullback(CompositePullback):
     """The pullbacks of the layers, the first layer's first."""
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """The chain rule; the first layer forms its input gradient only if it is wanted."""
+        """The chain rule.
+
+        The first layer forms its input gradient only if it is wanted.
+        """
         grads: Grads = {}
         for name, pull in reversed(list(self.pulls.items())):
             dY, own = pull.rule(dY, inputs or name != "0")
@@ -35,13 +41,15 @@ class SequentialPullback(CompositePullback):
 class Sequential(Composite):
     """``Y = f_k(... f_1(U))``.
 
-    The parameters are those of the layers with their position before the name: "0.A", "2.W". They belong to the layers, which
-    are shared with the caller: assigning `params` assigns theirs.
+    The parameters are those of the layers with their position before the name: "0.A",
+    "2.W". They belong to the layers, which are shared with the caller: assigning
+    `params` assigns theirs.
 
     Parameters
     ----------
     *layers : Layer or Activation
-        At least one; all with parameters in one dtype and on one device. A `Sequential` may contain another.
+        At least one; all with parameters in one dtype and on one device. A `Sequential`
+        may contain another.
 
     Raises
     ------
@@ -83,7 +91,9 @@ class Sequential(Composite):
         for i, layer in enumerate(self.layers):
             needs, gives = layer._widths()
             if width is not None and needs is not None and needs != width:
-                raise InputError(f"layer {i} of {type(self).__name__} takes {needs} inputs, the layers before it give {width}")
+                raise InputError(
+                    f"layer {i} of {type(self).__name__} takes {needs} inputs, the layers before it give {width}"
+                )
             width = gives or width
 
     def _widths(self) -> tuple[int | None, int | None]:
@@ -112,7 +122,9 @@ class Sequential(Composite):
         """The caches of the layers."""
         return tuple(layer.start(m) for layer in self.layers)
 
-    def step(self, u: Any, cache: tuple[Any, ...], *, on_fail: OnFail = "raise") -> tuple[Any, tuple[Any, ...]]:
+    def step(
+        self, u: Any, cache: tuple[Any, ...], *, on_fail: OnFail = "raise"
+    ) -> tuple[Any, tuple[Any, ...]]:
         """One token through all layers.
 
         Examples
@@ -136,9 +148,13 @@ class Sequential(Composite):
     def replace(self, **changes: Any) -> Self:
         """Return copies of the layers in a new `Sequential`, or that of the given ``layers=``."""
         if set(changes) - {"layers"}:
-            raise InputError(f"{type(self).__name__} has no option {', '.join(sorted(set(changes) - {'layers'}))}; it has layers")
+            raise InputError(
+                f"{type(self).__name__} has no option {', '.join(sorted(set(changes) - {'layers'}))}; it has layers"
+            )
         return type(self)(*changes.get("layers", [layer.replace() for layer in self.layers]))
 
     def __repr__(self) -> str:
-        lines = "\n".join(f"{name}: {layer!r}" for name, layer in self.parts.items()).replace("\n", "\n  ")
+        lines = "\n".join(f"{name}: {layer!r}" for name, layer in self.parts.items()).replace(
+            "\n", "\n  "
+        )
         return f"{type(self).__name__}(\n  {lines}\n)"

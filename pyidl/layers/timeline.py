@@ -1,7 +1,8 @@
 """Which sample takes part in which time step, and the stacks of rows in which all steps lie one after another.
 
-A stack holds the rows of step 0, then those of step 1, ...: N rows in all, N = m T where every sample takes part in every step. What is
-to be done for all steps at once is one product with a stack.
+A stack holds the rows of step 0, then those of step 1, ...: N rows in all, N = m T
+where every sample takes part in every step. What is to be done for all steps at once is
+one product with a stack.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ __all__ = ["Timeline"]
 
 @dataclass(frozen=True)
 class Timeline:
-    """Which of m samples take part in which of T steps; on the host. The rows of all steps are stacked, those of the first step first."""
+    """Which of m samples take part in which of T steps; on the host.
+
+    The rows of all steps are stacked, those of the first step first.
+    """
 
     m: int
     T: int
@@ -30,18 +34,25 @@ class Timeline:
 
     @classmethod
     def read(cls, lengths: Any, m: int, T: int) -> Timeline:
-        """From the user's lengths: an integer for each sample, a boolean for each of its steps, or None for all."""
+        """From the user's lengths.
+
+        An integer for each sample, a boolean for each of its steps, or None for all.
+        """
         if lengths is None:
             return cls(m, T)
         host = to_numpy(read_array(lengths, "lengths"))
         if host.shape == (m,) and host.dtype.kind in "iu":
             if host.min() < 1 or host.max() > T:
-                raise InputError(f"lengths lie between {host.min()} and {host.max()}; with {T} steps they are 1, ..., {T}")
+                raise InputError(
+                    f"lengths lie between {host.min()} and {host.max()}; with {T} steps they are 1, ..., {T}"
+                )
             mask = np.arange(T) < host[:, None]
         elif host.shape == (m, T) and host.dtype == np.bool_:
             mask, empty = host.copy(), np.flatnonzero(~host.any(axis=1))
             if empty.size:
-                raise InputError(f"{empty.size} sequences have no step, the first is number {empty[0]}; leave them out")
+                raise InputError(
+                    f"{empty.size} sequences have no step, the first is number {empty[0]}; leave them out"
+                )
         else:
             raise InputError(
                 f"lengths has shape {host.shape} and dtype {host.dtype}; it holds an integer for each of the {m} sequences, ({m},), "
@@ -57,12 +68,17 @@ class Timeline:
     @cached_property
     def ends(self) -> np.ndarray:
         """Where the rows of each step begin, and the last ones end: (T + 1,)."""
-        counts = np.full(self.T, self.m) if self.mask is None else np.count_nonzero(self.mask, axis=0)
+        counts = (
+            np.full(self.T, self.m) if self.mask is None else np.count_nonzero(self.mask, axis=0)
+        )
         return np.concatenate([[0], np.cumsum(counts)])
 
     @cached_property
     def left(self) -> np.ndarray:
-        """How many steps of a sample are left, this one included, (m, T); 0 where it takes no part."""
+        """How many steps of a sample are left, this one included, (m, T).
+
+        0 where it takes no part.
+        """
         mask = np.ones((self.m, self.T), bool) if self.mask is None else self.mask
         left: np.ndarray = np.where(mask, np.cumsum(mask[:, ::-1], axis=1)[:, ::-1], 0)
         return left
@@ -73,7 +89,11 @@ class Timeline:
 
     def rows(self, t: int) -> np.ndarray | None:
         """The samples of step t; None for all of them."""
-        return None if self.mask is None or self.ends[t + 1] - self.ends[t] == self.m else np.flatnonzero(self.mask[:, t])
+        return (
+            None
+            if self.mask is None or self.ends[t + 1] - self.ends[t] == self.m
+            else np.flatnonzero(self.mask[:, t])
+        )
 
     def stack(self, a: Any) -> Any:
         """``(m, T, k) -> (N, k)``."""
@@ -101,7 +121,10 @@ class Timeline:
         return np.asarray(table.all(axis=0))
 
     def reverse(self, a: Any) -> Any:
-        """``(m, T, k)`` with the steps of every sample in the opposite order; what lies between them stays. Twice, it is nothing."""
+        """``(m, T, k)`` with the steps of every sample in the opposite order.
+
+        What lies between them stays. Twice, it is nothing.
+        """
         xp = namespace(a)
         if self.mask is None:
             return xp.flip(a, axis=1)
@@ -111,7 +134,10 @@ class Timeline:
         return xp.reshape(take_rows(xp, xp.reshape(a, (-1, a.shape[2])), source), a.shape)
 
     def cuts(self, length: int) -> np.ndarray:
-        """Before which steps of a sample the gradient is cut, (m, T): every `length` steps, from its end, but not before the first."""
+        """Before which steps of a sample the gradient is cut, (m, T).
+
+        Every `length` steps, from its end, but not before the first.
+        """
         inside: np.ndarray = self.left < self.left.max(axis=1, keepdims=True)
         cut: np.ndarray = inside & (self.left > 0) & (self.left % length == 0)
         return cut

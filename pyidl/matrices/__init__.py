@@ -1,4 +1,7 @@
-"""A as the solvers see it: whole, in compressed rows, in factors, in tiles; and where it may differ from zero."""
+"""A as the solvers see it: whole, in compressed rows, in factors, in tiles.
+
+And where it may differ from zero.
+"""
 
 from pyidl.matrices.pattern import Pattern
 from pyidl.matrices.structure import (

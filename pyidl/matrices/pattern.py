@@ -1,17 +1,22 @@
 """Which entries of A, B, C, D may differ from zero, and what follows for the order of the state.
 
-The units that feed each other, directly or through others, form a *strongly connected component* of A's pattern.
-Taken in topological order, the components make A block triangular, and the equation can be solved block by block:
+The units that feed each other, directly or through others, form a *strongly connected
+component* of A's pattern. Taken in topological order, the components make A block
+triangular, and the equation can be solved block by block:
 
     x_i = phi(A_ii x_i + sum over earlier j of A_ij x_j + z_i)
 
-Components of a single unit that does not feed itself need no iteration. Gathered by depth they are the layers of a
-feed-forward network, and one pass through them is exact. Only the diagonal blocks decide well-posedness.
+Components of a single unit that does not feed itself need no iteration. Gathered by
+depth they are the layers of a feed-forward network, and one pass through them is exact.
+Only the diagonal blocks decide well-posedness.
 
-A pattern without cycles may be as deep as it has units (a dense strictly triangular A). Consecutive layers are then joined to groups of
-about n^(1/2) units; k layers in one group are exact after k applications of ``x_i -> phi(A_ii x_i + ...)``, because A_ii^k = 0.
+A pattern without cycles may be as deep as it has units (a dense strictly triangular A).
+Consecutive layers are then joined to groups of about n^(1/2) units; k layers in one
+group are exact after k applications of ``x_i -> phi(A_ii x_i + ...)``, because A_ii^k =
+0.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
+Data Sci. 3(3), 2021, section 2.
 """
 
 from __future__ import annotations
@@ -36,12 +41,22 @@ class Groups:
     cyclic: tuple[bool, ...]
     """Whether units of the group feed each other or themselves, in a cycle."""
     layers: tuple[int, ...] = ()
-    """How many layers a group without cycles has: so many applications of the map are exact. Empty for one each."""
+    """How many layers a group without cycles has.
+
+    So many applications of the map are exact. Empty for one each.
+    """
 
     @classmethod
-    def of(cls, lists: list[np.ndarray], cyclic: list[bool], layers: tuple[int, ...] = ()) -> Groups:
+    def of(
+        cls, lists: list[np.ndarray], cyclic: list[bool], layers: tuple[int, ...] = ()
+    ) -> Groups:
         """From lists of columns; those that follow one another become slices."""
-        members = [slice(int(c[0]), int(c[-1]) + 1) if np.array_equal(c, np.arange(c[0], c[0] + len(c))) else c for c in lists]
+        members = [
+            slice(int(c[0]), int(c[-1]) + 1)
+            if np.array_equal(c, np.arange(c[0], c[0] + len(c)))
+            else c
+            for c in lists
+        ]
         return cls(tuple(members), tuple(len(c) for c in lists), tuple(cyclic), layers)
 
     @classmethod
@@ -61,14 +76,22 @@ class Groups:
     def piece(self, x: Any, i: int) -> Any:
         """The columns of one group."""
         member = self.members[i]
-        return x[:, member] if isinstance(member, slice) else namespace(x).take(x, from_host(namespace(x), member), axis=1)
+        return (
+            x[:, member]
+            if isinstance(member, slice)
+            else namespace(x).take(x, from_host(namespace(x), member), axis=1)
+        )
 
     def join(self, pieces: list[Any]) -> Any:
         """Put the columns back where `cut` took them from."""
         xp = namespace(pieces[0])
         if self.in_order:
             order = sorted(range(len(pieces)), key=lambda i: self.members[i].start)  # type: ignore[union-attr]
-            return pieces[order[0]] if len(order) == 1 else xp.concat([pieces[i] for i in order], axis=1)
+            return (
+                pieces[order[0]]
+                if len(order) == 1
+                else xp.concat([pieces[i] for i in order], axis=1)
+            )
         places = np.concatenate([np.arange(sum(self.sizes))[member] for member in self.members])
         return xp.take(xp.concat(pieces, axis=1), from_host(xp, np.argsort(places)), axis=1)
 
@@ -80,12 +103,20 @@ MOST, SMALLEST = 32, 8
 def levels(support: np.ndarray) -> Groups | None:
     """The blocks of a square pattern in topological order.
 
-    Single units are gathered by depth, those that feed themselves apart from the others; a larger component is a block of its
-    own. None where every unit feeds every other, directly or not, and where there are cycles and so many small blocks that going
-    through them takes longer than iterating over the whole.
+    Single units are gathered by depth, those that feed themselves apart from the
+    others; a larger component is a block of its own. None where every unit feeds every
+    other, directly or not, and where there are cycles and so many small blocks that
+    going through them takes longer than iterating over the whole.
     """
-    if not (isinstance(support, np.ndarray) and support.dtype == np.bool_ and support.ndim == 2 and support.shape[0] == support.shape[1]):
-        raise InputError(f"support is {type(support).__name__} {getattr(support, 'shape', '')}; a square boolean NumPy matrix is needed")
+    if not (
+        isinstance(support, np.ndarray)
+        and support.dtype == np.bool_
+        and support.ndim == 2
+        and support.shape[0] == support.shape[1]
+    ):
+        raise InputError(
+            f"support is {type(support).__name__} {getattr(support, 'shape', '')}; a square boolean NumPy matrix is needed"
+        )
     n = len(support)
     if np.count_nonzero(support) > n * n - (n - 1) or _all_reach(support):
         return None
@@ -96,7 +127,8 @@ def levels(support: np.ndarray) -> Groups | None:
     size = np.bincount(label, minlength=count)
     cyclic = size > 1
     cyclic[label[np.diagonal(support)]] = True
-    # depth[c]: the longest way to c through other components. An edge j -> i of the state is an entry A_ij.
+    # depth[c]: the longest way to c through other components. An edge j -> i of the
+    # state is an entry A_ij.
     ends = label[np.stack(np.nonzero(support))]
     edges = np.unique(ends[:, ends[0] != ends[1]], axis=1)
     depth: np.ndarray = np.zeros(count, int)
@@ -110,7 +142,10 @@ def levels(support: np.ndarray) -> Groups | None:
     for level in range(int(depth.max()) + 1):
         here = depth[label] == level
         alone = size[label] == 1
-        for units, kind in ((here & alone & ~cyclic[label], False), (here & alone & cyclic[label], True)):
+        for units, kind in (
+            (here & alone & ~cyclic[label], False),
+            (here & alone & cyclic[label], True),
+        ):
             if units.any():
                 lists.append(np.flatnonzero(units))
                 kinds.append(kind)
@@ -134,7 +169,10 @@ def _joined(layers: list[np.ndarray], n: int) -> Groups:
 
 
 def _all_reach(support: np.ndarray) -> bool:
-    """Whether unit 0 reaches all units and is reached by all: then there is a single component."""
+    """Whether unit 0 reaches all units and is reached by all.
+
+    Then there is a single component.
+    """
     for edges in (support.T, support):
         reached = np.zeros(len(support), bool)
         reached[0] = True
@@ -148,9 +186,12 @@ def _all_reach(support: np.ndarray) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Where A (n, n), B (n, p), C (q, n) and D (q, p) may be nonzero: boolean arrays, kept on the host, or None where everything may.
+    """Where A (n, n), B (n, p), C (q, n) and D (q, p) may be nonzero.
 
-    Entries outside stay zero, and neither their products nor their gradients are computed.
+    Boolean arrays, kept on the host, or None where everything may.
+
+    Entries outside stay zero, and neither their products nor their gradients are
+    computed.
 
     Raises
     ------
@@ -179,18 +220,25 @@ class Pattern:
                 continue
             mask = to_numpy(mask).copy() if is_array(mask) else mask
             if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.ndim == 2):
-                raise InputError(f"the pattern of {name} is {type(mask).__name__} {getattr(mask, 'dtype', '')}; use a boolean matrix")
+                raise InputError(
+                    f"the pattern of {name} is {type(mask).__name__} {getattr(mask, 'dtype', '')}; use a boolean matrix"
+                )
             mask.flags.writeable = False
             object.__setattr__(self, name, mask)
 
     @classmethod
     def feed_forward(cls, *widths: int) -> Pattern:
-        """That of a feed-forward network: `widths` of input, hidden layers, output. The last hidden layer comes first in x.
+        """That of a feed-forward network: `widths` of input, hidden layers, output.
 
-        Source: El Ghaoui et al. 2021: x = (x_L, ..., x_1), A strictly block upper triangular.
+        The last hidden layer comes first in x.
+
+        Source: El Ghaoui et al. 2021: x = (x_L, ..., x_1), A strictly block upper
+        triangular.
         """
         if len(widths) < 3 or min(widths) < 1:
-            raise InputError(f"feed_forward takes the widths of input, at least one hidden layer, and output; got {widths}")
+            raise InputError(
+                f"feed_forward takes the widths of input, at least one hidden layer, and output; got {widths}"
+            )
         p, *hidden, q = widths
         ends = sum(hidden) - np.cumsum([0, *hidden])  # layer l occupies ends[l + 1] : ends[l]
         n = sum(hidden)
@@ -205,10 +253,17 @@ class Pattern:
         if not isinstance(other, Pattern):
             return NotImplemented
         mine, theirs = ([getattr(p, name) for name in "ABCD"] for p in (self, other))
-        return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in zip(mine, theirs, strict=True))
+        return all(
+            (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+            for a, b in zip(mine, theirs, strict=True)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        words = [f"{name}: {int(mask.sum())} of {mask.size}" for name in "ABCD" if (mask := getattr(self, name)) is not None]
+        words = [
+            f"{name}: {int(mask.sum())} of {mask.size}"
+            for name in "ABCD"
+            if (mask := getattr(self, name)) is not None
+        ]
         return f"Pattern({', '.join(words)})"

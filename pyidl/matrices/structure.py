@@ -1,7 +1,11 @@
-"""Matrices as the solvers see them: whole, in compressed rows, as factors ``A = L R^T`` that are never multiplied out, or in tiles.
+"""Matrices as the solvers see them.
 
-Samples are rows, so the forward pass multiplies by A^T from the right, and its adjoint, the same thing with A
-transposed, by A. What a solver can use of A beyond its products is read once, when the parameters are set (`read`).
+Whole, in compressed rows, as factors ``A = L R^T`` that are never multiplied out, or in
+tiles.
+
+Samples are rows, so the forward pass multiplies by A^T from the right, and its adjoint,
+the same thing with A transposed, by A. What a solver can use of A beyond its products
+is read once, when the parameters are set (`read`).
 """
 
 from __future__ import annotations
@@ -45,7 +49,10 @@ class Matrix(Protocol):
         ...
 
     def off_diagonal(self, scale: Any) -> Matrix:
-        """``diag(scale) (A - diag(A))``, scale of shape (n,): what the Jacobi splitting iterates with."""
+        """``diag(scale) (A - diag(A))``, scale of shape (n,).
+
+        What the Jacobi splitting iterates with.
+        """
         ...
 
 
@@ -60,7 +67,10 @@ class Full:
     A: Array
     gains: tuple[float, float] | None = None
     At: Array | None = None
-    """A^T in the order of its rows, where products are many: with a transposed view they take up to 2.8 times as long."""
+    """A^T in the order of its rows, where products are many.
+
+    With a transposed view they take up to 2.8 times as long.
+    """
 
     def rows(self, x: Any, out: Any = None) -> Any:
         """``x A^T``."""
@@ -72,7 +82,10 @@ class Full:
         return np.dot(x, At, out=out) if out.flags.c_contiguous else np.matmul(x, At, out=out)
 
     def grads(self, name: str, v: Any, x: Any) -> dict[str, Any]:
-        """``dA = v^T x``; of a single sample an outer product, which a matrix product is slow at."""
+        """``dA = v^T x``.
+
+        Of a single sample an outer product, which a matrix product is slow at.
+        """
         return {name: v.T * x if v.shape[0] == 1 else v.T @ x}
 
     @property
@@ -89,7 +102,9 @@ class Full:
         xp = namespace(self.A)
         if writes_in_place(xp):
             return xp.diagonal(self.A)
-        return xp.sum(self.A * xp.eye(self.A.shape[0], dtype=self.A.dtype), axis=1)  # where the standard's `diagonal` is missing
+        return xp.sum(
+            self.A * xp.eye(self.A.shape[0], dtype=self.A.dtype), axis=1
+        )  # where the standard's `diagonal` is missing
 
     def off_diagonal(self, scale: Any) -> Full:
         """A copy."""
@@ -99,10 +114,16 @@ class Full:
 
 @dataclass(frozen=True)
 class Sparse(Full):
-    """A, few entries of which differ from zero: large products skip the zeros, small ones and gradients are those of `Full`."""
+    """A, few entries of which differ from zero.
+
+    Large products skip the zeros, small ones and gradients are those of `Full`.
+    """
 
     stored: Any = None
-    """The same in compressed rows, or in compressed columns: a product is as fast with either."""
+    """The same in compressed rows, or in compressed columns.
+
+    A product is as fast with either.
+    """
     turned: Any = None
     """Its transpose."""
 
@@ -115,7 +136,11 @@ class Sparse(Full):
 
     def rows(self, x: Any, out: Any = None) -> Any:
         """``x A^T``; whether it skips the zeros depends on the number of samples alone."""
-        return sparse.product(self.stored, x, out) if self.A.size * x.shape[0] >= sparse.WORK else super().rows(x, out)
+        return (
+            sparse.product(self.stored, x, out)
+            if self.A.size * x.shape[0] >= sparse.WORK
+            else super().rows(x, out)
+        )
 
     @property
     def T(self) -> Sparse:
@@ -130,14 +155,20 @@ class Sparse(Full):
 
 @dataclass(frozen=True)
 class LowRank:
-    """``A = L R^T`` with L, R of shape (n, k): 4 n k flops a product instead of 2 n^2; minus diag(`minus`) if that is given."""
+    """``A = L R^T`` with L, R of shape (n, k): 4 n k flops a product instead of 2 n^2.
+
+    Minus diag(`minus`) if that is given.
+    """
 
     L: Array
     R: Array
     minus: Array | None = None
 
     def rows(self, x: Any, out: Any = None) -> Any:
-        """``(x R) L^T``: what goes from one step to the next is the k-vector ``r = R^T x``."""
+        """``(x R) L^T``.
+
+        What goes from one step to the next is the k-vector ``r = R^T x``.
+        """
         y = _product(x @ self.R, self.L.T, out)
         if self.minus is not None:
             y -= x * self.minus
@@ -155,7 +186,11 @@ class LowRank:
     def dense(self) -> Any:
         """``L R^T``."""
         product = self.L @ self.R.T
-        return product if self.minus is None else product - namespace(product).eye(self.L.shape[0], dtype=product.dtype) * self.minus
+        return (
+            product
+            if self.minus is None
+            else product - namespace(product).eye(self.L.shape[0], dtype=product.dtype) * self.minus
+        )
 
     def diagonal(self) -> Any:
         """``sum_k L_ik R_ik``."""
@@ -168,15 +203,20 @@ class LowRank:
 
 
 TILE = 3000
-"""Entries of A that a tile must spare: besides its arithmetic its product costs 2.5 us, as much as these with 64 rows (measured)."""
+"""Entries of A that a tile must spare.
+
+Besides its arithmetic its product costs 2.5 us, as much as these with 64 rows
+(measured).
+"""
 
 
 @dataclass(frozen=True)
 class Tiled:
     """A matrix of which whole tiles are zero: products with those are not computed.
 
-    Rows and columns fall into groups; ``tiles[i, j]`` is ``A[rows group i, columns group j]``, absent where it is zero.
-    For the A of a feed-forward network the groups are its layers.
+    Rows and columns fall into groups; ``tiles[i, j]`` is ``A[rows group i, columns
+    group j]``, absent where it is zero. For the A of a feed-forward network the groups
+    are its layers.
     """
 
     A: Array
@@ -186,7 +226,10 @@ class Tiled:
     support: np.ndarray
     """Where A may be nonzero; on the host."""
     mask: Array | None = None
-    """The same as numbers, if it is prescribed: gradients are confined to it. Otherwise they are full."""
+    """The same as numbers, if it is prescribed: gradients are confined to it.
+
+    Otherwise they are full.
+    """
     whole: Full | None = None
     """A in one piece, where its tiles are so many that products with all of them take longer."""
 
@@ -201,14 +244,19 @@ class Tiled:
         doubtful: bool = False,
         below: float = 0.0,
     ) -> Tiled:
-        """Cut A, the nonzero entries of which lie in `support` (on the host); `doubtful` as in `read`, `below` in `Sparse.of`."""
+        """Cut A, the nonzero entries of which lie in `support` (on the host).
+
+        `doubtful` as in `read`, `below` in `Sparse.of`.
+        """
         xp = namespace(A)
         tiles = {}
         for i, rows in enumerate(row_groups.members):
             for j, columns in enumerate(column_groups.members):
                 if support[rows][:, columns].any():
                     tile = Sparse.of(_cut(_cut(A, rows, 0), columns, 1), below)
-                    tiles[i, j] = read(tile, doubtful) if i == j and row_groups is column_groups else tile
+                    tiles[i, j] = (
+                        read(tile, doubtful) if i == j and row_groups is column_groups else tile
+                    )
         mask = astype(xp, from_host(xp, support), A.dtype) if confined else None
         spared = A.size - sum(tile.A.size for tile in tiles.values())
         many = (len(tiles) - 1) * TILE > spared
@@ -216,7 +264,10 @@ class Tiled:
         return cls(A, row_groups, column_groups, tiles, support, mask, whole)
 
     def product(self, i: int, pieces: dict[int, Any], out: Any = None) -> Any:
-        """``sum_j x_j A_ij^T`` over the column groups whose x_j is among the pieces; None if there are none."""
+        """``sum_j x_j A_ij^T`` over the column groups whose x_j is among the pieces.
+
+        None if there are none.
+        """
         total: Any = None
         for (row, j), tile in self.tiles.items():
             if row == i and j in pieces:
@@ -237,7 +288,9 @@ class Tiled:
         if out is None or not self.row_groups.in_order:
             zero = [xp.zeros((*shape, size), dtype=x.dtype) for size in self.row_groups.sizes]
             parts = [self.product(i, pieces) for i in range(len(zero))]
-            joined = self.row_groups.join([z if part is None else part for z, part in zip(zero, parts, strict=True)])
+            joined = self.row_groups.join(
+                [z if part is None else part for z, part in zip(zero, parts, strict=True)]
+            )
             if out is None:
                 return joined
             out[...] = joined
@@ -267,7 +320,9 @@ class Tiled:
         tiles = {(j, i): tile.T for (i, j), tile in self.tiles.items()}
         mask = None if self.mask is None else self.mask.T
         whole = None if self.whole is None else self.whole.T
-        return Tiled(self.A.T, self.column_groups, self.row_groups, tiles, self.support.T, mask, whole)
+        return Tiled(
+            self.A.T, self.column_groups, self.row_groups, tiles, self.support.T, mask, whole
+        )
 
     def dense(self) -> Any:
         """A."""
@@ -295,7 +350,10 @@ POWERS = 12
 
 
 def growth(matrix: Matrix, xp: Any, dtype: Any, n: int) -> float:
-    """``(|A^k w| / |w|)^(1/k)`` for k = 12 and a fixed w of mixed signs: an estimate of the spectral radius, no bound."""
+    """``(|A^k w| / |w|)^(1/k)`` for k = 12 and a fixed w of mixed signs.
+
+    An estimate of the spectral radius, no bound.
+    """
     w = np.random.default_rng(0).normal(size=(1, n))
     w /= np.max(np.abs(w))
     x = astype(xp, from_host(xp, w), dtype)
@@ -311,7 +369,10 @@ def growth(matrix: Matrix, xp: Any, dtype: Any, n: int) -> float:
 
 
 TURNED_UP_TO = 512
-"""Up to this n, A^T is laid out: at n = 512 that costs as much as it saves in 14 products of 64 rows (measured)."""
+"""Up to this n, A^T is laid out.
+
+At n = 512 that costs as much as it saves in 14 products of 64 rows (measured).
+"""
 
 
 def _laid_out(matrix: Full) -> Full:
@@ -322,10 +383,13 @@ def _laid_out(matrix: Full) -> Full:
 
 
 def read(matrix: Full, doubtful: bool = False) -> Full:
-    """Where the diagonal of A is large, or Picard may not contract: estimate how fast it and how fast the Jacobi splitting do.
+    """Where the diagonal of A is large, or Picard may not contract.
 
-    Bounds do not tell: that of the splitting is never the larger one, and yet there are matrices where it needs 15 times as
-    many steps (``0.99 [[.5, .5], [-.5, .5]]``). The growth of a vector does, up to the part that phi plays.
+    Estimate how fast it and how fast the Jacobi splitting do.
+
+    Bounds do not tell: that of the splitting is never the larger one, and yet there are
+    matrices where it needs 15 times as many steps (``0.99 [[.5, .5], [-.5, .5]]``). The
+    growth of a vector does, up to the part that phi plays.
     """
     matrix = _laid_out(matrix)
     d = to_numpy(matrix.diagonal()).astype(np.float64)
@@ -335,13 +399,21 @@ def read(matrix: Full, doubtful: bool = False) -> Full:
     if not np.max(d) < 1.0:  # there is no splitting
         return replace(matrix, gains=(growth(matrix, xp, A.dtype, len(d)), np.inf))
     off = matrix.off_diagonal(astype(xp, from_host(xp, 1.0 / (1.0 - d)), A.dtype))
-    return replace(matrix, gains=(growth(matrix, xp, A.dtype, len(d)), growth(off, xp, A.dtype, len(d))))
+    return replace(
+        matrix, gains=(growth(matrix, xp, A.dtype, len(d)), growth(off, xp, A.dtype, len(d)))
+    )
 
 
 def read_model(
-    params: Params, pattern: Pattern | None, before: Mapping[str, Matrix] | None, doubtful: bool = False, below: float = 0.0
+    params: Params,
+    pattern: Pattern | None,
+    before: Mapping[str, Matrix] | None,
+    doubtful: bool = False,
+    below: float = 0.0,
 ) -> dict[str, Matrix]:
-    """The maps A, B, C and D of a model, with the structure that they have: prescribed by a pattern, or found in A's zeros.
+    """The maps A, B, C and D of a model, with the structure that they have.
+
+    Prescribed by a pattern, or found in A's zeros.
 
     Parameters
     ----------
@@ -350,28 +422,41 @@ def read_model(
     pattern : Pattern, optional
         What is prescribed.
     before : mapping, optional
-        The maps of the parameters before these: groups are found anew only if zeros have moved.
+        The maps of the parameters before these: groups are found anew only if zeros
+        have moved.
     doubtful : bool
-        Whether nothing says that Picard contracts; then its growth is estimated in any case.
+        Whether nothing says that Picard contracts; then its growth is estimated in any
+        case.
     below : float
-        Matrices and tiles with at most this share of nonzero entries are multiplied in compressed rows.
+        Matrices and tiles with at most this share of nonzero entries are multiplied in
+        compressed rows.
     """
     masks = {key: getattr(pattern, key, None) for key in "ABCD"}
     maps: dict[str, Matrix] = {}
     groups: Groups | None = None
     if "A" in params:
         A, support = params["A"], masks["A"]
-        if support is None and _zeros(A) >= A.size // 4:  # as many as there are where no group is larger than half of A
-            support = to_numpy(namespace(A).abs(A) > 0)  # what travels from a GPU in every training step are bytes
+        if (
+            support is None and _zeros(A) >= A.size // 4
+        ):  # as many as there are where no group is larger than half of A
+            support = to_numpy(
+                namespace(A).abs(A) > 0
+            )  # what travels from a GPU in every training step are bytes
         if support is not None:
             old = (before or {}).get("A")
-            groups = old.row_groups if isinstance(old, Tiled) and np.array_equal(old.support, support) else levels(support)
+            groups = (
+                old.row_groups
+                if isinstance(old, Tiled) and np.array_equal(old.support, support)
+                else levels(support)
+            )
         if groups and masks["A"] is None and _largest_cycle(groups) > A.shape[0] // 2:
             groups = None  # to go through its groups would save next to nothing
         if groups is None and masks["A"] is not None:
             groups = Groups.whole(A.shape[0])
         if groups and support is not None:
-            maps["A"] = Tiled.of(A, groups, groups, support, masks["A"] is not None, doubtful, below)
+            maps["A"] = Tiled.of(
+                A, groups, groups, support, masks["A"] is not None, doubtful, below
+            )
         else:
             maps["A"] = read(Sparse.of(A, below), doubtful)
     else:
@@ -384,16 +469,23 @@ def read_model(
                 maps[key] = Sparse.of(M, below)
                 continue
             sides = rows or Groups.whole(M.shape[0]), columns or Groups.whole(M.shape[1])
-            maps[key] = Tiled.of(M, *sides, to_numpy(M) != 0 if mask is None else mask, mask is not None, below=below)
+            maps[key] = Tiled.of(
+                M, *sides, to_numpy(M) != 0 if mask is None else mask, mask is not None, below=below
+            )
     return maps
 
 
 def _largest_cycle(groups: Groups) -> int:
-    return max((size for size, cyclic in zip(groups.sizes, groups.cyclic, strict=True) if cyclic), default=0)
+    return max(
+        (size for size, cyclic in zip(groups.sizes, groups.cyclic, strict=True) if cyclic),
+        default=0,
+    )
 
 
 def _zeros(A: Array) -> int:
     xp = namespace(A)
     if xp is np:
-        return A.size - int(np.count_nonzero(to_numpy(A) != 0))  # of truth values, which are counted fastest
+        return A.size - int(
+            np.count_nonzero(to_numpy(A) != 0)
+        )  # of truth values, which are counted fastest
     return A.size - int(xp.sum(astype(xp, xp.abs(A) > 0, "float64")))

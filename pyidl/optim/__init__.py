@@ -5,4 +5,14 @@ from pyidl.optim.base import Optimizer
 from pyidl.optim.schedules import Constant, Cosine, Exponential, Piecewise, Schedule
 from pyidl.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "Optimizer", "Piecewise", "Schedule"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Optimizer",
+    "Piecewise",
+    "Schedule",
+]

@@ -3,7 +3,8 @@ r"""Adam, and AdamW with decoupled decay.
     m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
     theta <- theta - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
-AdamW first sets ``theta <- (1 - lr decay) theta``. Sources: Kingma, Ba, ICLR 2015; Loshchilov, Hutter, ICLR 2019.
+AdamW first sets ``theta <- (1 - lr decay) theta``. Sources: Kingma, Ba, ICLR 2015;
+Loshchilov, Hutter, ICLR 2019.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class Adam(Optimizer):
 
     def _validate(self) -> None:
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise InputError(f"betas is {self.betas!r}; two numbers are needed, the shares of the past in m and v")
+            raise InputError(
+                f"betas is {self.betas!r}; two numbers are needed, the shares of the past in m and v"
+            )
         self.betas = (below(1.0, "betas[0]", self.betas[0]), below(1.0, "betas[1]", self.betas[1]))
         self.eps = check_positive("eps", self.eps)
 
@@ -78,8 +81,9 @@ class Adam(Optimizer):
 def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, eps: Any, rate: Any) -> Any:
     """``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p + rate m / (sqrt(v) + eps)``.
 
-    Returns new arrays (p, m, v). The corrections for the start at 0 are in the numbers: with
-    c = sqrt(1 - b2^k), ``m^ / (sqrt(v / c^2) + eps)`` is ``m^ c / (sqrt(v) + eps c)``.
+    Returns new arrays (p, m, v). The corrections for the start at 0 are in the numbers:
+    with c = sqrt(1 - b2^k), ``m^ / (sqrt(v / c^2) + eps)`` is ``m^ c / (sqrt(v) + eps
+    c)``.
     """
     spare = (1.0 - b1) * g
     mean = b1 * m
@@ -105,7 +109,10 @@ def _over(spare: Any, name: str, *operands: Any) -> Any:
 
 @dataclass(eq=False, repr=False)
 class AdamW(Adam):
-    """Adam with decoupled decay: theta shrinks by ``lr * weight_decay`` of itself in every step, whatever its gradient.
+    """Adam with decoupled decay.
+
+    Theta shrinks by ``lr * weight_decay`` of itself in every step, whatever its
+    gradient.
 
     Parameters
     ----------

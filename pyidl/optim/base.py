@@ -1,7 +1,8 @@
 r"""Optimisers: ``step(params, grads) -> params``, new arrays every time, the old ones untouched.
 
-An optimiser is the one stateful object of the library: a configuration, fixed when it is built, a flat dictionary `state`
-of arrays, and the number of steps `count`. Both can be read, saved and set, and a run then continues to the last bit.
+An optimiser is the one stateful object of the library: a configuration, fixed when it
+is built, a flat dictionary `state` of arrays, and the number of steps `count`. Both can
+be read, saved and set, and a run then continues to the last bit.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Optimizer(ABC):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.learning_rate, type) or not callable(self.learning_rate):  # the class of a schedule is none
+        if isinstance(self.learning_rate, type) or not callable(
+            self.learning_rate
+        ):  # the class of a schedule is none
             self.learning_rate = check_positive("learning_rate", self.learning_rate)
         if self.clip_norm is not None:
             self.clip_norm = check_positive("clip_norm", self.clip_norm)
@@ -48,7 +51,7 @@ class Optimizer(ABC):
             )
         super().__setattr__(name, value)
 
-    # ------------------------------------------------------------------------------------- what a subclass gives
+    # ------------------------------------------------------------ what a subclass gives
 
     @abstractmethod
     def _validate(self) -> None:
@@ -57,34 +60,57 @@ class Optimizer(ABC):
     @property
     @abstractmethod
     def slots(self) -> tuple[str, ...]:
-        """Names of the arrays that are kept for each parameter, with its shape; "k", its own step count, is a number on the host."""
+        """Names of the arrays that are kept for each parameter, with its shape.
+
+        "k", its own step count, is a number on the host.
+        """
 
     @abstractmethod
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
-        """The new parameter, and what is kept; `own` holds None before the first step. No array is written into."""
+        """The new parameter, and what is kept; `own` holds None before the first step.
 
-    # ------------------------------------------------------------------------------------------------- its state
+        No array is written into.
+        """
+
+    # ------------------------------------------------------------------------ its state
 
     @property
     def state(self) -> dict[str, Any]:
-        """The flat dictionary ``{"m.A": array, ...}``, empty before the first step; a copy, of arrays that are read-only."""
+        """The flat dictionary ``{"m.A": array, ...}``, empty before the first step.
+
+        A copy, of arrays that are read-only.
+        """
         return dict(self._state)
 
     @state.setter
     def state(self, new: Mapping[str, Any]) -> None:
         if not isinstance(new, Mapping):
-            raise InputError(f"the state is {new!r}; a mapping of names to arrays is needed, such as `state` gave")
+            raise InputError(
+                f"the state is {new!r}; a mapping of names to arrays is needed, such as `state` gave"
+            )
         for key, a in new.items():
             slot, _, name = str(key).partition(".")
             if slot not in self.slots or not name:
-                kept = f"keeps {', '.join(self.slots)} of every parameter" if self.slots else "keeps no state"
-                raise InputError(f"{key!r} is no state of {type(self).__name__}, which {kept}; set what `state` gave")
+                kept = (
+                    f"keeps {', '.join(self.slots)} of every parameter"
+                    if self.slots
+                    else "keeps no state"
+                )
+                raise InputError(
+                    f"{key!r} is no state of {type(self).__name__}, which {kept}; set what `state` gave"
+                )
             if not is_array(a) or (slot == "k" and not _counts(a)):
-                raise InputError(f"the state {key!r} is {a!r}; an array is needed, and for k a number of steps, from 1 on")
+                raise InputError(
+                    f"the state {key!r} is {a!r}; an array is needed, and for k a number of steps, from 1 on"
+                )
             missing = [f"{other}.{name}" for other in self.slots if f"{other}.{name}" not in new]
             if missing:
-                raise InputError(f"{', '.join(missing)} is missing from the state; a run goes on only with all of it")
-        self._state = {key: freeze(_copy(a, to_host=key.startswith("k."))) for key, a in new.items()}
+                raise InputError(
+                    f"{', '.join(missing)} is missing from the state; a run goes on only with all of it"
+                )
+        self._state = {
+            key: freeze(_copy(a, to_host=key.startswith("k."))) for key, a in new.items()
+        }
 
     @property
     def count(self) -> int:
@@ -100,19 +126,25 @@ class Optimizer(ABC):
     @property
     def current_rate(self) -> float:
         """The learning rate of the next step."""
-        given = self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate
+        given = (
+            self.learning_rate(self._count) if callable(self.learning_rate) else self.learning_rate
+        )
         try:
             rate = float(given)
         except (TypeError, ValueError):
             rate = math.nan
         if not 0 <= rate < math.inf:
-            raise InputError(f"the schedule gives {given!r} at step {self._count}; a learning rate is finite and not negative")
+            raise InputError(
+                f"the schedule gives {given!r} at step {self._count}; a learning rate is finite and not negative"
+            )
         return rate
 
-    # ------------------------------------------------------------------------------------------------- the step
+    # ------------------------------------------------------------------------- the step
 
     def step(self, params: Params, grads: Mapping[str, Array]) -> dict[str, Array]:
-        """Return new parameters, read-only; those without a gradient stay the very same arrays.
+        """Return new parameters, read-only.
+
+        Those without a gradient stay the very same arrays.
 
         A layer keeps such arrays as they are when they are set, without a copy.
 
@@ -126,16 +158,24 @@ class Optimizer(ABC):
         Raises
         ------
         InputError
-            If a gradient belongs to no parameter, or its shape or dtype, or those of the state, are not the parameter's.
-            Nothing is changed then.
+            If a gradient belongs to no parameter, or its shape or dtype, or those of
+            the state, are not the parameter's. Nothing is changed then.
         DeviceMismatchError
-            If parameter, gradient and state live on different devices. Nothing is changed then.
+            If parameter, gradient and state live on different devices. Nothing is
+            changed then.
         """
         for name, arrays in (("params", params), ("grads", grads)):
-            expect(name, arrays, Mapping, "a mapping of names to arrays is needed, such as model.params")
+            expect(
+                name,
+                arrays,
+                Mapping,
+                "a mapping of names to arrays is needed, such as model.params",
+            )
         unknown = sorted(set(grads) - set(params))
         if unknown:
-            raise InputError(f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}; leave them out")
+            raise InputError(
+                f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}; leave them out"
+            )
         slots = [slot for slot in self.slots if slot != "k"]
         for key, g in grads.items():
             p = params[key]
@@ -150,15 +190,23 @@ class Optimizer(ABC):
         for key, g in grads.items():
             xp = namespace(g)
             own = [state.get(f"{slot}.{key}") for slot in self.slots]
-            p, after = self._update(params[key], g if scale is None else g * astype(xp, scale, g.dtype), own, lr)
+            p, after = self._update(
+                params[key], g if scale is None else g * astype(xp, scale, g.dtype), own, lr
+            )
             new[key] = freeze(xp.asarray(p))  # NumPy turns arrays without dimensions into scalars
-            state |= {f"{slot}.{key}": freeze(a if slot == "k" else xp.asarray(a)) for slot, a in zip(self.slots, after, strict=True)}
+            state |= {
+                f"{slot}.{key}": freeze(a if slot == "k" else xp.asarray(a))
+                for slot, a in zip(self.slots, after, strict=True)
+            }
         self._state, self._count = state, self._count + 1
         return new
 
     def __repr__(self) -> str:
         chosen = [f for f in dataclasses.fields(self)[1:] if getattr(self, f.name) != f.default]
-        options = [repr(self.learning_rate), *(f"{f.name}={getattr(self, f.name)!r}" for f in chosen)]
+        options = [
+            repr(self.learning_rate),
+            *(f"{f.name}={getattr(self, f.name)!r}" for f in chosen),
+        ]
         return f"{type(self).__name__}({', '.join(options)}), {self._count} steps"
 
 
@@ -173,9 +221,14 @@ def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
     wide = [g for g in grads.values() if g.dtype == xp.float64]
     if not wide:
         return factor
-    # From 2^512 on squares overflow; in a unit of 2^540 they do not, and what is too small for it is no part of such a norm.
+    # From 2^512 on squares overflow; in a unit of 2^540 they do not, and what is too
+    # small for it is no part of such a norm.
     small = clip_norm * 2.0**-540
-    return xp.where(square == math.inf, small / xp.maximum(xp.sqrt(sum(xp.sum((g * 2.0**-540) ** 2) for g in wide)), small), factor)
+    return xp.where(
+        square == math.inf,
+        small / xp.maximum(xp.sqrt(sum(xp.sum((g * 2.0**-540) ** 2) for g in wide)), small),
+        factor,
+    )
 
 
 def below(bound: float, name: str, value: Any) -> float:

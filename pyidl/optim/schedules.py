@@ -1,6 +1,9 @@
-"""Learning-rate schedules: from the number of steps already taken to the learning rate of the next one.
+"""Learning-rate schedules.
 
-They are functions of the step count alone, so that a run which is resumed goes on where it was.
+From the number of steps already taken to the learning rate of the next one.
+
+They are functions of the step count alone, so that a run which is resumed goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -85,8 +88,12 @@ class Cosine:
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak", check_positive("peak", self.peak))
         _whole("steps and warmup", self.steps, self.warmup)
-        if not (0 <= self.warmup < self.steps and is_real(self.final) and 0 <= self.final <= self.peak):
-            raise InputError(f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed")
+        if not (
+            0 <= self.warmup < self.steps and is_real(self.final) and 0 <= self.final <= self.peak
+        ):
+            raise InputError(
+                f"{self} makes no sense: 0 <= warmup < steps and 0 <= final <= peak are needed"
+            )
         object.__setattr__(self, "final", float(self.final))
 
     def __call__(self, count: int) -> float:
@@ -167,9 +174,17 @@ class Piecewise:
         if not (isinstance(self.boundaries, Collection) and isinstance(self.values, Collection)):
             raise InputError(f"{self} makes no sense: boundaries and values are tuples")
         _whole("boundaries", *self.boundaries)
-        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
-            raise InputError(f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed")
-        object.__setattr__(self, "values", tuple(check_positive("the learning rate", value) for value in self.values))
+        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(
+            set(self.boundaries)
+        ):
+            raise InputError(
+                f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed"
+            )
+        object.__setattr__(
+            self,
+            "values",
+            tuple(check_positive("the learning rate", value) for value in self.values),
+        )
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
@@ -177,7 +192,10 @@ class Piecewise:
 
 
 def check_positive(name: str, value: Any) -> float:
-    """Refuse what is not a positive and finite number; return it as Python's, also one of a GPU."""
+    """Refuse what is not a positive and finite number.
+
+    Return it as Python's, also one of a GPU.
+    """
     if not (is_real(value) and 0 < float(value) < math.inf):
         raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
     return float(value)
@@ -185,4 +203,6 @@ def check_positive(name: str, value: Any) -> float:
 
 def _whole(names: str, *values: Any) -> None:
     if not all(is_whole(value) and value >= 0 for value in values):
-        raise InputError(f"{names} count steps, 0, 1, 2, ...; given: {', '.join(map(repr, values))}")
+        raise InputError(
+            f"{names} count steps, 0, 1, 2, ...; given: {', '.join(map(repr, values))}"
+        )

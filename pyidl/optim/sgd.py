@@ -1,4 +1,6 @@
-r"""Gradient descent: ``v <- mu v + g``, ``theta <- theta - lr v`` (Nesterov: g + mu v in place of v).
+r"""Gradient descent.
+
+``v <- mu v + g``, ``theta <- theta - lr v`` (Nesterov: g + mu v in place of v).
 
 Source: Sutskever, Martens, Dahl, Hinton, ICML 2013.
 """
@@ -30,7 +32,8 @@ class SGD(Optimizer):
     weight_decay : float
         decay.
     clip_norm : float, optional
-        Gradients are scaled down together so that their common Euclidean norm is at most this.
+        Gradients are scaled down together so that their common Euclidean norm is at
+        most this.
 
     Raises
     ------
@@ -52,7 +55,9 @@ class SGD(Optimizer):
         self.momentum = below(1.0, "momentum", self.momentum)
         self.weight_decay = below(math.inf, "weight_decay", self.weight_decay)
         if not isinstance(self.nesterov, bool) or (self.nesterov and not self.momentum):
-            raise InputError(f"nesterov is {self.nesterov!r} and momentum {self.momentum}; it is True or False, and True needs momentum")
+            raise InputError(
+                f"nesterov is {self.nesterov!r} and momentum {self.momentum}; it is True or False, and True needs momentum"
+            )
 
     @property
     def slots(self) -> tuple[str, ...]:

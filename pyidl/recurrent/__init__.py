@@ -1,4 +1,7 @@
-"""Implicit recurrent networks: every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``."""
+"""Implicit recurrent networks.
+
+Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
+"""
 
 from pyidl.recurrent.bidirectional import Bidirectional
 from pyidl.recurrent.cell import ImplicitRNNCell

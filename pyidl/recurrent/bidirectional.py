@@ -1,6 +1,7 @@
 """Both directions of time: ``Y_t = [f(U)_t, g(U reversed)_t reversed]``.
 
-Reversal is a permutation that is its own inverse, so that it is its own transpose too: gradients are reversed as the values are.
+Reversal is a permutation that is its own inverse, so that it is its own transpose too:
+gradients are reversed as the values are.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ class BidirectionalPullback(CompositePullback):
         """``dU = f'(dY_1) + reversed g'(dY_2 reversed)``."""
         dY2 = dY[..., self.width :]
         dU1, of_ahead = self.pulls["ahead"].rule(dY[..., : self.width], inputs)
-        dU2, of_back = self.pulls["back"].rule(self.line.reverse(dY2) if dY.ndim == 3 else dY2, inputs)
-        grads = {f"ahead.{key}": g for key, g in of_ahead.items()} | {f"back.{key}": g for key, g in of_back.items()}
+        dU2, of_back = self.pulls["back"].rule(
+            self.line.reverse(dY2) if dY.ndim == 3 else dY2, inputs
+        )
+        grads = {f"ahead.{key}": g for key, g in of_ahead.items()} | {
+            f"back.{key}": g for key, g in of_back.items()
+        }
         return (dU1 + self.line.reverse(dU2) if inputs else None), grads
 
 
@@ -44,12 +49,14 @@ class Bidirectional(Composite):
     Parameters
     ----------
     ahead, back : Layer
-        f and g: two recurrent layers, or chains of them; with or without an output for every step, but both alike.
+        f and g: two recurrent layers, or chains of them; with or without an output for
+        every step, but both alike.
 
     Raises
     ------
     InputError
-        If they differ in the width of their inputs, or, in a call, in the shape of their outputs but for the last axis.
+        If they differ in the width of their inputs, or, in a call, in the shape of
+        their outputs but for the last axis.
 
     Examples
     --------
@@ -84,7 +91,9 @@ class Bidirectional(Composite):
         super()._validate()
         one, other = (layer._widths()[0] for layer in (self.ahead, self.back))
         if one is not None and other is not None and one != other:
-            raise InputError(f"the layers of Bidirectional read the same sequence, but take {one} and {other} inputs")
+            raise InputError(
+                f"the layers of Bidirectional read the same sequence, but take {one} and {other} inputs"
+            )
 
     def _widths(self) -> tuple[int | None, int | None]:
         (needs, one), (also, other) = self.ahead._widths(), self.back._widths()
@@ -92,7 +101,9 @@ class Bidirectional(Composite):
 
     def _check(self, U: Any) -> None:
         if U.ndim != 3:
-            raise InputError(f"U has shape {U.shape}; Bidirectional takes sequences, (m, T, input_dim)")
+            raise InputError(
+                f"U has shape {U.shape}; Bidirectional takes sequences, (m, T, input_dim)"
+            )
         self.ahead._check(U)
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, BidirectionalPullback]:
@@ -100,6 +111,8 @@ class Bidirectional(Composite):
         Y1, ahead = self.ahead._forward(U, call)
         Y2, back = self.back._forward(line.reverse(U), call)
         if Y1.shape[:-1] != Y2.shape[:-1]:
-            raise InputError(f"the layers of Bidirectional give {Y1.shape} and {Y2.shape}; choose the same return_sequences for both")
+            raise InputError(
+                f"the layers of Bidirectional give {Y1.shape} and {Y2.shape}; choose the same return_sequences for both"
+            )
         Y = namespace(U).concat([Y1, line.reverse(Y2) if Y2.ndim == 3 else Y2], axis=-1)
         return Y, BidirectionalPullback(Y, {"ahead": ahead, "back": back}, line, Y1.shape[-1])

@@ -1,20 +1,25 @@
-r"""One recurrence through time, and its derivative: back-propagation through time, written once.
+r"""One recurrence through time, and its derivative.
+
+Back-propagation through time, written once.
 
     X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)            Z_t, the pre-activation, is what phi is applied to
     H_t = C X_t + D_u U_t + D_h H_{t-1} + d
 
-Let G_t be the total derivative of a loss with respect to H_t, and V_t that with respect to Z_t. H_t is seen by the loss
-directly and by the next step, X_t by H_t and, through A, by itself:
+Let G_t be the total derivative of a loss with respect to H_t, and V_t that with respect
+to Z_t. H_t is seen by the loss directly and by the next step, X_t by H_t and, through
+A, by itself:
 
     V_t = phi'(Z_t) * (V_t A + G_t C)                       one adjoint solve for each time step
     G_{t-1} = (direct part) + V_t B_h + G_t D_h
 
-and with every V_t and G_t known, all that is left is linear, so that one product serves all time steps:
+and with every V_t and G_t known, all that is left is linear, so that one product serves
+all time steps:
 
     dA = sum_t V_t^T X_t,  dB = sum_t V_t^T [U_t, H_{t-1}],  dC = sum_t G_t^T X_t,  dD = sum_t G_t^T [U_t, H_{t-1}],
     db = sum_t V_t,  dd = sum_t G_t,  dU_t = V_t B_u + G_t D_u.
 
-What is kept for each time step: Z_t (X_t is phi of it) and H_t; no iterate of any solver.
+What is kept for each time step: Z_t (X_t is phi of it) and H_t; no iterate of any
+solver.
 """
 
 from __future__ import annotations
@@ -44,7 +49,10 @@ __all__ = ["Backward", "Path", "Step", "back", "gradients", "unroll"]
 
 @dataclass(frozen=True)
 class Step:
-    """The parameters of one step. B acts on ``[U_t, H_{t-1}]``; D does too, or on U_t alone, or is not there."""
+    """The parameters of one step. B acts on ``[U_t, H_{t-1}]``.
+
+    D does too, or on U_t alone, or is not there.
+    """
 
     A: Matrix
     B: Matrix
@@ -96,7 +104,10 @@ class Step:
         return Z
 
     def cell(self, Z: Any) -> AffineCell:
-        """``x = phi(A x + B_h h + z)``: the cell of a step, whose bias z differs from row to row."""
+        """``x = phi(A x + B_h h + z)``.
+
+        The cell of a step, whose bias z differs from row to row.
+        """
         return AffineCell(self.A, self.bh, Z, self.activation)
 
     def after(self, X: Any, u: Any, h: Any) -> Any:
@@ -130,7 +141,9 @@ class _Book:
 
     @classmethod
     def empty(cls, rows: int) -> _Book:
-        return cls(np.zeros(rows, np.int8), np.zeros(rows, np.int32), np.zeros(rows), np.zeros(rows))
+        return cls(
+            np.zeros(rows, np.int8), np.zeros(rows, np.int32), np.zeros(rows), np.zeros(rows)
+        )
 
     def enter(self, at: slice, solution: Solution) -> None:
         self.method = self.method or solution.method
@@ -138,12 +151,17 @@ class _Book:
             getattr(self, name)[at] = getattr(solution, name)
 
     def solution(self, value: Any, pre: Any) -> Solution:
-        return Solution(value, pre, self.status, self.n_iter, self.residual, self.tolerance, self.method)
+        return Solution(
+            value, pre, self.status, self.n_iter, self.residual, self.tolerance, self.method
+        )
 
 
 @dataclass(frozen=True)
 class Path:
-    """A forward pass: H of all steps, H_0 first, (T + 1, m, r); the pre-activations Z, stacked; and how the solves went."""
+    """A forward pass: H of all steps, H_0 first, (T + 1, m, r).
+
+    The pre-activations Z, stacked; and how the solves went.
+    """
 
     line: Timeline
     H: Array
@@ -153,7 +171,15 @@ class Path:
     def step(self, at: slice) -> Solution:
         """One step, as far as its adjoint needs it: where the slopes are taken."""
         Z, book = self.Z[at, ...], self.book
-        return Solution(Z, Z, book.status[at], book.n_iter[at], book.residual[at], book.tolerance[at], book.method)
+        return Solution(
+            Z,
+            Z,
+            book.status[at],
+            book.n_iter[at],
+            book.residual[at],
+            book.tolerance[at],
+            book.method,
+        )
 
     def solution(self, activation: Activation) -> Solution:
         """All solves as one, a row for each sample and step."""
@@ -171,7 +197,10 @@ def unroll(
     on_fail: OnFail,
     certificate: Callable[[], Certificate],
 ) -> Path:
-    """Go through the T steps of U, (m, T, p); a step starts from the states of the one before, where `warm_start` says so."""
+    """Go through the T steps of U, (m, T, p).
+
+    A step starts from the states of the one before, where `warm_start` says so.
+    """
     xp, (n, width) = namespace(U), step.width
     u = line.stack(U)
     Z = step.before(u)
@@ -194,7 +223,13 @@ def unroll(
         new = step.after(X, u[at, ...], h)
         H[t + 1, ...] = new if rows is None else _placed(xp, before, rows, new)
         if warm_start:
-            last = X if rows is None else _placed(xp, xp.zeros((line.m, n), dtype=Z.dtype) if last is None else last, rows, X)
+            last = (
+                X
+                if rows is None
+                else _placed(
+                    xp, xp.zeros((line.m, n), dtype=Z.dtype) if last is None else last, rows, X
+                )
+            )
     path = Path(line, H, Z, book)
     settle(book.solution(None, None), on_fail, adjoint=False, certificate=certificate)
     return path
@@ -202,7 +237,11 @@ def unroll(
 
 @dataclass(frozen=True)
 class Backward:
-    """What a backward pass has found: V and G of the steps from `first` on, stacked, the derivative of H_0, and how the solves went."""
+    """What a backward pass has found.
+
+    V and G of the steps from `first` on, stacked, the derivative of H_0, and how the
+    solves went.
+    """
 
     first: int
     V: Array
@@ -261,7 +300,10 @@ def back(
 
 
 def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -> tuple[Any, Grads]:
-    """``(dU, grads)``: the products at the head of this file, each over all steps at once."""
+    """``(dU, grads)``.
+
+    The products at the head of this file, each over all steps at once.
+    """
     line, xp = path.line, namespace(path.Z)
     start, V, G = int(line.ends[found.first]), found.V, found.G
     u, h = line.stack(U)[start:, ...], line.chosen(path.H[:-1, ...])[start:, ...]
@@ -287,7 +329,11 @@ def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -
 
 def _confined(matrix: Matrix, gradient: Any) -> Any:
     """The gradient, zero outside a prescribed pattern."""
-    return gradient * matrix.mask if isinstance(matrix, Tiled) and matrix.mask is not None else gradient
+    return (
+        gradient * matrix.mask
+        if isinstance(matrix, Tiled) and matrix.mask is not None
+        else gradient
+    )
 
 
 def _inner(on_fail: OnFail) -> OnFail:
@@ -307,9 +353,13 @@ def _named(t: int, rows: np.ndarray | None, m: int) -> Iterator[None]:
 
 
 def _scaled(xp: Namespace, last: Any, rows: np.ndarray | None, size: Any) -> Any:
-    """Where the adjoint solve of a step starts: v scales with its right-hand side, so that of the step after is brought to this size.
+    """Where the adjoint solve of a step starts.
 
-    (Where the new right-hand side is zero, the start must be zero too.) What is less than a thousandth of its new size says nothing.
+    v scales with its right-hand side, so that of the step after is brought to this
+    size.
+
+    (Where the new right-hand side is zero, the start must be zero too.) What is less
+    than a thousandth of its new size says nothing.
     """
     v, before = last if rows is None else (take_rows(xp, a, rows) for a in last)
     known = 1e3 * before > size

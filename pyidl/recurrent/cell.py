@@ -23,7 +23,11 @@ __all__ = ["ImplicitRNNCell", "RNNState"]
 
 
 class RNNState(NamedTuple):
-    """What one step hands to the next: the hidden state h, (m, r), and the implicit state x, (m, n), where the next solve starts."""
+    """What one step hands to the next.
+
+    The hidden state h, (m, r), and the implicit state x, (m, n), where the next solve
+    starts.
+    """
 
     h: Array
     x: Array | None = None
@@ -55,7 +59,9 @@ class ImplicitRNNCell:
     warm_start: bool
     certificate: Certificate
 
-    def step(self, u: Any, state: RNNState | Array | None = None, *, on_fail: OnFail = "raise") -> tuple[Any, RNNState]:
+    def step(
+        self, u: Any, state: RNNState | Array | None = None, *, on_fail: OnFail = "raise"
+    ) -> tuple[Any, RNNState]:
         """Return ``(y, state)`` after one more input.
 
         Parameters
@@ -86,9 +92,15 @@ class ImplicitRNNCell:
         maps, (n, r) = self.maps, self.maps.width
         u = self._admit("u", u)
         if u.ndim != 2 or u.shape[0] == 0 or u.shape[1] != maps.input_dim:
-            raise InputError(f"u has shape {u.shape}; a step takes one time step of m >= 1 sequences, (m, {maps.input_dim})")
+            raise InputError(
+                f"u has shape {u.shape}; a step takes one time step of m >= 1 sequences, (m, {maps.input_dim})"
+            )
         h, x = state if isinstance(state, RNNState) else (state, None)
-        h = namespace(u).zeros((u.shape[0], r), dtype=u.dtype) if h is None else self._admit("h", h, (u.shape[0], r))
+        h = (
+            namespace(u).zeros((u.shape[0], r), dtype=u.dtype)
+            if h is None
+            else self._admit("h", h, (u.shape[0], r))
+        )
         x0 = None if x is None else self._admit("x", x, (u.shape[0], n))
         X, _ = settled(
             maps.cell(maps.before(u)),
@@ -113,9 +125,13 @@ class ImplicitRNNCell:
         E = self.maps.E
         array = backend.as_real(value, name=name, xp=namespace(E), dtype=backend.real_dtype(E))
         if shape is not None and array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}; one row for each of the {shape[0]} sequences is needed, {shape}")
+            raise InputError(
+                f"{name} has shape {array.shape}; one row for each of the {shape[0]} sequences is needed, {shape}"
+            )
         return array
 
     def __repr__(self) -> str:
         (n, r), p = self.maps.width, self.maps.input_dim
-        return f"ImplicitRNNCell({p} inputs, {r} hidden, {n} implicit, {self.maps.E.shape[0]} outputs)"
+        return (
+            f"ImplicitRNNCell({p} inputs, {r} hidden, {n} implicit, {self.maps.E.shape[0]} outputs)"
+        )

@@ -1,7 +1,8 @@
 r"""How an error travels through a recurrence, entry by entry.
 
-Let ``|phi_i(a) - phi_i(b)| <= L_i |a - b|``, and let P = diag(L) |A| have a spectral radius below 1. Run the recurrence twice: once
-exactly, once so that the solve of step t ends with a residual of at most rho_t in every entry. The states satisfy
+Let ``|phi_i(a) - phi_i(b)| <= L_i |a - b|``, and let P = diag(L) |A| have a spectral
+radius below 1. Run the recurrence twice: once exactly, once so that the solve of step t
+ends with a residual of at most rho_t in every entry. The states satisfy
 
     |dX_t| <= P |dX_t| + diag(L) |B_h| |dH_{t-1}| + rho_t        and so, since (I - P)^{-1} is nonnegative,
     |dX_t| <= (I - P)^{-1} (diag(L) |B_h| |dH_{t-1}| + rho_t),
@@ -10,9 +11,11 @@ entry by entry, and ``dH_t = C dX_t + D_h dH_{t-1}`` gives
 
     |dH_t| <= M |dH_{t-1}| + c rho_t,    M = |C| (I - P)^{-1} diag(L) |B_h| + |D_h|,    c = |C| (I - P)^{-1} 1.
 
-Unrolled, ``|dH_T| <= M^T |dH_0| + sum_t M^{T-t} c rho_t``. With row sums in place of the entries this is the well-known
-``|dH_t| <= (|C| k_B / (1 - kappa) + |D_h|) |dH_{t-1}| + |C| rho / (1 - kappa)``, which is never smaller. The adjoint carries
-cotangents back by matrices that M^T bounds, so M also says how much of a gradient can survive k steps.
+Unrolled, ``|dH_T| <= M^T |dH_0| + sum_t M^{T-t} c rho_t``. With row sums in place of
+the entries this is the well-known ``|dH_t| <= (|C| k_B / (1 - kappa) + |D_h|)
+|dH_{t-1}| + |C| rho / (1 - kappa)``, which is never smaller. The adjoint carries
+cotangents back by matrices that M^T bounds, so M also says how much of a gradient can
+survive k steps.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ ROUNDING = 64 * np.finfo(np.float64).eps
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Recurrence:
-    """A bound on how errors travel through an `ImplicitRNN`, whatever its inputs; of the parameters that it was asked for.
+    """A bound on how errors travel through an `ImplicitRNN`, whatever its inputs.
+
+    Of the parameters that it was asked for.
 
     Attributes
     ----------
@@ -75,21 +80,34 @@ class Recurrence:
         lipschitz = step.activation.row_lipschitz(n)
         unknown = np.full((r, r), np.inf), np.full(r, np.inf), E
         if lipschitz is None:
-            return cls(certificate, False, f"the Lipschitz constant of the activation {step.activation.name!r} is not known", *unknown)
+            return cls(
+                certificate,
+                False,
+                f"the Lipschitz constant of the activation {step.activation.name!r} is not known",
+                *unknown,
+            )
         L = np.asarray(lipschitz)[:, None]
         P = L * np.abs(_host(step.A.dense()))
-        solved = _bounded(P, np.concatenate([L * np.abs(_host(step.bh.A)), np.ones((n, 1))], axis=1))
+        solved = _bounded(
+            P, np.concatenate([L * np.abs(_host(step.bh.A)), np.ones((n, 1))], axis=1)
+        )
         if solved is None:
             reason = "the entries of A are too large: diag(L) |A| is not seen to have a spectral radius below 1; lower kappa, or project"
             return cls(certificate, False, reason, *unknown)
         both = np.abs(_host(step.C.dense())) @ solved
         M = both[:, :-1] + (0.0 if step.dh is None else np.abs(_host(step.dh.A)))
         up = 1.0 + (n + r) * ROUNDING
-        return cls(certificate, True, f"spectral radius of M {_radius(M):.4g}", M * up, both[:, -1] * up, E)
+        return cls(
+            certificate, True, f"spectral radius of M {_radius(M):.4g}", M * up, both[:, -1] * up, E
+        )
 
     @property
     def rate(self) -> float:
-        """Spectral radius of M: below 1, errors of the past are forgotten at this rate, and `amplification` stays bounded."""
+        """Spectral radius of M.
+
+        Below 1, errors of the past are forgotten at this rate, and `amplification`
+        stays bounded.
+        """
         return _radius(self.M) if self.proven else np.inf
 
     def errors(self, residuals: Any, h0: float = 0.0) -> np.ndarray:
@@ -116,7 +134,9 @@ class Recurrence:
         with np.errstate(over="ignore"):
             for t in range(rho.shape[-1]):
                 d = np.minimum(d @ self.M.T + self.c * rho[..., t, None], np.finfo(np.float64).max)
-                found[..., t] = (d @ self.E.T).max(axis=-1) * (1.0 + (2 * len(self.c) + t) * ROUNDING)
+                found[..., t] = (d @ self.E.T).max(axis=-1) * (
+                    1.0 + (2 * len(self.c) + t) * ROUNDING
+                )
         return found
 
     def amplification(self, T: int) -> float:
@@ -124,9 +144,13 @@ class Recurrence:
         return float(self.errors(np.ones(_steps(T)))[-1])
 
     def memory(self, k: int) -> float:
-        """The largest row sum of M^k: after k steps, at most this is left of a change of H by 1, or of a cotangent of size 1.
+        """The largest row sum of M^k.
 
-        (Changes are measured by their largest entry, cotangents by the sum of their absolute entries, which is the dual norm.)
+        After k steps, at most this is left of a change of H by 1, or of a cotangent of
+        size 1.
+
+        (Changes are measured by their largest entry, cotangents by the sum of their
+        absolute entries, which is the dual norm.)
         """
         if not self.proven:
             return np.inf
@@ -137,8 +161,9 @@ class Recurrence:
     def tolerance(self, error: float, T: int, size: float = 1.0) -> float:
         """The tol of the forward solves with which no entry of Y_1, ..., Y_T is wrong by more than `error`.
 
-        A solve with tolerance tol ends with a residual of at most ``tol (1 + max|x|)``; `size` is the largest state that is expected.
-        (What the dtype cannot resolve, no tolerance brings.)
+        A solve with tolerance tol ends with a residual of at most ``tol (1 + max|x|)``;
+        `size` is the largest state that is expected. (What the dtype cannot resolve, no
+        tolerance brings.)
         """
         if not (error > 0 and size >= 0):
             raise InputError(f"tolerance needs error > 0 and size >= 0, got {error} and {size}")
@@ -149,15 +174,18 @@ class Recurrence:
     def __repr__(self) -> str:
         if not self.proven:
             return f"no bound for the recurrence: {self.reason}"
-        verdict = "errors are forgotten" if self.rate < 1 else "errors may grow with the number of steps"
+        verdict = (
+            "errors are forgotten" if self.rate < 1 else "errors may grow with the number of steps"
+        )
         return f"the error of a solve, of residual 1, moves Y by at most {float((self.E @ self.c).max()):.4g}; {verdict} ({self.reason})"
 
 
 def _bounded(P: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
     """An upper bound of ``(I - P)^{-1} columns`` for nonnegative P and columns, or None if the spectral radius of P is not below 1.
 
-    If ``w - P w >= s > 0`` for a positive w, the radius is below 1 (Collatz, Wielandt). What a solution in floating point lacks, d, is
-    made up for by a multiple of w: ``(I - P)(z + max(d / s) w) >= columns``.
+    If ``w - P w >= s > 0`` for a positive w, the radius is below 1 (Collatz, Wielandt).
+    What a solution in floating point lacks, d, is made up for by a multiple of w: ``(I
+    - P)(z + max(d / s) w) >= columns``.
     """
     n = len(P)
     try:
@@ -175,7 +203,10 @@ def _bounded(P: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
 
 
 def _radius(M: np.ndarray) -> float:
-    """The spectral radius; inf for an M that has overflowed, of which LAPACK knows none."""
+    """The spectral radius.
+
+    Inf for an M that has overflowed, of which LAPACK knows none.
+    """
     if not np.all(np.isfinite(M)):
         return np.inf
     return float(np.abs(np.linalg.eigvals(M)).max())

@@ -1,13 +1,18 @@
-r"""The implicit recurrent network: every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
+r"""The implicit recurrent network.
 
-The hidden state that goes from step to step is linear in what was found, and so is the output in the hidden state:
+Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
+
+The hidden state that goes from step to step is linear in what was found, and so is the
+output in the hidden state:
 
     H_t = C X_t + D [U_t, H_{t-1}] + d,        Y = E H_T + e        (or Y_t = E H_t + e for every t).
 
-A step is thus an implicit model with p + r inputs and r outputs. The recurrence and its derivative are in `bptt.py`; here are the
-parameters, the door, and the output. With A = 0 and D = 0 the network is Elman's, ``H_t = C phi(B [U_t, H_{t-1}] + b) + d``.
+A step is thus an implicit model with p + r inputs and r outputs. The recurrence and its
+derivative are in `bptt.py`; here are the parameters, the door, and the output. With A =
+0 and D = 0 the network is Elman's, ``H_t = C phi(B [U_t, H_{t-1}] + b) + d``.
 
-Source: Decugis, Tsai, Emerling, Ganesh, El Ghaoui, "The extrapolation power of implicit models", IJCAI 2024.
+Source: Decugis, Tsai, Emerling, Ganesh, El Ghaoui, "The extrapolation power of implicit
+models", IJCAI 2024.
 """
 
 from __future__ import annotations
@@ -44,15 +49,18 @@ from pyidl.wellposed.certificate import Certificate
 __all__ = ["ImplicitRNN", "RNNPullback"]
 
 MEMORY = 0.8
-"""How much of H a new network hands on unchanged in length: D_h starts as this times an orthogonal matrix."""
+"""How much of H a new network hands on unchanged in length.
+
+D_h starts as this times an orthogonal matrix.
+"""
 
 
 @dataclass(frozen=True, repr=False)
 class RNNPullback(Pullback):
     """The derivative of ``Y = H E^T + e`` and, through it, of the whole recurrence.
 
-    What it returns for the inputs mirrors what was given: dU; or a tuple of dU, None for `lengths`, and dh0, as far as those were
-    given, in this order.
+    What it returns for the inputs mirrors what was given: dU; or a tuple of dU, None
+    for `lengths`, and dh0, as far as those were given, in this order.
     """
 
     layer: ImplicitRNN
@@ -64,7 +72,10 @@ class RNNPullback(Pullback):
 
     @property
     def forward(self) -> Solution:
-        """The forward solves of all steps, a row for each sample and step: those of the first step first."""
+        """The forward solves of all steps, a row for each sample and step.
+
+        Those of the first step first.
+        """
         return self.path.solution(self.step.activation)
 
     @property
@@ -83,12 +94,18 @@ class RNNPullback(Pullback):
         return cast(Array, namespace(self.path.H).permute_dims(self.path.H[1:, ...], (1, 0, 2)))
 
     def solve(self, dY: Array) -> Solution:
-        """The adjoint solves of all steps for this dY, for study: V in the place of X in `forward`."""
+        """The adjoint solves of all steps for this dY, for study.
+
+        V in the place of X in `forward`.
+        """
         found = self._back(self._admit(dY))[0]
         return found.book.solution(found.V, found.V)
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """``dE = sum dY^T H``, ``de = sum of rows``; the recurrence does the rest, from ``dH = dY E``."""
+        """``dE = sum dY^T H``, ``de = sum of rows``.
+
+        The recurrence does the rest, from ``dH = dY E``.
+        """
         found, grads = self._back(dY)
         dU, rest = gradients(self.step, self.path, self.U, found, inputs)
         lengths, h0 = self.given
@@ -125,35 +142,45 @@ class RNNPullback(Pullback):
 class ImplicitRNN(Layer):
     """``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``, ``H_t = C X_t + D [U_t, H_{t-1}] + d``, ``Y = E H_T + e``; H_0 = 0 unless given.
 
-    With p = `input_dim`, q = `output_dim`, r = `hidden_dim`, n = `implicit_hidden_dim`, the parameters are A (n, n), or L and R
-    (n, k) with `rank` k; B (n, p + r), C (r, n), D (r, p + r) or (r, p), E (q, r); b (n,), d (r,), e (q,). Inputs are sequences,
-    (m, T, p); outputs (m, q), or (m, T, q). Gradients through time and through every equilibrium are exact, up to the tolerance of the
-    solves; memory is linear in T, with n + r numbers for a sample and step.
+    With p = `input_dim`, q = `output_dim`, r = `hidden_dim`, n = `implicit_hidden_dim`,
+    the parameters are A (n, n), or L and R (n, k) with `rank` k; B (n, p + r), C (r,
+    n), D (r, p + r) or (r, p), E (q, r); b (n,), d (r,), e (q,). Inputs are sequences,
+    (m, T, p); outputs (m, q), or (m, T, q). Gradients through time and through every
+    equilibrium are exact, up to the tolerance of the solves; memory is linear in T,
+    with n + r numbers for a sample and step.
 
     Parameters
     ----------
     input_dim, output_dim, hidden_dim, implicit_hidden_dim : int
         p, q, r, n.
     return_sequences : bool
-        Whether there is an output for every step, ``Y_t = E H_t + e``, or for the last one alone.
+        Whether there is an output for every step, ``Y_t = E H_t + e``, or for the last
+        one alone.
     activation, constraint, rank, forward, adjoint, dtype, rng
         As for `ImplicitModel`.
     pattern : Pattern, optional
-        Where A, B, C and D may be nonzero. With ``A=zeros``, the network is a recurrent one without a fixed point.
+        Where A, B, C and D may be nonzero. With ``A=zeros``, the network is a recurrent
+        one without a fixed point.
     bias : bool
-        Whether there are b, d and e. Without them, and with a homogeneous phi such as ReLU, Y(t U) = t Y(U) for t > 0.
+        Whether there are b, d and e. Without them, and with a homogeneous phi such as
+        ReLU, Y(t U) = t Y(U) for t > 0.
     feedthrough : True, False or "input"
-        D acts on ``[U_t, H_{t-1}]``, is not there, or acts on U_t alone. The first is the default: then a step is an implicit model
-        in full, as in the published experiments, and H has a linear way through time that no phi can close, along which
-        gradients survive. The others are special cases, with zeros in D.
+        D acts on ``[U_t, H_{t-1}]``, is not there, or acts on U_t alone. The first is
+        the default: then a step is an implicit model in full, as in the published
+        experiments, and H has a linear way through time that no phi can close, along
+        which gradients survive. The others are special cases, with zeros in D.
     warm_start : bool
-        Whether a solve starts from the states of the step before (backward, where there is an output for every step, of the step
-        after). It changes the answer by no more than the tolerance, and saves a third of the steps where inputs change slowly.
+        Whether a solve starts from the states of the step before (backward, where there
+        is an output for every step, of the step after). It changes the answer by no
+        more than the tolerance, and saves a third of the steps where inputs change
+        slowly.
     truncate : int, optional
-        Cut the gradient of every sample each k steps, counted from its end: a step learns nothing of what it does to outputs beyond
-        the cut that follows it. The gradient is *biased*: dependences over more than k steps are not learnt, those over fewer only
-        where no cut lies between. With a single output the last k steps are differentiated, the others are not visited; the
-        cotangent that is cut off is at most `Recurrence.memory` of k times that of the last H.
+        Cut the gradient of every sample each k steps, counted from its end: a step
+        learns nothing of what it does to outputs beyond the cut that follows it. The
+        gradient is *biased*: dependences over more than k steps are not learnt, those
+        over fewer only where no cut lies between. With a single output the last k steps
+        are differentiated, the others are not visited; the cotangent that is cut off is
+        at most `Recurrence.memory` of k times that of the last H.
 
     Raises
     ------
@@ -198,23 +225,37 @@ class ImplicitRNN(Layer):
         generator = backend.as_generator(rng)
         p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
         lecun, wide = initializers.lecun_normal, self.feedthrough is True
-        whole = ImplicitModel(1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator).params
+        whole = ImplicitModel(
+            1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator
+        ).params
         drawn: dict[str, Any] = {key: whole[key] for key in ("A", "L", "R") if key in whole}
         drawn["B"] = np.concatenate([lecun(generator, n, p), lecun(generator, n, r)], axis=1)
         drawn["C"] = lecun(generator, r, n)
         if self.feedthrough:
             D = 0.5 * lecun(generator, r, p)
-            drawn["D"] = np.concatenate([D, MEMORY * initializers.orthogonal(generator, r)], axis=1) if wide else D
+            drawn["D"] = (
+                np.concatenate([D, MEMORY * initializers.orthogonal(generator, r)], axis=1)
+                if wide
+                else D
+            )
         drawn["E"] = lecun(generator, q, r)
         if self.bias:
             drawn |= {"b": np.zeros(n), "d": np.zeros(r), "e": np.zeros(q)}
         for key in set(drawn) & set("ABCD"):
             mask = self.support(key)
             drawn[key] = drawn[key] if mask is None else drawn[key] * mask
-        drawn = self.project({key: a.astype(self.dtype) for key, a in drawn.items()})  # cast first: rounding may lead out of the set
-        # In the 2-norm, |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|: brought to 1, so that 1,000 steps neither explode nor
-        # forget everything at once. (Certain where the Frobenius norm of A, which bounds |A|, is below 0.99 / L.)
-        A, B, C = drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T, np.asarray(drawn["B"]), np.asarray(drawn["C"])
+        drawn = self.project(
+            {key: a.astype(self.dtype) for key, a in drawn.items()}
+        )  # cast first: rounding may lead out of the set
+        # In the 2-norm, |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|:
+        # brought to 1, so that 1,000 steps neither explode nor forget everything at
+        # once. (Certain where the Frobenius norm of A, which bounds |A|, is below 0.99
+        # / L.)
+        A, B, C = (
+            drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T,
+            np.asarray(drawn["B"]),
+            np.asarray(drawn["C"]),
+        )
         L = max(self.activation.row_lipschitz(n) or [1.0])
         way = L * float(np.linalg.norm(C, 2)) * float(np.linalg.norm(B[:, p:], 2))
         way /= 1.0 - min(L * float(np.linalg.norm(np.asarray(A))), 0.99)
@@ -231,8 +272,12 @@ class ImplicitRNN(Layer):
         if not (isinstance(self.feedthrough, bool) or self.feedthrough == "input"):
             raise InputError(f"feedthrough is {self.feedthrough!r}; use True, False, or 'input'")
         if self.feedthrough == "input" and getattr(self.pattern, "D", None) is not None:
-            raise InputError("with feedthrough='input' the pattern cannot hold a D; use feedthrough=True with a mask for [U_t, H_{t-1}]")
-        options = {f.name: f.default for f in fields(ImplicitModel)} | {f.name: getattr(self, f.name) for f in fields(self)}
+            raise InputError(
+                "with feedthrough='input' the pattern cannot hold a D; use feedthrough=True with a mask for [U_t, H_{t-1}]"
+            )
+        options = {f.name: f.default for f in fields(ImplicitModel)} | {
+            f.name: getattr(self, f.name) for f in fields(self)
+        }
         core = object.__new__(ImplicitModel)
         for f in fields(ImplicitModel):
             setattr(core, f.name, options[f.name])
@@ -258,13 +303,15 @@ class ImplicitRNN(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.input_dim or U.size == 0:
             hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
-            raise InputError(f"U has shape {U.shape}; ImplicitRNN takes sequences, (m, T, {self.input_dim}) with m, T >= 1{hint}")
+            raise InputError(
+                f"U has shape {U.shape}; ImplicitRNN takes sequences, (m, T, {self.input_dim}) with m, T >= 1{hint}"
+            )
 
     def support(self, name: str) -> np.ndarray | None:
         """The mask of the pattern, if there is one."""
         return self._core.support(name)
 
-    # ------------------------------------------------------------------------- a step is an implicit model: p + r inputs, r outputs
+    # ----------------------------- a step is an implicit model: p + r inputs, r outputs
 
     @property
     def _core(self) -> ImplicitModel:
@@ -288,18 +335,24 @@ class ImplicitRNN(Layer):
         return [(core, kept), (self, {"_params": checked, "_step": step})]
 
     def project(self, params: Params) -> dict[str, Array]:
-        """Return parameters inside `constraint`: the nearest ones where that set is convex."""
+        """Return parameters inside `constraint`.
+
+        The nearest ones where that set is convex.
+        """
         return {**params, **self._core.project(self._own(params))}
 
     def certificate(self, explain: bool = False) -> Certificate:
-        """What is proven about the fixed point of every step. How errors travel from step to step: `recurrence`."""
+        """What is proven about the fixed point of every step.
+
+        How errors travel from step to step: `recurrence`.
+        """
         return self._core.certificate(explain)
 
     def recurrence(self) -> Recurrence:
         """How much the outputs of the present network can be moved by an error of a solve, or of H_0; see `Recurrence`."""
         return Recurrence.of(self.certificate(), self.__dict__["_step"])
 
-    # --------------------------------------------------------------------------------------------------------- calling it
+    # ----------------------------------------------------------------------- calling it
 
     def __call__(
         self, U: Any, lengths: Any = None, h0: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
@@ -309,10 +362,12 @@ class ImplicitRNN(Layer):
         Parameters
         ----------
         U : array, shape (m, T, p)
-            m sequences, in the library and on the device of the parameters; cast to the layer's dtype.
+            m sequences, in the library and on the device of the parameters; cast to the
+            layer's dtype.
         lengths : array of integers, shape (m,), or of booleans, shape (m, T), optional
-            How many steps each sequence has, at least 1; or which. The other steps are not computed: they leave H as it is, so that
-            `H_T` is that of the last step of each. Their entries of U are not used, but must be finite numbers.
+            How many steps each sequence has, at least 1; or which. The other steps are
+            not computed: they leave H as it is, so that `H_T` is that of the last step
+            of each. Their entries of U are not used, but must be finite numbers.
         h0 : array, shape (m, r), optional
             H_0; zero if left out.
         rng : Generator, int or None
@@ -328,7 +383,8 @@ class ImplicitRNN(Layer):
         Raises
         ------
         InputError
-            If a shape does not fit, a length is not in 1, ..., T, or an entry is not a finite real number.
+            If a shape does not fit, a length is not in 1, ..., T, or an entry is not a
+            finite real number.
         DeviceMismatchError
             If U or h0 lives elsewhere than the parameters.
         ConvergenceError
@@ -343,7 +399,9 @@ class ImplicitRNN(Layer):
         line = Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line
         return self._run(U, line, None, (False, False), call.on_fail)
 
-    def _run(self, U: Any, line: Timeline, h0: Any, given: tuple[bool, bool], on_fail: OnFail) -> tuple[Any, RNNPullback]:
+    def _run(
+        self, U: Any, line: Timeline, h0: Any, given: tuple[bool, bool], on_fail: OnFail
+    ) -> tuple[Any, RNNPullback]:
         step = cast(Step, self.__dict__["_step"])
         path = unroll(
             step,
@@ -373,19 +431,31 @@ class ImplicitRNN(Layer):
         size, parts = batch_size or m, []
         for i in range(0, m, size):
             s = slice(i, min(i + size, m))
-            parts.append(self._run(U[s, ...], line.of(s), None if start is None else start[s, ...], (False, False), on_fail)[0])
+            parts.append(
+                self._run(
+                    U[s, ...],
+                    line.of(s),
+                    None if start is None else start[s, ...],
+                    (False, False),
+                    on_fail,
+                )[0]
+            )
         return parts[0] if len(parts) == 1 else namespace(U).concat(parts)
 
     def _admit_state(self, name: str, value: Any, m: int) -> Any:
         state = backend.as_real(value, name=name, xp=self.xp, dtype=self.dtype)
         if state.shape != (m, self.hidden_dim):
-            raise InputError(f"{name} has shape {state.shape}; one row for each of the {m} sequences is needed, {(m, self.hidden_dim)}")
+            raise InputError(
+                f"{name} has shape {state.shape}; one row for each of the {m} sequences is needed, {(m, self.hidden_dim)}"
+            )
         return state
 
     @property
     def cell(self) -> ImplicitRNNCell:
         """One step at a time, with the present parameters."""
-        return ImplicitRNNCell(self.__dict__["_step"], self.forward, self.warm_start, self.certificate())
+        return ImplicitRNNCell(
+            self.__dict__["_step"], self.forward, self.warm_start, self.certificate()
+        )
 
     def with_tol(self, tol: Tol) -> ImplicitRNN:
         """Return the same network at this tolerance, or at a pair (forward, adjoint)."""

@@ -1,4 +1,7 @@
-"""State-driven implicit modelling: an implicit model from the states of a trained network, by convex optimisation."""
+"""State-driven implicit modelling.
+
+An implicit model from the states of a trained network, by convex optimisation.
+"""
 
 from pyidl.sim.accumulate import accumulate, map_rows
 from pyidl.sim.exact import exact_model

@@ -1,9 +1,10 @@
 r"""Sums over chunks of data, here or on other machines, and rows that are solved one block beside the other.
 
-The moments of a fit are sums (`pyidl.sim.moments`). They are added in a tree: chunks 0 and 1, chunks 2 and 3, then both sums, and so on.
-So an error of rounding passes through log2 of the number of chunks, not through their number, and as many sums are in memory. The tree is
-the same wherever it is computed: chunks that are delayed objects of Dask give a graph, for whatever scheduler their owner has, and the
-same answer.
+The moments of a fit are sums (`pyidl.sim.moments`). They are added in a tree: chunks 0
+and 1, chunks 2 and 3, then both sums, and so on. So an error of rounding passes through
+log2 of the number of chunks, not through their number, and as many sums are in memory.
+The tree is the same wherever it is computed: chunks that are delayed objects of Dask
+give a graph, for whatever scheduler their owner has, and the same answer.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def accumulate(chunks: Iterable[Any]) -> Moments:
     >>> sim.accumulate(sim.iter_states(net, np.ones((10, 2)), batch_size=4)).count
     10
     """
-    expect("chunks", chunks, Iterable, "give States or Moments in a list, or as iter_states(network, U) yields them")
+    expect(
+        "chunks",
+        chunks,
+        Iterable,
+        "give States or Moments in a list, or as iter_states(network, U) yields them",
+    )
     sums: list[tuple[int, Any]] = []  # (level, sum of 2^level chunks), levels falling
     for chunk in chunks:
         level, total = 0, _moments(chunk)
@@ -69,7 +75,9 @@ def _moments(chunk: Any) -> Any:
         return chunk.moments()
     if isinstance(chunk, Moments):
         return chunk
-    raise InputError(f"a chunk is {type(chunk).__name__}; accumulate takes States, as iter_states(network, U) gives them, or Moments")
+    raise InputError(
+        f"a chunk is {type(chunk).__name__}; accumulate takes States, as iter_states(network, U) gives them, or Moments"
+    )
 
 
 def _add(a: Any, b: Any) -> Any:
@@ -80,10 +88,13 @@ def _add(a: Any, b: Any) -> Any:
     return a + b
 
 
-def map_rows(function: Callable[[Any], Any], blocks: Iterable[Any], scheduler: Any = None) -> list[Any]:
+def map_rows(
+    function: Callable[[Any], Any], blocks: Iterable[Any], scheduler: Any = None
+) -> list[Any]:
     """``[function(block) for block in blocks]``: here, or each one a task of Dask.
 
-    Rows of a fit do not depend on one another. What all blocks need belongs into `function`, with `functools.partial`: it is sent once.
+    Rows of a fit do not depend on one another. What all blocks need belongs into
+    `function`, with `functools.partial`: it is sent once.
 
     Parameters
     ----------
@@ -92,8 +103,8 @@ def map_rows(function: Callable[[Any], Any], blocks: Iterable[Any], scheduler: A
     blocks : iterable
         Its arguments.
     scheduler : optional
-        None for a loop in this process; otherwise what ``dask.compute(scheduler=...)`` takes: "threads", "processes", or a
-        ``distributed.Client``.
+        None for a loop in this process; otherwise what ``dask.compute(scheduler=...)``
+        takes: "threads", "processes", or a ``distributed.Client``.
 
     Examples
     --------
@@ -109,7 +120,9 @@ def map_rows(function: Callable[[Any], Any], blocks: Iterable[Any], scheduler: A
     try:
         dask.base.get_scheduler(scheduler=scheduler)
     except (TypeError, ValueError) as error:
-        raise InputError(f"scheduler is {scheduler!r}; use 'threads', 'processes', or a distributed.Client") from error
+        raise InputError(
+            f"scheduler is {scheduler!r}; use 'threads', 'processes', or a distributed.Client"
+        ) from error
 
     task = dask.delayed(_call, pure=False)
     shared = dask.delayed(function, pure=False, traverse=False)

@@ -1,4 +1,7 @@
-"""Where the states of a fit come from: chunk by chunk, as often as they are asked for."""
+"""Where the states of a fit come from.
+
+Chunk by chunk, as often as they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +58,20 @@ class Source:
                 network = network.take(_drawn(rng, samples, network.U.shape[0]))
             return cls(network, None, batch_size, None, _shape(network))
         if U is None:
-            raise InputError("U is missing: the inputs on which the states of the network are collected")
+            raise InputError(
+                "U is missing: the inputs on which the states of the network are collected"
+            )
         head: Any
         if isinstance(U, Iterator):
             head = next(U, None)
             if head is None:
                 raise InputError("U is an iterator without chunks; at least one sample is needed")
             U = itertools.chain([head], U)
-        elif isinstance(U, (list, tuple)) and U and all(getattr(chunk, "ndim", 0) >= 2 for chunk in U):
+        elif (
+            isinstance(U, (list, tuple))
+            and U
+            and all(getattr(chunk, "ndim", 0) >= 2 for chunk in U)
+        ):
             U = tuple(U)
             head = U[0]
         else:
@@ -71,7 +80,9 @@ class Source:
             raise InputError(f"U is {U!r}; arrays with one sample a row are needed")
         if samples is not None:
             if head is not U:
-                raise InputError("samples are drawn from one array, and U comes in chunks; draw from each of them, or leave out samples")
+                raise InputError(
+                    "samples are drawn from one array, and U comes in chunks; draw from each of them, or leave out samples"
+                )
             drawn = _drawn(rng, samples, U.shape[0])
             U = take_rows(namespace(U), U, drawn) if backend.is_array(U) else U[drawn]
         head = head[:1, ...]
@@ -100,7 +111,9 @@ class Source:
 
 
 def _shape(states: States) -> Shape:
-    return Shape(states.X.shape[1], states.U.shape[1], states.Y.shape[1], states.widths, states.activation)
+    return Shape(
+        states.X.shape[1], states.U.shape[1], states.Y.shape[1], states.widths, states.activation
+    )
 
 
 def _drawn(rng: np.random.Generator, samples: int, m: int) -> np.ndarray:

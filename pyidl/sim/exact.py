@@ -1,11 +1,16 @@
-r"""A feed-forward network is an implicit model: the exact one, from which states can be learned more sparsely.
+r"""A feed-forward network is an implicit model.
 
-Every quantity in the network is an affine form of the states so far and the input, ``sum_l M_l x_l + M_u u + c``. A layer W, b makes of it
-the form with ``W M_l, W M_u, W c + b``, a branch around layers the sum of two forms. An activation turns its form into a block of rows of
-A, B and b, and starts a new state. What is left at the end is C, D, d. With x = (x_L, ..., x_1), A is strictly block upper triangular, and
-substitution solves the equation in one pass.
+The exact one, from which states can be learned more sparsely.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
+Every quantity in the network is an affine form of the states so far and the input,
+``sum_l M_l x_l + M_u u + c``. A layer W, b makes of it the form with ``W M_l, W M_u, W
+c + b``, a branch around layers the sum of two forms. An activation turns its form into
+a block of rows of A, B and b, and starts a new state. What is left at the end is C, D,
+d. With x = (x_L, ..., x_1), A is strictly block upper triangular, and substitution
+solves the equation in one pass.
+
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
+Data Sci. 3(3), 2021, section 2.
 """
 
 from __future__ import annotations
@@ -31,12 +36,14 @@ __all__ = ["exact_model"]
 def exact_model(network: Any) -> ImplicitModel:
     """The network itself as an implicit model, with the pattern of its layers.
 
-    Its states are those of `collect_states`, its outputs those of the network, before an activation of the output.
+    Its states are those of `collect_states`, its outputs those of the network, before
+    an activation of the output.
 
     Parameters
     ----------
     network : Sequential, Feedforward, MLPClassifier, MLPRegressor or torch.nn.Sequential
-        As for `collect_states`, of linear layers and activations: not with implicit models in it, whose states feed back.
+        As for `collect_states`, of linear layers and activations: not with implicit
+        models in it, whose states feed back.
 
     Raises
     ------
@@ -57,19 +64,30 @@ def exact_model(network: Any) -> ImplicitModel:
     steps = _of_torch(network) if is_torch(network) else read_chain(network)
     p = steps.input_dim
     if p is None:
-        raise InputError("the network is activations alone, of which nothing tells the number of inputs; use a Linear layer")
-    form: dict[int, np.ndarray] = {-1: np.eye(p)}  # by the number of the activation, -1 for the input
+        raise InputError(
+            "the network is activations alone, of which nothing tells the number of inputs; use a Linear layer"
+        )
+    form: dict[int, np.ndarray] = {
+        -1: np.eye(p)
+    }  # by the number of the activation, -1 for the input
     constant: np.ndarray = np.zeros(p)
     rows: list[tuple[dict[int, np.ndarray], np.ndarray]] = []
     phis: list[tuple[Activation, int]] = []
 
-    def through(parts: Iterable[Step], form: dict[int, np.ndarray], constant: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    def through(
+        parts: Iterable[Step], form: dict[int, np.ndarray], constant: np.ndarray
+    ) -> tuple[dict[int, np.ndarray], np.ndarray]:
         for step in parts:
             if isinstance(step, ImplicitModel):
-                raise InputError("the network contains an ImplicitModel, whose states feed back; it is an implicit model already")
+                raise InputError(
+                    "the network contains an ImplicitModel, whose states feed back; it is an implicit model already"
+                )
             if isinstance(step, Branch):
                 after, shift = through(step.steps, form, constant)
-                form = {key: np.sum([M[key] for M in (form, after) if key in M], axis=0) for key in form | after}
+                form = {
+                    key: np.sum([M[key] for M in (form, after) if key in M], axis=0)
+                    for key in form | after
+                }
                 constant = constant + shift
             elif isinstance(step, Affine):
                 W = to_numpy(step.W).astype(np.float64)
@@ -83,8 +101,16 @@ def exact_model(network: Any) -> ImplicitModel:
 
     form, constant = through(steps.steps, form, constant)
     n, q = sum(width for _, width in phis), len(constant)
-    ends = n - np.cumsum([0, *(width for _, width in phis)])  # state i occupies ends[i + 1] : ends[i]
-    A, B, C, D, b = np.zeros((n, n)), np.zeros((n, p)), np.zeros((q, n)), np.zeros((q, p)), np.zeros(n)
+    ends = n - np.cumsum(
+        [0, *(width for _, width in phis)]
+    )  # state i occupies ends[i + 1] : ends[i]
+    A, B, C, D, b = (
+        np.zeros((n, n)),
+        np.zeros((n, p)),
+        np.zeros((q, n)),
+        np.zeros((q, p)),
+        np.zeros(n),
+    )
     masks = {key: np.zeros(M.shape, bool) for key, M in (("A", A), ("B", B), ("C", C), ("D", D))}
     for i, (own, c) in enumerate(rows):
         here = slice(ends[i + 1], ends[i])
@@ -99,7 +125,9 @@ def exact_model(network: Any) -> ImplicitModel:
         q,
         n,
         activation=joint_activation(phis),
-        constraint=BlockTriangular(tuple(width for _, width in phis), InfNorm(0.99)) if together else StrictlyTriangular(),
+        constraint=BlockTriangular(tuple(width for _, width in phis), InfNorm(0.99))
+        if together
+        else StrictlyTriangular(),
         pattern=Pattern(**masks),
         bias=bias,
         feedthrough=bool(masks["D"].any()),
@@ -107,7 +135,9 @@ def exact_model(network: Any) -> ImplicitModel:
         rng=0,
     )
     found = {"A": A, "B": B, "C": C, "D": D, "b": b, "d": constant}
-    model.params = {key: from_host(steps.xp, found[key].astype(steps.dtype)) for key in model.params}
+    model.params = {
+        key: from_host(steps.xp, found[key].astype(steps.dtype)) for key in model.params
+    }
     return model
 
 
@@ -120,6 +150,8 @@ def _of_torch(module: Any) -> Chain:
 def _place(form: dict[int, np.ndarray], here: slice, ends: Any, matrices: Any, masks: Any) -> None:
     """Write a form into the rows `here` of (A, B) or (C, D)."""
     for source, M in form.items():
-        side, columns = (1, slice(None)) if source < 0 else (0, slice(ends[source + 1], ends[source]))
+        side, columns = (
+            (1, slice(None)) if source < 0 else (0, slice(ends[source + 1], ends[source]))
+        )
         matrices[side][here, columns] = M
         masks[side][here, columns] = True

@@ -1,7 +1,10 @@
-r"""Networks of PyTorch, watched: every activation module tells what it got and what it gave, ``x = phi(z)``.
+r"""Networks of PyTorch, watched.
 
-What stands between the activations does not matter: convolutions, attention, skip connections. Components are flattened, one sample a
-row. Arrays are copied to the host. torch is never imported here: whoever has a module has imported it.
+Every activation module tells what it got and what it gave, ``x = phi(z)``.
+
+What stands between the activations does not matter: convolutions, attention, skip
+connections. Components are flattened, one sample a row. Arrays are copied to the host.
+torch is never imported here: whoever has a module has imported it.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ _CHOSEN: dict[str, Callable[[Any], Activation | None]] = {
     "ELU": lambda f: activations.elu if f.alpha == 1 else None,
     "GELU": lambda f: activations.gelu if f.approximate == "none" else None,
     "Hardtanh": lambda f: activations.hard_tanh if (f.min_val, f.max_val) == (-1, 1) else None,
-    "LeakyReLU": lambda f: activations.leaky_relu(f.negative_slope) if 0 < f.negative_slope < 1 else None,
+    "LeakyReLU": lambda f: (
+        activations.leaky_relu(f.negative_slope) if 0 < f.negative_slope < 1 else None
+    ),
     "Softmax": lambda f: activations.softmax if f.dim in (-1, 1) else None,
     "Softplus": lambda f: activations.softplus if f.beta == 1 and f.threshold >= 20 else None,
 }
@@ -96,7 +101,10 @@ def steps_of(module: Any) -> list[Step]:
     if isinstance(module, (nn.Dropout, nn.Flatten, nn.Identity)):
         return []
     if isinstance(module, nn.Linear):
-        W, b = (None if a is None else _host(a, sys.modules["torch"]) for a in (module.weight, module.bias))
+        W, b = (
+            None if a is None else _host(a, sys.modules["torch"])
+            for a in (module.weight, module.bias)
+        )
         return [Affine(W, None if b is None else b.reshape(-1))]  # type: ignore[arg-type]
     phi = activation_of(module)
     if phi is None:
@@ -109,7 +117,10 @@ def steps_of(module: Any) -> list[Step]:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A ``torch.nn.Module`` with hooks on its activations, while it runs; in evaluation mode, and left as it was found."""
+    """A ``torch.nn.Module`` with hooks on its activations, while it runs.
+
+    In evaluation mode, and left as it was found.
+    """
 
     module: Any
 
@@ -117,9 +128,13 @@ class Watched:
         """One forward pass without gradients."""
         torch = sys.modules["torch"]
         known = next((p for p in self.module.parameters() if p.is_floating_point()), torch.zeros(0))
-        inputs = torch.as_tensor(np.asarray(U) if not isinstance(U, torch.Tensor) else U).to(device=known.device, dtype=known.dtype)
+        inputs = torch.as_tensor(np.asarray(U) if not isinstance(U, torch.Tensor) else U).to(
+            device=known.device, dtype=known.dtype
+        )
         if inputs.ndim < 2 or inputs.numel() == 0 or not bool(torch.isfinite(inputs).all()):
-            raise InputError(f"U has shape {tuple(inputs.shape)}; the network takes m >= 1 samples along the first axis, all finite")
+            raise InputError(
+                f"U has shape {tuple(inputs.shape)}; the network takes m >= 1 samples along the first axis, all finite"
+            )
         with _ONE_AT_A_TIME:
             watch, handles = _Watch(torch), []
             modes = [(part, part.training) for part in self.module.modules()]
@@ -127,7 +142,10 @@ class Watched:
                 self.module.eval()
                 for part, _ in modes:
                     if type(part).__name__ in _OUTPUT_ONLY or activation_of(part) is not None:
-                        handles += [part.register_forward_pre_hook(watch.before), part.register_forward_hook(watch.after)]
+                        handles += [
+                            part.register_forward_pre_hook(watch.before),
+                            part.register_forward_hook(watch.after),
+                        ]
                 with torch.no_grad():
                     Y = self.module(inputs)
             finally:
@@ -136,12 +154,17 @@ class Watched:
                 for part, mode in modes:
                     part.training = mode
         if not isinstance(Y, torch.Tensor):
-            raise InputError(f"the network returns {type(Y).__name__}; wrap it in a module that returns one tensor")
+            raise InputError(
+                f"the network returns {type(Y).__name__}; wrap it in a module that returns one tensor"
+            )
         return _host(inputs, torch), *watch.records(Y)
 
 
 class _Watch:
-    """What the hooks write down. Inputs are copied before the activation runs, which may work in place."""
+    """What the hooks write down.
+
+    Inputs are copied before the activation runs, which may work in place.
+    """
 
     def __init__(self, torch: Any) -> None:
         self.torch = torch
@@ -159,7 +182,9 @@ class _Watch:
     def records(self, Y: Any) -> tuple[list[Record], np.ndarray]:
         """Without the activation of the output, if that is what came last."""
         ends = bool(self.seen) and Y is self.last
-        seen, outputs = (self.seen[:-1], self.seen[-1][1]) if ends else (self.seen, _host(Y, self.torch))
+        seen, outputs = (
+            (self.seen[:-1], self.seen[-1][1]) if ends else (self.seen, _host(Y, self.torch))
+        )
         if not seen:
             raise InputError(
                 "no hidden activation of the network is a module; give it torch.nn.ReLU() and the like in place of functions such as "
@@ -169,6 +194,8 @@ class _Watch:
         for part, Z, X, shape in seen:
             phi = None if type(part).__name__ in _OUTPUT_ONLY else activation_of(part)
             if phi is None or (phi.vector_blocks(Z.shape[1]) and len(shape) != 2):
-                raise InputError(f"{part} acts on shape {shape} inside the network; its state cannot be one of an implicit model")
+                raise InputError(
+                    f"{part} acts on shape {shape} inside the network; its state cannot be one of an implicit model"
+                )
             records.append(Record(Z, X, phi))
         return records, outputs

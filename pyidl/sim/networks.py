@@ -1,12 +1,16 @@
-r"""A trained network, read for its states: what goes into every activation and what comes out.
+r"""A trained network, read for its states.
+
+What goes into every activation and what comes out.
 
 A network of affine maps and activations computes, activation by activation,
 
     z_l = (an affine function of x_1, ..., x_(l-1) and u),    x_l = phi_l(z_l),    y = (one of x_1, ..., x_L and u).
 
-Layers that follow one another are that with ``z_l = W_l x_(l-1) + b_l``. So the pre-activations z, stacked, are affine in the stacked
-states x and in u, and the network is an implicit model (`pyidl.sim.exact`). To collect states nothing of this needs to be known: a
-network of PyTorch, whatever stands between its activations, is watched by hooks on them.
+Layers that follow one another are that with ``z_l = W_l x_(l-1) + b_l``. So the
+pre-activations z, stacked, are affine in the stacked states x and in u, and the network
+is an implicit model (`pyidl.sim.exact`). To collect states nothing of this needs to be
+known: a network of PyTorch, whatever stands between its activations, is watched by
+hooks on them.
 """
 
 from __future__ import annotations
@@ -25,11 +29,26 @@ from pyidl.errors import InputError, expect
 from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Sequential
 from pyidl.typing import Array, Namespace
 
-__all__ = ["Affine", "Branch", "Chain", "Feedforward", "Network", "Record", "Step", "biased", "chain", "is_perceptron", "read_chain"]
+__all__ = [
+    "Affine",
+    "Branch",
+    "Chain",
+    "Feedforward",
+    "Network",
+    "Record",
+    "Step",
+    "biased",
+    "chain",
+    "is_perceptron",
+    "read_chain",
+]
 
 
 class Record(NamedTuple):
-    """What one activation does to the samples at hand: ``X = phi(Z)``, both (m, n_l)."""
+    """What one activation does to the samples at hand.
+
+    ``X = phi(Z)``, both (m, n_l).
+    """
 
     Z: Array
     X: Array
@@ -47,18 +66,25 @@ class Network(Protocol):
     """A network that tells its states."""
 
     def run(self, U: Any) -> tuple[Array, list[Record], Array]:
-        """``(U, records, Y)``: the inputs (m, p) as they were read, the activations in the order of evaluation, the outputs (m, q)."""
+        """``(U, records, Y)``.
+
+        The inputs (m, p) as they were read, the activations in the order of evaluation,
+        the outputs (m, q).
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Feedforward:
-    """``x_l = phi_l(W_l x_(l-1) + b_l)``, ``y = W_L x_(L-1) + b_L``: a network as plain arrays.
+    """``x_l = phi_l(W_l x_(l-1) + b_l)``, ``y = W_L x_(L-1) + b_L``.
+
+    A network as plain arrays.
 
     Parameters
     ----------
     layers : sequence of (W, b)
-        W_l of shape (n_l, n_(l-1)), b_l of shape (n_l,) or None; the last pair is the output. At least two.
+        W_l of shape (n_l, n_(l-1)), b_l of shape (n_l,) or None; the last pair is the
+        output. At least two.
     activation : Activation or sequence of Activation
         One for all hidden layers, or one for each.
 
@@ -77,24 +103,53 @@ class Feedforward:
     layers: tuple[Affine, ...]
     activation: tuple[Activation, ...]
 
-    def __init__(self, layers: Iterable[Any], activation: Activation | Iterable[Activation]) -> None:
+    def __init__(
+        self, layers: Iterable[Any], activation: Activation | Iterable[Activation]
+    ) -> None:
         expect("layers", layers, Iterable, "give at least two pairs (W, b), where b may be None")
-        expect("activation", activation, (Activation, Iterable), "use one of pyidl.activations, or one for each hidden layer")
-        pairs = [pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair in layers]
+        expect(
+            "activation",
+            activation,
+            (Activation, Iterable),
+            "use one of pyidl.activations, or one for each hidden layer",
+        )
+        pairs = [
+            pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair in layers
+        ]
         if len(pairs) < 2 or None in pairs:
-            raise InputError(f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be None")
-        phis = (activation,) * (len(pairs) - 1) if isinstance(activation, Activation) else tuple(activation)
+            raise InputError(
+                f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be None"
+            )
+        phis = (
+            (activation,) * (len(pairs) - 1)
+            if isinstance(activation, Activation)
+            else tuple(activation)
+        )
         if len(phis) != len(pairs) - 1 or not all(isinstance(phi, Activation) for phi in phis):
-            raise InputError(f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got {len(phis)}: use pyidl.activations")
+            raise InputError(
+                f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got {len(phis)}: use pyidl.activations"
+            )
         given = [a for pair in pairs for a in pair if a is not None]  # type: ignore[union-attr]
         owners = [a for a in given if is_array(a)]
         xp = namespace(*owners) if owners else np
         single = len(owners) == len(given) and all(a.dtype == xp.float32 for a in owners)
         affine, width = [], None
         for i, (W, b) in enumerate(pairs):  # type: ignore[misc]
-            W = backend.as_real(W, name=f"W of layer {i}", xp=xp, dtype="float32" if single else "float64")
-            b = b if b is None else backend.as_real(b, name=f"b of layer {i}", xp=xp, dtype="float32" if single else "float64")
-            if W.ndim != 2 or width not in (None, W.shape[1]) or (b is not None and b.shape != W.shape[:1]):
+            W = backend.as_real(
+                W, name=f"W of layer {i}", xp=xp, dtype="float32" if single else "float64"
+            )
+            b = (
+                b
+                if b is None
+                else backend.as_real(
+                    b, name=f"b of layer {i}", xp=xp, dtype="float32" if single else "float64"
+                )
+            )
+            if (
+                W.ndim != 2
+                or width not in (None, W.shape[1])
+                or (b is not None and b.shape != W.shape[:1])
+            ):
                 raise InputError(
                     f"layer {i} has W of shape {W.shape} and b of shape {getattr(b, 'shape', None)}, the layer before it {width} outputs; "
                     "W must be (outputs, inputs), b (outputs,)"
@@ -128,7 +183,9 @@ class Chain:
         value: Any = backend.as_real(U, name="U", xp=self.xp, dtype=self.dtype)
         width = self.input_dim
         if value.ndim != 2 or width not in (None, value.shape[1]) or value.shape[0] == 0:
-            raise InputError(f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a row, m >= 1")
+            raise InputError(
+                f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a row, m >= 1"
+            )
         records: list[Record] = []
         return value, records, _through(self.steps, value, records)
 
@@ -157,7 +214,11 @@ def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
 
 def _input_dim(steps: tuple[Step, ...]) -> int | None:
     widths = (
-        _input_dim(step.steps) if isinstance(step, Branch) else step.input_dim if isinstance(step, ImplicitModel) else step.W.shape[1]
+        _input_dim(step.steps)
+        if isinstance(step, Branch)
+        else step.input_dim
+        if isinstance(step, ImplicitModel)
+        else step.W.shape[1]
         for step in steps
         if not isinstance(step, Activation)
     )
@@ -166,19 +227,34 @@ def _input_dim(steps: tuple[Step, ...]) -> int | None:
 
 def biased(steps: tuple[Step, ...]) -> bool:
     """Whether some affine map has a b."""
-    return any(biased(step.steps) if isinstance(step, Branch) else isinstance(step, Affine) and step.b is not None for step in steps)
+    return any(
+        biased(step.steps)
+        if isinstance(step, Branch)
+        else isinstance(step, Affine) and step.b is not None
+        for step in steps
+    )
 
 
 def _states_in(steps: tuple[Step, ...]) -> bool:
-    return any(_states_in(step.steps) if isinstance(step, Branch) else isinstance(step, (Activation, ImplicitModel)) for step in steps)
+    return any(
+        _states_in(step.steps)
+        if isinstance(step, Branch)
+        else isinstance(step, (Activation, ImplicitModel))
+        for step in steps
+    )
 
 
 def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
-    """Drop the activation of the output: y is what goes into it, the logits of a classifier."""
+    """Drop the activation of the output.
+
+    y is what goes into it, the logits of a classifier.
+    """
     kept = tuple(steps)
     kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
     if not _states_in(kept):
-        raise InputError("the network has no hidden activation, and so no state; it is the affine map y = D u + d already")
+        raise InputError(
+            "the network has no hidden activation, and so no state; it is the affine map y = D u + d already"
+        )
     return Chain(kept, xp, dtype)
 
 
@@ -199,7 +275,9 @@ def read_chain(network: Any) -> Chain:
         return read_chain(_from_perceptron(network))
     if isinstance(network, (ImplicitModel, Sequential)):
         return chain(_of_layers(network), network.xp, network.dtype)
-    raise InputError(f"network is {type(network).__name__}, whose layers are not known one by one; use Sequential or sim.Feedforward")
+    raise InputError(
+        f"network is {type(network).__name__}, whose layers are not known one by one; use Sequential or sim.Feedforward"
+    )
 
 
 def _of_layers(layer: Any) -> list[Step]:
@@ -215,7 +293,9 @@ def _of_layers(layer: Any) -> list[Step]:
         return [Affine(layer.params["W"], layer.params.get("b"))]
     if isinstance(layer, ImplicitModel):
         return [layer]
-    raise InputError(f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, ImplicitModel and activations")
+    raise InputError(
+        f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, ImplicitModel and activations"
+    )
 
 
 PERCEPTRON: dict[str, Callable[[], Activation]] = {
@@ -231,6 +311,8 @@ def _from_perceptron(network: Any) -> Feedforward:
     if not hasattr(network, "coefs_"):
         raise InputError(f"{type(network).__name__} is not fitted; call fit(X, y) first")
     if network.activation not in PERCEPTRON:
-        raise InputError(f"the activation {network.activation!r} of {type(network).__name__} is not one of {', '.join(PERCEPTRON)}")
+        raise InputError(
+            f"the activation {network.activation!r} of {type(network).__name__} is not one of {', '.join(PERCEPTRON)}"
+        )
     layers = [(W.T, b) for W, b in zip(network.coefs_, network.intercepts_, strict=True)]
     return Feedforward(layers, PERCEPTRON[network.activation]())

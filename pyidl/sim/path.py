@@ -1,4 +1,7 @@
-"""A path of fits: the same network under a sequence of penalties, each fit started from the one before."""
+"""A path of fits.
+
+The same network under a sequence of penalties, each fit started from the one before.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ class Path:
             If there is none.
         """
         if not is_real(density) or np.isnan(density):
-            raise InputError(f"density is {density!r}; it is a share of nonzero entries, between 0 and 1")
+            raise InputError(
+                f"density is {density!r}; it is a share of nonzero entries, between 0 and 1"
+            )
         few = np.flatnonzero(self.densities <= density)
         if not len(few):
             raise InputError(
@@ -58,7 +63,9 @@ class Path:
         return self.results[int(few[np.argmax(self.scores[few])])]
 
     def plot(self, ax: Any = None, *, reference: float | None = None) -> Any:
-        """Draw the scores against the shares of nonzero entries, and return the Axes; needs matplotlib.
+        """Draw the scores against the shares of nonzero entries, and return the Axes.
+
+        Needs matplotlib.
 
         Parameters
         ----------
@@ -74,7 +81,11 @@ class Path:
         order = np.argsort(self.densities)
         ax.semilogx(self.densities[order], self.scores[order], "o-", label="implicit model")
         low, high = self.densities.min() / 1.2, self.densities.max() * 1.2
-        ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low <= t <= high]
+        ticks = [
+            t
+            for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+            if low <= t <= high
+        ]
         ax.set_xticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
         ax.set_xticks([], minor=True)
         if reference is not None:
@@ -112,13 +123,16 @@ def path(
     Parameters
     ----------
     network : States
-        From `collect_states`, so that the network is run once. (Anything else that ``fit(network)`` takes by itself will do.)
+        From `collect_states`, so that the network is run once. (Anything else that
+        ``fit(network)`` takes by itself will do.)
     penalties : iterable of Penalty
-        From the strongest to the weakest, say: neighbours are good starts for each other.
+        From the strongest to the weakest, say: neighbours are good starts for each
+        other.
     score : callable
         ``score(model) -> float``: the accuracy on test data, for instance.
     fit : callable
-        `sim.fit`, or ``functools.partial(sim.fit, constraint=..., pattern=...)`` where its options are chosen.
+        `sim.fit`, or ``functools.partial(sim.fit, constraint=..., pattern=...)`` where
+        its options are chosen.
 
     Examples
     --------
@@ -130,12 +144,22 @@ def path(
     >>> bool(found.densities[0] < found.densities[1]), bool(found.scores[0] < found.scores[1])
     (True, True)
     """
-    expect("penalties", penalties, Iterable, "give them in a list, from the strongest to the weakest, say")
+    expect(
+        "penalties",
+        penalties,
+        Iterable,
+        "give them in a list, from the strongest to the weakest, say",
+    )
     chosen, results, scores = tuple(penalties), [], []
     if not chosen:
         raise InputError("there are no penalties; a path needs at least one")
     for name, function in (("score", score), ("fit", fit)):
-        expect(name, function, Callable, "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) -> SIMResult")
+        expect(
+            name,
+            function,
+            Callable,
+            "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) -> SIMResult",
+        )
     for penalty in chosen:
         expect("one of penalties", penalty, Penalty, "use a penalty of pyidl.sim, such as L1(1e-3)")
     start: SIMResult | None = None

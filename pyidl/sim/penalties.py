@@ -1,20 +1,24 @@
 r"""Penalties on the weights of a row, their proximal maps, and their conjugates.
 
-A penalty is ``p(w) = sum_j q(w_j)`` with q convex, even, and least at 0; it is added to the *mean* loss ``|z - M w|^2 / (2m)``.
+A penalty is ``p(w) = sum_j q(w_j)`` with q convex, even, and least at 0; it is added to
+the *mean* loss ``|z - M w|^2 / (2m)``.
 
-**With the ball** ``|a|_1 <= kappa``. The bound's multiplier nu >= 0 adds ``nu |a|_1``, so the proximal map is the one of
-``t q + nu |.|`` for the least nu that makes the point feasible. And ``prox(t q + nu |.|)(v) = prox(t q)(soft(v, nu))``, with
-``soft(v, nu) = sign(v) max(|v| - nu, 0)``:
-for ``u = soft(v, nu)`` and x the right-hand side, ``u - x`` is in ``t dq(x)`` and ``v - u`` in ``nu d|u|``, a subset of
-``nu d|x|`` because x has the sign of u or is zero; the sum is the optimality condition. For L1 and the elastic net this is the projection
-of ``prox(t q)(v)`` onto the ball: thresholds add. For the reverse Huber penalty it is not, and nu is found by sorting (below).
+**With the ball** ``|a|_1 <= kappa``. The bound's multiplier nu >= 0 adds ``nu |a|_1``,
+so the proximal map is the one of ``t q + nu |.|`` for the least nu that makes the point
+feasible. And ``prox(t q + nu |.|)(v) = prox(t q)(soft(v, nu))``, with ``soft(v, nu) =
+sign(v) max(|v| - nu, 0)``: for ``u = soft(v, nu)`` and x the right-hand side, ``u - x``
+is in ``t dq(x)`` and ``v - u`` in ``nu d|u|``, a subset of ``nu d|x|`` because x has
+the sign of u or is zero; the sum is the optimality condition. For L1 and the elastic
+net this is the projection of ``prox(t q)(v)`` onto the ball: thresholds add. For the
+reverse Huber penalty it is not, and nu is found by sorting (below).
 
 **The conjugate with the ball** is, by the same multiplier,
 
     sup { xi.w - p(w) : |a|_1 <= kappa } = min over nu >= 0 of  kappa nu + sum over a of q*(soft(xi_j, nu))  +  sum over b of q*(xi_j),
 
-and every nu gives an upper bound, which is all that a certificate needs. For ``q*(x) = max(x^2 / (2 ridge) - price, 0)``, with its kink at
-``s = (2 price ridge)^(1/2)``, the best nu is the least one >= 0 with
+and every nu gives an upper bound, which is all that a certificate needs. For ``q*(x) =
+max(x^2 / (2 ridge) - price, 0)``, with its kink at ``s = (2 price ridge)^(1/2)``, the
+best nu is the least one >= 0 with
 
     slope(nu) = sum over x_j - nu > s of (x_j - nu) <= ridge kappa,    x_1 >= x_2 >= ... the sizes |xi_a|,
 
@@ -22,25 +26,32 @@ and that is
 
     nu = max(0, max_j min((x_1 + ... + x_j - ridge kappa) / j, x_j - s)).
 
-(For nu below ``x_j - s`` at least the first j entries count, so ``slope(nu) >= x_1 + ... + x_j - j nu``: if nu is below both numbers, it
-is too small. And where it is too small, and j > 0 entries count, this is an equality, so nu is below both numbers of this j.)
+(For nu below ``x_j - s`` at least the first j entries count, so ``slope(nu) >= x_1 +
+... + x_j - j nu``: if nu is below both numbers, it is too small. And where it is too
+small, and j > 0 entries count, this is an equality, so nu is below both numbers of this
+j.)
 
-**Reverse Huber.** Let a nonzero weight cost `price`, and its square ``ridge / 2``. The conjugate of ``price [w != 0] + ridge w^2 / 2`` is
-``q*(xi) = max(xi^2 / (2 ridge) - price, 0)``, and the conjugate of that, the largest convex function below the price, is
+**Reverse Huber.** Let a nonzero weight cost `price`, and its square ``ridge / 2``. The
+conjugate of ``price [w != 0] + ridge w^2 / 2`` is ``q*(xi) = max(xi^2 / (2 ridge) -
+price, 0)``, and the conjugate of that, the largest convex function below the price, is
 
     q(w) = s |w|  for |w| <= c,    price + ridge w^2 / 2  beyond,    s = (2 price ridge)^(1/2),  c = (2 price / ridge)^(1/2).
 
-**Its proximal map on the ball**, where the bound is felt: with d_j the distance of ``|v_j|`` from the largest, the sizes are
+**Its proximal map on the ball**, where the bound is felt: with d_j the distance of
+``|v_j|`` from the largest, the sizes are
 
     f(level - d_j),    f(y) = min(y+, c) + rho (y - c)+,    y+ = max(y, 0),    rho = 1 / (1 + t ridge),    level = max_j |v_j| - nu - t s.
 
-Neither nu nor t s is needed, and nothing cancels, however large the row is against its bound. The sum of the sizes is piecewise linear in
-the level: its slope gains 1 at every d_j and loses ``1 - rho`` at every ``d_j + c``. Between two neighbours of these 2k numbers it rises by
-slope times length; rises and their running sums are not negative. The part of a segment that lies below the bound is that part of its
-rise, divided by its slope, and the level is the sum of these parts.
+Neither nu nor t s is needed, and nothing cancels, however large the row is against its
+bound. The sum of the sizes is piecewise linear in the level: its slope gains 1 at every
+d_j and loses ``1 - rho`` at every ``d_j + c``. Between two neighbours of these 2k
+numbers it rises by slope times length; rises and their running sums are not negative.
+The part of a segment that lies below the bound is that part of its rise, divided by its
+slope, and the level is the sum of these parts.
 
-Source: Pilanci, Wainwright, El Ghaoui, "Sparse learning via Boolean relaxations", Math. Program. 151, 2015; Owen, "A robust hybrid of lasso
-and ridge regression", 2007 (its name).
+Source: Pilanci, Wainwright, El Ghaoui, "Sparse learning via Boolean relaxations", Math.
+Program. 151, 2015; Owen, "A robust hybrid of lasso and ridge regression", 2007 (its
+name).
 """
 
 from __future__ import annotations
@@ -58,7 +69,16 @@ from pyidl.errors import InputError, is_real
 from pyidl.typing import Array
 from pyidl.wellposed.projections import l1_ball_rows
 
-__all__ = ["ElasticNet", "L1", "NoPenalty", "Penalty", "ReverseHuber", "Ridge", "ball_project", "soft"]
+__all__ = [
+    "ElasticNet",
+    "L1",
+    "NoPenalty",
+    "Penalty",
+    "ReverseHuber",
+    "Ridge",
+    "ball_project",
+    "soft",
+]
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -83,15 +103,23 @@ def _positive(name: str, number: Any, *, zero: bool) -> float:
     """A finite number as a float, which keeps the dtype of every array that it meets."""
     value = float(number) if is_real(number) else math.nan
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-        raise InputError(f"{name} is {number!r}; a penalty takes a finite {'nonnegative' if zero else 'positive'} number, on the mean loss")
+        raise InputError(
+            f"{name} is {number!r}; a penalty takes a finite {'nonnegative' if zero else 'positive'} number, on the mean loss"
+        )
     return value
 
 
 class Penalty(ABC):
-    """A separable, even, convex penalty on the mean loss; subclasses are frozen dataclasses."""
+    """A separable, even, convex penalty on the mean loss.
+
+    Subclasses are frozen dataclasses.
+    """
 
     def split(self) -> tuple[float, Penalty]:
-        """``(ridge, rest)`` with ``p(w) = ridge |w|^2 / 2 + rest(w)``: the first part may join the quadratic loss, as ``G + ridge I``."""
+        """``(ridge, rest)`` with ``p(w) = ridge |w|^2 / 2 + rest(w)``.
+
+        The first part may join the quadratic loss, as ``G + ridge I``.
+        """
         return 0.0, self
 
     @property
@@ -101,7 +129,10 @@ class Penalty(ABC):
 
     @abstractmethod
     def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slope and curvature of the quadratic piece around each ``|w|``: there ``q'(w) = sign(w) (slope + curvature |w|)``."""
+        """Slope and curvature of the quadratic piece around each ``|w|``.
+
+        There ``q'(w) = sign(w) (slope + curvature |w|)``.
+        """
 
     @abstractmethod
     def value(self, W: Array) -> Array:
@@ -109,21 +140,35 @@ class Penalty(ABC):
 
     @abstractmethod
     def prox(self, V: Array, t: Any) -> Array:
-        """``argmin_w t q(w) + (w - v)^2 / 2``, entry by entry; t a number, or one a row as a column."""
+        """``argmin_w t q(w) + (w - v)^2 / 2``, entry by entry.
+
+        T a number, or one a row as a column.
+        """
 
     @abstractmethod
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
         """``argmin_w t p(w) + |w - v|^2 / 2`` subject to ``sum |w_j| <= radius_i`` over the first `ball` entries of row i.
 
-        Feasible in floating point. `radius` has shape (r,), on the host, positive; None for no bound.
+        Feasible in floating point. `radius` has shape (r,), on the host, positive; None
+        for no bound.
         """
 
     @abstractmethod
     def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
         """``sup_w xi.w - p(w)`` under the same bound, or an upper bound of it, for every row; infinite where it is."""
 
-    def dual_scale(self, loss: np.ndarray, gain: np.ndarray, top: np.ndarray, free: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
-        """A factor s for which the dual point s r is good: 1 where every point is feasible."""
+    def dual_scale(
+        self,
+        loss: np.ndarray,
+        gain: np.ndarray,
+        top: np.ndarray,
+        free: np.ndarray,
+        radius: np.ndarray | None,
+    ) -> np.ndarray:
+        """A factor s for which the dual point s r is good.
+
+        1 where every point is feasible.
+        """
         return np.ones_like(loss)
 
 
@@ -139,7 +184,8 @@ class ElasticNet(Penalty):
     Parameters
     ----------
     lam, ridge : float
-        Not negative; on the mean loss, so that their meaning does not change with the number of samples.
+        Not negative; on the mean loss, so that their meaning does not change with the
+        number of samples.
 
     Examples
     --------
@@ -181,7 +227,10 @@ class ElasticNet(Penalty):
         return ball_project(self.prox(V, t), ball, radius)
 
     def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
-        """``q* = max(|xi| - lam, 0)^2 / (2 ridge)``; without ridge 0 up to lam, and ``radius max(max |xi_a| - lam, 0)`` on the ball."""
+        """``q* = max(|xi| - lam, 0)^2 / (2 ridge)``.
+
+        Without ridge 0 up to lam, and ``radius max(max |xi_a| - lam, 0)`` on the ball.
+        """
         xp = namespace(Xi)
         excess = xp.maximum(xp.abs(Xi) - self.lam, 0.0)
         if self.ridge:
@@ -191,18 +240,30 @@ class ElasticNet(Penalty):
         total = xp.where(beyond > 0, xp.full_like(beyond, math.inf), beyond)
         return total if radius is None else total + _top(excess[:, :held]) * from_host(xp, radius)  # type: ignore[no-any-return]
 
-    def dual_scale(self, loss: np.ndarray, gain: np.ndarray, top: np.ndarray, free: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
+    def dual_scale(
+        self,
+        loss: np.ndarray,
+        gain: np.ndarray,
+        top: np.ndarray,
+        free: np.ndarray,
+        radius: np.ndarray | None,
+    ) -> np.ndarray:
         r"""The s that makes ``(1 - s)^2 loss / 2 - s gain + radius max(s top - lam, 0)`` least, feasible where ``s free <= lam``.
 
-        The function is convex, with the minimiser ``1 + gain / loss`` left of the kink ``lam / top`` and ``1 + (gain - radius top) / loss``
-        right of it: the middle one of the three numbers is the minimum.
+        The function is convex, with the minimiser ``1 + gain / loss`` left of the kink
+        ``lam / top`` and ``1 + (gain - radius top) / loss`` right of it: the middle one
+        of the three numbers is the minimum.
         """
         tiny = np.finfo(np.float64).tiny
         with np.errstate(over="ignore"):
             kink = self.lam / np.maximum(top, tiny)
             left = 1.0 + gain / np.maximum(loss, tiny)
             right = left if radius is None else 1.0 + (gain - radius * top) / np.maximum(loss, tiny)
-            largest = np.where(free > 0, self.lam / np.maximum(free, tiny) * (1.0 - 4 * np.finfo(np.float64).eps), np.inf)
+            largest = np.where(
+                free > 0,
+                self.lam / np.maximum(free, tiny) * (1.0 - 4 * np.finfo(np.float64).eps),
+                np.inf,
+            )
         best = np.maximum(right, np.minimum(left, kink)) if radius is not None else left
         return np.asarray(np.clip(best, 0.0, np.minimum(largest, 2.0)))
 
@@ -240,7 +301,9 @@ def _lowered(v: Any, d: Any, level: Any, inside: Any, head: Any, corner: Any, rh
     """``f(level - d)`` with the signs of v; `head` where that is inside the ball."""
     xp = namespace(v)
     y = xp.maximum(level - d, 0.0)
-    return xp.where(inside, head, xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0)))
+    return xp.where(
+        inside, head, xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0))
+    )
 
 
 @dataclass(frozen=True)
@@ -270,7 +333,9 @@ class ReverseHuber(Penalty):
     @property
     def slope(self) -> float:
         """``(2 price ridge)^(1/2)``."""
-        return math.sqrt(2.0 * self.ridge) * math.sqrt(self.price)  # the product alone may be no number
+        return math.sqrt(2.0 * self.ridge) * math.sqrt(
+            self.price
+        )  # the product alone may be no number
 
     @property
     def corner(self) -> float:
@@ -279,24 +344,42 @@ class ReverseHuber(Penalty):
 
     def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """S up to c, ``ridge |w|`` beyond."""
-        return np.where(size <= self.corner, self.slope, 0.0), np.where(size <= self.corner, 0.0, self.ridge)
+        return np.where(size <= self.corner, self.slope, 0.0), np.where(
+            size <= self.corner, 0.0, self.ridge
+        )
 
     def value(self, W: Array) -> Array:
         """``s |w|`` up to c, ``price + ridge w^2 / 2`` beyond."""
         xp = namespace(W)
         size = xp.abs(W)
-        return xp.sum(xp.where(size <= self.corner, self.slope * size, self.price + (0.5 * self.ridge) * W * W), axis=1)  # type: ignore[no-any-return]
+        return xp.sum(
+            xp.where(
+                size <= self.corner, self.slope * size, self.price + (0.5 * self.ridge) * W * W
+            ),
+            axis=1,
+        )  # type: ignore[no-any-return]
 
     def prox(self, V: Array, t: Any) -> Array:
-        """``soft(v, t s)`` where that is at most c, and ``v / (1 + t ridge)`` beyond: ``v - w`` is ``t s`` and ``t ridge w``."""
+        """``soft(v, t s)`` where that is at most c, and ``v / (1 + t ridge)`` beyond.
+
+        ``v - w`` is ``t s`` and ``t ridge w``.
+        """
         return _reverse_huber(V, t, self.slope, self.corner, self.ridge)  # type: ignore[no-any-return]
 
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
-        """`prox` where that is feasible; elsewhere ``prox(soft(v, nu))`` on the ball's entries, with sizes whose sum is the bound."""
+        """`prox` where that is feasible.
+
+        Elsewhere ``prox(soft(v, nu))`` on the ball's entries, with sizes whose sum is
+        the bound.
+        """
         xp, W = namespace(V), self.prox(V, t)
         if radius is None or ball == 0:
             return W
-        v, head, bound = V[:, :ball], W[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None]
+        v, head, bound = (
+            V[:, :ball],
+            W[:, :ball],
+            from_host(xp, np.ascontiguousarray(radius))[:, None],
+        )
         inside = xp.sum(xp.abs(head), axis=1, keepdims=True) <= bound
         if looks_are_free(xp) and bool(xp.all(inside)):
             return W
@@ -320,20 +403,26 @@ def _top(A: Array) -> Array:
 
 
 def _level(d: Any, corner: float, rho: Any, bound: Any, top: Any) -> Any:
-    """The level at which ``sum f(level - d)`` is the bound; the least d is 0. Good up to `top`."""
+    """The level at which ``sum f(level - d)`` is the bound; the least d is 0.
+
+    Good up to `top`.
+    """
     xp, k = namespace(d), d.shape[1]
     both = xp.concat([d, d + corner], axis=1)
     order = xp.argsort(both, axis=1)
     start = xp.take_along_axis(both, order, axis=1)
     bent = cumsum(xp, astype(xp, order >= k, "float64"), axis=1)
-    # Among equal numbers the order is any, and some slopes are wrong, of segments without length; all others are at least rho.
+    # Among equal numbers the order is any, and some slopes are wrong, of segments
+    # without length; all others are at least rho.
     slope = xp.maximum((xp.arange(1, 2 * k + 1, dtype=xp.float64) - 2.0 * bent) + rho * bent, rho)
     rise = slope * (xp.concat([start[:, 1:], start[:, -1:] + top], axis=1) - start)
     below = xp.concat([start[:, :1], cumsum(xp, rise[:, :-1], axis=1)], axis=1)
     return xp.sum(xp.minimum(xp.maximum(bound - below, 0.0), rise) / slope, axis=1, keepdims=True)
 
 
-def _conjugate(size: Array, ball: int, radius: np.ndarray | None, ridge: float, price: float) -> Array:
+def _conjugate(
+    size: Array, ball: int, radius: np.ndarray | None, ridge: float, price: float
+) -> Array:
     """``min_nu radius nu + sum q*(soft(size, nu))``, and ``sum q*(size)`` off the ball; ``q* = max(x^2 / (2 ridge) - price, 0)``."""
     xp, unit = namespace(size), math.sqrt(2.0 * ridge)
 
@@ -342,10 +431,17 @@ def _conjugate(size: Array, ball: int, radius: np.ndarray | None, ridge: float, 
 
     if radius is None or ball == 0:
         return star(size)
-    head, bound, corner = size[:, :ball], from_host(xp, np.ascontiguousarray(radius))[:, None], unit * math.sqrt(price)
+    head, bound, corner = (
+        size[:, :ball],
+        from_host(xp, np.ascontiguousarray(radius))[:, None],
+        unit * math.sqrt(price),
+    )
     x = xp.flip(xp.sort(head, axis=1), axis=1)
     top = x[:, :1]
     means = (cumsum(xp, top - x, axis=1) + ridge * bound) / xp.arange(1, ball + 1, dtype=xp.float64)
-    # x_j - s is rounded up, so that what should be at the kink of q* is not above it, where q* may be steep.
-    nu = xp.maximum(xp.max(xp.minimum(top - means, (x - corner) * (1.0 + 2 * EPS)), axis=1, keepdims=True), 0.0)
+    # x_j - s is rounded up, so that what should be at the kink of q* is not above it,
+    # where q* may be steep.
+    nu = xp.maximum(
+        xp.max(xp.minimum(top - means, (x - corner) * (1.0 + 2 * EPS)), axis=1, keepdims=True), 0.0
+    )
     return star(size[:, ball:]) + star(xp.maximum(head - nu, 0.0)) + (bound * nu)[:, 0]  # type: ignore[no-any-return]

@@ -2,26 +2,31 @@ r"""The problem of all rows, its objective, and a bound of what is missing to th
 
     minimise  P(w) = |z - M w|^2 / (2m) + p(w)    subject to  |a|_1 <= kappa_i,    w = (a, b),   for every row i.
 
-With G = M^T M / m, h = M^T z / m and square = |z|^2 / m the samples are not needed. A square in the penalty is a part of the loss: further
-samples ``(m ridge)^(1/2) I`` with target 0, so G + ridge I takes the place of G.
+With G = M^T M / m, h = M^T z / m and square = |z|^2 / m the samples are not needed. A
+square in the penalty is a part of the loss: further samples ``(m ridge)^(1/2) I`` with
+target 0, so G + ridge I takes the place of G.
 
-**The duality gap.** Let r be the residual (divided by m^(1/2)), and g = h - G w = M^T r. For any s, ``theta = s r`` gives the lower bound
+**The duality gap.** Let r be the residual (divided by m^(1/2)), and g = h - G w = M^T
+r. For any s, ``theta = s r`` gives the lower bound
 
     P* >= D = theta.z - |theta|^2 / 2 - p^*(M^T theta),        p^*(xi) = sup { xi.v - p(v) : |v_a|_1 <= kappa },
 
-since ``|r_v|^2 / 2 >= theta.r_v - |theta|^2 / 2`` for every v, and ``theta.(z - M v) + p(v) >= theta.z - p^*(M^T theta)``. With
-``r.z = |r|^2 + g.w`` the difference is
+since ``|r_v|^2 / 2 >= theta.r_v - |theta|^2 / 2`` for every v, and ``theta.(z - M v) +
+p(v) >= theta.z - p^*(M^T theta)``. With ``r.z = |r|^2 + g.w`` the difference is
 
     gap = P(w) - D = (1 - s)^2 |r|^2 / 2 + [ p(w) - s g.w + p^*(s g) ],
 
-two terms that are not negative and vanish at the optimum: no large numbers cancel, so it is good down to the rounding of g. What that
-rounding may be is added: in any order of summation ``|fl(g) - g|_j <= (k + 4) u (|h_j| + sum_l |G_jl| |w_l|)``, u = 2^-53, by Cauchy and
-Schwarz at most ``e_j = (k + 4) u G_jj^(1/2) (|z| / m^(1/2) + sum_l G_ll^(1/2) |w_l|)``, a vector product. So the gap is an upper bound in
-floating point too, for the G and H at hand.
+two terms that are not negative and vanish at the optimum: no large numbers cancel, so
+it is good down to the rounding of g. What that rounding may be is added: in any order
+of summation ``|fl(g) - g|_j <= (k + 4) u (|h_j| + sum_l |G_jl| |w_l|)``, u = 2^-53, by
+Cauchy and Schwarz at most ``e_j = (k + 4) u G_jj^(1/2) (|z| / m^(1/2) + sum_l
+G_ll^(1/2) |w_l|)``, a vector product. So the gap is an upper bound in floating point
+too, for the G and H at hand.
 
-**Weights without penalty and without bound** (lam = 0, or least squares) have a conjugate that is finite at 0 only. They are eliminated:
-given a, ``b = G_bb^+ (h_b - G_ba a)``, and a solves the same problem with the Schur complement ``G_aa - G_ab G_bb^+ G_ba``. What is missing
-at another b is ``g_b.(G_bb^+ g_b) / 2``.
+**Weights without penalty and without bound** (lam = 0, or least squares) have a
+conjugate that is finite at 0 only. They are eliminated: given a, ``b = G_bb^+ (h_b -
+G_ba a)``, and a solves the same problem with the Schur complement ``G_aa - G_ab G_bb^+
+G_ba``. What is missing at another b is ``g_b.(G_bb^+ g_b) / 2``.
 """
 
 from __future__ import annotations
@@ -47,7 +52,11 @@ FLOOR = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """Objective and duality gap of some rows; `rounding` is the part of the gap that float64 cannot avoid. Shape (r,), on the host."""
+    """Objective and duality gap of some rows.
+
+    `rounding` is the part of the gap that float64 cannot avoid. Shape (r,), on the
+    host.
+    """
 
     gap: np.ndarray
     objective: np.ndarray
@@ -57,12 +66,17 @@ class Measure:
 
     def enough(self, tol: float) -> np.ndarray:
         """Which rows have ``gap <= tol max(P, scale)``, or only a few times what rounding alone makes of it."""
-        return np.asarray(self.gap <= np.maximum(tol * np.maximum(self.objective, self.scale), 8.0 * self.rounding))
+        return np.asarray(
+            self.gap
+            <= np.maximum(tol * np.maximum(self.objective, self.scale), 8.0 * self.rounding)
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Rows w = (a, b) that share G; float64, in the library of the moments. Made by `Problem.of`.
+    """Rows w = (a, b) that share G; float64, in the library of the moments.
+
+    Made by `Problem.of`.
 
     Parameters
     ----------
@@ -118,7 +132,8 @@ class Problem:
         rows : slice
             Which of the targets.
         ball : int
-            How many leading inputs the bound counts: n for ``|a|_1 <= radius``, n + p for the whole row.
+            How many leading inputs the bound counts: n for ``|a|_1 <= radius``, n + p
+            for the whole row.
         radius : float or array of shape (r,), optional
             Positive bounds; none if left out.
         mask : array of bool, shape (r, n + p), optional
@@ -127,7 +142,8 @@ class Problem:
         Raises
         ------
         InputError
-            If a radius is not positive, `ball` or the mask does not fit, or the moments overflowed.
+            If a radius is not positive, `ball` or the mask does not fit, or the moments
+            overflowed.
         """
         xp, m = namespace(moments.G), moments.count
         if not all_finite(xp, moments.G, moments.H, moments.square):
@@ -141,17 +157,29 @@ class Problem:
         if ridge:
             G = G + ridge * xp.eye(k, dtype=xp.float64)
         if not 0 <= ball <= k or (radius is not None and ball == 0):
-            raise InputError(f"ball is {ball}: the number of leading inputs that the bound counts lies between 1 and {k}")
-        radii = None if radius is None else np.array(np.broadcast_to(to_numpy(radius).astype(np.float64), (r,)))
+            raise InputError(
+                f"ball is {ball}: the number of leading inputs that the bound counts lies between 1 and {k}"
+            )
+        radii = (
+            None
+            if radius is None
+            else np.array(np.broadcast_to(to_numpy(radius).astype(np.float64), (r,)))
+        )
         if radii is not None and not (np.all(radii > 0) and np.all(np.isfinite(radii))):
-            raise InputError(f"the smallest radius is {radii.min()}; a bound of the weights is positive and finite, or None")
+            raise InputError(
+                f"the smallest radius is {radii.min()}; a bound of the weights is positive and finite, or None"
+            )
         if mask is not None:
             allowed = to_numpy(mask)
             if allowed.shape != (r, k) or allowed.dtype != np.bool_:
-                raise InputError(f"the mask has shape {allowed.shape} and dtype {allowed.dtype}; it needs ({r}, {k}) and bool")
+                raise InputError(
+                    f"the mask has shape {allowed.shape} and dtype {allowed.dtype}; it needs ({r}, {k}) and bool"
+                )
             mask = from_host(xp, np.ascontiguousarray(allowed))
         spread = xp.sqrt(xp.sum(G * xp.eye(k, dtype=xp.float64), axis=1))
-        return cls(G, H, square, rest, 0 if radii is None else ball, radii, mask, spread, xp.sqrt(square))
+        return cls(
+            G, H, square, rest, 0 if radii is None else ball, radii, mask, spread, xp.sqrt(square)
+        )
 
     def take(self, rows: np.ndarray) -> Problem:
         """Some of the rows, numbered on the host."""
@@ -197,7 +225,11 @@ class Problem:
     @property
     def has_free(self) -> bool:
         """Whether some weights have neither penalty nor bound."""
-        return isinstance(self.penalty, ElasticNet) and self.penalty.lam == 0.0 and self.ball < self.H.shape[1]
+        return (
+            isinstance(self.penalty, ElasticNet)
+            and self.penalty.lam == 0.0
+            and self.ball < self.H.shape[1]
+        )
 
     def correlation(self, W: Array) -> Array:
         """``h - G w``, minus the gradient of the loss, zero where the mask is."""
@@ -209,7 +241,10 @@ class Problem:
         return self.masked(size[:, None] * self.spread)
 
     def measure(self, W: Array) -> Measure:
-        """Objective and gap of feasible rows, rounding counted. With free weights (`has_free`) the gap is infinite."""
+        """Objective and gap of feasible rows, rounding counted.
+
+        With free weights (`has_free`) the gap is infinite.
+        """
         xp = namespace(self.G)
         k = self.H.shape[1]
         gamma, size = (k + 4) * UNIT, xp.abs(W)
@@ -224,18 +259,29 @@ class Problem:
             self.penalty.value(W),
             self.square,
             self.reach,
-            *(xp.max(a[:, part], axis=1) if a[:, part].shape[1] else 0.0 * self.square for a in (up, e) for part in _parts(held)),
+            *(
+                xp.max(a[:, part], axis=1) if a[:, part].shape[1] else 0.0 * self.square
+                for a in (up, e)
+                for part in _parts(held)
+            ),
         ]
-        fit, gain, mass, error, value, square, reach, top, free, top_error, free_error = to_numpy(xp.stack(columns))
+        fit, gain, mass, error, value, square, reach, top, free, top_error, free_error = to_numpy(
+            xp.stack(columns)
+        )
         # |r|^2 = |z|^2 - w.(h + g), and what rounding may have changed in it
         doubt = gamma * (reach**2 + np.abs(fit) + 2.0 * mass) + error
         loss = np.maximum(square - fit, 0.0)
         s = self.penalty.dual_scale(loss, gain, top, free, self.radius)
-        conjugate = to_numpy(self.penalty.conjugate(up * from_host(xp, s)[:, None], held, self.radius))
+        conjugate = to_numpy(
+            self.penalty.conjugate(up * from_host(xp, s)[:, None], held, self.radius)
+        )
         rounding = 0.5 * (1.0 - s) ** 2 * doubt + s * error + gamma * (value + s * mass + conjugate)
         gap = 0.5 * (1.0 - s) ** 2 * loss + np.maximum(value - s * gain + conjugate, 0.0) + rounding
-        # How much less the gap could be without e: the largest entries count for the bound and for s <= lam / free.
-        less = s * top_error * (0.0 if self.radius is None else self.radius) + value * free_error / np.maximum(free, TINY)
+        # How much less the gap could be without e: the largest entries count for the
+        # bound and for s <= lam / free.
+        less = s * top_error * (
+            0.0 if self.radius is None else self.radius
+        ) + value * free_error / np.maximum(free, TINY)
         return Measure(gap, 0.5 * loss + value, rounding + less, FLOOR * 0.5 * reach**2)
 
     def eliminate(self, free: np.ndarray) -> tuple[Problem, Spectrum]:
@@ -248,14 +294,25 @@ class Problem:
         G, H = self.G[:n, :n] - spectrum.solve(Gba.T) @ Gba, self.H[:, :n] - best @ Gba
         mask = None if self.mask is None else self.mask[:, :n]
         square = xp.maximum(self.square - xp.sum(Hb * best, axis=1), 0.0)
-        return Problem(0.5 * (G + G.T), H, square, NoPenalty(), n, self.radius, mask, self.spread[:n], self.reach), spectrum
+        return Problem(
+            0.5 * (G + G.T),
+            H,
+            square,
+            NoPenalty(),
+            n,
+            self.radius,
+            mask,
+            self.spread[:n],
+            self.reach,
+        ), spectrum
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """``Q diag(values) Q^T`` of a positive semidefinite matrix, as its pseudo-inverse needs it.
 
-    Eigenvalues below k times the rounding of the largest count as zero: the data do not tell them from it.
+    Eigenvalues below k times the rounding of the largest count as zero: the data do not
+    tell them from it.
     """
 
     values: Array
@@ -270,7 +327,9 @@ class Spectrum:
             return cls(G[:, :0], G, G[:, :0])
         values, Q = xp.linalg.eigh(G)
         largest = xp.max(xp.abs(values))
-        return cls(xp.maximum(values, UNIT * largest + TINY), Q, values > 2 * G.shape[0] * UNIT * largest)
+        return cls(
+            xp.maximum(values, UNIT * largest + TINY), Q, values > 2 * G.shape[0] * UNIT * largest
+        )
 
     def solve(self, g: Array) -> Array:
         """``g G^+``, for rows g."""
@@ -295,10 +354,16 @@ def _parts(held: int) -> tuple[slice, slice]:
 
 
 def free_groups(problem: Problem) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows that allow the same free weights, with those weights: pairs of numbers, on the host."""
+    """Rows that allow the same free weights, with those weights.
+
+    Pairs of numbers, on the host.
+    """
     r, k = problem.H.shape
     if problem.mask is None:
         return [(np.arange(r), np.arange(problem.ball, k))]
     allowed = to_numpy(problem.mask)[:, problem.ball :]
     kinds, kind = np.unique(allowed, axis=0, return_inverse=True)
-    return [(np.flatnonzero(kind.reshape(-1) == i), problem.ball + np.flatnonzero(kinds[i])) for i in range(len(kinds))]
+    return [
+        (np.flatnonzero(kind.reshape(-1) == i), problem.ball + np.flatnonzero(kinds[i]))
+        for i in range(len(kinds))
+    ]

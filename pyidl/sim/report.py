@@ -1,4 +1,7 @@
-"""What a fit of states has found, and how well: the model, and the numbers of the convex problems behind it."""
+"""What a fit of states has found, and how well.
+
+The model, and the numbers of the convex problems behind it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ __all__ = ["Report", "SIMResult", "Solved"]
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """How the problems of some rows were solved; arrays of one number a row, on the host.
+    """How the problems of some rows were solved.
+
+    Arrays of one number a row, on the host.
 
     Attributes
     ----------
@@ -26,13 +31,15 @@ class Solved:
     gap : numpy.ndarray
         An upper bound of what it is above its minimum: the duality gap.
     relative_gap : float
-        The largest gap divided by its objective (rows that are fitted exactly count with 1e-8 of their target's square).
+        The largest gap divided by its objective (rows that are fitted exactly count
+        with 1e-8 of their target's square).
     n_iter : numpy.ndarray of int
         Steps.
     converged : numpy.ndarray of bool
         Whether the gap is within the solver's tolerance.
     unexplained : numpy.ndarray
-        The share of a target's variance (of its square, without intercepts) that the row leaves over; 0 for a constant target.
+        The share of a target's variance (of its square, without intercepts) that the
+        row leaves over; 0 for a constant target.
     lam_max : float
         The smallest lam of L1 for which all weights are zero.
     method : str
@@ -67,13 +74,15 @@ class Report:
     states, outputs : Solved
         The rows of (A, B), and those of (C, D), in the last round.
     nonzeros : mapping of str to (int, int)
-        For A (or its factors L and R), B, C and D, the entries that differ from zero, and all.
+        For A (or its factors L and R), B, C and D, the entries that differ from zero,
+        and all.
     norm : float
         ``||A||_inf``.
     certificate : Certificate
         What is proven about the model.
     dropped : int
-        Samples for which the model's own fixed point did not converge, in the last round; they did not count in it.
+        Samples for which the model's own fixed point did not converge, in the last
+        round; they did not count in it.
     seconds : mapping of str to float
         Time by part: "collect", "states", "regenerate", "outputs".
     """
@@ -94,10 +103,17 @@ class Report:
         return float(some / all_)
 
     def __str__(self) -> str:
-        shares = ", ".join(f"{key} {some / all_:.1%}" for key, (some, all_) in self.nonzeros.items())
+        shares = ", ".join(
+            f"{key} {some / all_:.1%}" for key, (some, all_) in self.nonzeros.items()
+        )
         times = ", ".join(f"{key} {value:.2f} s" for key, value in self.seconds.items())
         lines = [
-            f"{self.samples} samples" + (f", {self.dropped} of them dropped: their fixed points were not found" if self.dropped else ""),
+            f"{self.samples} samples"
+            + (
+                f", {self.dropped} of them dropped: their fixed points were not found"
+                if self.dropped
+                else ""
+            ),
             f"(A, B): {self.states}",
             f"(C, D): {self.outputs}",
             f"nonzero: {shares}; {self.density:.1%} of all",
@@ -123,8 +139,13 @@ class SIMResult:
 
     @property
     def support(self) -> Pattern:
-        """Where A, B, C and D differ from zero: with ``model.replace(pattern=result.support)`` further training keeps the zeros."""
-        return Pattern(**{key: to_numpy(a) != 0 for key, a in self.model.params.items() if key in "ABCD"})
+        """Where A, B, C and D differ from zero.
+
+        With ``model.replace(pattern=result.support)`` further training keeps the zeros.
+        """
+        return Pattern(
+            **{key: to_numpy(a) != 0 for key, a in self.model.params.items() if key in "ABCD"}
+        )
 
     def __str__(self) -> str:
         return f"{self.model!r}\n{self.report}"

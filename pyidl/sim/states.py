@@ -1,7 +1,11 @@
-r"""The states of a trained network: its inputs U, pre-activations Z, states ``X = phi(Z)``, outputs Y, one sample a row.
+r"""The states of a trained network.
 
-Z and X hold one block of columns for each activation, the last one first: x = (x_L, ..., x_1), in which the network's own A is strictly
-block upper triangular. From these alone an implicit model is learned, ``Z ~ X A^T + U B^T + b``, ``Y ~ X C^T + U D^T + d``.
+Its inputs U, pre-activations Z, states ``X = phi(Z)``, outputs Y, one sample a row.
+
+Z and X hold one block of columns for each activation, the last one first: x = (x_L,
+..., x_1), in which the network's own A is strictly block upper triangular. From these
+alone an implicit model is learned, ``Z ~ X A^T + U B^T + b``, ``Y ~ X C^T + U D^T +
+d``.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ class States:
     U : array, shape (m, p)
         Inputs.
     Z, X : array, shape (m, n)
-        Pre-activations and states, ``X = phi(Z)``; the blocks of the last activation first.
+        Pre-activations and states, ``X = phi(Z)``; the blocks of the last activation
+        first.
     Y : array, shape (m, q)
         Outputs, before an activation of the output.
     activation : Activation
@@ -71,22 +76,40 @@ class States:
         Z = backend.as_real(self.Z, name="Z", xp=xp, dtype=_dtype(xp, self.Z))
         object.__setattr__(self, "Z", Z)
         for name in ("U", "X", "Y"):
-            object.__setattr__(self, name, backend.as_real(getattr(self, name), name=name, xp=xp, dtype=backend.real_dtype(Z)))
+            object.__setattr__(
+                self,
+                name,
+                backend.as_real(getattr(self, name), name=name, xp=xp, dtype=backend.real_dtype(Z)),
+            )
         arrays = {name: getattr(self, name) for name in ("U", "Z", "X", "Y")}
-        if Z.ndim != 2 or any(a.ndim != 2 or a.shape[0] != Z.shape[0] or a.size == 0 for a in arrays.values()) or self.X.shape != Z.shape:
+        if (
+            Z.ndim != 2
+            or any(a.ndim != 2 or a.shape[0] != Z.shape[0] or a.size == 0 for a in arrays.values())
+            or self.X.shape != Z.shape
+        ):
             shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
-            raise InputError(f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), none empty")
+            raise InputError(
+                f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), none empty"
+            )
         n, phi = Z.shape[1], self.activation
         if not isinstance(phi, Activation) or (isinstance(phi, Blocks) and phi.width != n):
             raise InputError(
                 f"activation is {phi!r}, the states have {n} components; use one of pyidl.activations, or Blocks of that width"
             )
-        if not (isinstance(self.widths, (tuple, list)) and all(is_whole(width) and width >= 1 for width in self.widths)):
-            raise InputError(f"widths is {self.widths!r}; it holds the widths of the blocks, positive integers")
+        if not (
+            isinstance(self.widths, (tuple, list))
+            and all(is_whole(width) and width >= 1 for width in self.widths)
+        ):
+            raise InputError(
+                f"widths is {self.widths!r}; it holds the widths of the blocks, positive integers"
+            )
         object.__setattr__(self, "widths", tuple(self.widths) or (n,))
         if sum(self.widths) != n:
-            raise InputError(f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states {n} components")
-        # What is rounded elsewhere may differ in half of the digits; a block in the wrong place differs in all of them.
+            raise InputError(
+                f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states {n} components"
+            )
+        # What is rounded elsewhere may differ in half of the digits; a block in the
+        # wrong place differs in all of them.
         error = float(xp.max(xp.abs(phi(Z) - self.X) / (1.0 + xp.abs(self.X))))
         if not error <= float(xp.finfo(Z.dtype).eps) ** 0.5:
             raise InputError(
@@ -95,7 +118,10 @@ class States:
 
     @property
     def inputs(self) -> Array:
-        """``[X, U]``, shape (m, n + p): what a least-squares fit explains `targets` with."""
+        """``[X, U]``, shape (m, n + p).
+
+        What a least-squares fit explains `targets` with.
+        """
         return namespace(self.X).concat([self.X, self.U], axis=1)  # type: ignore[no-any-return]
 
     @property
@@ -122,7 +148,9 @@ class States:
         if len(parts) == 1:
             return parts[0]
         xp, first = namespace(parts[0].Z), parts[0]
-        U, Z, X, Y = (xp.concat([getattr(part, name) for part in parts]) for name in ("U", "Z", "X", "Y"))
+        U, Z, X, Y = (
+            xp.concat([getattr(part, name) for part in parts]) for name in ("U", "Z", "X", "Y")
+        )
         return cls(U, Z, X, Y, first.activation, first.widths)
 
     def __repr__(self) -> str:
@@ -135,30 +163,41 @@ def _dtype(xp: Any, a: Any) -> str:
 
 
 def joint_activation(parts: list[tuple[Activation, int]]) -> Activation:
-    """The activation of blocks of these widths: itself, where all have the same componentwise one."""
+    """The activation of blocks of these widths.
+
+    Itself, where all have the same componentwise one.
+    """
     first, width = parts[0]
     alike = all(phi is first for phi, _ in parts)
-    return first if alike and (len(parts) == 1 or not first.vector_blocks(width)) else Blocks(*parts)
+    return (
+        first if alike and (len(parts) == 1 or not first.vector_blocks(width)) else Blocks(*parts)
+    )
 
 
-def collect_states(network: Any, U: Any, *, batch_size: int | None = None, at: tuple[int, ...] | None = None) -> States:
+def collect_states(
+    network: Any, U: Any, *, batch_size: int | None = None, at: tuple[int, ...] | None = None
+) -> States:
     """Run a network and keep what goes into its activations and what comes out.
 
-    The network is left as it was. An activation of its output is not a state: Y is what goes into it (logits).
+    The network is left as it was. An activation of its output is not a state: Y is what
+    goes into it (logits).
 
     Parameters
     ----------
     network : Sequential, ImplicitModel, Feedforward, MLPClassifier, MLPRegressor or torch.nn.Module
-        A `Sequential` of linear layers, activations and implicit models; plain arrays as `Feedforward`; scikit-learn's fitted
-        perceptrons; any module of PyTorch whose activations are modules. Its states are collected in evaluation mode.
+        A `Sequential` of linear layers, activations and implicit models; plain arrays
+        as `Feedforward`; scikit-learn's fitted perceptrons; any module of PyTorch whose
+        activations are modules. Its states are collected in evaluation mode.
     U : array, shape (m, p)
-        The inputs (for PyTorch of any shape that its module takes, the samples along the first axis); a `dask.array` in chunks of
-        rows, which is computed where its owner's scheduler says; or an iterator of chunks.
+        The inputs (for PyTorch of any shape that its module takes, the samples along
+        the first axis); a `dask.array` in chunks of rows, which is computed where its
+        owner's scheduler says; or an iterator of chunks.
     batch_size : int, optional
         At most so many samples pass the network at a time.
     at : tuple of int, optional
-        Which activations are states, numbered from 0 in the order of evaluation; negative numbers count from the last. By default
-        all. Those inside a block of a deep network may be left out, say, and only its last one kept.
+        Which activations are states, numbered from 0 in the order of evaluation;
+        negative numbers count from the last. By default all. Those inside a block of a
+        deep network may be left out, say, and only its last one kept.
 
     Returns
     -------
@@ -168,7 +207,8 @@ def collect_states(network: Any, U: Any, *, batch_size: int | None = None, at: t
     Raises
     ------
     InputError
-        If the network is not one of these, has no hidden activation, or one that pyidl has not; if U does not fit.
+        If the network is not one of these, has no hidden activation, or one that pyidl
+        has not; if U does not fit.
 
     Examples
     --------
@@ -186,7 +226,9 @@ def collect_states(network: Any, U: Any, *, batch_size: int | None = None, at: t
     return States.joined(chunks)
 
 
-def iter_states(network: Any, U: Any, batch_size: int | None = None, *, at: tuple[int, ...] | None = None) -> Iterator[Any]:
+def iter_states(
+    network: Any, U: Any, batch_size: int | None = None, *, at: tuple[int, ...] | None = None
+) -> Iterator[Any]:
     """The states in chunks, one at a time, so that neither they nor U need fit in memory.
 
     Parameters
@@ -194,9 +236,11 @@ def iter_states(network: Any, U: Any, batch_size: int | None = None, *, at: tupl
     network, at
         As for `collect_states`.
     U : array, iterator of arrays, or dask.array
-        U may be a memory-mapped file. Of a `dask.array` the chunks are delayed objects, for `accumulate`.
+        U may be a memory-mapped file. Of a `dask.array` the chunks are delayed objects,
+        for `accumulate`.
     batch_size : int, optional
-        The number of samples in a chunk; without it, those of the iterator, or all. A `dask.array` has chunks of its own.
+        The number of samples in a chunk; without it, those of the iterator, or all. A
+        `dask.array` has chunks of its own.
 
     Yields
     ------
@@ -208,7 +252,9 @@ def iter_states(network: Any, U: Any, batch_size: int | None = None, *, at: tupl
     reader = _reader(network)  # before any work, and before the first chunk is asked for
     if _is_dask(U):
         if batch_size is not None:
-            raise InputError(f"batch_size is {batch_size}, and U has chunks of its own; use U.rechunk({{0: {batch_size}}})")
+            raise InputError(
+                f"batch_size is {batch_size}, and U has chunks of its own; use U.rechunk({{0: {batch_size}}})"
+            )
         return _delayed(network, U, at)
     pieces = U if isinstance(U, Iterator) else iter((U,))
     return (_states(reader, piece, at) for whole in pieces for piece in _cut(whole, batch_size))
@@ -242,7 +288,9 @@ def _states(reader: Network, U: Any, at: tuple[int, ...] | None) -> States:
     chosen = _chosen(records, at)[::-1]
     xp = namespace(Y)
     widths = tuple(record.Z.shape[1] for record in chosen)
-    phi = joint_activation([(record.activation, width) for record, width in zip(chosen, widths, strict=True)])
+    phi = joint_activation(
+        [(record.activation, width) for record, width in zip(chosen, widths, strict=True)]
+    )
     Z, X = (xp.concat([getattr(record, name) for record in chosen], axis=1) for name in ("Z", "X"))
     return States(U, Z, X, Y, phi, widths)
 
@@ -253,7 +301,9 @@ def _chosen(records: list[Record], at: tuple[int, ...] | None) -> list[Record]:
     count = len(records)
     numbers = isinstance(at, (tuple, list)) and all(is_whole(i) and -count <= i < count for i in at)
     if not (at and numbers and len({i % count for i in at}) == len(at)):
-        raise InputError(f"at is {at!r}; the network has {count} hidden activations: give different numbers from 0 to {count - 1}")
+        raise InputError(
+            f"at is {at!r}; the network has {count} hidden activations: give different numbers from 0 to {count - 1}"
+        )
     return [records[i] for i in sorted(i % count for i in at)]
 
 

@@ -1,4 +1,7 @@
-"""What a classifier says, from one logit a class: ``P = softmax(Y)``, and for two classes the log-odds ``Y_2 - Y_1``."""
+"""What a classifier says, from one logit a class.
+
+``P = softmax(Y)``, and for two classes the log-odds ``Y_2 - Y_1``.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,16 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
         """Set `classes_`, if there are two or more."""
         if len(classes) < 2:
             got = f"{len(classes)} class: {classes.tolist()}"
-            raise InputError(f"{type(self).__name__} tells classes apart, and got {got}; at least two are needed")
+            raise InputError(
+                f"{type(self).__name__} tells classes apart, and got {got}; at least two are needed"
+            )
         self.classes_ = classes
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Logits (m, classes); for two classes their difference (m,), which is the log-odds of the second."""
+        """Logits (m, classes).
+
+        For two classes their difference (m,), which is the log-odds of the second.
+        """
         Y = self._raw(X)
         return Y[:, 1] - Y[:, 0] if len(self.classes_) == 2 else Y
 

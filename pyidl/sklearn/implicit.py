@@ -1,10 +1,13 @@
-r"""Implicit models as estimators of scikit-learn: ``x = phi(A x + B u + b)``, and from ``y = C x + D u + d``.
+r"""Implicit models as estimators of scikit-learn.
+
+``x = phi(A x + B u + b)``, and from ``y = C x + D u + d``.
 
     ImplicitClassifier    one logit y_k for each class, probabilities softmax(y); minimises the cross-entropy
     ImplicitRegressor     the targets themselves; minimises their squared error, in units of their deviation
 
-plus ``alpha / 2`` times the squares of A (or L and R), B, C and D, by Adam, projected into the constraint after every step.
-Inputs and targets are standardised within, and the scalings folded into the fitted `model_`, which takes the inputs as they are
+plus ``alpha / 2`` times the squares of A (or L and R), B, C and D, by Adam, projected
+into the constraint after every step. Inputs and targets are standardised within, and
+the scalings folded into the fitted `model_`, which takes the inputs as they are
 (`pyidl.training.standardise` has the equation).
 """
 
@@ -48,7 +51,10 @@ KEPT = ("hidden_dim", "activation", "constraint", "rank", "standardize", "dtype"
 
 
 class _Implicit(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share: the constructor, training, and standardised outputs."""
+    """What both estimators share.
+
+    The constructor, training, and standardised outputs.
+    """
 
     _optimizer: Adam
 
@@ -91,32 +97,50 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self.dtype = dtype
         self.verbose = verbose
 
-    # ------------------------------------------------------------------------------------------ what the two differ in
+    # ----------------------------------------------------------- what the two differ in
 
     @abstractmethod
     def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
-        """What the loss compares with: labels as positions in `classes_`, or one row of targets a sample."""
+        """What the loss compares with.
+
+        Labels as positions in `classes_`, or one row of targets a sample.
+        """
 
     @abstractmethod
     def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
         """That of the outputs."""
 
-    # ------------------------------------------------------------------------------------------------------- training
+    # ------------------------------------------------------------------------- training
 
-    def _train(self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, epochs: int | None) -> Self:
-        """Train for `epochs`, from where the last call ended; or, with None, until the loss settles, and from there with a warm start."""
+    def _train(
+        self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, epochs: int | None
+    ) -> Self:
+        """Train for `epochs`, from where the last call ended.
+
+        Or, with None, until the loss settles, and from there with a warm start.
+        """
         on = hasattr(self, "_network") and (epochs is not None or bool(self.warm_start))
         check_flags(self, "early_stopping", "standardize", "warm_start")
         for name in ("max_iter", "n_iter_no_change"):
             check_width(name, getattr(self, name))
         if not (is_real(self.alpha) and 0 <= self.alpha < np.inf):
-            raise InputError(f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0")
+            raise InputError(
+                f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0"
+            )
         if not (is_real(self.tol) and self.tol >= 0):
-            raise InputError(f"tol is {self.tol!r}; by how much the loss must fall is a number, at least 0")
+            raise InputError(
+                f"tol is {self.tol!r}; by how much the loss must fall is a number, at least 0"
+            )
         if not (is_real(self.validation_fraction) and 0 < self.validation_fraction < 1):
-            raise InputError(f"validation_fraction is {self.validation_fraction!r}; it lies between 0 and 1")
+            raise InputError(
+                f"validation_fraction is {self.validation_fraction!r}; it lies between 0 and 1"
+            )
         X, y = validate_data(self, X, y, reset=not on, dtype=np.float64, **self._checks)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        weights = (
+            None
+            if sample_weight is None
+            else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        )
         T = self._targets(y, classes, on)
         if on:
             self._resume()
@@ -179,7 +203,9 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
 
     def _start(self, X: np.ndarray, T: np.ndarray, weights: np.ndarray | None) -> None:
         """Everything that a later `partial_fit`, or a warm start, goes on from."""
-        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self._rng = np.random.default_rng(
+            check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        )
         self._inputs = Scaling.of(X, weights) if self.standardize else Scaling.identity(X.shape[1])
         self._outputs = self._scaling(T, weights)
         self._built = {name: getattr(self, name) for name in KEPT}
@@ -196,7 +222,10 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self._optimizer = Adam(self.learning_rate)
 
     def _resume(self) -> None:
-        """Copies of what training changes; Adam goes on at the present learning rate."""
+        """Copies of what training changes.
+
+        Adam goes on at the present learning rate.
+        """
         for name, built in self._built.items():
             if getattr(self, name) != built:
                 raise InputError(
@@ -206,22 +235,29 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self._optimizer = going_on(self._optimizer, self.learning_rate)
         self._network, self._rng = self._network.replace(), copy.deepcopy(self._rng)
 
-    # ----------------------------------------------------------------------------------------------------- its answers
+    # ---------------------------------------------------------------------- its answers
 
     @property
     def model_(self) -> ImplicitModel:
-        """The fitted model, for inputs as they are: outputs are logits, or targets. For certificates, files, and devices."""
+        """The fitted model, for inputs as they are: outputs are logits, or targets.
+
+        For certificates, files, and devices.
+        """
         check_is_fitted(self)
         return fold(self._network, self._inputs, self._outputs)
 
     def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        return self._outputs.undo(np.asarray(self._network.predict(self._inputs(X)), dtype=np.float64))
+        return self._outputs.undo(
+            np.asarray(self._network.predict(self._inputs(X)), dtype=np.float64)
+        )
 
 
 class ImplicitClassifier(Answers, _Implicit):
-    """A classifier whose hidden state is the solution of ``x = phi(A x + B u + b)``; its logits are ``C x + D u + d``.
+    """A classifier whose hidden state is the solution of ``x = phi(A x + B u + b)``.
+
+    Its logits are ``C x + D u + d``.
 
     Parameters
     ----------
@@ -230,36 +266,41 @@ class ImplicitClassifier(Answers, _Implicit):
     activation : str or Activation
         phi, by its name in `pyidl.activations`, or itself.
     constraint : Constraint, optional
-        Where solutions are certain to exist; ``InfNorm(0.5)`` if None, under which solves take
-        few steps (6 to 10 in training; under 0.9, 9 to 13). More feedback was no better on the
-        five tables of docs/estimators.md together.
+        Where solutions are certain to exist; ``InfNorm(0.5)`` if None, under which
+        solves take few steps (6 to 10 in training; under 0.9, 9 to 13). More feedback
+        was no better on the five tables of docs/estimators.md together.
     rank : int, optional
         Of A = L R^T, for fewer parameters.
     alpha : float
-        Weight of the squares of all matrices, ``alpha / 2 (|A|^2 + |B|^2 + |C|^2 + |D|^2)``, added to the mean loss. (That of
-        `MLPClassifier` is divided by the number of samples.)
+        Weight of the squares of all matrices, ``alpha / 2 (|A|^2 + |B|^2 + |C|^2 +
+        |D|^2)``, added to the mean loss. (That of `MLPClassifier` is divided by the
+        number of samples.)
     batch_size : int, "auto" or None
-        Samples a step; "auto" is 200, or all of fewer. With one batch, a weight of 2 is the same as a sample that is there twice.
+        Samples a step; "auto" is 200, or all of fewer. With one batch, a weight of 2 is
+        the same as a sample that is there twice.
     learning_rate : float or Schedule
-        Of Adam. A number is where it starts: it falls to 0 along half a cosine within the
-        `max_iter` epochs of every `fit`, so that few epochs are enough; in `partial_fit`, whose
-        end is not known, it stays. A schedule of `pyidl.optim` counts steps and is taken as it
-        is; ``Constant(1e-2)`` stays where it is.
+        Of Adam. A number is where it starts: it falls to 0 along half a cosine within
+        the `max_iter` epochs of every `fit`, so that few epochs are enough; in
+        `partial_fit`, whose end is not known, it stays. A schedule of `pyidl.optim`
+        counts steps and is taken as it is; ``Constant(1e-2)`` stays where it is.
     max_iter : int
-        Largest number of epochs. A `sklearn.exceptions.ConvergenceWarning` says that it was
-        reached, if the rate is a schedule, or if the last `n_iter_no_change` epochs had more
-        than a hundredth of the whole fall of the loss.
+        Largest number of epochs. A `sklearn.exceptions.ConvergenceWarning` says that it
+        was reached, if the rate is a schedule, or if the last `n_iter_no_change` epochs
+        had more than a hundredth of the whole fall of the loss.
     tol, n_iter_no_change : float, int
-        Training ends when `n_iter_no_change` epochs did not lower the loss by `tol`, and returns to the epoch with the least.
+        Training ends when `n_iter_no_change` epochs did not lower the loss by `tol`,
+        and returns to the epoch with the least.
     early_stopping : bool
         Watch the loss of held-out samples instead.
     validation_fraction : float
         The share of held-out samples.
     standardize : bool
-        Whether columns of X are shifted and scaled within, by their mean and deviation at the first call.
+        Whether columns of X are shifted and scaled within, by their mean and deviation
+        at the first call.
     warm_start : bool
-        Whether `fit` goes on from the last fit: its parameters, its scalings and the state of Adam. The rate may change in between;
-        what the network is built from may not.
+        Whether `fit` goes on from the last fit: its parameters, its scalings and the
+        state of Adam. The rate may change in between; what the network is built from
+        may not.
     random_state : int, RandomState or None
         Draws the parameters, the order of samples, and those held out.
     dtype : {"float64", "float32"}
@@ -285,8 +326,10 @@ class ImplicitClassifier(Answers, _Implicit):
     Raises
     ------
     ConvergenceError
-        If more than a tenth of an epoch's samples, or any that are predicted, have no solution within tolerance; fewer are left out of
-        the step and reported by a `pyidl.ConvergenceWarning`. Under the default constraint every sample has a solution.
+        If more than a tenth of an epoch's samples, or any that are predicted, have no
+        solution within tolerance; fewer are left out of the step and reported by a
+        `pyidl.ConvergenceWarning`. Under the default constraint every sample has a
+        solution.
 
     Examples
     --------
@@ -305,7 +348,10 @@ class ImplicitClassifier(Answers, _Implicit):
             return self._train(X, y, sample_weight, epochs=None)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """One epoch over these samples; the first call needs all labels, in `classes` or in y, and fixes the scalings."""
+        """One epoch over these samples.
+
+        The first call needs all labels, in `classes` or in y, and fixes the scalings.
+        """
         with as_it_was(self):
             return self._train(X, y, sample_weight, classes, epochs=1)
 
@@ -316,7 +362,9 @@ class ImplicitClassifier(Answers, _Implicit):
             self._tell_apart(known)
         strangers = np.setdiff1d(np.append(known, y), self.classes_)
         if len(strangers):
-            raise InputError(f"y or classes has {strangers.tolist()}; the model was built for the classes {self.classes_.tolist()}")
+            raise InputError(
+                f"y or classes has {strangers.tolist()}; the model was built for the classes {self.classes_.tolist()}"
+            )
         return np.searchsorted(self.classes_, y)
 
     def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
@@ -324,10 +372,13 @@ class ImplicitClassifier(Answers, _Implicit):
 
 
 class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
-    """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``; it predicts ``C x + D u + d``.
+    """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
-    It minimises the squared error, each target measured in units of its deviation at the first call. Parameters, attributes and errors as
-    for `ImplicitClassifier`, without `classes_`; targets may be one column or several.
+    It predicts ``C x + D u + d``.
+
+    It minimises the squared error, each target measured in units of its deviation at
+    the first call. Parameters, attributes and errors as for `ImplicitClassifier`,
+    without `classes_`; targets may be one column or several.
 
     Examples
     --------
@@ -346,7 +397,10 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
             return self._train(X, y, sample_weight, epochs=None)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """One epoch over these samples; the first call fixes the scalings, so give it more than a few."""
+        """One epoch over these samples.
+
+        The first call fixes the scalings, so give it more than a few.
+        """
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=1)
 
@@ -355,7 +409,9 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
         if not on:
             self._column = y.ndim == 1
         elif T.shape[1] != len(self._outputs.mean):
-            raise InputError(f"y has {T.shape[1]} targets a sample; the model was built for {len(self._outputs.mean)}")
+            raise InputError(
+                f"y has {T.shape[1]} targets a sample; the model was built for {len(self._outputs.mean)}"
+            )
         return T
 
     def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
@@ -368,10 +424,15 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
 
 
 def _activation(given: Any) -> Activation:
-    """An activation by name; a copy of one that is built in, such as `sklearn.base.clone` makes, is that one."""
+    """An activation by name.
+
+    A copy of one that is built in, such as `sklearn.base.clone` makes, is that one.
+    """
     built_in = activations.named(given.name if isinstance(given, Activation) else str(given))
     if isinstance(given, Activation):
         return built_in if built_in == given else given
     if built_in is None:
-        raise InputError(f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, softplus and others")
+        raise InputError(
+            f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, softplus and others"
+        )
     return built_in

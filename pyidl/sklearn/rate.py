@@ -1,4 +1,7 @@
-"""The rate of Adam in a fit: a number is where it starts, and it falls to 0 by the end."""
+"""The rate of Adam in a fit.
+
+A number is where it starts, and it falls to 0 by the end.
+"""
 
 from __future__ import annotations
 

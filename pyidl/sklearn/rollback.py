@@ -1,4 +1,7 @@
-"""A fit that is refused, fails or is interrupted leaves the estimator as it was: not half of the new beside half of the old."""
+"""A fit that is refused, fails or is interrupted leaves the estimator as it was.
+
+Not half of the new beside half of the old.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ __all__ = ["as_it_was", "check_flags"]
 
 @contextmanager
 def as_it_was(estimator: BaseEstimator) -> Iterator[None]:
-    """Put back the attributes if the block does not end; it sets them, and must not change what they hold."""
+    """Put back the attributes if the block does not end.
+
+    It sets them, and must not change what they hold.
+    """
     before = dict(vars(estimator))
     try:
         yield
@@ -26,6 +32,9 @@ def as_it_was(estimator: BaseEstimator) -> Iterator[None]:
 
 
 def check_flags(estimator: BaseEstimator, *names: str) -> None:
-    """Refuse options that are neither True nor False; a search over an array of them sets NumPy's."""
+    """Refuse options that are neither True nor False.
+
+    A search over an array of them sets NumPy's.
+    """
     for name in names:
         expect(name, getattr(estimator, name), (bool, np.bool_), "use True or False")

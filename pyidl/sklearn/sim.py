@@ -35,20 +35,23 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     teacher : MLPClassifier, optional
-        Cloned and trained; ``MLPClassifier(random_state=random_state)`` if None. Its own `random_state` is set to that of the
-        classifier where it has none.
+        Cloned and trained; ``MLPClassifier(random_state=random_state)`` if None. Its
+        own `random_state` is set to that of the classifier where it has none.
     penalty : pyidl.sim Penalty, optional
-        On the weights, for the mean loss of standardised inputs; ``sim.L1(1e-3)`` if None.
+        On the weights, for the mean loss of standardised inputs; ``sim.L1(1e-3)`` if
+        None.
     relaxed : pyidl.sim Penalty, optional
         Under which the weights that were chosen are fitted once more.
     constraint : Constraint, optional
         ``InfNorm(0.99)`` if None.
     pattern : str, Pattern or array of bool, optional
-        Where A may be nonzero: "free", "no_self_loops", "block_triangular", or a mask (`pyidl.sim.fit`).
+        Where A may be nonzero: "free", "no_self_loops", "block_triangular", or a mask
+        (`pyidl.sim.fit`).
     refit_rounds : int
         How often the outputs are fitted to the model's own fixed points.
     standardize : bool
-        Whether the columns of X are shifted and scaled within, for the teacher as for the model.
+        Whether the columns of X are shifted and scaled within, for the teacher as for
+        the model.
     random_state : int, RandomState or None
         Handed to the teacher.
     dtype : {"float64", "float32"}
@@ -61,7 +64,8 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     teacher_ : MLPClassifier
         The trained network; it takes standardised inputs.
     model_ : ImplicitModel
-        The fitted model, for inputs as they are; its outputs are logits (one, of the second class, where there are two).
+        The fitted model, for inputs as they are; its outputs are logits (one, of the
+        second class, where there are two).
     report_ : pyidl.sim Report
         Gaps, nonzeros, certificate, seconds.
     n_features_in_, feature_names_in_
@@ -111,7 +115,9 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         if not (self.teacher is None or isinstance(self.teacher, MLPClassifier)):
-            raise InputError(f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other networks")
+            raise InputError(
+                f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other networks"
+            )
         classes, T = np.unique(y, return_inverse=True)
         self._tell_apart(classes)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)

@@ -1,17 +1,21 @@
-"""Who is accelerated, from when, by what, and for how long: each sample by its own residuals.
+"""Who is accelerated, from when, by what, and for how long.
 
-Where a residual fell by the factor q in the last step, the tolerance is ``s = log(tol / residual) /
-log(q)`` steps away. `Costs` says what s plain steps cost, and what others would:
+Each sample by its own residuals.
+
+Where a residual fell by the factor q in the last step, the tolerance is ``s = log(tol /
+residual) / log(q)`` steps away. `Costs` says what s plain steps cost, and what others
+would:
 
     Newton      2.5 dense solves, one for each set of slopes; one where f is linear
     Anderson    R plain rounds become about ``2 + R / 10`` of its own
 
-Either is taken where it promises to save enough, and is then judged by what it achieves. Anderson's
-steps must bring the residual down, in `TRIAL` rounds, by more than plain steps of the same cost
-would have done at the rate before; of Newton's, so many may fail to halve it as cost a share of the
-plain steps to go. What does not pay is handed back, and the sample goes on from its best iterate.
-First rates may mislead, so Anderson's method has `CHANCES`; the next one comes when as many steps
-more have been taken.
+Either is taken where it promises to save enough, and is then judged by what it
+achieves. Anderson's steps must bring the residual down, in `TRIAL` rounds, by more than
+plain steps of the same cost would have done at the rate before; of Newton's, so many
+may fail to halve it as cost a share of the plain steps to go. What does not pay is
+handed back, and the sample goes on from its best iterate. First rates may mislead, so
+Anderson's method has `CHANCES`; the next one comes when as many steps more have been
+taken.
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ class Adaptive(Advance):
         self.slow = np.zeros(m, bool)  # who was slow when last measured: once may be a transient
         self.start = np.zeros((3, m))  # where acceleration began: step, log residual, rate
         self.tries = np.full(m, TRIES)  # steps of Newton's that may still fail
-        # Trials of Anderson's that may still fail, and the step before which none begins.
+        # Trials of Anderson's that may still fail, and the step before which none
+        # begins.
         self.chances, self.until = np.full(m, CHANCES), np.zeros(m, int)
         self.back = np.empty(0, int)  # who goes on from its best iterate
         self.mixing = Mixing(self.problem, MEMORY)
@@ -161,7 +166,10 @@ class Adaptive(Advance):
         return following
 
     def named(self, solution: Solution, name: str) -> Solution:
-        """The solution with what was done in its method; `name` for most of the samples."""
+        """The solution with what was done in its method.
+
+        `name` for most of the samples.
+        """
         if self.mode is None:
             return solution
         parts, m = [name], len(solution.status)

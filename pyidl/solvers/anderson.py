@@ -1,21 +1,24 @@
-r"""Anderson acceleration, per sample: the next iterate from the last few, so that residuals cancel.
+r"""Anderson acceleration, per sample.
 
-Let ``F(y) = y(x) - y`` be the residual of the fixed-point map on pre-activations, ``G(y) = y(x)``
-its image. From the last k differences ``dF_j, dG_j`` of one sample,
+The next iterate from the last few, so that residuals cancel.
+
+Let ``F(y) = y(x) - y`` be the residual of the fixed-point map on pre-activations,
+``G(y) = y(x)`` its image. From the last k differences ``dF_j, dG_j`` of one sample,
 
     gamma = argmin |F - sum_j gamma_j dF_j|,      y <- G - sum_j gamma_j dG_j.
 
-On a linear problem this is GMRES in disguise: it removes the few slow modes that a fixed-point
-iteration leaves. It replaces the last step of a round; the plain steps before it have damped the
-fast modes, which would else fill the memory. The normal equations have size k; with every dF_j
-scaled to length 1, a ridge of 30 roundings keeps them solvable.
+On a linear problem this is GMRES in disguise: it removes the few slow modes that a
+fixed-point iteration leaves. It replaces the last step of a round; the plain steps
+before it have damped the fast modes, which would else fill the memory. The normal
+equations have size k; with every dF_j scaled to length 1, a ridge of 30 roundings keeps
+them solvable.
 
-*Safeguard.* If F is not smaller than a round ago, the point is dropped and the plain step is taken
-from the last good one, ``y <- G``. After a plain step a point is always accepted, so an iteration
-that converges without acceleration goes on converging.
+*Safeguard.* If F is not smaller than a round ago, the point is dropped and the plain
+step is taken from the last good one, ``y <- G``. After a plain step a point is always
+accepted, so an iteration that converges without acceleration goes on converging.
 
-Sources: Anderson, J. ACM 12(4), 1965; Walker and Ni, SIAM J. Numer. Anal. 49(4), 2011; with plain
-steps in between: Pratapa, Suryanarayana, Pask, J. Comput. Phys. 306, 2016.
+Sources: Anderson, J. ACM 12(4), 1965; Walker and Ni, SIAM J. Numer. Anal. 49(4), 2011;
+with plain steps in between: Pratapa, Suryanarayana, Pask, J. Comput. Phys. 306, 2016.
 """
 
 from __future__ import annotations
@@ -171,7 +174,8 @@ class _Past:
         else:
             self.F, self.G = xp.where(wide, F, self.F), xp.where(wide, y_image, self.G)
         self.size = xp.where(good, size, self.size)
-        # The Gram matrix, of which row and column i are new, and the right-hand side dF . F.
+        # The Gram matrix, of which row and column i are new, and the right-hand side dF
+        # . F.
         past, images = (xp.permute_dims(a, (1, 0, 2)) for a in (self.dF, self.dG))
         row = astype(xp, past @ dF[:, :, None], xp.float64)[:, :, 0]
         self.gram[:, i, :] = self.gram[:, :, i] = row
@@ -186,7 +190,10 @@ class _Past:
 
 
 class _FusedPast(_Past):
-    """The same on CuPy, where a step is one kernel; there differences keep their lengths."""
+    """The same on CuPy, where a step is one kernel.
+
+    There differences keep their lengths.
+    """
 
     def __init__(self, xp: Namespace, memory: int, y: Any, y_image: Any) -> None:
         super().__init__(xp, memory, y, y_image)

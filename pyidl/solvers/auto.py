@@ -1,4 +1,6 @@
-"""The solver that chooses: from what is known of the parameters, and from each sample's own rate.
+"""The solver that chooses.
+
+From what is known of the parameters, and from each sample's own rate.
 
     A is block triangular, and that saves work     block by block (`Substitution`), by these rules
     A = L R^T                                      Picard on ``r = R^T x`` (`reduced`)
@@ -15,8 +17,9 @@
                                                    damped Picard, then `Newton`
                                                    adjoint: `GMRES`, then `Direct`
 
-Neither the clock nor a sample's neighbours have a say, so an answer can be repeated; what things
-cost stands in `pyidl.solvers.cost`. `Solution.method` says what was chosen, and why.
+Neither the clock nor a sample's neighbours have a say, so an answer can be repeated;
+what things cost stands in `pyidl.solvers.cost`. `Solution.method` says what was chosen,
+and why.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ FACTORS = 4.0
 
 @dataclass(frozen=True)
 class Auto(Iterative):
-    """The default, forward and adjoint: chooses a method, watches it, and repairs what fails.
+    """The default, forward and adjoint.
+
+    Chooses a method, watches it, and repairs what fails.
 
     Parameters
     ----------
@@ -124,7 +129,10 @@ class Auto(Iterative):
         return advance.named(solution, name), self._repairs(problem, problem)
 
     def _where_steps_grow(self, problem: Problem, costs: Costs) -> Solver | None:
-        """What solves for certain where plain steps seem to grow; None where nothing does."""
+        """What solves for certain where plain steps seem to grow.
+
+        None where nothing does.
+        """
         assert isinstance(problem, Affine)
         n, A = problem.like.shape[1], problem.matrix
         if not isinstance(A, Full) or not A.gains or min(A.gains) < 1 or n > DENSE:

@@ -1,8 +1,8 @@
 """A solver is a frozen configuration that, called with a problem, returns a `Solution`.
 
-To write one, subclass `Solver`, give `at` and `__call__`, and leave the loop, the stopping and the
-failures to `pyidl.solvers.loop.iterate`. A solver that needs more than the map f refuses, by name,
-before it starts.
+To write one, subclass `Solver`, give `at` and `__call__`, and leave the loop, the
+stopping and the failures to `pyidl.solvers.loop.iterate`. A solver that needs more than
+the map f refuses, by name, before it starts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ class Solver(ABC):
     def __call__(
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
-        """Solve, from x0 if it is given; with `trace`, keep the residual of every step."""
+        """Solve, from x0 if it is given.
+
+        With `trace`, keep the residual of every step.
+        """
 
     @abstractmethod
     def at(self, tol: float | None) -> Self:
-        """Return the same solver with another tolerance; None is the default of the dtype."""
+        """Return the same solver with another tolerance.
+
+        None is the default of the dtype.
+        """
 
 
 def check_solvers(forward: Any, adjoint: Any) -> None:
@@ -46,7 +52,10 @@ def check_solvers(forward: Any, adjoint: Any) -> None:
 
 
 def check_limits(tol: float | None, max_iter: int) -> float | None:
-    """Return the tolerance as Python's number; refuse it, or max_iter, if it is not positive."""
+    """Return the tolerance as Python's number.
+
+    Refuse it, or max_iter, if it is not positive.
+    """
     if tol is not None and not (is_real(tol) and 0 < tol < 1):
         raise InputError(
             f"tol is {tol!r}; it is relative to the size of the state and lies between 0 and 1"
@@ -63,8 +72,8 @@ class Iterative(Solver):
     Parameters
     ----------
     tol : float, optional
-        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the
-        right-hand side. Default 1e-6 in float32, 1e-12 in float64.
+        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint:
+        relative to the right-hand side. Default 1e-6 in float32, 1e-12 in float64.
     max_iter : int
         Largest number of steps.
 

@@ -2,11 +2,11 @@
 
     cost(m, n) = a + b m + c m n + d n^2 + e m n^2 + f m n^3
 
-with the constants of `TABLE`: nonnegative least squares of relative errors over n = 1 ... 2048 and
-m = 1 ... 4096 (`tests/benchmarks/cost.py`; two cores of an AMD EPYC, OpenBLAS; median error 5 to
-10 %, at most twofold), rounded, the fixed costs those of this library's loop. Only ratios matter.
-The clock is never asked: a choice follows from n, the dtype and the number of rows of a call alone,
-and can be repeated.
+with the constants of `TABLE`: nonnegative least squares of relative errors over n = 1
+... 2048 and m = 1 ... 4096 (`tests/benchmarks/cost.py`; two cores of an AMD EPYC,
+OpenBLAS; median error 5 to 10 %, at most twofold), rounded, the fixed costs those of
+this library's loop. Only ratios matter. The clock is never asked: a choice follows from
+n, the dtype and the number of rows of a call alone, and can be repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ TABLE = {
         "factor": (20.0, 2.2e-2, 3.1e-2, 0.0, 5.7e-3, 2.2e-5),
     },
 }
-"""A plain step; a measurement with its books; a step of Anderson; a dense solve for every row."""
+"""A plain step; a measurement with its books; a step of Anderson.
+
+A dense solve for every row.
+"""
 
 NEWTON = 2.5
 """Dense solves that Newton's method needs where phi is not linear, a little more than usual."""
@@ -61,7 +64,8 @@ class Costs:
     fair : float
         A round with Anderson's step, in plain rounds.
     mixing_from, newton_from, direct_from : float
-        Steps to go from which Anderson's method pays, Newton's, and Newton's on linear equations.
+        Steps to go from which Anderson's method pays, Newton's, and Newton's on linear
+        equations.
     """
 
     step: float
@@ -87,7 +91,10 @@ class Costs:
 
     @classmethod
     def of_launches(cls, stride: int) -> Costs:
-        """On a GPU, counted, at 5 µs each: a step is 2 launches, Anderson's 3; a look waits."""
+        """On a GPU, counted, at 5 µs each: a step is 2 launches, Anderson's 3.
+
+        A look waits.
+        """
         return cls._with(10.0, 20.0, 15.0, math.inf, stride)
 
     @classmethod

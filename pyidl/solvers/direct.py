@@ -1,7 +1,7 @@
 """Direct solution of the adjoint equation ``(I - J^T) v = h``, one dense system for each sample.
 
-It needs no contraction, only that ``I - J^T`` is invertible, and costs ``2 n^3 / 3`` flops and
-``n^2`` numbers a sample: for small n, and where an iteration has failed.
+It needs no contraction, only that ``I - J^T`` is invertible, and costs ``2 n^3 / 3``
+flops and ``n^2`` numbers a sample: for small n, and where an iteration has failed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ CHUNK = 2**24
 class Direct(Solver):
     """LU factorisation of ``I - J^T`` for each sample.
 
-    The residual ``|J^T v + h - v|`` is verified as for any other solver, except that it need not be
-    smaller than what rounding allows for this system, ``8 eps max(|I - J^T| |v| + |h|)`` (Oettli,
-    Prager, Numer. Math. 6, 1964): where nothing contracts, J is large, and so is the rounding of
-    J^T v. A singular system ends NONFINITE, one that is singular to rounding STAGNATED: as in an
-    iteration, sizes count only up to ``1e3`` times that of the right-hand side in float32, ``2e7``
-    times in float64.
+    The residual ``|J^T v + h - v|`` is verified as for any other solver, except that it
+    need not be smaller than what rounding allows for this system, ``8 eps max(|I - J^T|
+    |v| + |h|)`` (Oettli, Prager, Numer. Math. 6, 1964): where nothing contracts, J is
+    large, and so is the rounding of J^T v. A singular system ends NONFINITE, one that
+    is singular to rounding STAGNATED: as in an iteration, sizes count only up to
+    ``1e3`` times that of the right-hand side in float32, ``2e7`` times in float64.
 
     Parameters
     ----------
@@ -80,7 +80,10 @@ class Direct(Solver):
 
 
 def _solved(problem: Problem, tol: float) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-    """v, y(v), residuals, tolerances: v itself, not f(v), the error of which |J| makes larger."""
+    """v, y(v), residuals, tolerances.
+
+    v itself, not f(v), the error of which |J| makes larger.
+    """
     xp = problem.xp
     matrix, h = problem.system()
     v = xp.reshape(solve_each(xp, matrix, h[:, :, None])[:, :, 0], problem.like.shape)

@@ -23,11 +23,12 @@ class Fallback(Solver):
 
     `Solution.method` says what happened.
 
-    Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle, an average
-    of two iterates leaves it. That happens without a contraction, but also with one: if f is
-    computed with errors e and contracts by kappa, a cycle of width ``2 e / (1 - kappa)`` can
-    persist, which in float32 may be above the tolerance. Adjoint, ``Fallback(Picard(), Direct())``:
-    the direct solve needs no contraction at all. `Auto` repairs in the same way.
+    Forward, ``Fallback(Picard(), Picard(damping=0.5))``: where Picard ends in a cycle,
+    an average of two iterates leaves it. That happens without a contraction, but also
+    with one: if f is computed with errors e and contracts by kappa, a cycle of width
+    ``2 e / (1 - kappa)`` can persist, which in float32 may be above the tolerance.
+    Adjoint, ``Fallback(Picard(), Direct())``: the direct solve needs no contraction at
+    all. `Auto` repairs in the same way.
     """
 
     first: Solver

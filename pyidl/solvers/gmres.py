@@ -1,9 +1,10 @@
 r"""GMRES for the adjoint equation ``(I - J^T) v = h`` of all samples, from products with J^T.
 
-After k products, v is the point of ``v_0 + span(r_0, (I - J^T) r_0, ..., (I - J^T)^{k-1} r_0)``
-with the smallest residual in the 2-norm. It needs no contraction, only that ``I - J^T`` is
-invertible (and, with restarts, some luck where nothing contracts). Orthogonal vectors are kept for
-each sample, `restart` of them; their small Hessenberg systems are solved on the host.
+After k products, v is the point of ``v_0 + span(r_0, (I - J^T) r_0, ..., (I -
+J^T)^{k-1} r_0)`` with the smallest residual in the 2-norm. It needs no contraction,
+only that ``I - J^T`` is invertible (and, with restarts, some luck where nothing
+contracts). Orthogonal vectors are kept for each sample, `restart` of them; their small
+Hessenberg systems are solved on the host.
 
 Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7(3), 1986.
 """
@@ -74,7 +75,8 @@ class GMRES(Iterative):
                 limit = part.tolerance(np.minimum(size, most[rows]), tol)
                 n_iter[rows] += 1
                 better = (now < residual[rows]) | (now <= limit)
-                # v itself, not f(v): where J is large, one more step makes its error larger.
+                # v itself, not f(v): where J is large, one more step makes its error
+                # larger.
                 best = put_rows(xp, best, rows[better], v, np.flatnonzero(better))
                 pre = put_rows(xp, pre, rows[better], y, np.flatnonzero(better))
                 residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]

@@ -42,7 +42,10 @@ class Image(ABC):
         return self
 
     def entrywise(self) -> tuple[Any, ...]:
-        """It as a `fused` function of y and of the operands that follow; None where it is none."""
+        """It as a `fused` function of y and of the operands that follow.
+
+        None where it is none.
+        """
         return (None,)
 
     def slopes(self, y: Any) -> Any:
@@ -124,8 +127,9 @@ class Times(Image):
 class Jacobians(Image):
     """``J(Y*)^T y``, sample by sample, where phi acts on blocks of components (softmax, ...).
 
-    Let ``y = A phi(y) + z``; along any direction ``dy = A J dy + dz``, and a loss with gradient g
-    with respect to x = phi(y) changes by ``<g, J dy> = <v, dz>``, ``v = J^T (A^T v + g)``.
+    Let ``y = A phi(y) + z``; along any direction ``dy = A J dy + dz``, and a loss with
+    gradient g with respect to x = phi(y) changes by ``<g, J dy> = <v, dz>``, ``v = J^T
+    (A^T v + g)``.
     """
 
     activation: Activation

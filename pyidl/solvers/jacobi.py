@@ -1,28 +1,29 @@
 r"""Jacobi splitting: take the diagonal of A implicitly.
 
-With ``A = diag(d) + N``, N with zero diagonal, solve ``x_i = phi(d_i x_i + r_i)`` for x_i entry by
-entry, and iterate over ``r = N x + z``. Where the scalar equation has a closed form, a step costs
-no more than Picard's:
+With ``A = diag(d) + N``, N with zero diagonal, solve ``x_i = phi(d_i x_i + r_i)`` for
+x_i entry by entry, and iterate over ``r = N x + z``. Where the scalar equation has a
+closed form, a step costs no more than Picard's:
 
     ReLU, identity, hard tanh     x_i = phi(r_i / (1 - d_i))
     adjoint, v = s * (A^T v + g)  v_i = s_i w_i / (1 - s_i d_i),   w = N^T v + g
 
-**Theorem.** Let phi have slopes in [0, 1] and ``mu_i = d_i + sum_{j != i} |A_ij| < 1`` for all i.
-Then there is exactly one fixed point, and the iteration contracts in the largest-entry norm by
-``rho = max_i sum_{j != i} |A_ij| / (1 - d_i) < 1``.
-*Proof.* r -> x_i has slopes ``s / (1 - s d_i)``, increasing in s, hence at most ``1 / (1 - d_i)``:
-so ``|x_i - x'_i| <= |r_i - r'_i| / (1 - d_i) <= (sum_{j != i} |A_ij|) / (1 - d_i) |x - x'|``, and
-the factor is below 1 iff ``mu_i < 1``. The fixed points are those of the equation. Likewise the
-adjoint's map w -> w contracts by at most rho in the sum of entries.
+**Theorem.** Let phi have slopes in [0, 1] and ``mu_i = d_i + sum_{j != i} |A_ij| < 1``
+for all i. Then there is exactly one fixed point, and the iteration contracts in the
+largest-entry norm by ``rho = max_i sum_{j != i} |A_ij| / (1 - d_i) < 1``. *Proof.* r ->
+x_i has slopes ``s / (1 - s d_i)``, increasing in s, hence at most ``1 / (1 - d_i)``: so
+``|x_i - x'_i| <= |r_i - r'_i| / (1 - d_i) <= (sum_{j != i} |A_ij|) / (1 - d_i) |x -
+x'|``, and the factor is below 1 iff ``mu_i < 1``. The fixed points are those of the
+equation. Likewise the adjoint's map w -> w contracts by at most rho in the sum of
+entries.
 
-The condition is weaker than ``||A||_inf < 1``: nothing bounds d from below. For ``||A||_inf <=
-kappa < 1`` and ``d >= 0``, ``rho <= max (kappa - d_i) / (1 - d_i) <= kappa``: the bound is never
-worse than Picard's. The rate can be: ``0.99 [[.5, .5], [-.5, .5]]`` has spectral radius 0.70, its
-splitting 0.98.
+The condition is weaker than ``||A||_inf < 1``: nothing bounds d from below. For
+``||A||_inf <= kappa < 1`` and ``d >= 0``, ``rho <= max (kappa - d_i) / (1 - d_i) <=
+kappa``: the bound is never worse than Picard's. The rate can be: ``0.99 [[.5, .5],
+[-.5, .5]]`` has spectral radius 0.70, its splitting 0.98.
 
-Source of the condition: Jafarpour, Davydov, Proskurnikov, Bullo, "Robust implicit networks via
-non-Euclidean contractions", NeurIPS 2021 (there with an averaged iteration; taking the diagonal
-implicitly needs no step size).
+Source of the condition: Jafarpour, Davydov, Proskurnikov, Bullo, "Robust implicit
+networks via non-Euclidean contractions", NeurIPS 2021 (there with an averaged
+iteration; taking the diagonal implicitly needs no step size).
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ class Split(Rewritten):
         return self.d * x + (y * (1.0 - self.d) if self.divided else y)
 
     def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
-        """The original residual, ``|phi(d x + r) - x|``; on NumPy in pieces of the cache."""
+        """The original residual, ``|phi(d x + r) - x|``.
+
+        On NumPy in pieces of the cache.
+        """
         if self.xp is not np or x.size <= CHUNK:
             image_of_x = self.original.image(self._original_y(y_image, x))
             return change_and_size(self.xp, image_of_x, x)
@@ -104,8 +108,9 @@ class Split(Rewritten):
     def restore(self, solution: Solution) -> Solution:
         """The same x, with a y that belongs to it.
 
-        Where ``phi(r / (1 - d))`` is x, that is one, on the same side of every kink. Otherwise it
-        is ``d x + r``, which cancels where d is large; for a homogeneous phi, x / phi' is better.
+        Where ``phi(r / (1 - d))`` is x, that is one, on the same side of every kink.
+        Otherwise it is ``d x + r``, which cancels where d is large; for a homogeneous
+        phi, x / phi' is better.
         """
         if self.divided:
             return solution

@@ -1,4 +1,6 @@
-"""The one loop: rounds of plain steps, each ended by one measurement of all samples at hand.
+"""The one loop.
+
+Rounds of plain steps, each ended by one measurement of all samples at hand.
 
     start                               y, x = f(x0)
     repeat   a round of steps           y = y(x);  x = image(y)             in place, nothing else
@@ -7,11 +9,12 @@
              retire                     when half are done, they leave the product
              advance                    what accelerates changes the last step of the round
 
-A sample has converged when its residual is at most its tolerance, ``tol (1 + max|x|)``; otherwise
-its best iterate is returned, with a status that says why it stopped. (Where there is no solution, x
-may run to infinity until any residual is small beside it; so x counts up to ``1e3`` times its first
-size in float32, ``2e7`` in float64.) When rounds end depends on n and k alone, never on a neighbour
-or the clock. Books are kept on the host; within a round a GPU is never waited for.
+A sample has converged when its residual is at most its tolerance, ``tol (1 + max|x|)``;
+otherwise its best iterate is returned, with a status that says why it stopped. (Where
+there is no solution, x may run to infinity until any residual is small beside it; so x
+counts up to ``1e3`` times its first size in float32, ``2e7`` in float64.) When rounds
+end depends on n and k alone, never on a neighbour or the clock. Books are kept on the
+host; within a round a GPU is never waited for.
 """
 
 from __future__ import annotations
@@ -53,7 +56,10 @@ class Advance:
         raise NotImplementedError(f"{type(self).__name__} needs __call__(y, y_image)")
 
     def acts(self, book: Book) -> bool:
-        """Whether it changes the last step of this round; it hears what was just measured."""
+        """Whether it changes the last step of this round.
+
+        It hears what was just measured.
+        """
         return True
 
     def take(self, rows: np.ndarray) -> None:
@@ -66,12 +72,17 @@ def tol_floor(like: Array, xp: Namespace) -> float:
 
 
 def growth_limit(like: Array, xp: Namespace) -> float:
-    """Up to how many times its first size a state counts: beyond, it is running to infinity."""
+    """Up to how many times its first size a state counts.
+
+    Beyond, it is running to infinity.
+    """
     return GROWTH / math.sqrt(xp.finfo(like.dtype).eps)
 
 
 def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
-    """Return the tolerance for this dtype: 1e-6 in float32, 1e-12 in float64, unless one is given.
+    """Return the tolerance for this dtype.
+
+    1e-6 in float32, 1e-12 in float64, unless one is given.
 
     Raises
     ------
@@ -89,9 +100,12 @@ def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
 
 
 def stride_of(xp: Namespace, n: int) -> int:
-    """Steps in the first rounds, for a sample of n numbers: a measurement costs about as much.
+    """Steps in the first rounds, for a sample of n numbers.
 
-    On a GPU a step is two launches, while a measurement makes the host wait and do its books.
+    A measurement costs about as much.
+
+    On a GPU a step is two launches, while a measurement makes the host wait and do its
+    books.
     """
     if looks_are_free(xp):
         return 6 if n <= 128 else 4 if n <= 256 else 3 if n < 512 else 2 if n < 2048 else 1
@@ -110,8 +124,8 @@ def iterate(
 ) -> Solution:
     """Solve ``x = f(x)`` by rounds of plain steps, or as `advance` says.
 
-    A sample that has no new best residual for `patience` steps, and for a quarter of those that
-    led to the last one, stagnates.
+    A sample that has no new best residual for `patience` steps, and for a quarter of
+    those that led to the last one, stagnates.
     """
     whole, xp = problem, problem.xp
     stride = (advance and advance.stride) or problem.stride
@@ -174,12 +188,13 @@ class Book:
     going, left : numpy.ndarray of bool, int
         Which of them go on, and how many.
     k, now, allowed : int, numpy.ndarray (2, m), numpy.ndarray (m,)
-        The last measurement: its step, residuals and sizes; and what residuals had to reach.
+        The last measurement: its step, residuals and sizes; and what residuals had to
+        reach.
     k_before, before
         The measurement before.
     smallest, best, y
-        Of those that go on: residual and size where the residual was smallest, in which step, and
-        the pre-activation.
+        Of those that go on: residual and size where the residual was smallest, in which
+        step, and the pre-activation.
     status, n_iter, residual, tolerance, answer
         Of those that go no further, each in its place among all.
     """
@@ -237,11 +252,17 @@ class Book:
         self._close(self.going & (status != RUNNING), status, self._tolerance(self.smallest))
 
     def _tolerance(self, measured: np.ndarray) -> np.ndarray:
-        """What residuals must reach; a size beyond the limit of growth does not count."""
+        """What residuals must reach.
+
+        A size beyond the limit of growth does not count.
+        """
         return self.problem.tolerance(np.minimum(measured[1], self.limit), self.tol)
 
     def _close(self, mask: np.ndarray, status: np.ndarray | None, allowed: np.ndarray) -> None:
-        """Put on record those that go no further; they have converged where `status` is None."""
+        """Put on record those that go no further.
+
+        They have converged where `status` is None.
+        """
         places = mask.nonzero()[0]
         if len(places) == 0:
             return
@@ -279,7 +300,8 @@ class Book:
     def _blame(self) -> np.ndarray:
         """Why samples that have not converged go no further, if they do not.
 
-        Lost is who has no new best, and no prospect of one within the steps that are left.
+        Lost is who has no new best, and no prospect of one within the steps that are
+        left.
         """
         residual, last = self.now[0], self.k == self.max_iter
         status = np.full(len(residual), int(Status.MAX_ITER) if last else RUNNING)

@@ -4,10 +4,10 @@ With ``A = L R^T`` the equation ``x = phi(L R^T x + z)`` is one for r alone,
 
     r = R^T phi(L r + z),        x = phi(L r + z),
 
-so a state between two steps has k numbers, and x is never stored: on NumPy a piece of it is formed
-in the cache, used, and forgotten. The adjoint ``V = S * (V A + G)`` is of the same form, with L and
-R exchanged and multiplication by S in place of phi. The residual is that of x, ``|phi(L r' + z) -
-phi(L r + z)|`` with ``r' = R^T x``.
+so a state between two steps has k numbers, and x is never stored: on NumPy a piece of
+it is formed in the cache, used, and forgotten. The adjoint ``V = S * (V A + G)`` is of
+the same form, with L and R exchanged and multiplication by S in place of phi. The
+residual is that of x, ``|phi(L r' + z) - phi(L r + z)|`` with ``r' = R^T x``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Reduced(Problem):
         return pieces(m, max(1, n // 2)) if self.xp is np else [slice(0, m)]
 
     def _states(self, rows: slice, r: Any, y: Any = None, x: Any = None) -> tuple[Any, Any]:
-        """``y = L r + z`` and its image, for some samples; in y and x if they are given."""
+        """``y = L r + z`` and its image, for some samples.
+
+        In y and x if they are given.
+        """
         of = self.original
         y = r @ self.Lt if y is None else self.xp.matmul(r, self.Lt, out=y)
         y += of.offset[rows, ...]
@@ -81,9 +84,12 @@ class Reduced(Problem):
         return self.original.tolerance(size, tol)
 
     def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
-        """The original residual, for samples that are near; else ``||L||_inf max|r' - r|``.
+        """The original residual, for samples that are near.
 
-        That bounds it where phi is 1-Lipschitz, and costs k numbers a sample, not two products.
+        Else ``||L||_inf max|r' - r|``.
+
+        That bounds it where phi is 1-Lipschitz, and costs k numbers a sample, not two
+        products.
         """
         bound = self.gain * change_and_size(self.xp, y_image, x)
         change, size = bound

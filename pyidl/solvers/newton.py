@@ -1,14 +1,15 @@
 r"""Semismooth Newton: the fixed point of a piecewise linear phi in a few dense solves.
 
-On pre-activations the equation is ``F(y) = A phi(y) + z - y = 0``, with generalised Jacobian
-``A D - I, D = diag(phi'(y))``:
+On pre-activations the equation is ``F(y) = A phi(y) + z - y = 0``, with generalised
+Jacobian ``A D - I, D = diag(phi'(y))``:
 
     (I - A D) dy = F(y),      y <- y + t dy.
 
-For ReLU and its kin D says which units are active, and once it is right one step is exact. Samples
-with the same D share one factorisation. t starts at 1 and is halved while the residual does not
-fall: undamped, the method can cycle even where the solution is unique (``I - A = [[1, 0, 2],
-[2, 1, 0], [0, 2, 1]], z = 1``: period 3). There is no global guarantee.
+For ReLU and its kin D says which units are active, and once it is right one step is
+exact. Samples with the same D share one factorisation. t starts at 1 and is halved
+while the residual does not fall: undamped, the method can cycle even where the solution
+is unique (``I - A = [[1, 0, 2], [2, 1, 0], [0, 2, 1]], z = 1``: period 3). There is no
+global guarantee.
 
 Source: Qi and Sun, Math. Programming 58, 1993.
 """
@@ -34,10 +35,12 @@ __all__ = ["Newton", "newton_direction"]
 
 
 def newton_direction(A: Any, D: Any, F: Any, *, share: bool) -> Any:
-    """``(I - A D)^{-1} F`` for every row of D, the slopes, and of F; NaN where that is singular.
+    """``(I - A D)^{-1} F`` for every row of D, the slopes, and of F.
 
-    With `share`, those with the same D share a factorisation: to find them costs as much as to
-    factorise for n = 30.
+    NaN where that is singular.
+
+    With `share`, those with the same D share a factorisation: to find them costs as
+    much as to factorise for n = 30.
     """
     xp = namespace(F)
     (m, n), eye = F.shape, xp.eye(F.shape[1], dtype=F.dtype)
@@ -109,9 +112,9 @@ class _Descent(Advance):
 class Newton(Iterative):
     """Semismooth Newton with halving: for small n, or where nothing else converges.
 
-    It needs A and phi', and ``2 n^3 / 3`` flops for each set of slopes. A sample that stops
-    descending ends STAGNATED, one with a singular Jacobian NONFINITE; put it first in a `Fallback`
-    to try something else for those.
+    It needs A and phi', and ``2 n^3 / 3`` flops for each set of slopes. A sample that
+    stops descending ends STAGNATED, one with a singular Jacobian NONFINITE; put it
+    first in a `Fallback` to try something else for those.
 
     Parameters
     ----------

@@ -2,9 +2,9 @@ r"""Picard iteration, ``x <- f(x)``, or averaged with the last pre-activation.
 
     y <- d y + (1 - d) (A phi(y) + z)
 
-If f contracts by kappa, so does the iteration: after k steps the residual is at most kappa^k times
-the first one, and the error at x is at most ``|f(x) - x| / (1 - kappa)``. Both equations, forward
-and adjoint, are solved by the same loop.
+If f contracts by kappa, so does the iteration: after k steps the residual is at most
+kappa^k times the first one, and the error at x is at most ``|f(x) - x| / (1 - kappa)``.
+Both equations, forward and adjoint, are solved by the same loop.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ class _Average(Advance):
 
 @dataclass(frozen=True)
 class Picard(Iterative):
-    """Fixed-point iteration; converges for every constraint that certifies a contraction.
+    """Fixed-point iteration.
+
+    Converges for every constraint that certifies a contraction.
 
     Parameters
     ----------
     tol : float, optional
-        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint: relative to the
-        right-hand side. Default 1e-6 in float32, 1e-12 in float64.
+        Forward: ``max|f(x) - x| <= tol (1 + max|x|)`` for each sample. Adjoint:
+        relative to the right-hand side. Default 1e-6 in float32, 1e-12 in float64.
     max_iter : int
         Largest number of steps.
     damping : float
-        d in [0, 1): the share of the old pre-activation. It helps where f overshoots, and slows
-        down where it does not.
+        d in [0, 1): the share of the old pre-activation. It helps where f overshoots,
+        and slows down where it does not.
 
     Examples
     --------
@@ -76,6 +78,7 @@ class Picard(Iterative):
         d, limits = self.damping, (self.tol, self.max_iter)
         if d == 0:
             return iterate(problem, x0, None, *limits, "Picard", trace)
-        # A step goes a share 1 - d of the way; where phi saturates, y may go far before x moves.
+        # A step goes a share 1 - d of the way; where phi saturates, y may go far before
+        # x moves.
         patience, name = math.ceil(PATIENCE / (1.0 - d)), f"Picard(damping={d:g})"
         return iterate(problem, x0, _Average(d, problem.in_place), *limits, name, trace, patience)

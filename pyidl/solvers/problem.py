@@ -4,17 +4,18 @@ The map has two halves: a *pre-activation* y is computed from x, and x is its *i
 
     y = y(x),      x = image(y),      f(x) = image(y(x)).
 
-A value is always returned with the y that it came from, and slopes are taken at that same y, so
-the two cannot disagree at a kink. A map without halves lets y = f(x). Most problems are `Affine`,
+A value is always returned with the y that it came from, and slopes are taken at that
+same y, so the two cannot disagree at a kink. A map without halves lets y = f(x). Most
+problems are `Affine`,
 
     y = M x + z,   x = image(y)
 
 forward     X = phi(Y),    Y = X A^T + Z,  Z = U B^T + b      `Phi`
 adjoint     V = S * W,     W = V A + G                        `Times`: S = phi'(Y*), or `Jacobians`
 
-because structure is where speed comes from: M may be sparse, of low rank, in tiles; the image may
-be known to have slopes. An adjoint equation is linear, and has a `reference`, the size of its
-right-hand side.
+because structure is where speed comes from: M may be sparse, of low rank, in tiles; the
+image may be known to have slopes. An adjoint equation is linear, and has a `reference`,
+the size of its right-hand side.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Problem(ABC):
     like : array, shape (m, ...)
         Any array with the shape, dtype and library of the state.
     reference : numpy.ndarray, shape (m,), optional
-        For a linear problem ``v = J^T v + h``, and only for one: ``max|h|`` of every sample.
+        For a linear problem ``v = J^T v + h``, and only for one: ``max|h|`` of every
+        sample.
     """
 
     def __init__(self, like: Array, reference: np.ndarray | None = None) -> None:
@@ -76,9 +78,15 @@ class Problem(ABC):
             limits = self.xp.finfo(like.dtype)
             self.resolved = 8.0 * float(limits.eps), 8.0 * float(limits.smallest_normal)
         self.stride: int | None = 1 if looks_are_free(self.xp) else None
-        """Steps in a first round: a map of which nothing is known may cost more than a look."""
+        """Steps in a first round.
+
+        A map of which nothing is known may cost more than a look.
+        """
         self.lacking = "of this problem only the map is known"
-        """Why a solver that needs an affine map and slopes finds none; "" where they are."""
+        """Why a solver that needs an affine map and slopes finds none.
+
+        "" where they are.
+        """
 
     @abstractmethod
     def pre(self, x: Any, out: Any = None) -> Any:
@@ -89,7 +97,10 @@ class Problem(ABC):
         """The same problem for some of the samples, numbered on the host."""
 
     def image(self, y: Any, out: Any = None) -> Any:
-        """The value that belongs to y: y itself (a copy in `out`) where f has no halves."""
+        """The value that belongs to y.
+
+        y itself (a copy in `out`) where f has no halves.
+        """
         if out is None:
             return y
         out[...] = y
@@ -119,18 +130,22 @@ class Problem(ABC):
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
         """What the residual of each sample must reach, for samples of that size ``max|x|``.
 
-        Forward ``tol (1 + max|x|)``. The answer of a linear problem scales with its right-hand
-        side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule: there it is ``max(tol
-        max|h|, 8 eps max|v|)``, the second being what the dtype can resolve. Below its smallest
-        normal number it resolves nothing (CuPy makes it 0), so a residual of 8 of those counts as
-        none: cotangents of confidently classified samples get there.
+        Forward ``tol (1 + max|x|)``. The answer of a linear problem scales with its
+        right-hand side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule:
+        there it is ``max(tol max|h|, 8 eps max|v|)``, the second being what the dtype
+        can resolve. Below its smallest normal number it resolves nothing (CuPy makes it
+        0), so a residual of 8 of those counts as none: cotangents of confidently
+        classified samples get there.
         """
         if self.reference is None:
             return tol * (1.0 + size)
         return np.maximum(tol * self.reference, self.resolved[0] * size + self.resolved[1])
 
     def given(self) -> np.ndarray:
-        """``max|f(0)|`` of every sample, on the host: the size of what the equation was given."""
+        """``max|f(0)|`` of every sample, on the host.
+
+        The size of what the equation was given.
+        """
         return sizes(self.start()[1]) if self.reference is None else self.reference
 
     def restore(self, solution: Solution) -> Solution:
@@ -138,7 +153,10 @@ class Problem(ABC):
         return solution
 
     def system(self) -> tuple[Any, Any]:
-        """``I - J^T``, (m, n, n), and h, (m, n), of a linear problem; ``J^T e = f(e) - f(0)``."""
+        """``I - J^T``, (m, n, n), and h, (m, n), of a linear problem.
+
+        ``J^T e = f(e) - f(0)``.
+        """
         xp, shape, dtype = self.xp, self.like.shape, self.like.dtype
         m, n = shape[0], self.like.size // shape[0]
         h = self.start()[1]
@@ -153,9 +171,9 @@ class Problem(ABC):
     def buffers(self) -> tuple[Buffers, Buffers]:
         """Room for two y and their images, which serve a whole solve.
 
-        They are one block of memory: an allocator gives one block back in the next solve without
-        asking the system for it, while for several (measured on Linux) it asks again each time,
-        which costs as much as a product with A.
+        They are one block of memory: an allocator gives one block back in the next
+        solve without asking the system for it, while for several (measured on Linux) it
+        asks again each time, which costs as much as a product with A.
         """
         if not self.in_place:
             return None, None
@@ -173,7 +191,9 @@ def _sum_and_image(image: fused) -> fused:
 
 
 class Affine(Problem):
-    """``y = x M^T + offset``, ``x = image(y)``: one product, one sum, one pass over the rows.
+    """``y = x M^T + offset``, ``x = image(y)``.
+
+    One product, one sum, one pass over the rows.
 
     Parameters
     ----------
@@ -224,8 +244,8 @@ class Affine(Problem):
     def step(self, x: Any, out: Buffers = None) -> tuple[Any, Any]:
         """``(y(x), f(x))``.
 
-        On CuPy sum and image are one kernel; on NumPy they are made piece by piece, while a piece
-        is in the cache.
+        On CuPy sum and image are one kernel; on NumPy they are made piece by piece,
+        while a piece is in the cache.
         """
         if out is None:
             y = self.pre(x)
@@ -271,7 +291,8 @@ class Affine(Problem):
     def resolvable(self) -> Self:
         """The same, to be solved as far as its dtype can where A is large.
 
-        x is known to eps |x|, and so f(x) to eps ||A||_inf |x|: no residual below is asked for.
+        x is known to eps |x|, and so f(x) to eps ||A||_inf |x|: no residual below is
+        asked for.
         """
         part = self._copy()
         xp, A = self.xp, self.matrix.dense()
@@ -308,10 +329,12 @@ class Affine(Problem):
 
 
 class Rewritten(Affine):
-    """The same equation, iterated over another pre-activation: a splitting is no solver of its own.
+    """The same equation, iterated over another pre-activation.
 
-    Its residual is that of the original equation. A subclass says how it is measured, and how the
-    solution is restored.
+    A splitting is no solver of its own.
+
+    Its residual is that of the original equation. A subclass says how it is measured,
+    and how the solution is restored.
     """
 
     def __init__(self, original: Affine, matrix: Matrix, offset: Array, image: Image) -> None:

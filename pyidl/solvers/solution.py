@@ -49,15 +49,17 @@ CURE = {
 
 @dataclass(frozen=True, repr=False)
 class Solution:
-    """The answer to ``x = f(x)`` for a batch of m samples. Bookkeeping lives on the host, in NumPy.
+    """The answer to ``x = f(x)`` for a batch of m samples.
+
+    Bookkeeping lives on the host, in NumPy.
 
     Attributes
     ----------
     value : array, shape (m, ...)
         The returned point x: converged, or the best one seen, for each sample.
     pre : array
-        The pre-activation with ``value = phi(pre)``; slopes are taken here. The value itself where
-        f has none.
+        The pre-activation with ``value = phi(pre)``; slopes are taken here. The value
+        itself where f has none.
     status : numpy.ndarray of int, shape (m,)
         A `Status` for each sample.
     n_iter : numpy.ndarray of int, shape (m,)
@@ -69,8 +71,8 @@ class Solution:
     method : str
         Which solver, and why.
     trace : numpy.ndarray, shape (steps, m), or None
-        The residual of every step, if asked for; NaN once a sample has left. After a fallback, that
-        of the first solver.
+        The residual of every step, if asked for; NaN once a sample has left. After a
+        fallback, that of the first solver.
     """
 
     value: Array
@@ -139,13 +141,15 @@ def settle(
     adjoint: bool,
     certificate: Callable[[], object] | None = None,
 ) -> Solution:
-    """Return `solution` if all samples converged; else raise, warn or pass, as `on_fail` says.
+    """Return `solution` if all samples converged.
+
+    Else raise, warn or pass, as `on_fail` says.
 
     Raises
     ------
     ConvergenceError, GradientConvergenceError
-        With the cause, the numbers, the model's certificate, and the cure for the most frequent
-        status.
+        With the cause, the numbers, the model's certificate, and the cure for the most
+        frequent status.
     """
     check_on_fail(on_fail)
     if on_fail == "ignore" or solution.all_converged:

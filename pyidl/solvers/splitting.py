@@ -1,35 +1,40 @@
 r"""Operator splittings for monotone models: forward-backward and Peaceman-Rachford.
 
 Let phi have slopes in [0, 1]. It is then the proximal map of a convex f
-(`pyidl.activations.resolvents`), and ``x = phi(A x + z)`` says that ``F x + (subdifferential of f at x)`` contains 0, with ``F x = (I -
-A) x - z``. Both methods iterate over u, of which x is the proximal map of alpha f: ``x = phi(y)``
-with ``(1 - alpha) phi(y) + alpha y = u``.
+(`pyidl.activations.resolvents`), and ``x = phi(A x + z)`` says that ``F x +
+(subdifferential of f at x)`` contains 0, with ``F x = (I - A) x - z``. Both methods
+iterate over u, of which x is the proximal map of alpha f: ``x = phi(y)`` with ``(1 -
+alpha) phi(y) + alpha y = u``.
 
     forward-backward     u <- x - alpha F x = (1 - alpha) x + alpha (A x + z)
     Peaceman-Rachford    r = 2 x - u,   s = (I + alpha (I - A))^{-1} (r + alpha z),   u <- 2 s - r
 
-In either, u follows from x, or from r, by one product and one sum: again a loop of one product, one
-sum, one componentwise pass.
+In either, u follows from x, or from r, by one product and one sum: again a loop of one
+product, one sum, one componentwise pass.
 
-**Theorem.** Let ``(A + A^T) / 2 <= (1 - m) I`` with m > 0, and ``L = |I - A|_2``. There is exactly
-one solution. In the Euclidean norm forward-backward contracts by ``sqrt(1 - 2 alpha m + alpha^2
-L^2)``, below 1 for ``alpha < 2 m / L^2`` and least, ``sqrt(1 - (m / L)^2)``, for ``alpha = m /
-L^2``; Peaceman-Rachford contracts by ``sqrt(1 - 4 alpha m / (1 + alpha L)^2)`` for every alpha > 0.
-*Proof.* For the difference d of two points, with F linear, ``<d, F d> >= m |d|^2`` and ``|F d| <= L
+**Theorem.** Let ``(A + A^T) / 2 <= (1 - m) I`` with m > 0, and ``L = |I - A|_2``. There
+is exactly one solution. In the Euclidean norm forward-backward contracts by ``sqrt(1 -
+2 alpha m + alpha^2 L^2)``, below 1 for ``alpha < 2 m / L^2`` and least, ``sqrt(1 - (m /
+L)^2)``, for ``alpha = m / L^2``; Peaceman-Rachford contracts by ``sqrt(1 - 4 alpha m /
+(1 + alpha L)^2)`` for every alpha > 0. *Proof.* For the difference d of two points,
+with F linear, ``<d, F d> >= m |d|^2`` and ``|F d| <= L
 |d|``. Proximal maps do not expand, so the first factor is that of ``d - alpha F d``: its square is
-``|d|^2 - 2 alpha <d, F d> + alpha^2 |F d|^2``. A proximal map P is even firmly nonexpansive, so 2 P
-- 1 does not expand; and where d is the difference of two s, that of r is ``e = d + alpha F d``, and
-``|2 d - e|^2 = |d - alpha F d|^2 = |e|^2 - 4 alpha <d, F d>``, with ``<d, F d> >= m |d|^2 >= m
+``|d|^2 - 2 alpha <d, F d> + alpha^2 |F d|^2``. A proximal map P is even firmly
+nonexpansive, so 2 P
+- 1 does not expand; and where d is the difference of two s, that of r is ``e = d +
+  alpha F d``, and
+``|2 d - e|^2 = |d - alpha F d|^2 = |e|^2 - 4 alpha <d, F d>``, with ``<d, F d> >= m
+|d|^2 >= m
 |e|^2 / (1 + alpha L)^2``. A fixed point of either is a solution: there ``y = A x + z``.
 
-The adjoint ``v = S * (A^T v + g)`` has the same form with multiplication by the slopes in place of
-phi, and the same m and L.
+The adjoint ``v = S * (A^T v + g)`` has the same form with multiplication by the slopes
+in place of phi, and the same m and L.
 
-The residual is that of the original equation, not the change of u. The point that is measured, and
-returned, is the x of the next u.
+The residual is that of the original equation, not the change of u. The point that is
+measured, and returned, is the x of the next u.
 
-Source: Ryu, Boyd, "A primer on monotone operator methods", 2016; Winston, Kolter, "Monotone
-operator equilibrium networks", NeurIPS 2020.
+Source: Ryu, Boyd, "A primer on monotone operator methods", 2016; Winston, Kolter,
+"Monotone operator equilibrium networks", NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -69,7 +74,10 @@ CURVED = 30.0
 
 @dataclass(frozen=True)
 class Resolvent(Image):
-    """``x = phi(y)``, ``(1 - alpha) phi(y) + alpha y = u``; or ``2 x - u`` where `reflect`."""
+    """``x = phi(y)``, ``(1 - alpha) phi(y) + alpha y = u``.
+
+    Or ``2 x - u`` where `reflect`.
+    """
 
     phi: Phi
     alpha: float
@@ -138,7 +146,10 @@ def _proximal_map(phi: fused, resolvent: fused | None, reflect: bool) -> fused:
 
 
 def cannot_split(problem: Problem, alpha: float) -> str:
-    """Why an operator splitting with this step does not apply, in words; "" if it does."""
+    """Why an operator splitting with this step does not apply, in words.
+
+    "" if it does.
+    """
     if problem.lacking:
         return f"it needs the matrix A and a componentwise phi, and {problem.lacking}"
     assert isinstance(problem, Affine)
@@ -167,7 +178,10 @@ def cannot_split(problem: Problem, alpha: float) -> str:
 
 
 def is_monotone(matrix: Matrix) -> bool:
-    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor: n^3 / 3 flops, on the host."""
+    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor.
+
+    N^3 / 3 flops, on the host.
+    """
     A = to_numpy(matrix.dense()).astype(np.float64)
     try:
         np.linalg.cholesky(np.eye(len(A)) - 0.5 * (A + A.T))
@@ -179,9 +193,10 @@ def is_monotone(matrix: Matrix) -> bool:
 def best_alpha(problem: Affine) -> float:
     """``1 / |I - A|_2``, at which the rate of Peaceman and Rachford has its best bound, or 1.
 
-    It is 1 where |I - A| is smaller, and where phi has no proximal map of another alpha f. Where
-    that map is an iteration of its own, as for tanh, a step with it takes 8 times as long
-    (measured): up to |I - A| = `CURVED` the bound says that 1 needs no more than 8 times the steps.
+    It is 1 where |I - A| is smaller, and where phi has no proximal map of another alpha
+    f. Where that map is an iteration of its own, as for tanh, a step with it takes 8
+    times as long (measured): up to |I - A| = `CURVED` the bound says that 1 needs no
+    more than 8 times the steps.
     """
     if cannot_split(problem, 0.5):
         return 1.0
@@ -212,8 +227,8 @@ def _admit(problem: Problem, alpha: float, name: str) -> Affine:
 def reflected(problem: Problem, alpha: float) -> Proximal:
     """The iteration of Peaceman and Rachford: ``u = (2 V - I) r + 2 alpha V z``.
 
-    ``V = (I + alpha (I - A))^{-1}`` is formed in float64, once: its rounding would otherwise grow
-    by ``|I + alpha (I - A)|`` in the residual.
+    ``V = (I + alpha (I - A))^{-1}`` is formed in float64, once: its rounding would
+    otherwise grow by ``|I + alpha (I - A)|`` in the residual.
 
     Raises
     ------
@@ -248,19 +263,21 @@ def _step(alpha: Any) -> float:
 
 @dataclass(frozen=True)
 class ForwardBackward(Iterative):
-    """``x <- prox((1 - alpha) x + alpha (A x + z))``: products with A, many steps where L is large.
+    """``x <- prox((1 - alpha) x + alpha (A x + z))``.
 
-    A factored A is multiplied out. In float32 a small alpha limits what can be reached: u is
-    rounded, and the residual at x is at least that rounding divided by alpha.
+    Products with A, many steps where L is large.
+
+    A factored A is multiplied out. In float32 a small alpha limits what can be reached:
+    u is rounded, and the residual at x is at least that rounding divided by alpha.
 
     Parameters
     ----------
     tol, max_iter
         As for `Picard`.
     alpha : float, optional
-        The step; 1 is Picard. Others need an activation with a `resolvent`. By default ``m / L^2``,
-        from the eigenvalues of the symmetric part and the singular values of I - A, on the host, in
-        every solve.
+        The step; 1 is Picard. Others need an activation with a `resolvent`. By default
+        ``m / L^2``, from the eigenvalues of the symmetric part and the singular values
+        of I - A, on the host, in every solve.
 
     Raises
     ------
@@ -303,7 +320,8 @@ class ForwardBackward(Iterative):
 def _best_step(A: np.ndarray) -> tuple[float, int]:
     """``m / L^2``, and the steps in which the distance to the solution falls by e^-10.
 
-    A step brings it down by ``(1 - (m / L)^2)^(1/2)``, in its own norm; the residual may rise.
+    A step brings it down by ``(1 - (m / L)^2)^(1/2)``, in its own norm; the residual
+    may rise.
     """
     F = np.eye(len(A)) - A.astype(np.float64)
     m, L = float(np.linalg.eigvalsh(0.5 * (F + F.T))[0]), float(np.linalg.norm(F, 2))
@@ -318,7 +336,9 @@ def _best_step(A: np.ndarray) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class PeacemanRachford(Iterative):
-    """Few steps where A is monotone, also where it is large; one inverse a solve, ``2 n^3`` flops.
+    """Few steps where A is monotone, also where it is large.
+
+    One inverse a solve, ``2 n^3`` flops.
 
     A factored A is multiplied out.
 
@@ -327,8 +347,8 @@ class PeacemanRachford(Iterative):
     tol, max_iter
         As for `Picard`.
     alpha : float
-        1 goes with every phi with slopes in [0, 1]. Others need an activation with a `resolvent`;
-        ``1 / L`` has the best bound.
+        1 goes with every phi with slopes in [0, 1]. Others need an activation with a
+        `resolvent`; ``1 / L`` has the best bound.
 
     Raises
     ------

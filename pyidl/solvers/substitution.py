@@ -4,13 +4,14 @@ With the groups of A's pattern in topological order (`pyidl.matrices.pattern`),
 
     x_i = phi(A_ii x_i + (sum over earlier j of A_ij x_j) + z_i),    one i after the other.
 
-A group without cycles is solved by that one line if A_ii = 0, and by k applications of it if it
-joins k layers, as those of a very deep net are (A_ii^k = 0); for the others an inner solver is
-called. A feed-forward network in implicit form thus costs the products of its layers. The adjoint,
-with A transposed, runs through the groups in reverse: backpropagation.
+A group without cycles is solved by that one line if A_ii = 0, and by k applications of
+it if it joins k layers, as those of a very deep net are (A_ii^k = 0); for the others an
+inner solver is called. A feed-forward network in implicit form thus costs the products
+of its layers. The adjoint, with A transposed, runs through the groups in reverse:
+backpropagation.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021, section 2 (block
-triangular A).
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021,
+section 2 (block triangular A).
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ GROUP = 15.0
 def worthwhile(problem: Problem, costs: Costs, dtype: str) -> bool:
     """Whether it costs less than plain steps of the whole, as far as `Costs` says.
 
-    Without cycles plain steps are exact after as many as there are layers; a group with cycles is
-    taken to need as many as an ordinary solve.
+    Without cycles plain steps are exact after as many as there are layers; a group with
+    cycles is taken to need as many as an ordinary solve.
     """
     if problem.lacking or not isinstance(problem, Affine):
         return False
@@ -60,10 +61,13 @@ def worthwhile(problem: Problem, costs: Costs, dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class Substitution(Solver):
-    """Solve group by group. A is block triangular, as `ImplicitModel` finds it or a pattern says.
+    """Solve group by group.
 
-    The residual of a group without cycles is zero by construction, up to the rounding of its
-    product; that of a sample is the largest of its groups', its number of steps the largest too.
+    A is block triangular, as `ImplicitModel` finds it or a pattern says.
+
+    The residual of a group without cycles is zero by construction, up to the rounding
+    of its product; that of a sample is the largest of its groups', its number of steps
+    the largest too.
 
     Parameters
     ----------
@@ -79,7 +83,10 @@ class Substitution(Solver):
     def __call__(
         self, problem: Problem, x0: Array | None = None, *, trace: bool = False
     ) -> Solution:
-        """Substitute; x0 is of use to groups with cycles only. A trace has one row, the last."""
+        """Substitute; x0 is of use to groups with cycles only.
+
+        A trace has one row, the last.
+        """
         if problem.lacking or not isinstance(problem, Affine):
             raise InputError(
                 "Substitution needs a block triangular A and a componentwise phi, and "

@@ -1,13 +1,14 @@
 r"""Biased adjoints, by name only: a few steps instead of a solve.
 
-From v = 0, ``v <- (1 - tau) v + tau (J^T v + h)``, k times. In a norm in which J^T contracts by
-rho, a step contracts by ``1 - tau (1 - rho)``; v starts at distance |v*| from the answer. So
+From v = 0, ``v <- (1 - tau) v + tau (J^T v + h)``, k times. In a norm in which J^T
+contracts by rho, a step contracts by ``1 - tau (1 - rho)``; v starts at distance |v*|
+from the answer. So
 
     |v_k - v*| <= (1 - tau (1 - rho))^k |v*|:
 
-a relative error that no tolerance controls. For k = 1, tau = 1 it is up to rho. The gradients made
-of such a v are wrong by as much; in exchange the backward pass costs k - 1 products (and one more,
-with which the residual is reported).
+a relative error that no tolerance controls. For k = 1, tau = 1 it is up to rho. The
+gradients made of such a v are wrong by as much; in exchange the backward pass costs k -
+1 products (and one more, with which the residual is reported).
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ __all__ = ["JacobianFree", "Neumann", "Phantom"]
 class Phantom(Solver):
     """k averaged steps, ``v <- (1 - tau) v + tau (J^T v + h)``: the phantom gradient.
 
-    Biased: relative error up to ``(1 - tau (1 - rho))^steps`` where J^T contracts by rho. The
-    residual is reported, but no tolerance is asked of it (`Solution.tolerance` is infinite).
+    Biased: relative error up to ``(1 - tau (1 - rho))^steps`` where J^T contracts by
+    rho. The residual is reported, but no tolerance is asked of it (`Solution.tolerance`
+    is infinite).
 
     Parameters
     ----------
@@ -112,14 +114,17 @@ class Neumann(Phantom):
 
 @dataclass(frozen=True)
 class JacobianFree(Phantom):
-    """``v = h``: the loop is left out of the gradient altogether. `Neumann` with one term.
+    """``v = h``: the loop is left out of the gradient altogether.
 
-    Biased: relative error up to rho, so with kappa = 0.99 there may be nothing right in it.
+    `Neumann` with one term.
+
+    Biased: relative error up to rho, so with kappa = 0.99 there may be nothing right in
+    it.
 
     Notes
     -----
-    Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for implicit
-    networks", AAAI 2022.
+    Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for
+    implicit networks", AAAI 2022.
     """
 
     steps: int = field(default=1, init=False)

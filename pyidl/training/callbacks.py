@@ -1,7 +1,10 @@
-"""What `fit` calls after each epoch: stopping early, and writing checkpoints from which a run goes on to the last bit.
+"""What `fit` calls after each epoch.
 
-A callback is any function of the `Run`; returning True ends the training. These two are frozen dataclasses: what they must
-remember is kept in ``run.memory``, and so in the checkpoint.
+Stopping early, and writing checkpoints from which a run goes on to the last bit.
+
+A callback is any function of the `Run`; returning True ends the training. These two are
+frozen dataclasses: what they must remember is kept in ``run.memory``, and so in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -37,12 +40,14 @@ class EarlyStopping:
     min_delta : float
         How much better it must be to count.
     restore_best : bool
-        Whether the model gets back the parameters of the best epoch, when training ends here or by itself.
+        Whether the model gets back the parameters of the best epoch, when training ends
+        here or by itself.
 
     Raises
     ------
     InputError
-        If a number is out of range; after the first epoch, if `monitor` is not recorded.
+        If a number is out of range; after the first epoch, if `monitor` is not
+        recorded.
     """
 
     patience: int = 10
@@ -52,9 +57,14 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        counts, margin = is_whole(self.patience) and self.patience >= 1, is_real(self.min_delta) and self.min_delta >= 0
+        counts, margin = (
+            is_whole(self.patience) and self.patience >= 1,
+            is_real(self.min_delta) and self.min_delta >= 0,
+        )
         if not (counts and margin and self.mode in ("min", "max")):
-            raise InputError(f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0")
+            raise InputError(
+                f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0"
+            )
         expect("monitor", self.monitor, str, "name a key of the history, such as 'val_loss'")
         expect_flags(self, "restore_best")
         object.__setattr__(self, "min_delta", float(self.min_delta))
@@ -75,15 +85,22 @@ class EarlyStopping:
         over = run.epoch - 1 - best >= self.patience
         if self.restore_best:
             if best == run.epoch - 1:
-                run.memory |= {f"best.{key}": backend.to_numpy(a).copy() for key, a in run.model.params.items()}
+                run.memory |= {
+                    f"best.{key}": backend.to_numpy(a).copy() for key, a in run.model.params.items()
+                }
             elif over or run.epoch == run.epochs:
-                run.model.params = {key: from_host(run.model.xp, run.memory[f"best.{key}"]) for key in run.model.params}
+                run.model.params = {
+                    key: from_host(run.model.xp, run.memory[f"best.{key}"])
+                    for key in run.model.params
+                }
         return over
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Write everything that a run needs to go on, every few epochs and at the end: ``fit(..., resume=path)`` continues it.
+    """Write everything that a run needs to go on, every few epochs and at the end.
+
+    ``fit(..., resume=path)`` continues it.
 
     Parameters
     ----------
@@ -97,16 +114,28 @@ class Checkpoint:
     every: int = 1
 
     def __post_init__(self) -> None:
-        expect("path", self.path, (str, os.PathLike), "the name of a file is needed, a str or a Path")
+        expect(
+            "path", self.path, (str, os.PathLike), "the name of a file is needed, a str or a Path"
+        )
         if not (is_whole(self.every) and self.every >= 1):
-            raise InputError(f"every is {self.every!r}; an integer is needed, a checkpoint is written every one or more epochs")
+            raise InputError(
+                f"every is {self.every!r}; an integer is needed, a checkpoint is written every one or more epochs"
+            )
 
     def __call__(self, run: Run) -> None:
         """Write the file."""
         if run.epoch % self.every and run.epoch != run.epochs:
             return
-        groups = {"params": run.model.params, "optimizer": run.optimizer.state, "memory": run.memory}
-        arrays = {f"{group}/{key}": backend.to_numpy(a) for group, members in groups.items() for key, a in members.items()}
+        groups = {
+            "params": run.model.params,
+            "optimizer": run.optimizer.state,
+            "memory": run.memory,
+        }
+        arrays = {
+            f"{group}/{key}": backend.to_numpy(a)
+            for group, members in groups.items()
+            for key, a in members.items()
+        }
         header = {
             "kind": "checkpoint",
             "optimizer": type(run.optimizer).__name__,
@@ -119,25 +148,36 @@ class Checkpoint:
 
 
 def restore(run: Run, path: str | Path) -> None:
-    """Put a run into the state that a checkpoint has kept; nothing is changed unless all of it fits."""
+    """Put a run into the state that a checkpoint has kept.
+
+    Nothing is changed unless all of it fits.
+    """
     header, arrays = io.read_npz(path)
     if header.get("kind") != "checkpoint":
-        raise FileFormatError(f"{path} is not a checkpoint of fit; a model file is read by pyidl.load")
+        raise FileFormatError(
+            f"{path} is not a checkpoint of fit; a model file is read by pyidl.load"
+        )
     groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "optimizer": {}, "memory": {}}
     try:
-        optimizer, count, bits, records = (header[key] for key in ("optimizer", "count", "rng", "records"))
+        optimizer, count, bits, records = (
+            header[key] for key in ("optimizer", "count", "rng", "records")
+        )
         written_by = bits["bit_generator"]
         tol = None if header.get("tol") is None else tuple(map(float, header["tol"]))
         for key, a in arrays.items():
             group, _, name = key.partition("/")
             groups[group][name] = a
     except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not written by fit") from error
+        raise FileFormatError(
+            f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not written by fit"
+        ) from error
     own, generator = type(run.optimizer).__name__, type(run.rng.bit_generator).__name__
     if optimizer != own:
         raise InputError(f"{path} was written with the optimiser {optimizer}, this run uses {own}")
     if written_by != generator:
-        raise InputError(f"{path} was written with the generator {written_by}, this run uses {generator}")
+        raise InputError(
+            f"{path} was written with the generator {written_by}, this run uses {generator}"
+        )
     if tol != run.tol:
         cure = f"go on with tol={tol}, or start anew without resume"
         raise InputError(f"{path} was written with tol = {tol}, this run uses {run.tol}; {cure}")

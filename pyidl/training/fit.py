@@ -3,8 +3,8 @@
     Y, pull = model(U);  value, dY = loss(Y, target);  _, grads = pull(dY)
     model.params = model.project(optimizer.step(model.params, grads))
 
-The projection belongs to the step: after each one the model lies in its well-posed set again, and the forward pass and
-its gradient use the parameters as they are.
+The projection belongs to the step: after each one the model lies in its well-posed set
+again, and the forward pass and its gradient use the parameters as they are.
 """
 
 from __future__ import annotations
@@ -66,16 +66,21 @@ def fit(
     Parameters
     ----------
     model : Layer
-        Its `params` are replaced after every step, and projected into its well-posed set.
+        Its `params` are replaced after every step, and projected into its well-posed
+        set.
     data : (inputs, targets) or (inputs, targets, weights)
-        `inputs` is one array or a tuple of arrays that share their first axis; `weights` (m,) weigh the samples, those of (m, T) the
-        positions of sequences. Samples all of whose weights are 0 are left out.
+        `inputs` is one array or a tuple of arrays that share their first axis;
+        `weights` (m,) weigh the samples, those of (m, T) the positions of sequences.
+        Samples all of whose weights are 0 are left out.
     loss : callable
-        ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given; see `pyidl.losses`.
+        ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given;
+        see `pyidl.losses`.
     optimizer : Optimizer
-        See `pyidl.optim`; learning-rate schedules and gradient clipping are options of it.
+        See `pyidl.optim`; learning-rate schedules and gradient clipping are options of
+        it.
     epochs : int
-        How often every sample is seen; with `resume`, including the epochs already done.
+        How often every sample is seen; with `resume`, including the epochs already
+        done.
     batch_size : int or None
         Samples per step; None takes all at once.
     validation : like `data`, optional
@@ -83,24 +88,30 @@ def fit(
     rng : Generator, int or None
         Draws the order of the samples, on the host, and is handed to layers that draw.
     metrics : sequence of callables
-        ``metric(Y, target) -> float``, evaluated after each epoch on the validation data, or else on the training data.
+        ``metric(Y, target) -> float``, evaluated after each epoch on the validation
+        data, or else on the training data.
     penalty : callable, optional
-        ``penalty(params) -> (value, grads)``, added to the loss; `grads` may leave out keys.
+        ``penalty(params) -> (value, grads)``, added to the loss; `grads` may leave out
+        keys.
     tol : (float, float), optional
-        Tolerances of the solves of training, wherever in the model they are: forward, relative to
-        the state, and adjoint, relative to its right-hand side. Evaluation, metrics, callbacks and
-        whoever uses the model afterwards keep the model's own, which None also trains with. The
-        default costs no accuracy that could be measured, and up to a quarter of the time less
-        (docs/performance.md).
+        Tolerances of the solves of training, wherever in the model they are: forward,
+        relative to the state, and adjoint, relative to its right-hand side. Evaluation,
+        metrics, callbacks and whoever uses the model afterwards keep the model's own,
+        which None also trains with. The default costs no accuracy that could be
+        measured, and up to a quarter of the time less (docs/performance.md).
     on_fail : {"skip", "raise", "warn", "ignore"}
-        What happens to samples whose solve does not converge. "skip" leaves them out of the step, counts them in the history
-        and reports them once per epoch; it raises when more than a tenth of an epoch fails.
+        What happens to samples whose solve does not converge. "skip" leaves them out of
+        the step, counts them in the history and reports them once per epoch; it raises
+        when more than a tenth of an epoch fails.
     callbacks : iterable of callables
-        Called with the `Run` after every epoch; True ends the training. See `EarlyStopping`, `Checkpoint`.
+        Called with the `Run` after every epoch; True ends the training. See
+        `EarlyStopping`, `Checkpoint`.
     verbose : int
-        1 shows progress, by tqdm where it is installed and by the logger "pyidl" where not; 0 is silent.
+        1 shows progress, by tqdm where it is installed and by the logger "pyidl" where
+        not; 0 is silent.
     resume : path, optional
-        A file of `Checkpoint`: the run goes on as if it had not been interrupted, to the last bit.
+        A file of `Checkpoint`: the run goes on as if it had not been interrupted, to
+        the last bit.
 
     Returns
     -------
@@ -109,9 +120,10 @@ def fit(
     Raises
     ------
     InputError
-        Before any work, if the data do not fit together, or are not finite, or if the dtype of the
-        model cannot resolve `tol`. In the first epoch, in which every sample is met, if the loss
-        refuses a target, say; model, optimiser and generator are then as they were.
+        Before any work, if the data do not fit together, or are not finite, or if the
+        dtype of the model cannot resolve `tol`. In the first epoch, in which every
+        sample is met, if the loss refuses a target, say; model, optimiser and generator
+        are then as they were.
     ConvergenceError
         As `on_fail` says.
 
@@ -134,13 +146,25 @@ def fit(
         batch_size = check_width("batch_size", batch_size)
     for name, several in (("metrics", metrics), ("callbacks", callbacks)):
         if not isinstance(several, Iterable) or isinstance(several, Mapping):
-            raise InputError(f"{name} is {several!r}; a sequence of functions is needed, also of a single one")
+            raise InputError(
+                f"{name} is {several!r}; a sequence of functions is needed, also of a single one"
+            )
     callbacks = tuple(callbacks)
     expect("optimizer", optimizer, "step", "use one of pyidl.optim, such as Adam(1e-3)")
     if not (is_whole(verbose) or isinstance(verbose, bool)):
         raise InputError(f"verbose is {verbose!r}; 1 shows progress, 0 is silent")
-    expect("resume", resume, (str, os.PathLike, NoneType), "the name of a file of Checkpoint is needed, a str or a Path")
-    given = {"loss": [loss], "metrics": metrics, "callbacks": callbacks, "penalty": [] if penalty is None else [penalty]}
+    expect(
+        "resume",
+        resume,
+        (str, os.PathLike, NoneType),
+        "the name of a file of Checkpoint is needed, a str or a Path",
+    )
+    given = {
+        "loss": [loss],
+        "metrics": metrics,
+        "callbacks": callbacks,
+        "penalty": [] if penalty is None else [penalty],
+    }
     for name, functions in given.items():
         if not all(callable(function) for function in functions):
             raise InputError(f"{name}: {functions!r} must be callable")
@@ -160,13 +184,18 @@ def fit(
                     steps = _train_epoch(lent, train, size, loss, penalty, on_fail)
                 record = {"epoch": run.epoch + 1, **steps}
                 if held_out is not None:
-                    record |= {f"val_{key}": value for key, value in _evaluate(model, held_out, size, loss, metrics).items()}
+                    record |= {
+                        f"val_{key}": value
+                        for key, value in _evaluate(model, held_out, size, loss, metrics).items()
+                    }
                 elif metrics:
                     record |= _evaluate(model, train, size, None, metrics)
             record["seconds"] = time.perf_counter() - began
             run.records.append(record)
             report(record)
-            if [callback for callback in callbacks if callback(run) is True]:  # all of them are called
+            if [
+                callback for callback in callbacks if callback(run) is True
+            ]:  # all of them are called
                 break
     return History(tuple(run.records), tol)
 
@@ -174,7 +203,12 @@ def fit(
 @contextmanager
 def _as_it_was(run: Run) -> Iterator[None]:
     """What is refused in this block changes neither model nor optimiser nor generator."""
-    parts = [(run.model, "params"), (run.optimizer, "state"), (run.optimizer, "count"), (run.rng.bit_generator, "state")]
+    parts = [
+        (run.model, "params"),
+        (run.optimizer, "state"),
+        (run.optimizer, "count"),
+        (run.rng.bit_generator, "state"),
+    ]
     before = [getattr(owner, name, None) for owner, name in parts]
     try:
         yield
@@ -198,7 +232,7 @@ def _together(optimizer: Optimizer) -> Iterator[None]:
         raise
 
 
-# ------------------------------------------------------------------------------------------------------------ epochs
+# ------------------------------------------------------------------------------- epochs
 
 
 @dataclass(frozen=True)
@@ -210,7 +244,10 @@ class _Data:
     weights: Any
     m: int
     unit: float = 1.0
-    """The largest weight of all samples: in this unit weights are added up, so that no sum of them overflows."""
+    """The largest weight of all samples.
+
+    In this unit weights are added up, so that no sum of them overflows.
+    """
 
     @classmethod
     def read(cls, data: Any, model: Layer, name: str) -> _Data:
@@ -218,10 +255,17 @@ class _Data:
             raise InputError(f"{name} must be (inputs, targets) or (inputs, targets, weights)")
         inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
         given = (*inputs, data[1], *(w for w in data[2:] if w is not None))
-        parts = [a if backend.is_array(a) else from_host(model.xp, backend.read_array(a, f"an array of {name}")) for a in given]
+        parts = [
+            a
+            if backend.is_array(a)
+            else from_host(model.xp, backend.read_array(a, f"an array of {name}"))
+            for a in given
+        ]
         lengths = {a.shape[0] if a.ndim else 0 for a in parts}
         if len(lengths) != 1 or lengths == {0}:
-            raise InputError(f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1")
+            raise InputError(
+                f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1"
+            )
         backend.namespace(*parts, *model.params.values())
         weights = parts[-1] if len(data) == 3 and data[2] is not None else None
         read = cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
@@ -234,10 +278,20 @@ class _Data:
         return read
 
     def _with_weight(self, name: str) -> _Data:
-        """Without the samples of weight 0: they would only be able to fill a batch with nothing."""
+        """Without the samples of weight 0.
+
+        They would only be able to fill a batch with nothing.
+        """
         weights = backend.to_numpy(self.weights)
-        if weights.ndim not in (1, 2) or not np.all(np.isfinite(weights)) or np.any(weights < 0) or not np.any(weights > 0):
-            raise InputError(f"the weights of {name} must be one finite number >= 0 for each sample or position, and not all of them 0")
+        if (
+            weights.ndim not in (1, 2)
+            or not np.all(np.isfinite(weights))
+            or np.any(weights < 0)
+            or not np.any(weights > 0)
+        ):
+            raise InputError(
+                f"the weights of {name} must be one finite number >= 0 for each sample or position, and not all of them 0"
+            )
         some = weights.reshape(self.m, -1).any(axis=1)
         read = replace(self, unit=float(weights.max()))
         return read if np.all(some) else read.take(np.flatnonzero(some))
@@ -253,7 +307,12 @@ class _Data:
         return replace(self, inputs=inputs, target=target, weights=weights, m=len(rows))
 
     def loss(self, loss: Loss, Y: Any) -> tuple[Any, Any]:
-        return _pair("loss", loss(Y, self.target) if self.weights is None else loss(Y, self.target, weights=self.weights))
+        return _pair(
+            "loss",
+            loss(Y, self.target)
+            if self.weights is None
+            else loss(Y, self.target, weights=self.weights),
+        )
 
     @property
     def total(self) -> Any:
@@ -267,7 +326,9 @@ class _Data:
 def _pair(name: str, given: Any) -> tuple[Any, Any]:
     """What a function of the caller's has returned."""
     if not (isinstance(given, (tuple, list)) and len(given) == 2):
-        raise InputError(f"{name} has returned {given!r}; it returns a pair, the value and its derivative")
+        raise InputError(
+            f"{name} has returned {given!r}; it returns a pair, the value and its derivative"
+        )
     return given[0], given[1]
 
 
@@ -299,7 +360,9 @@ class _Failed:
     last: str = ""
 
 
-def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty | None, on_fail: OnFailedSamples) -> dict[str, float]:
+def _train_epoch(
+    run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty | None, on_fail: OnFailedSamples
+) -> dict[str, float]:
     """One pass over the samples in random order, a step for each batch."""
     order = run.rng.permutation(data.m)
     mean, steps, failed = _Mean(), _Mean(), _Failed(np.zeros(data.m, bool))
@@ -313,13 +376,25 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
             if penalty is not None:
                 extra, slopes = _pair("penalty", penalty(run.model.params))
                 if not set(slopes) <= set(grads):
-                    raise InputError(f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}")
-                backend.namespace(*grads.values(), *(g for g in slopes.values() if backend.is_array(g)))
-                value, grads = value + extra, {key: grads[key] + slopes[key] if key in slopes else grads[key] for key in grads}
+                    raise InputError(
+                        f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}"
+                    )
+                backend.namespace(
+                    *grads.values(), *(g for g in slopes.values() if backend.is_array(g))
+                )
+                value, grads = (
+                    value + extra,
+                    {
+                        key: grads[key] + slopes[key] if key in slopes else grads[key]
+                        for key in grads
+                    },
+                )
             with _together(run.optimizer):
                 run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
         except Exception as error:
-            error.add_note(f"in fit: epoch {run.epoch + 1}, step {i // size + 1} of {-(-data.m // size)}")
+            error.add_note(
+                f"in fit: epoch {run.epoch + 1}, step {i // size + 1} of {-(-data.m // size)}"
+            )
             raise
         mean.add(value, total)
         for n_iter in counts:
@@ -327,18 +402,35 @@ def _train_epoch(run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty 
     count = int(failed.samples.sum())
     words = f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}"
     if count > MAX_FAILED * data.m:
-        raise ConvergenceError(f"{words}, more than a tenth. The last of them: {failed.last}", ~failed.samples)
+        raise ConvergenceError(
+            f"{words}, more than a tenth. The last of them: {failed.last}", ~failed.samples
+        )
     if count:
-        warnings.warn(f"{words}; they were left out. The last of them: {failed.last}", ConvergenceWarning, stacklevel=3)
-    return {"loss": float(mean), "steps": float(steps) if steps.weight else 0.0, "failed": float(count)}
+        warnings.warn(
+            f"{words}; they were left out. The last of them: {failed.last}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return {
+        "loss": float(mean),
+        "steps": float(steps) if steps.weight else 0.0,
+        "failed": float(count),
+    }
 
 
-def _attempt(run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: _Failed) -> Any:
-    """Loss and gradients of one batch; with "skip", of those of its samples whose solves converge."""
+def _attempt(
+    run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: _Failed
+) -> Any:
+    """Loss and gradients of one batch.
+
+    With "skip", of those of its samples whose solves converge.
+    """
     while len(rows):
         batch = data.take(rows)
         try:
-            Y, pull = run.model(*batch.inputs, rng=run.rng, on_fail="raise" if on_fail == "skip" else on_fail)
+            Y, pull = run.model(
+                *batch.inputs, rng=run.rng, on_fail="raise" if on_fail == "skip" else on_fail
+            )
             value, dY = batch.loss(loss, Y)
             _, grads = pull(dY, inputs=False)
             return value, grads, batch.total, [s.n_iter for s in pull.solutions]
@@ -351,8 +443,13 @@ def _attempt(run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFai
     return None
 
 
-def _evaluate(model: Layer, data: _Data, size: int, loss: Loss | None, metrics: Sequence[Metric]) -> dict[str, float]:
-    """Loss and metrics without a step; samples whose solve fails count with the best state that was found."""
+def _evaluate(
+    model: Layer, data: _Data, size: int, loss: Loss | None, metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """Loss and metrics without a step.
+
+    Samples whose solve fails count with the best state that was found.
+    """
     outputs, mean, failed = [], _Mean(), 0
     for i in range(0, data.m, size):
         batch = data.take(np.arange(i, min(i + size, data.m)))
@@ -371,7 +468,7 @@ def _evaluate(model: Layer, data: _Data, size: int, loss: Loss | None, metrics: 
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------- progress
+# ----------------------------------------------------------------------------- progress
 
 
 @contextmanager
@@ -388,9 +485,17 @@ def _progress(run: Run, verbose: int) -> Iterator[Callable[[Mapping[str, float]]
 
             def report(record: Mapping[str, float]) -> None:
                 shown = {
-                    key: f"{value:.4g}" for key, value in record.items() if key not in ("epoch", "seconds", "steps") and value == value
+                    key: f"{value:.4g}"
+                    for key, value in record.items()
+                    if key not in ("epoch", "seconds", "steps") and value == value
                 }
-                bar.set_postfix({key: value for key, value in shown.items() if not (key.endswith("failed") and value == "0")})
+                bar.set_postfix(
+                    {
+                        key: value
+                        for key, value in shown.items()
+                        if not (key.endswith("failed") and value == "0")
+                    }
+                )
                 bar.update()
 
             yield report

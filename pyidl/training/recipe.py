@@ -7,10 +7,16 @@ All of it was chosen together, on five small tables, by ``tests/benchmarks/estim
 __all__ = ["ALPHA", "KAPPA", "LEARNING_RATE", "TOL"]
 
 KAPPA = 0.5
-"""Of `InfNorm`: each step of a solve at least halves the error, forward and backward."""
+"""Of `InfNorm`.
+
+Each step of a solve at least halves the error, forward and backward.
+"""
 LEARNING_RATE = 1e-2
 """Of Adam, at the start; it falls to 0 along half a cosine."""
 ALPHA = 3e-3
 """Of `ridge`."""
 TOL = (1e-3, 1e-2)
-"""Of the solves of training, forward and adjoint; with tighter ones no table was answered better."""
+"""Of the solves of training, forward and adjoint.
+
+With tighter ones no table was answered better.
+"""

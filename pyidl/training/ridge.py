@@ -34,7 +34,9 @@ def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
            [2., 2.]])})
     """
     if not (is_real(alpha) and 0 <= alpha < math.inf):
-        raise InputError(f"alpha is {alpha!r}; the weight of a penalty is a finite number, not negative")
+        raise InputError(
+            f"alpha is {alpha!r}; the weight of a penalty is a finite number, not negative"
+        )
     alpha = float(alpha)
 
     def penalty(params: Params) -> tuple[Any, Mapping[str, Array]]:

@@ -29,8 +29,9 @@ class Optimizer(Protocol):
 class History:
     """One record for each epoch.
 
-    ``history["loss"]`` is an array over the epochs. The keys: epoch, loss, val_loss and the metrics (of the validation data
-    if there are any, with ``"val_"`` before the name, otherwise of the training data), steps (mean forward steps a sample and
+    ``history["loss"]`` is an array over the epochs. The keys: epoch, loss, val_loss and
+    the metrics (of the validation data if there are any, with ``"val_"`` before the
+    name, otherwise of the training data), steps (mean forward steps a sample and
     solve), failed (samples whose solve failed and that were left out), seconds.
 
     Attributes
@@ -38,7 +39,8 @@ class History:
     records : tuple of mappings
         One for each epoch.
     tol : (float, float) or None
-        Tolerances of the solves of training, forward and adjoint; None where they were the model's.
+        Tolerances of the solves of training, forward and adjoint; None where they were
+        the model's.
     """
 
     records: tuple[Mapping[str, float], ...] = ()
@@ -46,19 +48,27 @@ class History:
 
     def __getitem__(self, key: str) -> np.ndarray:
         if not self.records or key not in self.records[0]:
-            raise KeyError(f"{key!r} was not recorded; there are {list(self.records[0]) if self.records else 'no epochs'}")
+            raise KeyError(
+                f"{key!r} was not recorded; there are {list(self.records[0]) if self.records else 'no epochs'}"
+            )
         return np.array([record[key] for record in self.records])
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return "\n".join(["History of no epochs"] if not self.records else [in_words(record) for record in self.records])
+        return "\n".join(
+            ["History of no epochs"]
+            if not self.records
+            else [in_words(record) for record in self.records]
+        )
 
 
 def in_words(record: Mapping[str, float]) -> str:
     """One epoch in a line."""
-    parts = [f"{key} {value:.4g}" for key, value in record.items() if key not in ("epoch", "seconds")]
+    parts = [
+        f"{key} {value:.4g}" for key, value in record.items() if key not in ("epoch", "seconds")
+    ]
     return f"epoch {int(record['epoch'])}: " + ", ".join(parts) + f" ({record['seconds']:.2f} s)"
 
 
@@ -75,7 +85,8 @@ class Run:
     epochs : int
         How many were asked for.
     tol : (float, float) or None
-        Tolerances of the solves of training, forward and adjoint; None for the model's own.
+        Tolerances of the solves of training, forward and adjoint; None for the model's
+        own.
     records : list of dict
         One for each epoch done.
     memory : dict of str to numpy.ndarray

@@ -1,11 +1,13 @@
 r"""Columns with mean 0 and deviation 1 for training, and a model that takes the columns as they are.
 
-With ``v = (u - m) / s`` and ``y = t + r z``, componentwise, a model trained on v and z is, exactly, one of u and y:
+With ``v = (u - m) / s`` and ``y = t + r z``, componentwise, a model trained on v and z
+is, exactly, one of u and y:
 
     x = phi(A x + B v + b)   = phi(A x + (B / s) u + (b - (B / s) m))
     y = t + r (C x + D v + d) = (r C) x + (r D / s) u + (r (d - (D / s) m) + t)
 
-A is the same, and so is the state: what is certified of one model is certified of the other.
+A is the same, and so is the state: what is certified of one model is certified of the
+other.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from pyidl.layers import ImplicitModel
 
 __all__ = ["Scaling", "fold"]
 
-CONSTANT = 64 * np.finfo(np.float64).eps  # a deviation below this share of the largest entry is rounding
+CONSTANT = (
+    64 * np.finfo(np.float64).eps
+)  # a deviation below this share of the largest entry is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +49,17 @@ class Scaling:
 
     @classmethod
     def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Scaling:
-        """Mean and deviation of the columns, weighted; the scale of a constant column is 1.
+        """Mean and deviation of the columns, weighted.
 
-        They are computed in units of a power of two near the largest entry, so that no square overflows or vanishes.
+        The scale of a constant column is 1.
+
+        They are computed in units of a power of two near the largest entry, so that no
+        square overflows or vanishes.
         """
         U = np.asarray(U, dtype=np.float64)
-        unit = np.exp2(np.frexp(np.maximum(np.max(np.abs(U), axis=0), np.finfo(np.float64).tiny))[1] - 1.0)
+        unit = np.exp2(
+            np.frexp(np.maximum(np.max(np.abs(U), axis=0), np.finfo(np.float64).tiny))[1] - 1.0
+        )
         V = U / unit
         mean = np.average(V, axis=0, weights=weights)
         deviation = np.sqrt(np.average((V - mean) ** 2, axis=0, weights=weights))
@@ -96,14 +105,25 @@ def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitMod
     True
     """
     if not model.bias:
-        raise InputError("a model without biases cannot take a shift of its inputs or outputs; build it with bias=True")
+        raise InputError(
+            "a model without biases cannot take a shift of its inputs or outputs; build it with bias=True"
+        )
     widths = len(inputs.mean), len(outputs.mean)
     if widths != (model.input_dim, model.output_dim):
-        raise InputError(f"the scalings have {widths} columns, the model has {(model.input_dim, model.output_dim)} inputs and outputs")
+        raise InputError(
+            f"the scalings have {widths} columns, the model has {(model.input_dim, model.output_dim)} inputs and outputs"
+        )
     old: dict[str, Any] = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items()}
     column = outputs.scale[:, None]
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the model, by name
-        new = {**old, "B": old["B"] / inputs.scale, "C": column * old["C"], "d": outputs.undo(old["d"])}
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what overflows is refused by the model, by name
+        new = {
+            **old,
+            "B": old["B"] / inputs.scale,
+            "C": column * old["C"],
+            "d": outputs.undo(old["d"]),
+        }
         new["b"] = old["b"] - new["B"] @ inputs.mean
         if model.feedthrough:
             new["D"] = column * old["D"] / inputs.scale

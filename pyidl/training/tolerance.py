@@ -1,7 +1,9 @@
-"""Training at tolerances of its own: a twin of the model takes the steps, and the model gets them.
+"""Training at tolerances of its own.
 
-The twin has the same parameters and other solvers, so that whoever looks at the model between two
-epochs, be it an evaluation or a callback, sees its own tolerances.
+A twin of the model takes the steps, and the model gets them.
+
+The twin has the same parameters and other solvers, so that whoever looks at the model
+between two epochs, be it an evaluation or a callback, sees its own tolerances.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ Tolerances = tuple[float, float]
 
 
 def read_tol(tol: Any, model: Layer) -> Tolerances | None:
-    """Return the pair as floats, or None; refuse what no solve of the model could meet."""
+    """Return the pair as floats, or None.
+
+    Refuse what no solve of the model could meet.
+    """
     if tol is None:
         return None
     pair = tuple(tol) if isinstance(tol, (tuple, list)) else ()
@@ -43,7 +48,8 @@ class Twin:
     Attributes
     ----------
     layer : Layer
-        The twin: the model itself without tolerances, or where no solver is to be changed.
+        The twin: the model itself without tolerances, or where no solver is to be
+        changed.
     """
 
     layer: Layer
@@ -62,7 +68,10 @@ class Twin:
 
     @contextmanager
     def learning(self) -> Iterator[Layer]:
-        """Lend the twin; the model has what it has learnt afterwards, also after an error."""
+        """Lend the twin.
+
+        The model has what it has learnt afterwards, also after an error.
+        """
         for mine, other, names in self.pairs:
             _share(mine, other, names)
         try:
@@ -73,6 +82,9 @@ class Twin:
 
 
 def _share(source: Layer, target: Layer, names: tuple[str, ...]) -> None:
-    """Hand over what stands there already: nothing is copied, and memory cannot run out."""
+    """Hand over what stands there already.
+
+    Nothing is copied, and memory cannot run out.
+    """
     for name in names:
         object.__setattr__(target, name, source.__dict__[name])

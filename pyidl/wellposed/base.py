@@ -1,7 +1,8 @@
 """A constraint is a set of parameters in which well-posedness is certain.
 
-It works on a layer's flat dictionary, so that a matrix A and a pair of factors ``A = L R^T`` fit alike. It never acts
-behind the forward pass: a training step projects, ``model.params = model.project(params)``.
+It works on a layer's flat dictionary, so that a matrix A and a pair of factors ``A = L
+R^T`` fit alike. It never acts behind the forward pass: a training step projects,
+``model.params = model.project(params)``.
 """
 
 from __future__ import annotations
@@ -48,12 +49,18 @@ class Constraint(ABC):
     """Whether `project` leaves zeros of A zeros, as a pattern needs it."""
 
     def refusal(self, activation: Activation) -> str:
-        """Why the condition says nothing for this activation, in words; "" where it does."""
+        """Why the condition says nothing for this activation, in words.
+
+        "" where it does.
+        """
         return ""
 
     @abstractmethod
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return feasible parameters: the nearest ones where the set is convex, those given where they are feasible."""
+        """Return feasible parameters.
+
+        The nearest ones where the set is convex, those given where they are feasible.
+        """
 
     @abstractmethod
     def contains(self, params: Params, activation: Activation) -> bool:
@@ -61,10 +68,13 @@ class Constraint(ABC):
 
     @abstractmethod
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """What is proven for these parameters, inside the set or not; the radius of the set plays no part in it."""
+        """What is proven for these parameters, inside the set or not.
+
+        The radius of the set plays no part in it.
+        """
 
 
-# ------------------------------------------------------------------------------------ what several conditions share
+# -------------------------------------------------------- what several conditions share
 
 
 def unproven(reason: str) -> Certificate:
@@ -80,7 +90,9 @@ def unknown_lipschitz(activation: Activation) -> Certificate:
 def size_of(params: Params) -> int:
     """The number n of components of the state."""
     if not (isinstance(params, Mapping) and ("A" in params or "L" in params)):
-        raise InputError(f"params is {params!r}; a mapping with the array A, or L and R, is needed, such as model.params")
+        raise InputError(
+            f"params is {params!r}; a mapping with the array A, or L and R, is needed, such as model.params"
+        )
     return int(params["A" if "A" in params else "L"].shape[0])
 
 
@@ -96,7 +108,10 @@ def known_lipschitz(activation: Activation, n: int) -> list[float] | None:
 
 
 def lipschitz_rows(activation: Activation, n: int) -> np.ndarray:
-    """L_i for every component; with an unknown L nothing can be certified, and L = 1 is taken."""
+    """L_i for every component.
+
+    With an unknown L nothing can be certified, and L = 1 is taken.
+    """
     return np.asarray(known_lipschitz(activation, n) or [1.0] * n, dtype=np.float64)
 
 
@@ -138,14 +153,17 @@ def weights_for(weights: tuple[float, ...] | None, n: int) -> np.ndarray | None:
     if weights is None:
         return None
     if len(weights) != n:
-        raise InputError(f"there are {len(weights)} weights, the state has {n} components; give one for each")
+        raise InputError(
+            f"there are {len(weights)} weights, the state has {n} components; give one for each"
+        )
     return np.asarray(weights)
 
 
 def lowered(candidate: Callable[[float], Any], inside: Callable[[Any], bool], first: float) -> Any:
     """``candidate(1 - t)`` for the first t of ``first, 4 first, 16 first, ..., 1`` that rounding leaves inside.
 
-    A result that is scaled onto the boundary may be rounded out of it; by how much is measured, not estimated.
+    A result that is scaled onto the boundary may be rounded out of it; by how much is
+    measured, not estimated.
     """
     t = first
     while t < 1.0:

@@ -1,14 +1,19 @@
-r"""The matrix of block norms: how much block j of the state can move block i of the next one.
+r"""The matrix of block norms.
 
-Where phi acts on some components together (softmax, layer norm), it is Lipschitz in the Euclidean norm of such a block, and of a single
-component elsewhere. With the state cut into these blocks, I and J,
+How much block j of the state can move block i of the next one.
+
+Where phi acts on some components together (softmax, layer norm), it is Lipschitz in the
+Euclidean norm of such a block, and of a single component elsewhere. With the state cut
+into these blocks, I and J,
 
     |f(x)_I - f(x')_I|_2 <= g_I |sum_J A_IJ (x_J - x'_J)|_2 <= sum_J g_I |A_IJ|_2 |x_J - x'_J|_2 = (G N |x - x'|)_I,
 
-``N_IJ = |A_IJ|_2``, G = diag(g). So whatever is proven with ``G N`` in place of ``diag(L) |A|`` holds for the vector of block norms. For a
-componentwise phi it is ``diag(L) |A|``.
+``N_IJ = |A_IJ|_2``, G = diag(g). So whatever is proven with ``G N`` in place of
+``diag(L) |A|`` holds for the vector of block norms. For a componentwise phi it is
+``diag(L) |A|``.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.3 ("BLIP" maps).
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
+Data Sci. 3(3), 2021, section 2.3 ("BLIP" maps).
 """
 
 from __future__ import annotations
@@ -48,7 +53,9 @@ class Gains:
 
     def norm(self, weights: np.ndarray | None = None) -> Norm:
         """``max_I |x_I|_2 / w_I``, w given for each block."""
-        return Norm("largest entry", None if weights is None else self.spread(weights), self.vectors)
+        return Norm(
+            "largest entry", None if weights is None else self.spread(weights), self.vectors
+        )
 
     def spread(self, per_block: np.ndarray) -> np.ndarray:
         """A number for each component from one for each block."""
@@ -56,35 +63,55 @@ class Gains:
 
 
 def gains(params: Params, activation: Activation) -> Gains:
-    """``diag(L) |A|``, or ``G N`` where phi has blocks; the Lipschitz constants are taken as 1 where they are not known."""
+    """``diag(L) |A|``, or ``G N`` where phi has blocks.
+
+    The Lipschitz constants are taken as 1 where they are not known.
+    """
     n = size_of(params)
     lipschitz, vectors = lipschitz_rows(activation, n), acts_together(activation, n)
     if not vectors:
         one = np.ones(n, int)
         with np.errstate(over="ignore"):
-            return Gains(lipschitz[:, None] * absolute(params) * (1.0 + 2 * EPS), np.arange(n), one, ())
+            return Gains(
+                lipschitz[:, None] * absolute(params) * (1.0 + 2 * EPS), np.arange(n), one, ()
+            )
     inside = np.zeros(n, bool)
     for start, stop in vectors:
         inside[start + 1 : stop] = True
     starts = np.flatnonzero(~inside)
     sizes = np.diff(starts, append=n)
     A, error = entries(params)
-    # |A_IJ|_2 is that of the computed block, and at most |error_IJ|_F more; row and column norms first, then blocks with blocks.
+    # |A_IJ|_2 is that of the computed block, and at most |error_IJ|_F more; row and
+    # column norms first, then blocks with blocks.
     with np.errstate(over="ignore"):
         total = np.abs(A) + error
-        norms = np.add.reduceat(np.add.reduceat(total * total, starts, axis=0), starts, axis=1) ** 0.5 * (1.0 + 4 * n * EPS)
+        norms = np.add.reduceat(
+            np.add.reduceat(total * total, starts, axis=0), starts, axis=1
+        ) ** 0.5 * (1.0 + 4 * n * EPS)
     extra = 0.0 if isinstance(error, float) else error
     for i in np.flatnonzero(sizes > 1):
         for j in np.flatnonzero(sizes > 1):
-            rows, columns = slice(starts[i], starts[i] + sizes[i]), slice(starts[j], starts[j] + sizes[j])
+            rows, columns = (
+                slice(starts[i], starts[i] + sizes[i]),
+                slice(starts[j], starts[j] + sizes[j]),
+            )
             rest = 0.0 if isinstance(extra, float) else float(np.linalg.norm(extra[rows, columns]))
-            norms[i, j] = min(norms[i, j], (spectral_bound(A[rows, columns]) + rest) * (1.0 + 4 * EPS))
+            norms[i, j] = min(
+                norms[i, j], (spectral_bound(A[rows, columns]) + rest) * (1.0 + 4 * EPS)
+            )
     return Gains(lipschitz[starts][:, None] * norms * (1.0 + 2 * EPS), starts, sizes, vectors)
 
 
 def scale_rows(params: Params, shrink: np.ndarray) -> dict[str, Array]:
-    """A with its rows multiplied by these numbers: A itself, or the rows of L; rows with a 1 stay bit for bit."""
+    """A with its rows multiplied by these numbers: A itself, or the rows of L.
+
+    Rows with a 1 stay bit for bit.
+    """
     key = "A" if "A" in params else "L"
     P = params[key]
     xp = namespace(P)
-    return {**params, key: P * backend.astype(xp, backend.from_host(xp, np.ascontiguousarray(shrink)), P.dtype)[:, None]}
+    return {
+        **params,
+        key: P
+        * backend.astype(xp, backend.from_host(xp, np.ascontiguousarray(shrink)), P.dtype)[:, None],
+    }

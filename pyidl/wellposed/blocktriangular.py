@@ -1,17 +1,24 @@
-r"""Partly feed-forward: A block upper triangular, with a condition of its own for every block on the diagonal.
+r"""Partly feed-forward.
+
+A block upper triangular, with a condition of its own for every block on the diagonal.
 
     x_I = phi(A_II x_I + (sum over J > I of A_IJ x_J) + z_I),    I from the last block to the first.
 
-Each is an equation for x_I alone once the later blocks are known. If every diagonal block is well-posed, so is A; what lies above the
-diagonal blocks may be of any size. Only the error feels it. Let ``M_I |e_I| <= |r_I|`` entry by entry for block I alone. The residual that
-block I would have if the others were exact differs from r_I by at most ``L |A_IJ| |e_J|``, hence
+Each is an equation for x_I alone once the later blocks are known. If every diagonal
+block is well-posed, so is A; what lies above the diagonal blocks may be of any size.
+Only the error feels it. Let ``M_I |e_I| <= |r_I|`` entry by entry for block I alone.
+The residual that block I would have if the others were exact differs from r_I by at
+most ``L |A_IJ| |e_J|``, hence
 
     M_I |e_I| - sum_{J > I} diag(L) |A_IJ| |e_J| <= |r_I|,
 
-a comparison matrix of the whole. (Row i of M_I may have been divided by a number d_i >= 1, as the matrix measure does; the inequality then
-holds a fortiori.) Where a block has an error bound in the Euclidean norm only, ``m_I |e_I|_2 <= |r_I|_2``, the same holds for block norms.
+a comparison matrix of the whole. (Row i of M_I may have been divided by a number d_i >=
+1, as the matrix measure does; the inequality then holds a fortiori.) Where a block has
+an error bound in the Euclidean norm only, ``m_I |e_I|_2 <= |r_I|_2``, the same holds
+for block norms.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021, section 2.
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021,
+section 2.
 """
 
 from __future__ import annotations
@@ -39,13 +46,15 @@ __all__ = ["BlockTriangular"]
 class BlockTriangular(Constraint):
     """The set of block upper triangular A with diagonal blocks in a set of their own.
 
-    `project` sets what lies below to zero and projects the diagonal blocks: the nearest point where that of `inner` is. Blocks follow the
-    order of the state, and the papers' order of a network: the last layer first.
+    `project` sets what lies below to zero and projects the diagonal blocks: the nearest
+    point where that of `inner` is. Blocks follow the order of the state, and the
+    papers' order of a network: the last layer first.
 
     Parameters
     ----------
     blocks : tuple of int
-        Sizes, of sum n. Where the activation acts on several components together, these lie in one block.
+        Sizes, of sum n. Where the activation acts on several components together, these
+        lie in one block.
     inner : Constraint
         For each diagonal block with the activation of its components.
 
@@ -73,9 +82,13 @@ class BlockTriangular(Constraint):
         except (TypeError, ValueError):
             sizes = ()
         if not sizes or min(sizes) < 1 or sizes != tuple(self.blocks):
-            raise InputError(f"blocks is {self.blocks!r}; use the sizes of the blocks, positive integers")
+            raise InputError(
+                f"blocks is {self.blocks!r}; use the sizes of the blocks, positive integers"
+            )
         if not isinstance(self.inner, Constraint):
-            raise InputError(f"inner is {self.inner!r}; use one of pyidl.wellposed, such as InfNorm(0.99)")
+            raise InputError(
+                f"inner is {self.inner!r}; use one of pyidl.wellposed, such as InfNorm(0.99)"
+            )
         object.__setattr__(self, "blocks", sizes)
         object.__setattr__(self, "contracts", self.inner.contracts)
         object.__setattr__(self, "keeps_zeros", self.inner.keeps_zeros)
@@ -85,18 +98,26 @@ class BlockTriangular(Constraint):
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     def _parts(self, activation: Activation) -> list[Activation]:
-        return [activation] if len(self.blocks) == 1 else [activation.columns(piece) for piece in self._pieces()]
+        return (
+            [activation]
+            if len(self.blocks) == 1
+            else [activation.columns(piece) for piece in self._pieces()]
+        )
 
     def _matrix(self, params: Params) -> Array:
         A = full_matrix(params, "BlockTriangular")
         if sum(self.blocks) != A.shape[0]:
-            raise InputError(f"the blocks {self.blocks} have {sum(self.blocks)} components together, the state has {A.shape[0]}")
+            raise InputError(
+                f"the blocks {self.blocks} have {sum(self.blocks)} components together, the state has {A.shape[0]}"
+            )
         return A
 
     def _below(self, A: Array) -> bool:
         """Whether anything below the diagonal blocks differs from zero."""
         xp = namespace(A)
-        return any(bool(xp.any(A[piece, : piece.start] != 0)) for piece in self._pieces() if piece.start)
+        return any(
+            bool(xp.any(A[piece, : piece.start] != 0)) for piece in self._pieces() if piece.start
+        )
 
     def refusal(self, activation: Activation) -> str:
         """What the inner condition refuses in one of the blocks, or a block that cuts an activation of several components."""
@@ -123,10 +144,15 @@ class BlockTriangular(Constraint):
         """Whether there are zeros below, and every diagonal block lies in its set."""
         A = self._matrix(params)
         pairs = zip(self._pieces(), self._parts(activation), strict=True)
-        return not self._below(A) and all(self.inner.contains({"A": A[piece, piece]}, part) for piece, part in pairs)
+        return not self._below(A) and all(
+            self.inner.contains({"A": A[piece, piece]}, part) for piece, part in pairs
+        )
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """Proven if every block is; the factor is the largest of theirs, for the iteration inside a block."""
+        """Proven if every block is.
+
+        The factor is the largest of theirs, for the iteration inside a block.
+        """
         if "A" not in params:
             return unproven("the zeros of A decide, which factors A = L R^T do not show")
         A, refused = self._matrix(params), self.refusal(activation)
@@ -140,14 +166,22 @@ class BlockTriangular(Constraint):
         ]
         for i, inside in enumerate(found):
             if not inside.proven:
-                return unproven(f"A is block triangular, but its diagonal block {i} is not certified: {inside.reason}")
+                return unproven(
+                    f"A is block triangular, but its diagonal block {i} is not certified: {inside.reason}"
+                )
         worst = max(found, key=lambda c: c.contraction)
         reason = f"A is block triangular with {len(found)} blocks, solved one after the other; the slowest: {worst.reason}"
         norm, margin, comparison = self._error(to_numpy(A).astype(np.float64), activation, found)
-        inside_of = "Substitution" if worst.contraction == 0 else f"{worst.applies_to} within a block"
-        return Certificate(True, worst.contraction, norm, inside_of, reason, margin=margin, comparison=comparison)
+        inside_of = (
+            "Substitution" if worst.contraction == 0 else f"{worst.applies_to} within a block"
+        )
+        return Certificate(
+            True, worst.contraction, norm, inside_of, reason, margin=margin, comparison=comparison
+        )
 
-    def _error(self, A: np.ndarray, activation: Activation, found: list[Certificate]) -> tuple[Norm, float, np.ndarray | None]:
+    def _error(
+        self, A: np.ndarray, activation: Activation, found: list[Certificate]
+    ) -> tuple[Norm, float, np.ndarray | None]:
         """The norm and the margin of the whole, and its comparison matrix where all blocks have one."""
         if activation.row_lipschitz(len(A)) is None:
             return Norm(), 0.0, None
@@ -156,7 +190,11 @@ class BlockTriangular(Constraint):
         if all(c.comparison is not None or _plain(c) for c in found):
             M = lower(-coupling)
             for piece, c in zip(pieces, found, strict=True):
-                M[piece, piece] = lower(np.eye(piece.stop - piece.start) - coupling[piece, piece]) if c.comparison is None else c.comparison
+                M[piece, piece] = (
+                    lower(np.eye(piece.stop - piece.start) - coupling[piece, piece])
+                    if c.comparison is None
+                    else c.comparison
+                )
             s, margin = positive_solution(M)
             return Norm(weights=s), margin, M
         if not all(c.norm.kind == "Euclidean" and c.norm.weights is None for c in found):
@@ -165,9 +203,19 @@ class BlockTriangular(Constraint):
         M = np.diag([c.margin for c in found])
         for i, rows in enumerate(pieces):
             for j in range(i + 1, len(pieces)):
-                M[i, j] = -float(np.max(lipschitz[rows])) * spectral_bound(A[rows, pieces[j]]) * (1.0 + 4 * EPS)
+                M[i, j] = (
+                    -float(np.max(lipschitz[rows]))
+                    * spectral_bound(A[rows, pieces[j]])
+                    * (1.0 + 4 * EPS)
+                )
         s, margin = positive_solution(M)
-        return Norm("largest entry", np.repeat(s, self.blocks), tuple((p.start, p.stop) for p in pieces)), margin, None
+        return (
+            Norm(
+                "largest entry", np.repeat(s, self.blocks), tuple((p.start, p.stop) for p in pieces)
+            ),
+            margin,
+            None,
+        )
 
 
 def _plain(c: Certificate) -> bool:

@@ -1,17 +1,21 @@
 """What is proven about a fixed point, with which number.
 
-If ``x -> f(x)`` contracts by ``kappa < 1`` in some norm, Banach's theorem gives everything at once: the fixed point
-exists, it is unique, Picard's residual falls by kappa per step, and the error at a point follows from its residual,
+If ``x -> f(x)`` contracts by ``kappa < 1`` in some norm, Banach's theorem gives
+everything at once: the fixed point exists, it is unique, Picard's residual falls by
+kappa per step, and the error at a point follows from its residual,
 
     |x - x*| <= |f(x) - x| / (1 - kappa).
 
-Other conditions prove the same with other numbers: the factor per step is that of another iteration, and the error is at
-most the residual divided by a *margin* that is not 1 - kappa. Where a condition compares the entries one by one, there is a
-matrix M, without positive entries off the diagonal, such that ``M |x - x*| <= |f(x) - x|`` entry by entry. If ``M s > 0`` for
-some s > 0, M is a nonsingular M-matrix: ``M^{-1} >= 0``, so that ``|x - x*| <= M^{-1} |f(x) - x|``, and every e with
-``M e >= |f(x) - x|`` is a bound, however it was found.
+Other conditions prove the same with other numbers: the factor per step is that of
+another iteration, and the error is at most the residual divided by a *margin* that is
+not 1 - kappa. Where a condition compares the entries one by one, there is a matrix M,
+without positive entries off the diagonal, such that ``M |x - x*| <= |f(x) - x|`` entry
+by entry. If ``M s > 0`` for some s > 0, M is a nonsingular M-matrix: ``M^{-1} >= 0``,
+so that ``|x - x*| <= M^{-1} |f(x) - x|``, and every e with ``M e >= |f(x) - x|`` is a
+bound, however it was found.
 
-Source of the last statement: Berman, Plemmons, "Nonnegative matrices in the mathematical sciences", 1979, theorem 6.2.3.
+Source of the last statement: Berman, Plemmons, "Nonnegative matrices in the
+mathematical sciences", 1979, theorem 6.2.3.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ EPS = float(np.finfo(np.float64).eps)
 class Norm:
     """``max_i |x_i| / w_i`` (kind "largest entry") or ``(sum_i (x_i / w_i)^2)^(1/2)`` ("Euclidean") of every sample.
 
-    With blocks, an entry of the former is a whole block, measured by its Euclidean norm.
+    With blocks, an entry of the former is a whole block, measured by its Euclidean
+    norm.
 
     Parameters
     ----------
@@ -44,7 +49,8 @@ class Norm:
     weights : numpy.ndarray, shape (n,), optional
         Positive; 1 if left out.
     blocks : tuple of (int, int)
-        ``(start, stop)`` of components that count as one entry of the largest-entry norm.
+        ``(start, stop)`` of components that count as one entry of the largest-entry
+        norm.
 
     Examples
     --------
@@ -62,7 +68,9 @@ class Norm:
         rows = np.abs(rows if self.weights is None else rows / self.weights)
         for start, stop in self.blocks:
             rows[..., start:stop] = np.linalg.norm(rows[..., start:stop], axis=-1, keepdims=True)
-        size: np.ndarray = rows.max(axis=-1) if self.kind == "largest entry" else np.linalg.norm(rows, axis=-1)
+        size: np.ndarray = (
+            rows.max(axis=-1) if self.kind == "largest entry" else np.linalg.norm(rows, axis=-1)
+        )
         return size
 
     def __str__(self) -> str:
@@ -79,8 +87,9 @@ class Certificate:
     proven : bool
         Whether existence and uniqueness are proven for every input.
     contraction : float
-        The proven factor per step; ``inf`` where nothing is proven, 0 where one pass is exact, and 1 where it is proven to be smaller, but
-        floating point cannot say by how much.
+        The proven factor per step; ``inf`` where nothing is proven, 0 where one pass is
+        exact, and 1 where it is proven to be smaller, but floating point cannot say by
+        how much.
     norm : Norm
         The norm in which it holds.
     applies_to : str
@@ -92,7 +101,8 @@ class Certificate:
     comparison : numpy.ndarray, shape (n, n), optional
         M with ``M |x - x*| <= |f(x) - x|``, entry by entry, and a nonnegative inverse.
     constant : float
-        K: after k steps the residual is at most ``K contraction^k`` times that of the start; 1 where a step contracts the residual itself.
+        K: after k steps the residual is at most ``K contraction^k`` times that of the
+        start; 1 where a step contracts the residual itself.
     others : tuple of Certificate
         The other conditions that were examined, if that was asked for.
 
@@ -118,26 +128,40 @@ class Certificate:
             object.__setattr__(self, "margin", 1.0 - self.contraction if self.proven else 0.0)
 
     def steps(self, tol: float, first: float) -> int:
-        """Smallest k with ``constant contraction^k first <= tol``: the residual in `norm`, at the start `first`, is then at most `tol`."""
+        """Smallest k with ``constant contraction^k first <= tol``.
+
+        The residual in `norm`, at the start `first`, is then at most `tol`.
+        """
         if not (is_real(tol) and tol > 0 and is_real(first) and first >= 0):
-            raise InputError(f"tol is {tol!r} and first {first!r}; steps needs tol > 0 and first >= 0")
+            raise InputError(
+                f"tol is {tol!r} and first {first!r}; steps needs tol > 0 and first >= 0"
+            )
         if first <= tol:
             return 0
         if not self.proven:
             raise InputError(f"no number of steps is proven: {self.reason}")
         if self.contraction == 1:
-            raise InputError(f"the factor of {self.applies_to} is proven to be below 1, but is 1 to the last digit: {self.reason}")
-        return 1 if self.contraction == 0 else math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
+            raise InputError(
+                f"the factor of {self.applies_to} is proven to be below 1, but is 1 to the last digit: {self.reason}"
+            )
+        return (
+            1
+            if self.contraction == 0
+            else math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
+        )
 
     def error(self, residual: float | np.ndarray) -> float | np.ndarray:
         """Bound on the distance to the fixed point from the residual at the returned point, both in `norm`; ``inf`` if unproven."""
-        return residual / self.margin if self.proven and self.margin > 0 else math.inf + 0.0 * residual
+        return (
+            residual / self.margin if self.proven and self.margin > 0 else math.inf + 0.0 * residual
+        )
 
     def entrywise(self, residual: Array) -> np.ndarray:
         """Bounds of ``|x_i - x*_i|``, entry by entry, from the residual ``f(x) - x`` itself.
 
-        They are ``M^{-1} |f(x) - x|``, made a little larger until ``M e >= |f(x) - x|`` holds with all roundings accounted for, and at most
-        what the norm gives, which is all there is without a comparison matrix.
+        They are ``M^{-1} |f(x) - x|``, made a little larger until ``M e >= |f(x) - x|``
+        holds with all roundings accounted for, and at most what the norm gives, which
+        is all there is without a comparison matrix.
 
         Parameters
         ----------
@@ -150,26 +174,47 @@ class Certificate:
             float64; ``inf`` where nothing is proven.
         """
         if not (is_array(residual) and residual.ndim == 2):
-            raise InputError(f"residual is {type(residual).__name__} {getattr(residual, 'shape', '')}; an array (m, n) is needed")
+            raise InputError(
+                f"residual is {type(residual).__name__} {getattr(residual, 'shape', '')}; an array (m, n) is needed"
+            )
         r = np.abs(to_numpy(residual).astype(np.float64))
         if not self.proven:
             return np.full(r.shape, math.inf)
-        # |x_i| <= w_i |x| in either kind of norm; a share more for the roundings of the norm.
-        bound = np.asarray(self.error(self.norm(r)))[..., None] * (1.0 + 4 * (r.shape[-1] + 4) * EPS)
-        bound = np.broadcast_to(bound if self.norm.weights is None else bound * self.norm.weights, r.shape)
+        # |x_i| <= w_i |x| in either kind of norm; a share more for the roundings of the
+        # norm.
+        bound = np.asarray(self.error(self.norm(r)))[..., None] * (
+            1.0 + 4 * (r.shape[-1] + 4) * EPS
+        )
+        bound = np.broadcast_to(
+            bound if self.norm.weights is None else bound * self.norm.weights, r.shape
+        )
         found = None if self.comparison is None else _solve_comparison(self.comparison, r)
         return np.array(bound) if found is None else np.fmin(found, bound)
 
     def __repr__(self) -> str:
         text = self._sentence()
-        return "\n".join([text, *("  " + ("" if other.proven else f"{other.applies_to}: ") + other._sentence() for other in self.others)])
+        return "\n".join(
+            [
+                text,
+                *(
+                    "  " + ("" if other.proven else f"{other.applies_to}: ") + other._sentence()
+                    for other in self.others
+                ),
+            ]
+        )
 
     def _sentence(self) -> str:
         if not self.proven:
             return f"not certified: {self.reason}"
-        error = f"; the error is at most {1.0 / self.margin:.4g} times the residual" if self.margin > 0 else ""
+        error = (
+            f"; the error is at most {1.0 / self.margin:.4g} times the residual"
+            if self.margin > 0
+            else ""
+        )
         if self.contraction == 0:
-            return f"certified: {self.reason}" + (f"{error}, in the norm '{self.norm}'" if self.comparison is not None else "")
+            return f"certified: {self.reason}" + (
+                f"{error}, in the norm '{self.norm}'" if self.comparison is not None else ""
+            )
         steps = f", by 1e-6 in {self.steps(1e-6, 1.0)} steps" if self.contraction < 1 else ""
         return (
             f"certified: the fixed point exists and is unique for every input; {self.applies_to} contracts by "
@@ -180,8 +225,9 @@ class Certificate:
 def _solve_comparison(M: np.ndarray, r: np.ndarray) -> np.ndarray | None:
     """Find e with ``M e >= r`` for every row of r, or None if floating point does not verify that M is an M-matrix and e a bound.
 
-    A product ``M e`` is computed with an error of at most ``gamma |M| e``, gamma = (n + 2) eps; that much is taken off before comparing.
-    With ``M s >= floor > 0``, what is missing somewhere is made good by adding ``(missing / floor) s``.
+    A product ``M e`` is computed with an error of at most ``gamma |M| e``, gamma = (n +
+    2) eps; that much is taken off before comparing. With ``M s >= floor > 0``, what is
+    missing somewhere is made good by adding ``(missing / floor) s``.
     """
     n = len(M)
     gamma, size = (n + 2) * EPS, np.abs(M)

@@ -1,7 +1,8 @@
 r"""From a comparison matrix to an error bound in a norm.
 
-Let ``M |x - x*| <= |f(x) - x|`` entry by entry, M without positive entries off the diagonal. If ``M s >= m s`` with s > 0, m > 0, then M is
-a nonsingular M-matrix, ``M^{-1} s <= s / m``, and with r = max_i |f(x) - x|_i / s_i
+Let ``M |x - x*| <= |f(x) - x|`` entry by entry, M without positive entries off the
+diagonal. If ``M s >= m s`` with s > 0, m > 0, then M is a nonsingular M-matrix,
+``M^{-1} s <= s / m``, and with r = max_i |f(x) - x|_i / s_i
 
     |x - x*| <= M^{-1} |f(x) - x| <= r M^{-1} s <= (r / m) s:    the error in the norm max_i |x_i| / s_i is at most r / m.
 """
@@ -16,12 +17,18 @@ __all__ = ["lower", "positive_solution", "scaled_margin"]
 
 
 def lower(M: np.ndarray) -> np.ndarray:
-    """M with every entry one rounding lower (zeros stay): what is proven with less holds with more."""
+    """M with every entry one rounding lower (zeros stay).
+
+    What is proven with less holds with more.
+    """
     return np.where(M == 0, M, np.nextafter(M, -np.inf))
 
 
 def scaled_margin(M: np.ndarray, s: np.ndarray) -> float:
-    """The largest m with ``M s >= m s``, rounded down; 0 where floating point finds none."""
+    """The largest m with ``M s >= m s``, rounded down.
+
+    0 where floating point finds none.
+    """
     if not (np.all(s > 0) and np.all(np.isfinite(s))):
         return 0.0
     with np.errstate(all="ignore"):
@@ -31,7 +38,10 @@ def scaled_margin(M: np.ndarray, s: np.ndarray) -> float:
 
 
 def positive_solution(M: np.ndarray) -> tuple[np.ndarray, float]:
-    """``s = M^{-1} 1``, scaled to a largest entry of 1, and its margin; ones and 0 where M proves nothing."""
+    """``s = M^{-1} 1``, scaled to a largest entry of 1, and its margin.
+
+    Ones and 0 where M proves nothing.
+    """
     with np.errstate(all="ignore"):
         try:
             s = np.linalg.solve(M, np.ones(len(M)))

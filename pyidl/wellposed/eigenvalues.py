@@ -1,25 +1,34 @@
-r"""Upper bounds of eigenvalues and singular values that are proven in floating point: a guess, and a Cholesky factorisation as its proof.
+r"""Upper bounds of eigenvalues and singular values that are proven in floating point.
 
-An algorithm for eigenvalues returns numbers with an error for which its documentation gives an order, and no constant; power iteration
-approaches from below. Neither bounds anything. But S <= t I (in the order of symmetric matrices) can be proven, for any t, however it was
-guessed.
+A guess, and a Cholesky factorisation as its proof.
 
-**Lemma.** Let n be the order of S and eps = 2 u = 2^-52. Off the diagonal, S may carry one rounding. Lower the computed diagonal of t I - S
-by the factor ``1 - eta``, ``eta = (n + 4)^2 eps``. If the Cholesky factorisation of this G runs to its end, then S <= t I.
-*Proof.* The computed R has ``R^T R = G + D`` with ``|D_ij| <= g |r_i| |r_j|``, ``g = (n + 1) u / (1 - (n + 1) u)``, in whatever order the
-sums are taken. The diagonal of this says ``|r_i|^2 <= G_ii / (1 - g)``. Hence ``|D_ij|`` and the rounding of the entry S_ij together are at
-most ``h (G_ii G_jj)^(1/2)`` with h about ``(n + 3) u``, and the matrix of these errors lies between -/+ ``n h diag(G)``. So
-``t I - S >= diag(t - S_ii - (1 + n h) G_ii)``, and that is nonnegative since ``eta > n h + 2 u``, twice over; what
+An algorithm for eigenvalues returns numbers with an error for which its documentation
+gives an order, and no constant; power iteration approaches from below. Neither bounds
+anything. But S <= t I (in the order of symmetric matrices) can be proven, for any t,
+however it was guessed.
+
+**Lemma.** Let n be the order of S and eps = 2 u = 2^-52. Off the diagonal, S may carry
+one rounding. Lower the computed diagonal of t I - S by the factor ``1 - eta``, ``eta =
+(n + 4)^2 eps``. If the Cholesky factorisation of this G runs to its end, then S <= t I.
+*Proof.* The computed R has ``R^T R = G + D`` with ``|D_ij| <= g |r_i| |r_j|``, ``g = (n
++ 1) u / (1 - (n + 1) u)``, in whatever order the sums are taken. The diagonal of this
+says ``|r_i|^2 <= G_ii / (1 - g)``. Hence ``|D_ij|`` and the rounding of the entry S_ij
+together are at most ``h (G_ii G_jj)^(1/2)`` with h about ``(n + 3) u``, and the matrix
+of these errors lies between -/+ ``n h diag(G)``. So ``t I - S >= diag(t - S_ii - (1 + n
+h) G_ii)``, and that is nonnegative since ``eta > n h + 2 u``, twice over; what
 underflows is covered by the rest, as no G_ii is below 1e-280.
 
-For a norm, ``|A|_2^2`` is the largest eigenvalue of A^T A. With columns a_i, its computed entries are wrong by at most
-``n eps |a_i| |a_j|``, so A^T A by at most ``n eps |A|_F^2``. All is scaled by powers of two first, which is exact.
+For a norm, ``|A|_2^2`` is the largest eigenvalue of A^T A. With columns a_i, its
+computed entries are wrong by at most ``n eps |a_i| |a_j|``, so A^T A by at most ``n eps
+|A|_F^2``. All is scaled by powers of two first, which is exact.
 
-For factors, ``A = W J V^T`` with tall W, V and a small J, let W = Q T + E be a QR decomposition with its error. Then
-``|W J V^T|_2 <= |Q|_2 |Q'|_2 |T J T'^T|_2`` + terms in E; E and ``Q^T Q - I`` are measured, not believed.
+For factors, ``A = W J V^T`` with tall W, V and a small J, let W = Q T + E be a QR
+decomposition with its error. Then ``|W J V^T|_2 <= |Q|_2 |Q'|_2 |T J T'^T|_2`` + terms
+in E; E and ``Q^T Q - I`` are measured, not believed.
 
-Source: Demmel, "On floating point errors in Cholesky", LAPACK Working Note 14, 1989; Rump, "Verification of positive definiteness", BIT 46,
-2006; Higham, "Accuracy and stability of numerical algorithms", 2nd ed., 2002, theorem 10.3 and section 3.5.
+Source: Demmel, "On floating point errors in Cholesky", LAPACK Working Note 14, 1989;
+Rump, "Verification of positive definiteness", BIT 46, 2006; Higham, "Accuracy and
+stability of numerical algorithms", 2nd ed., 2002, theorem 10.3 and section 3.5.
 """
 
 from __future__ import annotations
@@ -46,7 +55,10 @@ __all__ = [
 ]
 
 DENSE = 2048
-"""Up to this order a guess costs all eigenvalues; beyond, a Krylov method approaches the largest one."""
+"""Up to this order a guess costs all eigenvalues.
+
+Beyond, a Krylov method approaches the largest one.
+"""
 
 
 def host64(A: Array) -> np.ndarray:
@@ -77,7 +89,10 @@ def symmetric_part(A: Array) -> np.ndarray:
 
 
 def is_below(S: np.ndarray, t: float) -> bool:
-    """Whether ``S <= t I`` is proven by the lemma, for a symmetric S in float64: n^3 / 3 flops. False proves nothing."""
+    """Whether ``S <= t I`` is proven by the lemma, for a symmetric S in float64.
+
+    N^3 / 3 flops. False proves nothing.
+    """
     n = len(S)
     G = -S
     diagonal = (t - np.diagonal(S)) * (1.0 - (n + 4) ** 2 * EPS)
@@ -130,7 +145,10 @@ def eigenvalue_bound(S: np.ndarray) -> float:
 
 
 def _gram(A: np.ndarray) -> tuple[np.ndarray, float]:
-    """``A^T A``, or ``A A^T`` where that is smaller, and a bound of its rounding; the entries of A are at most 1."""
+    """``A^T A``, or ``A A^T`` where that is smaller, and a bound of its rounding.
+
+    The entries of A are at most 1.
+    """
     A = A if A.shape[0] >= A.shape[1] else A.T
     return A.T @ A, _up(A.shape[0] * EPS * _frobenius(A) ** 2)
 
@@ -138,7 +156,8 @@ def _gram(A: np.ndarray) -> tuple[np.ndarray, float]:
 def spectral_bound(A: Array) -> float:
     """An upper bound of ``|A|_2``, larger by a factor of about ``1 + n^2 eps`` at most; ``inf`` if an entry is not finite.
 
-    The largest eigenvalue of A^T A is guessed, all eigenvalues up to order 2048, a Krylov method beyond, and the guess is proven.
+    The largest eigenvalue of A^T A is guessed, all eigenvalues up to order 2048, a
+    Krylov method beyond, and the guess is proven.
 
     Examples
     --------
@@ -166,7 +185,10 @@ def distance_bound(A: Array, g: float) -> float:
 
 
 def norm_is_at_most(A: Array, radius: float) -> bool:
-    """Whether ``|A|_2 <= radius`` is proven; no eigenvalue is computed. False proves nothing."""
+    """Whether ``|A|_2 <= radius`` is proven; no eigenvalue is computed.
+
+    False proves nothing.
+    """
     host = host64(A)
     size = float(np.max(np.abs(host)))
     if not size <= radius:  # an entry is no larger than the norm
@@ -182,9 +204,12 @@ def norm_is_at_most(A: Array, radius: float) -> bool:
 
 
 def _balanced(L: Array, R: Array) -> tuple[np.ndarray, np.ndarray, float]:
-    """L and R with columns of like sizes and entries of at most 1, and s: ``s^2`` times their product is L R^T.
+    """L and R with columns of like sizes and entries of at most 1, and s.
 
-    Column i of L times c, column i of R by c, c a power of two: nothing is rounded. s is ``inf`` if an entry is not finite.
+    ``s^2`` times their product is L R^T.
+
+    Column i of L times c, column i of R by c, c a power of two: nothing is rounded. s
+    is ``inf`` if an entry is not finite.
     """
     left, right = host64(L), host64(R)
     if not (np.all(np.isfinite(left)) and np.all(np.isfinite(right))):
@@ -201,7 +226,10 @@ def _balanced(L: Array, R: Array) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _tall(W: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """T, p >= |Q^T Q - I|_F and e >= |W - Q T|_F for some Q; then ``|Q|_2^2 <= 1 + p``."""
+    """T, p >= |Q^T Q - I|_F and e >= |W - Q T|_F for some Q.
+
+    Then ``|Q|_2^2 <= 1 + p``.
+    """
     Q, T = np.linalg.qr(W)
     n, k = Q.shape
     size = _frobenius(Q)
@@ -216,7 +244,10 @@ def _scaled_up(bound: float, scale: float) -> float:
 
 
 def factored_spectral_bound(L: Array, R: Array) -> float:
-    """An upper bound of ``|L R^T|_2``, larger by about ``n k eps |L|_F |R|_F``; ``inf`` if an entry is not finite. A is not formed."""
+    """An upper bound of ``|L R^T|_2``, larger by about ``n k eps |L|_F |R|_F``.
+
+    ``inf`` if an entry is not finite. A is not formed.
+    """
     left, right, scale = _balanced(L, R)
     if scale == math.inf:
         return math.inf
@@ -233,7 +264,8 @@ def factored_spectral_bound(L: Array, R: Array) -> float:
 def factored_eigenvalue_bound(L: Array, R: Array) -> float:
     """An upper bound, at least 0, of the largest eigenvalue of the symmetric part of ``L R^T``.
 
-    It is ``W J W^T / 2`` with ``W = (L R)``, J the exchange of the two halves: 0 outside the range of W. ``inf`` if an entry is not finite.
+    It is ``W J W^T / 2`` with ``W = (L R)``, J the exchange of the two halves: 0
+    outside the range of W. ``inf`` if an entry is not finite.
     """
     left, right, scale = _balanced(L, R)
     if scale == math.inf:
@@ -248,8 +280,8 @@ def factored_eigenvalue_bound(L: Array, R: Array) -> float:
 def factored_distance_bound(L: Array, R: Array, g: float) -> float:
     """An upper bound of ``|I - g L R^T|_2``, g > 0.
 
-    Outside the range of ``W = (L R)`` it is 1; inside it is that of ``I - g N``, which is no less where there is an outside: N is then 2k
-    by 2k, of rank k at most.
+    Outside the range of ``W = (L R)`` it is 1; inside it is that of ``I - g N``, which
+    is no less where there is an outside: N is then 2k by 2k, of rank k at most.
     """
     left, right, scale = _balanced(L, R)
     if scale == math.inf:
@@ -259,9 +291,13 @@ def factored_distance_bound(L: Array, R: Array, g: float) -> float:
     inner, defect, error = _exchanged(left, right)
     with np.errstate(over="ignore"):
         factor = _up(_up(g * scale) * scale)
-        # Some P with orthonormal columns has |Q - P| <= |Q^T Q - I|, so |Q N Q^T - P N P^T| <= |N| (|Q| + 1) |Q^T Q - I|.
+        # Some P with orthonormal columns has |Q - P| <= |Q^T Q - I|, so |Q N Q^T - P N
+        # P^T| <= |N| (|Q| + 1) |Q^T Q - I|.
         rest = error + _frobenius(inner) * (2.0 + defect) * defect
-        return _up(distance_bound(inner, g * scale * scale) + factor * _up(rest + 4 * EPS * _frobenius(inner)))
+        return _up(
+            distance_bound(inner, g * scale * scale)
+            + factor * _up(rest + 4 * EPS * _frobenius(inner))
+        )
 
 
 def _exchanged(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -1,9 +1,15 @@
-r"""The infinity-norm condition: ``L ||A||_inf <= kappa < 1``, with ``||A||_inf = max_i sum_j |A_ij| eta_j / eta_i`` (eta = 1 at first).
+r"""The infinity-norm condition.
 
-Row i of ``x = phi(A x + z)`` moves by at most ``L_i sum_j |A_ij| eta_j`` times ``max_j |x_j| / eta_j``, so f contracts by kappa in the
-norm ``max_i |x_i| / eta_i``. The adjoint ``v = s * (A^T v + g)`` contracts by the same factor in ``sum_i eta_i |v_i|``, the dual norm.
+``L ||A||_inf <= kappa < 1``, with ``||A||_inf = max_i sum_j |A_ij| eta_j / eta_i`` (eta
+= 1 at first).
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math. Data Sci. 3(3), 2021, section 2.
+Row i of ``x = phi(A x + z)`` moves by at most ``L_i sum_j |A_ij| eta_j`` times ``max_j
+|x_j| / eta_j``, so f contracts by kappa in the norm ``max_i |x_i| / eta_i``. The
+adjoint ``v = s * (A^T v + g)`` contracts by the same factor in ``sum_i eta_i |v_i|``,
+the dual norm.
+
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
+Data Sci. 3(3), 2021, section 2.
 """
 
 from __future__ import annotations
@@ -39,13 +45,20 @@ CHUNK = 2**22  # entries of L R^T that are formed at a time
 
 
 def row_sums(params: Params, weights: np.ndarray | None = None) -> np.ndarray:
-    """``sum_j |A_ij| w_j`` for every row, in float64, on the host; A is never formed whole when it is given by factors."""
+    """``sum_j |A_ij| w_j`` for every row, in float64, on the host.
+
+    A is never formed whole when it is given by factors.
+    """
     if "A" in params:
         A = params["A"]
         xp = namespace(A)
         if weights is None:
             return backend.to_numpy(xp.sum(xp.abs(A), axis=1, dtype=xp.float64))
-        return backend.to_numpy(xp.sum(xp.abs(backend.astype(xp, A, "float64")) * backend.from_host(xp, weights), axis=1))
+        return backend.to_numpy(
+            xp.sum(
+                xp.abs(backend.astype(xp, A, "float64")) * backend.from_host(xp, weights), axis=1
+            )
+        )
     L, R = params["L"], params["R"]
     xp = namespace(L, R)
     Rt = backend.astype(xp, R, "float64").T
@@ -58,7 +71,10 @@ def row_sums(params: Params, weights: np.ndarray | None = None) -> np.ndarray:
 
 
 def factor_rounding(params: Params, weights: np.ndarray | None) -> np.ndarray:
-    """``|L| (|R|^T w)``: what roundings of the rows of L, and of the product, are relative to."""
+    """``|L| (|R|^T w)``.
+
+    What roundings of the rows of L, and of the product, are relative to.
+    """
     L, R = params["L"], params["R"]
     xp = namespace(L)
     magnitude = xp.abs(backend.astype(xp, R, "float64"))
@@ -66,32 +82,44 @@ def factor_rounding(params: Params, weights: np.ndarray | None) -> np.ndarray:
     return backend.to_numpy(xp.abs(backend.astype(xp, L, "float64")) @ (magnitude.T @ w))
 
 
-def scale_factors(params: Params, weights: np.ndarray | None, radii: np.ndarray) -> dict[str, Array]:
-    """Factors whose rows have ``sum_j |A_ij| w_j <= radii_i``: the rows of L that are too large, scaled onto the boundary."""
+def scale_factors(
+    params: Params, weights: np.ndarray | None, radii: np.ndarray
+) -> dict[str, Array]:
+    """Factors whose rows have ``sum_j |A_ij| w_j <= radii_i``.
+
+    The rows of L that are too large, scaled onto the boundary.
+    """
     sums = row_sums(params, weights)
     if bool(np.all(sums <= radii)):
         return dict(params)
-    # Rounding the scaled row changes entry j of A by at most eps |L_i| |R_j|, so its sum by eps |L_i| sum_j |R_j| w_j.
+    # Rounding the scaled row changes entry j of A by at most eps |L_i| |R_j|, so its
+    # sum by eps |L_i| sum_j |R_j| w_j.
     eps = float(namespace(params["L"]).finfo(params["L"].dtype).eps)
     rounding = factor_rounding(params, weights) * (2.0 * eps + 4 * len(sums) * EPS)
-    return scale_rows(params, np.where(sums <= radii, 1.0, radii / (np.maximum(sums, radii) + rounding)))
+    return scale_rows(
+        params, np.where(sums <= radii, 1.0, radii / (np.maximum(sums, radii) + rounding))
+    )
 
 
 @dataclass(frozen=True)
 class InfNorm(Constraint):
     """The set ``L_i sum_j |A_ij| eta_j / eta_i <= kappa`` for every row i, where L_i is the Lipschitz constant of its activation.
 
-    `project` is the exact Euclidean projection for a full A: every row goes to the nearest point of a weighted l1 ball. For
-    factors ``A = L R^T`` the set is not convex; there the rows of L that are too large are scaled onto its boundary (R
-    and the other rows stay), which is feasible and idempotent but not the nearest point. The same is done with the rows of A where the
-    activation acts on several components together; the condition is then one on the matrix of block norms (`pyidl.wellposed.blocknorms`).
+    `project` is the exact Euclidean projection for a full A: every row goes to the
+    nearest point of a weighted l1 ball. For factors ``A = L R^T`` the set is not
+    convex; there the rows of L that are too large are scaled onto its boundary (R and
+    the other rows stay), which is feasible and idempotent but not the nearest point.
+    The same is done with the rows of A where the activation acts on several components
+    together; the condition is then one on the matrix of block norms
+    (`pyidl.wellposed.blocknorms`).
 
     Parameters
     ----------
     kappa : float
         Radius, between 0 and 1.
     weights : sequence of float, optional
-        eta, n numbers between 1e-150 and 1e150; 1 if left out. Equal within a block on which the activation acts as a whole.
+        eta, n numbers between 1e-150 and 1e150; 1 if left out. Equal within a block on
+        which the activation acts as a whole.
 
     Raises
     ------
@@ -118,14 +146,22 @@ class InfNorm(Constraint):
         object.__setattr__(self, "weights", check_weights(self.weights))
 
     def refusal(self, activation: Activation) -> str:
-        """Unequal weights within a block say nothing: its Lipschitz constant is one of the plain Euclidean norm."""
+        """Unequal weights within a block say nothing.
+
+        Its Lipschitz constant is one of the plain Euclidean norm.
+        """
         eta = np.asarray(self.weights or [1.0])
-        if any(len(set(eta[start:stop])) > 1 for start, stop in acts_together(activation, len(eta))):
+        if any(
+            len(set(eta[start:stop])) > 1 for start, stop in acts_together(activation, len(eta))
+        ):
             return "it acts on several components together, and their weights differ"
         return ""
 
     def _radii(self, n: int, activation: Activation) -> np.ndarray:
-        """``kappa eta_i / L_i``; with an unknown L nothing can be certified, and L = 1 is taken."""
+        """``kappa eta_i / L_i``.
+
+        With an unknown L nothing can be certified, and L = 1 is taken.
+        """
         eta = weights_for(self.weights, n)
         return self.kappa / lipschitz_rows(activation, n) * (1.0 if eta is None else eta)
 
@@ -152,11 +188,16 @@ class InfNorm(Constraint):
         sums = self._rows(found)
         if np.all(sums <= self.kappa):
             return dict(params)
-        shrink, outside = found.spread(np.minimum(self.kappa / np.maximum(sums, self.kappa), 1.0)), found.spread(sums > self.kappa)
+        shrink, outside = (
+            found.spread(np.minimum(self.kappa / np.maximum(sums, self.kappa), 1.0)),
+            found.spread(sums > self.kappa),
+        )
         A = params["A" if "A" in params else "L"]
         eps = float(namespace(A).finfo(A.dtype).eps)
         scaled: dict[str, Array] = lowered(
-            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)), lambda p: self.contains(p, activation), 4 * eps
+            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)),
+            lambda p: self.contains(p, activation),
+            4 * eps,
         )
         return scaled
 
@@ -165,7 +206,9 @@ class InfNorm(Constraint):
         n = size_of(params)
         if acts_together(activation, n):
             return bool(np.all(self._rows(gains(params, activation)) <= self.kappa))
-        return bool(np.all(row_sums(params, weights_for(self.weights, n)) <= self._radii(n, activation)))
+        return bool(
+            np.all(row_sums(params, weights_for(self.weights, n)) <= self._radii(n, activation))
+        )
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = max_i L_i sum_j |A_ij| eta_j / eta_i``, rounded up by the error of the summation."""
@@ -181,14 +224,23 @@ class InfNorm(Constraint):
         if acts_together(activation, n):
             found = gains(params, activation)
             factor = float(np.max(self._rows(found))) * up
-            norm, words = found.norm(None if eta is None else eta[found.starts]), f"of block norms; {words}"
+            norm, words = (
+                found.norm(None if eta is None else eta[found.starts]),
+                f"of block norms; {words}",
+            )
             size = factor / max(lipschitz)
         else:
             sums = row_sums(params, eta)
             if "L" in params:
                 sums = sums + (params["L"].shape[1] + 2) * EPS * factor_rounding(params, eta)
             sums = sums if eta is None else sums / eta
-            factor, norm, size = float(np.max(np.asarray(lipschitz) * sums)) * up, Norm(weights=eta), float(np.max(sums))
+            factor, norm, size = (
+                float(np.max(np.asarray(lipschitz) * sums)) * up,
+                Norm(weights=eta),
+                float(np.max(sums)),
+            )
         if not factor < 1:
-            return unproven(f"||A||_inf = {size:.4g} and {words}, and the product {factor:.4g} is not below 1")
+            return unproven(
+                f"||A||_inf = {size:.4g} and {words}, and the product {factor:.4g} is not below 1"
+            )
         return Certificate(True, factor, norm, "Picard", f"||A||_inf = {size:.4g}, {words}")

@@ -1,26 +1,36 @@
-r"""The matrix measure: ``mu(A) = max_i (A_ii + sum_{j != i} |A_ij| eta_j / eta_i) <= kappa < 1``, for phi with slopes in [0, 1].
+r"""The matrix measure.
 
-A condition that nothing bounds from below: a unit may inhibit itself as strongly as it likes. With slopes in [0, L_i] it is one on
-diag(L) A. Write ``d_i = L_i A_ii``, ``o_i = L_i sum_{j != i} |A_ij| eta_j / eta_i`` and ``mu = max_i (d_i + o_i) < 1``.
+``mu(A) = max_i (A_ii + sum_{j != i} |A_ij| eta_j / eta_i) <= kappa < 1``, for phi with
+slopes in [0, 1].
 
-**Uniqueness and error.** Let e = x - x*, r = f(x) - x. By the mean value theorem ``e + r = s * (A e)`` with s_i in [0, L_i], so
+A condition that nothing bounds from below: a unit may inhibit itself as strongly as it
+likes. With slopes in [0, L_i] it is one on diag(L) A. Write ``d_i = L_i A_ii``, ``o_i =
+L_i sum_{j != i} |A_ij| eta_j / eta_i`` and ``mu = max_i (d_i + o_i) < 1``.
+
+**Uniqueness and error.** Let e = x - x*, r = f(x) - x. By the mean value theorem ``e +
+r = s * (A e)`` with s_i in [0, L_i], so
 
     |e_i| (1 - s_i A_ii) <= s_i sum_{j != i} |A_ij| |e_j| + |r_i|.
 
-At an i where ``|e_i| / eta_i`` is largest, this is ``(1 - s_i (d_i + o_i) / L_i) |e| <= |r|`` in the norm ``max |x_i| / eta_i``, hence
+At an i where ``|e_i| / eta_i`` is largest, this is ``(1 - s_i (d_i + o_i) / L_i) |e| <=
+|r|`` in the norm ``max |x_i| / eta_i``, hence
 
     |e| <= |r| / m,   m = 1 - max(mu, 0).
 
-Entry by entry: for A_ii >= 0 the worst s_i is L_i, and ``(1 - d_i) |e_i| - L_i sum |A_ij| |e_j| <= |r_i|``; for A_ii < 0 divide by
-``1 - s_i A_ii >= 1``, and the worst is again L_i: ``|e_i| - L_i / (1 - d_i) sum |A_ij| |e_j| <= |r_i|``.
+Entry by entry: for A_ii >= 0 the worst s_i is L_i, and ``(1 - d_i) |e_i| - L_i sum
+|A_ij| |e_j| <= |r_i|``; for A_ii < 0 divide by ``1 - s_i A_ii >= 1``, and the worst is
+again L_i: ``|e_i| - L_i / (1 - d_i) sum |A_ij| |e_j| <= |r_i|``.
 
-**Iterations.** The Jacobi splitting contracts by ``max_i o_i / (1 - d_i)`` (`pyidl.solvers.jacobi`). Without a closed-form scalar solution,
-the average ``x <- (1 - a) x + a f(x)`` does: row i of its derivative is ``1 - a + a s_i A_ii``, which is not negative for
-``a <= 1 / (1 - min(d_i, 0))``, and ``a s_i |A_ij|``, so that it contracts by ``1 - a (1 - max(mu, 0))``, best for the largest a that all
-rows allow. Averaging pre-activations is the same thing, seen after the product: from ``y = A x + z`` follows
+**Iterations.** The Jacobi splitting contracts by ``max_i o_i / (1 - d_i)``
+(`pyidl.solvers.jacobi`). Without a closed-form scalar solution, the average ``x <- (1 -
+a) x + a f(x)`` does: row i of its derivative is ``1 - a + a s_i A_ii``, which is not
+negative for ``a <= 1 / (1 - min(d_i, 0))``, and ``a s_i |A_ij|``, so that it contracts
+by ``1 - a (1 - max(mu, 0))``, best for the largest a that all rows allow. Averaging
+pre-activations is the same thing, seen after the product: from ``y = A x + z`` follows
 ``(1 - a) y + a (A phi(y) + z) = A x' + z``, x' the averaged x.
 
-Source: Jafarpour, Davydov, Proskurnikov, Bullo, "Robust implicit networks via non-Euclidean contractions", NeurIPS 2021.
+Source: Jafarpour, Davydov, Proskurnikov, Bullo, "Robust implicit networks via
+non-Euclidean contractions", NeurIPS 2021.
 """
 
 from __future__ import annotations
@@ -36,7 +46,17 @@ from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Params
 from pyidl.wellposed import projections
-from pyidl.wellposed.base import SMALLEST, Constraint, check_weights, lipschitz_rows, lowered, needs_slopes, size_of, unproven, weights_for
+from pyidl.wellposed.base import (
+    SMALLEST,
+    Constraint,
+    check_weights,
+    lipschitz_rows,
+    lowered,
+    needs_slopes,
+    size_of,
+    unproven,
+    weights_for,
+)
 from pyidl.wellposed.blocknorms import scale_rows
 from pyidl.wellposed.bounds import EPS, entries
 from pyidl.wellposed.certificate import Certificate, Norm
@@ -47,7 +67,10 @@ __all__ = ["MatrixMeasure", "optimal_weights", "parts"]
 
 
 def parts(params: Params, eta: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """``A_ii`` and ``sum_{j != i} |A_ij| eta_j / eta_i`` for every row, on the host; a product of factors is never formed whole."""
+    """``A_ii`` and ``sum_{j != i} |A_ij| eta_j / eta_i`` for every row, on the host.
+
+    A product of factors is never formed whole.
+    """
     key = "A" if "A" in params else "L"
     P = params[key]
     xp, n = namespace(P), P.shape[0]
@@ -55,9 +78,18 @@ def parts(params: Params, eta: np.ndarray | None) -> tuple[np.ndarray, np.ndarra
     if key == "A":
         found = [projections.measure_parts(xp, P, w)]
     else:
-        rows, L, Rt = max(1, CHUNK // n), backend.astype(xp, P, "float64"), backend.astype(xp, params["R"], "float64").T
-        found = [projections.measure_parts(xp, L[i : min(i + rows, n), :] @ Rt, w, i) for i in range(0, n, rows)]
-    diagonal, off = (backend.to_numpy(xp.concat([pair[side] for pair in found]))[:, 0] for side in range(2))
+        rows, L, Rt = (
+            max(1, CHUNK // n),
+            backend.astype(xp, P, "float64"),
+            backend.astype(xp, params["R"], "float64").T,
+        )
+        found = [
+            projections.measure_parts(xp, L[i : min(i + rows, n), :] @ Rt, w, i)
+            for i in range(0, n, rows)
+        ]
+    diagonal, off = (
+        backend.to_numpy(xp.concat([pair[side] for pair in found]))[:, 0] for side in range(2)
+    )
     return diagonal, off
 
 
@@ -65,15 +97,17 @@ def parts(params: Params, eta: np.ndarray | None) -> tuple[np.ndarray, np.ndarra
 class MatrixMeasure(Constraint):
     """The set ``A_ii + sum_{j != i} |A_ij| eta_j / eta_i <= kappa / L_i`` for every row, for activations with slopes in [0, L_i].
 
-    `project` is the exact Euclidean projection for a full A, row by row. For factors, rows of L that are too large are scaled onto the
-    boundary: feasible and idempotent, not the nearest point.
+    `project` is the exact Euclidean projection for a full A, row by row. For factors,
+    rows of L that are too large are scaled onto the boundary: feasible and idempotent,
+    not the nearest point.
 
     Parameters
     ----------
     kappa : float
         Below 1; 0 and less are allowed, for a full A.
     weights : sequence of float, optional
-        eta, n numbers between 1e-150 and 1e150; 1 if left out. Those that make the measure smallest are found by `optimal_weights`.
+        eta, n numbers between 1e-150 and 1e150; 1 if left out. Those that make the
+        measure smallest are found by `optimal_weights`.
 
     Raises
     ------
@@ -100,7 +134,9 @@ class MatrixMeasure(Constraint):
 
     def __post_init__(self) -> None:
         if not (is_real(self.kappa) and -math.inf < self.kappa < 1):
-            raise InputError(f"kappa is {self.kappa!r}; the matrix measure needs a finite kappa < 1")
+            raise InputError(
+                f"kappa is {self.kappa!r}; the matrix measure needs a finite kappa < 1"
+            )
         object.__setattr__(self, "kappa", float(self.kappa))
         object.__setattr__(self, "weights", check_weights(self.weights))
 
@@ -118,25 +154,36 @@ class MatrixMeasure(Constraint):
         if "A" in params:
             return {**params, "A": projections.measure_rows(params["A"], bounds, eta)}
         if self.kappa < 0:
-            raise InputError(f"kappa is {self.kappa}: rows of factors A = L R^T are scaled, which does not lead below 0; use rank=None")
+            raise InputError(
+                f"kappa is {self.kappa}: rows of factors A = L R^T are scaled, which does not lead below 0; use rank=None"
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             measure = np.sum(parts(params, eta), axis=0)
         if not np.all(np.isfinite(measure)):
-            raise InputError("the row sums of A = L R^T overflow, so that no factor shrinks them; use a smaller step")
+            raise InputError(
+                "the row sums of A = L R^T overflow, so that no factor shrinks them; use a smaller step"
+            )
         outside = measure > bounds
         if not outside.any():
             return dict(params)
         eps = float(namespace(params["L"]).finfo(params["L"].dtype).eps)
         shrink = bounds / np.where(outside, measure, 1.0)
         scaled: dict[str, Array] = lowered(
-            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)), lambda p: self.contains(p, activation), 4 * eps
+            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)),
+            lambda p: self.contains(p, activation),
+            4 * eps,
         )
         return scaled
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether the measure of every row is at most ``kappa / L_i``."""
         n = size_of(params)
-        return bool(np.all(np.sum(parts(params, weights_for(self.weights, n)), axis=0) <= self._bounds(n, activation)))
+        return bool(
+            np.all(
+                np.sum(parts(params, weights_for(self.weights, n)), axis=0)
+                <= self._bounds(n, activation)
+            )
+        )
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """The factor of the Jacobi splitting where the scalar equation has a closed form, otherwise that of the averaged iteration."""
@@ -146,13 +193,20 @@ class MatrixMeasure(Constraint):
         return measure_certificate(params, activation, weights_for(self.weights, n))
 
 
-def measure_certificate(params: Params, activation: Activation, eta: np.ndarray | None) -> Certificate:
+def measure_certificate(
+    params: Params, activation: Activation, eta: np.ndarray | None
+) -> Certificate:
     """What the measure with weights eta proves; slopes are known to lie in [0, L]."""
     n = size_of(params)
     lipschitz, (a, off) = lipschitz_rows(activation, n), parts(params, eta)
     rounding: np.ndarray | float = 0.0
     if "L" in params:  # of the product, for the diagonal and the rest together
-        rounding = (params["L"].shape[1] + 2) * EPS * factor_rounding(params, eta) / (1.0 if eta is None else eta)
+        rounding = (
+            (params["L"].shape[1] + 2)
+            * EPS
+            * factor_rounding(params, eta)
+            / (1.0 if eta is None else eta)
+        )
     d = lipschitz * (a + rounding) + 4 * EPS * lipschitz * np.abs(a)
     o = lipschitz * (off + rounding) * (1.0 + 4 * (n + 4) * EPS)
     mu = float(np.max(d + o + 2 * EPS * (np.abs(d) + o)))
@@ -167,17 +221,32 @@ def measure_certificate(params: Params, activation: Activation, eta: np.ndarray 
     margin = 1.0 - max(mu, 0.0)
     if activation.scalar_solve is not None and L * float(np.max(a + rounding)) < 1:
         name, factor = "Jacobi", float(np.max(o / (1.0 - d))) * (1.0 + 8 * EPS)
-        # |f(x) - x|_i lies between (1 - max(d_i, 0)) and (1 + max(-d_i, 0)) times the change of x_i in a step of the splitting.
-        constant = (1.0 + max(-float(np.min(d)), 0.0)) / (1.0 - max(float(np.max(d)), 0.0)) * (1.0 + 8 * EPS)
+        # |f(x) - x|_i lies between (1 - max(d_i, 0)) and (1 + max(-d_i, 0)) times the
+        # change of x_i in a step of the splitting.
+        constant = (
+            (1.0 + max(-float(np.min(d)), 0.0))
+            / (1.0 - max(float(np.max(d)), 0.0))
+            * (1.0 + 8 * EPS)
+        )
     else:
         share = 1.0 / (1.0 - min(least, 0.0))
         name, factor = "Picard", (1.0 - share * margin) * (1.0 + 8 * EPS)
-        # Picard returns phi(y) = f(x) for the averaged x, whose residual f(f(x)) - f(x) is at most that of x times the gain of f.
+        # Picard returns phi(y) = f(x) for the averaged x, whose residual f(f(x)) - f(x)
+        # is at most that of x times the gain of f.
         constant = max(1.0, float(np.max(np.abs(d) + o))) * (1.0 + 8 * EPS)
         if share < 1:
             name = f"Picard(damping={1.0 - share!r})"
     comparison = _comparison(params, lipschitz)
-    return Certificate(True, min(1.0, factor), Norm(weights=eta), name, words, margin=margin, comparison=comparison, constant=constant)
+    return Certificate(
+        True,
+        min(1.0, factor),
+        Norm(weights=eta),
+        name,
+        words,
+        margin=margin,
+        comparison=comparison,
+        constant=constant,
+    )
 
 
 def _comparison(params: Params, lipschitz: np.ndarray) -> np.ndarray:
@@ -192,10 +261,13 @@ def _comparison(params: Params, lipschitz: np.ndarray) -> np.ndarray:
 
 
 def optimal_weights(params: Params, activation: Activation) -> np.ndarray | None:
-    """Weights for which the measure of diag(L) A is nearly as small as it can be; None where floating point finds none.
+    """Weights for which the measure of diag(L) A is nearly as small as it can be.
 
-    The smallest is the largest real eigenvalue of C, which is diag(L) A with absolute values off the diagonal: ``C eta <= mu eta``. With a
-    multiple of I added, C is nonnegative, and its scaling is that of `pyidl.wellposed.perronfrobenius`.
+    None where floating point finds none.
+
+    The smallest is the largest real eigenvalue of C, which is diag(L) A with absolute
+    values off the diagonal: ``C eta <= mu eta``. With a multiple of I added, C is
+    nonnegative, and its scaling is that of `pyidl.wellposed.perronfrobenius`.
     """
     from pyidl.wellposed.perronfrobenius import scaling
 
@@ -205,5 +277,7 @@ def optimal_weights(params: Params, activation: Activation) -> np.ndarray | None
     shift = max(0.0, -float(np.min(d)))
     np.fill_diagonal(C, d + shift)
     with np.errstate(all="ignore"):
-        eta, factor = scaling(C / (1.0 + shift), spread=1.0 / SMALLEST)  # at mu = 1 the factor is 1: there the search begins
+        eta, factor = scaling(
+            C / (1.0 + shift), spread=1.0 / SMALLEST
+        )  # at mu = 1 the factor is 1: there the search begins
     return eta / np.max(eta) if np.isfinite(factor) else None

@@ -1,25 +1,36 @@
-r"""The monotone condition: ``(A + A^T) / 2 <= (1 - m) / L I`` with m > 0, for a componentwise phi with slopes in [0, L].
+r"""The monotone condition.
 
-It bounds A from one side only: the skew part of A is free, and so are negative eigenvalues. Write ``F = I - L A``; the condition is
-``<d, F d> >= m |d|^2``. With ``w = x / L`` the equation is ``w = psi(L A w + z)``, where ``psi = phi / L`` has slopes in [0, 1]. By the
-theorem of `pyidl.solvers.splitting` there is exactly one solution, and forward-backward with the step ``m / l^2``, ``l = |F|_2``, contracts
-its u, and w, by ``(1 - (m / l)^2)^(1/2)`` in the Euclidean norm.
+``(A + A^T) / 2 <= (1 - m) / L I`` with m > 0, for a componentwise phi with slopes in
+[0, L].
 
-**Error.** Let x* be the solution, ``r = phi(A x + z) - x``, ``e = x - x*``. Then ``|e| <= |r| / margin`` with
+It bounds A from one side only: the skew part of A is free, and so are negative
+eigenvalues. Write ``F = I - L A``; the condition is ``<d, F d> >= m |d|^2``. With ``w =
+x / L`` the equation is ``w = psi(L A w + z)``, where ``psi = phi / L`` has slopes in
+[0, 1]. By the theorem of `pyidl.solvers.splitting` there is exactly one solution, and
+forward-backward with the step ``m / l^2``, ``l = |F|_2``, contracts its u, and w, by
+``(1 - (m / l)^2)^(1/2)`` in the Euclidean norm.
+
+**Error.** Let x* be the solution, ``r = phi(A x + z) - x``, ``e = x - x*``. Then ``|e|
+<= |r| / margin`` with
 
     margin = 2 m / (1 + l + ((1 + l)^2 - 4 m)^(1/2)).
 
-*Proof.* ``delta = e + r = S A e`` with a diagonal S, 0 <= S <= L, so ``<delta, L A e - delta> >= 0``. As ``L A e - delta = -F e - r``,
-``0 >= <e + r, F e + r> = <e, F e> + <e, r> + <r, F e> + |r|^2 >= m |e|^2 - (1 + l) |e| |r| + |r|^2``: the quotient |e| / |r| is at most the
-larger root of ``m t^2 - (1 + l) t + 1``, real since m <= l, and at most ``(1 + l) / m``. For A = c I it is attained: by the
-slope L if c > 0, by the slope 0 otherwise.
+*Proof.* ``delta = e + r = S A e`` with a diagonal S, 0 <= S <= L, so ``<delta, L A e -
+delta> >= 0``. As ``L A e - delta = -F e - r``, ``0 >= <e + r, F e + r> = <e, F e> + <e,
+r> + <r, F e> + |r|^2 >= m |e|^2 - (1 + l) |e| |r| + |r|^2``: the quotient |e| / |r| is
+at most the larger root of ``m t^2 - (1 + l) t + 1``, real since m <= l, and at most
+``(1 + l) / m``. For A = c I it is attained: by the slope L if c > 0, by the slope 0
+otherwise.
 
-**Projection.** Symmetric and skew matrices are orthogonal, as ``<S, K> = <S^T, K^T> = -<S, K>``: the nearest point has the skew part of A,
-and as its symmetric part the one nearest to ``S = Q diag(lambda) Q^T`` among those ``<= c I``, that is ``Q diag(min(lambda, c)) Q^T``.
-*Proof.* ``S - P`` has the part ``(lambda_i - c)_+`` in the direction q_i, and ``<S - P, X - P>``, the sum of the
-``(lambda_i - c)_+ (q_i^T X q_i - c)``, is not positive for any X in the set.
+**Projection.** Symmetric and skew matrices are orthogonal, as ``<S, K> = <S^T, K^T> =
+-<S, K>``: the nearest point has the skew part of A, and as its symmetric part the one
+nearest to ``S = Q diag(lambda) Q^T`` among those ``<= c I``, that is ``Q
+diag(min(lambda, c)) Q^T``. *Proof.* ``S - P`` has the part ``(lambda_i - c)_+`` in the
+direction q_i, and ``<S - P, X - P>``, the sum of the ``(lambda_i - c)_+ (q_i^T X q_i -
+c)``, is not positive for any X in the set.
 
-Source: Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020 (with A parametrised, not projected).
+Source: Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020 (with A
+parametrised, not projected).
 """
 
 from __future__ import annotations
@@ -55,17 +66,21 @@ __all__ = ["Monotone"]
 class Monotone(Constraint):
     """The set ``(A + A^T) / 2 <= (1 - margin) / L I``, L the largest Lipschitz constant of the activation.
 
-    `project` is the exact Euclidean projection of A, up to its rounding: eigenvalues of the symmetric part above the bound are lowered
-    to it. For factors ``A = L R^T`` both are scaled alike, which is feasible and idempotent but not the nearest point. Zeros of A do not
-    stay zeros. The work is done on the host, in float64; parameters of which membership is proven are returned as they are.
+    `project` is the exact Euclidean projection of A, up to its rounding: eigenvalues of
+    the symmetric part above the bound are lowered to it. For factors ``A = L R^T`` both
+    are scaled alike, which is feasible and idempotent but not the nearest point. Zeros
+    of A do not stay zeros. The work is done on the host, in float64; parameters of
+    which membership is proven are returned as they are.
 
-    Picard need not converge in this set. `solvers.PeacemanRachford` and `solvers.ForwardBackward` do, for slopes in [0, 1],
-    if ``(A + A^T) / 2 < I``. For L < 1 the set is larger than that.
+    Picard need not converge in this set. `solvers.PeacemanRachford` and
+    `solvers.ForwardBackward` do, for slopes in [0, 1], if ``(A + A^T) / 2 < I``. For L
+    < 1 the set is larger than that.
 
     Parameters
     ----------
     margin : float
-        Between 0 and 1. From 1 on, A = 0 would not be inside, and a projection would push every A away from it.
+        Between 0 and 1. From 1 on, A = 0 would not be inside, and a projection would
+        push every A away from it.
 
     Raises
     ------
@@ -87,7 +102,9 @@ class Monotone(Constraint):
 
     def __post_init__(self) -> None:
         if not (is_real(self.margin) and 0 < self.margin < 1):
-            raise InputError(f"margin is {self.margin!r}; a monotone A with A = 0 inside the set needs 0 < margin < 1")
+            raise InputError(
+                f"margin is {self.margin!r}; a monotone A with A = 0 inside the set needs 0 < margin < 1"
+            )
         object.__setattr__(self, "margin", float(self.margin))
 
     def refusal(self, activation: Activation) -> str:
@@ -95,7 +112,10 @@ class Monotone(Constraint):
         return needs_slopes(activation)
 
     def _ceiling(self, params: Params, activation: Activation) -> float:
-        """``(1 - margin) / L``; with an unknown L nothing can be certified, and L = 1 is taken."""
+        """``(1 - margin) / L``.
+
+        With an unknown L nothing can be certified, and L = 1 is taken.
+        """
         return (1.0 - self.margin) / float(np.max(lipschitz_rows(activation, size_of(params))))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
@@ -110,7 +130,9 @@ class Monotone(Constraint):
         for name in {"A", "L", "R"} & set(params):
             bad = int(np.sum(~np.isfinite(backend.to_numpy(params[name]))))
             if bad:
-                raise InputError(f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller step")
+                raise InputError(
+                    f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller step"
+                )
         if self.contains(params, activation):
             return dict(params)
         if "A" in params:
@@ -128,14 +150,19 @@ class Monotone(Constraint):
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """The factor of forward-backward, and the margin of the error, as at the head of this file.
 
-        The factor is that of the distance to the solution, not of the residual. For L <= 1 it is that of `solvers.ForwardBackward`, which
-        works with L = 1, where that has one; otherwise that of the same method for ``x / L``.
+        The factor is that of the distance to the solution, not of the residual. For L
+        <= 1 it is that of `solvers.ForwardBackward`, which works with L = 1, where that
+        has one; otherwise that of the same method for ``x / L``.
         """
         why = self.refusal(activation)
         lipschitz = activation.row_lipschitz(size_of(params))
         if why or lipschitz is None:
             return unproven(f"{activation.name}: {why}")
-        top = eigenvalue_bound(symmetric_part(params["A"])) if "A" in params else factored_eigenvalue_bound(params["L"], params["R"])
+        top = (
+            eigenvalue_bound(symmetric_part(params["A"]))
+            if "A" in params
+            else factored_eigenvalue_bound(params["L"], params["R"])
+        )
         slope = max(lipschitz)
         m, size = _numbers(params, top, slope)
         words = f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} lie in [0, {slope:.4g}]"
@@ -148,21 +175,33 @@ class Monotone(Constraint):
             method, g = "ForwardBackward", 1.0
             m, gap = _numbers(params, top, g)
         ratio = m / gap * (1.0 - 4 * EPS)
-        factor = min(math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0)  # 1 where no number below it is proven
+        factor = min(
+            math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0
+        )  # 1 where no number below it is proven
         words += f", |I - {'' if g == 1 else f'{g:.4g} '}A|_2 = {gap:.4g}"
-        # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the residual / margin; L |A|_2 <= 1 + |I - L A|_2.
+        # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the
+        # residual / margin; L |A|_2 <= 1 + |I - L A|_2.
         constant = (2.0 + size) / margin * (1.0 + 8 * EPS)
-        return Certificate(True, factor, Norm("Euclidean"), method, words, margin=margin, constant=constant)
+        return Certificate(
+            True, factor, Norm("Euclidean"), method, words, margin=margin, constant=constant
+        )
 
 
 def _numbers(params: Params, top: float, g: float) -> tuple[float, float]:
     """``1 - g top`` from below, and ``|I - g A|_2`` from above."""
-    size = distance_bound(params["A"], g) if "A" in params else factored_distance_bound(params["L"], params["R"], g)
+    size = (
+        distance_bound(params["A"], g)
+        if "A" in params
+        else factored_distance_bound(params["L"], params["R"], g)
+    )
     return 1.0 - g * top - 2 * EPS * (1.0 + abs(g * top)), size
 
 
 def _clipped(A: Array, ceiling: float) -> Array:
-    """The projection of A, a little inside where its rounding asks for it: the cast may add about eps |A|, the proof takes n^2 eps."""
+    """The projection of A, a little inside where its rounding asks for it.
+
+    The cast may add about eps |A|, the proof takes n^2 eps.
+    """
     xp, n = namespace(A), A.shape[0]
     S = symmetric_part(A)
     K = host64(A) - S
@@ -176,11 +215,16 @@ def _clipped(A: Array, ceiling: float) -> Array:
         if is_below(symmetric_part(P), ceiling):
             return P
         inside *= 4.0
-    raise InputError(f"A has entries of size {float(np.max(np.abs(S + K))):.4g}, and its projection overflows; use a smaller step")
+    raise InputError(
+        f"A has entries of size {float(np.max(np.abs(S + K))):.4g}, and its projection overflows; use a smaller step"
+    )
 
 
 def _shrunk(L: Array, R: Array, ceiling: float) -> tuple[Array, Array]:
-    """Both factors times one number: L R^T, and with it the largest eigenvalue, times its square."""
+    """Both factors times one number.
+
+    L R^T, and with it the largest eigenvalue, times its square.
+    """
     xp = namespace(L, R)
     left, right = host64(L), host64(R)
     inside = 4.0 * float(xp.finfo(L.dtype).eps)

@@ -1,20 +1,30 @@
-r"""The Perron-Frobenius condition: ``lambda_pf(B) <= kappa < 1``, B = diag(L) |A|, the spectral radius of a nonnegative matrix.
+r"""The Perron-Frobenius condition.
 
-**A positive scaling proves it.** If ``B s <= c s`` with s > 0, entry by entry, then f contracts by c in ``max_i |x_i| / s_i``, for
-``|f(x) - f(x')| <= B |x - x'| <= B s max_j |x_j - x'_j| / s_j``; and ``lambda_pf(B) <= c`` (Collatz, Wielandt). No eigenvalue is
-trusted: whatever s a computation finds, ``c = max_i (B s)_i / s_i`` is evaluated and rounded up.
+``lambda_pf(B) <= kappa < 1``, B = diag(L) |A|, the spectral radius of a nonnegative
+matrix.
 
-**Finding s** (Noda's iteration). For ``rho > lambda_pf`` the inverse of ``rho I - B`` is nonnegative with a positive diagonal, so
-``t = (rho I - B)^{-1} s`` is positive, and ``B t = rho t - s < rho t``: the factor falls below rho in every step, quadratically towards
-lambda_pf where B is irreducible. The solves are made in the scaled variables, ``S^{-1} B S``, whose row sums are already even.
+**A positive scaling proves it.** If ``B s <= c s`` with s > 0, entry by entry, then f
+contracts by c in ``max_i |x_i| / s_i``, for ``|f(x) - f(x')| <= B |x - x'| <= B s max_j
+|x_j - x'_j| / s_j``; and ``lambda_pf(B) <= c`` (Collatz, Wielandt). No eigenvalue is
+trusted: whatever s a computation finds, ``c = max_i (B s)_i / s_i`` is evaluated and
+rounded up.
 
-**Entry by entry**, ``|x - x*| <= B |x - x*| + |f(x) - x|``: M = I - B is the comparison matrix.
+**Finding s** (Noda's iteration). For ``rho > lambda_pf`` the inverse of ``rho I - B``
+is nonnegative with a positive diagonal, so ``t = (rho I - B)^{-1} s`` is positive, and
+``B t = rho t - s < rho t``: the factor falls below rho in every step, quadratically
+towards lambda_pf where B is irreducible. The solves are made in the scaled variables,
+``S^{-1} B S``, whose row sums are already even.
 
-**The set is not convex** (``[[0, t], [1/t, 0]]`` has lambda_pf = 1 for every t > 0, the mean of two such matrices more). But for a
-fixed s, ``{A : B s <= kappa s}`` is a weighted l1 ball for every row, and contained in it.
+**Entry by entry**, ``|x - x*| <= B |x - x*| + |f(x) - x|``: M = I - B is the comparison
+matrix.
 
-Sources: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021, section 2; Noda, "Note on the computation of the
-maximal eigenvalue of a non-negative irreducible matrix", Numer. Math. 17, 1971.
+**The set is not convex** (``[[0, t], [1/t, 0]]`` has lambda_pf = 1 for every t > 0, the
+mean of two such matrices more). But for a fixed s, ``{A : B s <= kappa s}`` is a
+weighted l1 ball for every row, and contained in it.
+
+Sources: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021,
+section 2; Noda, "Note on the computation of the maximal eigenvalue of a non-negative
+irreducible matrix", Numer. Math. 17, 1971.
 """
 
 from __future__ import annotations
@@ -27,7 +37,16 @@ from pyidl.activations import Activation
 from pyidl.arrays.backend import namespace
 from pyidl.typing import Array, Params
 from pyidl.wellposed import projections
-from pyidl.wellposed.base import Constraint, check_kappa, known_lipschitz, lipschitz_rows, lowered, size_of, unknown_lipschitz, unproven
+from pyidl.wellposed.base import (
+    Constraint,
+    check_kappa,
+    known_lipschitz,
+    lipschitz_rows,
+    lowered,
+    size_of,
+    unknown_lipschitz,
+    unproven,
+)
 from pyidl.wellposed.blocknorms import Gains, gains, scale_rows
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate
@@ -39,7 +58,10 @@ STEPS = 12
 
 
 def factor_of(B: np.ndarray, s: np.ndarray) -> float:
-    """``max_i (B s)_i / s_i``, rounded up, for B >= 0; infinite unless s is positive and finite."""
+    """``max_i (B s)_i / s_i``, rounded up, for B >= 0.
+
+    Infinite unless s is positive and finite.
+    """
     if not (np.all(s > 0) and np.all(np.isfinite(s))):
         return np.inf
     with np.errstate(all="ignore"):
@@ -48,14 +70,17 @@ def factor_of(B: np.ndarray, s: np.ndarray) -> float:
 
 
 def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np.ndarray, float]:
-    """A positive s, and the factor that it proves: near ``lambda_pf(B)``, or at most `goal`.
+    """A positive s, and the factor that it proves.
+
+    Near ``lambda_pf(B)``, or at most `goal`.
 
     Parameters
     ----------
     B : numpy.ndarray, shape (n, n)
         Nonnegative.
     goal : float
-        Where the search may stop; if positive, ``(goal I - B)^{-1}`` is tried before the first step.
+        Where the search may stop; if positive, ``(goal I - B)^{-1}`` is tried before
+        the first step.
     spread : float
         Largest ratio of two entries of s.
     """
@@ -63,7 +88,8 @@ def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np
     c = factor_of(B, s)
     if not 0 < c < np.inf or c <= goal:
         return s, c
-    # Badly scaled matrices are balanced first (powers of 2 that bring row and column norms together): Noda's steps are slow from afar.
+    # Badly scaled matrices are balanced first (powers of 2 that bring row and column
+    # norms together): Noda's steps are slow from afar.
     from scipy.linalg import matrix_balance
 
     with np.errstate(all="ignore"):  # it also casts the scales to integers, in vain
@@ -74,7 +100,9 @@ def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np
     for k in range(STEPS + 4):
         if c <= goal:
             break
-        shifts = [goal, 1.0] if k < 4 else []  # with a fixed shift the solves are plain inverse iteration
+        shifts = (
+            [goal, 1.0] if k < 4 else []
+        )  # with a fixed shift the solves are plain inverse iteration
         better: tuple[np.ndarray, float] | None = None
         for rho in [*(r for r in shifts if 0 < r < c), c * (1.0 + 1e-10)]:
             t = _step(B, s, rho, spread)
@@ -92,7 +120,10 @@ def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np
 
 
 def _step(B: np.ndarray, s: np.ndarray, rho: float, spread: float) -> np.ndarray | None:
-    """``(rho I - B)^{-1} s``, in the variables scaled by s; None where floating point gives no positive answer."""
+    """``(rho I - B)^{-1} s``, in the variables scaled by s.
+
+    None where floating point gives no positive answer.
+    """
     with np.errstate(all="ignore"):
         even = B / s[:, None] * s / rho
         if not np.all(np.isfinite(even)):
@@ -110,11 +141,15 @@ def _step(B: np.ndarray, s: np.ndarray, rho: float, spread: float) -> np.ndarray
 
 @dataclass(frozen=True)
 class PerronFrobenius(Constraint):
-    """The set ``lambda_pf(diag(L) |A|) <= kappa``: the largest in which the absolute values of A alone decide.
+    """The set ``lambda_pf(diag(L) |A|) <= kappa``.
 
-    The set is not convex. `project` goes to the nearest point of a convex part of it, ``{A : diag(L) |A| s <= kappa s}`` with the s of the
-    given A, its rows being projected onto weighted l1 balls: feasible, idempotent, and not the nearest point of the whole set. For
-    factors, and where the activation acts on several components together, rows are scaled instead.
+    The largest in which the absolute values of A alone decide.
+
+    The set is not convex. `project` goes to the nearest point of a convex part of it,
+    ``{A : diag(L) |A| s <= kappa s}`` with the s of the given A, its rows being
+    projected onto weighted l1 balls: feasible, idempotent, and not the nearest point of
+    the whole set. For factors, and where the activation acts on several components
+    together, rows are scaled instead.
 
     A is copied to the host, and factorised there some times in float64.
 
@@ -142,7 +177,10 @@ class PerronFrobenius(Constraint):
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return params with ``lambda_pf <= kappa``; those given where they are feasible."""
+        """Return params with ``lambda_pf <= kappa``.
+
+        Those given where they are feasible.
+        """
         found = gains(params, activation)
         if self._holds(found):
             return dict(params)
@@ -151,21 +189,34 @@ class PerronFrobenius(Constraint):
         A = params["A" if "A" in params else "L"]
         eps = float(namespace(A).finfo(A.dtype).eps)
 
-        # Entries that are rounded, and a test that is made with another s, need a little room.
+        # Entries that are rounded, and a test that is made with another s, need a
+        # little room.
         def balls(t: float) -> dict[str, Array]:
             radii = t * self.kappa * s / lipschitz_rows(activation, n)
-            return {**params, "A": projections.weighted_l1_ball_rows(params["A"], np.maximum(radii, np.finfo(np.float64).tiny), s)}
+            return {
+                **params,
+                "A": projections.weighted_l1_ball_rows(
+                    params["A"], np.maximum(radii, np.finfo(np.float64).tiny), s
+                ),
+            }
 
         def rows(t: float) -> dict[str, Array]:
-            shrink = np.minimum(1.0, t * self.kappa * s / np.maximum(found.matrix @ s, np.finfo(np.float64).tiny))
+            shrink = np.minimum(
+                1.0, t * self.kappa * s / np.maximum(found.matrix @ s, np.finfo(np.float64).tiny)
+            )
             return scale_rows(params, found.spread(shrink))
 
         make = balls if "A" in params and not found.vectors else rows
-        projected: dict[str, Array] = lowered(make, lambda p: self._holds(gains(p, activation)), max(4 * eps, 1e-9))
+        projected: dict[str, Array] = lowered(
+            make, lambda p: self._holds(gains(p, activation)), max(4 * eps, 1e-9)
+        )
         return projected
 
     def contains(self, params: Params, activation: Activation) -> bool:
-        """Whether a scaling proves ``lambda_pf <= kappa``. On the boundary itself that may be out of reach of rounding."""
+        """Whether a scaling proves ``lambda_pf <= kappa``.
+
+        On the boundary itself that may be out of reach of rounding.
+        """
         return self._holds(gains(params, activation))
 
     def _holds(self, found: Gains) -> bool:
@@ -182,6 +233,15 @@ class PerronFrobenius(Constraint):
         words = f"{activation.name} is {lipschitz:.4g}-Lipschitz"
         what = what if lipschitz == 1.0 else f"{what}, rows times their Lipschitz constants,"
         if not factor < 1:
-            return unproven(f"{words}, and no scaling shows {what} to be below 1; the best found shows {factor:.4g}")
+            return unproven(
+                f"{words}, and no scaling shows {what} to be below 1; the best found shows {factor:.4g}"
+            )
         comparison = None if found.vectors else lower(np.eye(len(s)) - found.matrix)
-        return Certificate(True, factor, found.norm(s), "Picard", f"{what} <= {factor:.4g}, {words}", comparison=comparison)
+        return Certificate(
+            True,
+            factor,
+            found.norm(s),
+            "Picard",
+            f"{what} <= {factor:.4g}, {words}",
+            comparison=comparison,
+        )

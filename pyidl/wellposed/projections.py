@@ -1,16 +1,20 @@
 r"""Euclidean projections onto convex sets, exact and vectorised.
 
-**Weighted l1 ball.** The nearest row p to a with ``sum_j w_j |p_j| <= r`` is, with ``u_j = |a_j| / w_j``,
+**Weighted l1 ball.** The nearest row p to a with ``sum_j w_j |p_j| <= r`` is, with
+``u_j = |a_j| / w_j``,
 
     p_j = sign(a_j) w_j max(u_j - theta, 0),    theta = max(0, max_k (w_1^2 u_1 + ... + w_k^2 u_k - r) / (w_1^2 + ... + w_k^2)),
 
-where u_1 >= u_2 >= ... (Optimality: ``p_j = a_j - theta w_j sign(p_j)`` with ``sum_j w_j |p_j| = r``. With k entries left, theta is that
-quotient; the next quotient is a weighted mean of it and u_{k+1}, so it grows exactly as long as u_{k+1} lies above it.)
+where u_1 >= u_2 >= ... (Optimality: ``p_j = a_j - theta w_j sign(p_j)`` with ``sum_j
+w_j |p_j| = r``. With k entries left, theta is that quotient; the next quotient is a
+weighted mean of it and u_{k+1}, so it grows exactly as long as u_{k+1} lies above it.)
 
-**Matrix measure.** The nearest row with ``p_i + sum_{j != i} w_j |p_j| <= kappa`` has ``p_i = a_i - theta`` and the other entries as
-above: the diagonal is an entry of weight 1 that never leaves, with a_i - kappa in place of its u, and r = 0.
+**Matrix measure.** The nearest row with ``p_i + sum_{j != i} w_j |p_j| <= kappa`` has
+``p_i = a_i - theta`` and the other entries as above: the diagonal is an entry of weight
+1 that never leaves, with a_i - kappa in place of its u, and r = 0.
 
-Source: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient projections onto the l1-ball", ICML 2008, figure 1 (w = 1).
+Source: Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient projections onto the
+l1-ball", ICML 2008, figure 1 (w = 1).
 """
 
 from __future__ import annotations
@@ -30,10 +34,13 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 def l1_ball_rows(A: Array, radius: Any) -> Array:
-    """Project every row of A onto the l1 ball: the nearest matrix with ``sum_j |A_ij| <= radius_i``.
+    """Project every row of A onto the l1 ball.
 
-    Sums are taken in float64. The radius is lowered by the rounding of the result, so that the result is feasible, and
-    rows that are feasible are returned bit for bit: projecting twice changes nothing.
+    The nearest matrix with ``sum_j |A_ij| <= radius_i``.
+
+    Sums are taken in float64. The radius is lowered by the rounding of the result, so
+    that the result is feasible, and rows that are feasible are returned bit for bit:
+    projecting twice changes nothing.
 
     Parameters
     ----------
@@ -45,7 +52,8 @@ def l1_ball_rows(A: Array, radius: Any) -> Array:
     Returns
     -------
     array, shape (n, k)
-        A itself where every row is feasible, on a GPU a copy: to know, the host would have to wait.
+        A itself where every row is feasible, on a GPU a copy: to know, the host would
+        have to wait.
 
     Raises
     ------
@@ -62,7 +70,9 @@ def l1_ball_rows(A: Array, radius: Any) -> Array:
 
 
 def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
-    """Project every row of A onto a weighted l1 ball: the nearest matrix with ``sum_j w_j |A_ij| <= radius_i``.
+    """Project every row of A onto a weighted l1 ball.
+
+    The nearest matrix with ``sum_j w_j |A_ij| <= radius_i``.
 
     As careful as `l1_ball_rows`, which is the case w = 1.
 
@@ -78,7 +88,8 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
     Raises
     ------
     InputError
-        If A is not two-dimensional, or a radius or a weight is not positive, or weights differ so much that the projection overflows.
+        If A is not two-dimensional, or a radius or a weight is not positive, or weights
+        differ so much that the projection overflows.
 
     Examples
     --------
@@ -104,11 +115,15 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
 
 
 def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
-    """The projection of rows outside their balls; u, which is overwritten, is ``|A|`` in float64."""
+    """The projection of rows outside their balls.
+
+    U, which is overwritten, is ``|A|`` in float64.
+    """
     k = A.shape[1]
     # The slack is for the final cast, and for the sums of the result.
     slack = float(xp.finfo(A.dtype).eps) + 2 * (k + 2) * EPS
-    # Measured from the largest u_1, theta = u_1 - t: nothing cancels, however far outside the row is.
+    # Measured from the largest u_1, theta = u_1 - t: nothing cancels, however far
+    # outside the row is.
     if w is None:  # sorted in the dtype of A, which is faster
         own = u if u.dtype == A.dtype else xp.abs(A)
         falling = backend.astype(xp, xp.sort(own, axis=1)[:, ::-1], "float64")
@@ -120,7 +135,9 @@ def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
         top = xp.max(u, axis=1, keepdims=True)
         totals, mass = _running(xp, u - top, w)
     t = xp.min((r * (1.0 - slack) - totals) / mass, axis=1, keepdims=True)
-    if w is not None:  # w_j^2 |u_j| is at most w_j^2 t where anything is left, which may be more than r
+    if (
+        w is not None
+    ):  # w_j^2 |u_j| is at most w_j^2 t where anything is left, which may be more than r
         t = t * (1.0 - 2 * (k + 2) * EPS)
     u -= top
     u += t
@@ -131,7 +148,8 @@ def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
 def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     """The nearest matrix with ``A_ii + sum_{j != i} |A_ij| w_ij <= bound_i`` for every row; nothing bounds the diagonal from below.
 
-    Feasible and idempotent in floating point, like `l1_ball_rows`: feasible rows are returned bit for bit.
+    Feasible and idempotent in floating point, like `l1_ball_rows`: feasible rows are
+    returned bit for bit.
 
     Parameters
     ----------
@@ -156,7 +174,9 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     xp = namespace(A)
     eta, bounds = _row_weights(xp, A, weights), _rows(A, bound)
     if A.shape[0] != A.shape[1] or not np.all(np.abs(bounds) < 0.5 * float(xp.finfo(A.dtype).max)):
-        raise InputError(f"measure_rows needs a square matrix and bounds that fit {A.dtype}, got {A.shape} and {bounds.min()} at least")
+        raise InputError(
+            f"measure_rows needs a square matrix and bounds that fit {A.dtype}, got {A.shape} and {bounds.min()} at least"
+        )
     n = A.shape[0]
     kappa = backend.from_host(xp, np.ascontiguousarray(bounds))[:, None]
     diagonal, off = measure_parts(xp, A, eta)
@@ -166,7 +186,8 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     w = xp.ones((n, n), dtype=xp.float64) if eta is None else eta / xp.reshape(eta, (n, 1))
     others = 1.0 - xp.eye(n, dtype=xp.float64)
     magnitude = backend.astype(xp, xp.abs(A), "float64") * others
-    # Measured from the largest u off the diagonal, theta = top - t; sorted last, the diagonal has u = 0 - top there, and no share.
+    # Measured from the largest u off the diagonal, theta = top - t; sorted last, the
+    # diagonal has u = 0 - top there, and no share.
     u = magnitude / w
     top = xp.max(u, axis=1, keepdims=True)
     u = u - top
@@ -175,9 +196,14 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     t = xp.minimum(-first, xp.min((-first - totals) / (1.0 + mass), axis=1, keepdims=True))
     shrunk = xp.sign(A) * backend.astype(xp, others * w * xp.maximum(u + t, 0.0), A.dtype)
     rest = measure_parts(xp, shrunk, eta)[1]
-    # p_i = a_i - theta = kappa - the rest, written so that it does not cancel, and less by the roundings.
+    # p_i = a_i - theta = kappa - the rest, written so that it does not cancel, and less
+    # by the roundings.
     limits = xp.finfo(A.dtype)
-    rounding = float(limits.eps) * xp.abs(kappa - rest) + 4 * n * EPS * (xp.abs(kappa) + rest) + float(limits.smallest_normal)
+    rounding = (
+        float(limits.eps) * xp.abs(kappa - rest)
+        + 4 * n * EPS * (xp.abs(kappa) + rest)
+        + float(limits.smallest_normal)
+    )
     middle = backend.astype(xp, kappa - rest - rounding, A.dtype)
     return _whole(xp, xp.where(inside, A, xp.where(others > 0, shrunk, middle)), A, eta)
 
@@ -191,7 +217,9 @@ def measure_parts(xp: Namespace, A: Any, eta: Any, first: int = 0) -> tuple[Any,
     if eta is None:
         sums = xp.sum(off, axis=1, keepdims=True)
     else:
-        sums = xp.sum(off * eta, axis=1, keepdims=True) / xp.reshape(eta[:, first : first + rows], (rows, 1))
+        sums = xp.sum(off * eta, axis=1, keepdims=True) / xp.reshape(
+            eta[:, first : first + rows], (rows, 1)
+        )
     return xp.sum(entries * mine, axis=1, keepdims=True), sums
 
 
@@ -204,17 +232,25 @@ def _rows(A: Array, number: Any) -> np.ndarray:
 def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
     """The weights as one row of `xp`, or None, after A and they have been checked."""
     if A.ndim != 2:
-        raise InputError(f"the rows of A are projected, so A must have two dimensions, not {A.ndim}")
+        raise InputError(
+            f"the rows of A are projected, so A must have two dimensions, not {A.ndim}"
+        )
     if weights is None:
         return None
     w = backend.to_numpy(weights).astype(np.float64)
     if w.shape != (A.shape[1],) or not (np.all(w > 0) and np.all(np.isfinite(w))):
-        raise InputError(f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest {w.min() if w.size else None}")
+        raise InputError(
+            f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest {w.min() if w.size else None}"
+        )
     return backend.from_host(xp, w)[None, :]
 
 
 def _whole(xp: Namespace, projected: Any, A: Array, w: Any) -> Array:
-    """The projection; refused where A divided by weights, or times them, left the range of float64 on the way."""
+    """The projection.
+
+    Refused where A divided by weights, or times them, left the range of float64 on the
+    way.
+    """
     if w is not None and looks_are_free(xp) and not backend.all_finite(xp, projected):
         raise InputError(
             f"A has entries up to {float(xp.max(xp.abs(A))):.3g}, weights lie between {float(xp.min(w)):.3g} and {float(xp.max(w)):.3g}, "

@@ -1,17 +1,25 @@
-r"""The spectral condition: ``L ||A||_2 <= kappa < 1``, with L the largest Lipschitz constant of phi.
+r"""The spectral condition.
 
-phi moves by at most L times as much as its argument in the Euclidean norm: componentwise with constants L_i, or in blocks with constants of
-their own Euclidean norms, in both cases by the sum of the squares. So ``x -> phi(A x + z)`` contracts by ``L ||A||_2`` in the Euclidean
-norm, and its adjoint ``v -> J^T (A^T v) + ...``, the norm being its own dual, by the same factor.
+``L ||A||_2 <= kappa < 1``, with L the largest Lipschitz constant of phi.
 
-**Projection.** Let ``A = U diag(sigma) V^T``. The nearest point of the ball ``||X||_2 <= r`` is ``U diag(min(sigma, r)) V^T``.
-*Proof.* The singular values of X are at most r, and by von Neumann's trace inequality ``<A, X> <= sum sigma_i(A) sigma_i(X)``, so
-``|A - X|_F^2 >= sum (sigma_i(A) - sigma_i(X))^2 >= sum max(sigma_i(A) - r, 0)^2``, which the point attains.
+phi moves by at most L times as much as its argument in the Euclidean norm:
+componentwise with constants L_i, or in blocks with constants of their own Euclidean
+norms, in both cases by the sum of the squares. So ``x -> phi(A x + z)`` contracts by
+``L ||A||_2`` in the Euclidean norm, and its adjoint ``v -> J^T (A^T v) + ...``, the
+norm being its own dual, by the same factor.
 
-For factors that point is ``(P L) R^T`` with ``P = U diag(min(1, r / sigma)) U^T`` on the range of L: it has factors with the same R.
+**Projection.** Let ``A = U diag(sigma) V^T``. The nearest point of the ball ``||X||_2
+<= r`` is ``U diag(min(sigma, r)) V^T``. *Proof.* The singular values of X are at most
+r, and by von Neumann's trace inequality ``<A, X> <= sum sigma_i(A) sigma_i(X)``, so
+``|A - X|_F^2 >= sum (sigma_i(A) - sigma_i(X))^2 >= sum max(sigma_i(A) - r, 0)^2``,
+which the point attains.
 
-Source: Miyato, Kataoka, Koyama, Yoshida, "Spectral normalization for generative adversarial networks", ICLR 2018 (by power iteration, a
-lower bound); Lewis, "The convex analysis of unitarily invariant matrix functions", J. Convex Anal. 2, 1995.
+For factors that point is ``(P L) R^T`` with ``P = U diag(min(1, r / sigma)) U^T`` on
+the range of L: it has factors with the same R.
+
+Source: Miyato, Kataoka, Koyama, Yoshida, "Spectral normalization for generative
+adversarial networks", ICLR 2018 (by power iteration, a lower bound); Lewis, "The convex
+analysis of unitarily invariant matrix functions", J. Convex Anal. 2, 1995.
 """
 
 from __future__ import annotations
@@ -26,10 +34,23 @@ from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import Constraint, check_kappa, known_lipschitz, lipschitz_rows, size_of, unknown_lipschitz, unproven
+from pyidl.wellposed.base import (
+    Constraint,
+    check_kappa,
+    known_lipschitz,
+    lipschitz_rows,
+    size_of,
+    unknown_lipschitz,
+    unproven,
+)
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate, Norm
-from pyidl.wellposed.eigenvalues import factored_spectral_bound, host64, norm_is_at_most, spectral_bound
+from pyidl.wellposed.eigenvalues import (
+    factored_spectral_bound,
+    host64,
+    norm_is_at_most,
+    spectral_bound,
+)
 
 __all__ = ["SpectralNorm", "spectral_bound"]
 
@@ -38,9 +59,11 @@ __all__ = ["SpectralNorm", "spectral_bound"]
 class SpectralNorm(Constraint):
     """The set ``||A||_2 <= kappa / L``, L the largest Lipschitz constant of the activation.
 
-    `project` is the exact Euclidean projection of A, up to its rounding: singular values above the radius are lowered to it. For factors
-    ``A = L R^T`` it is the nearest product to L R^T, with the same R. Zeros of A do not stay zeros. The work is done on the host, in
-    float64; parameters of which membership is proven are returned as they are.
+    `project` is the exact Euclidean projection of A, up to its rounding: singular
+    values above the radius are lowered to it. For factors ``A = L R^T`` it is the
+    nearest product to L R^T, with the same R. Zeros of A do not stay zeros. The work is
+    done on the host, in float64; parameters of which membership is proven are returned
+    as they are.
 
     Parameters
     ----------
@@ -68,7 +91,10 @@ class SpectralNorm(Constraint):
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
 
     def _radius(self, params: Params, activation: Activation) -> float:
-        """``kappa / L``; with an unknown L nothing can be certified, and L = 1 is taken."""
+        """``kappa / L``.
+
+        With an unknown L nothing can be certified, and L = 1 is taken.
+        """
         return self.kappa / float(np.max(lipschitz_rows(activation, size_of(params))))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
@@ -89,18 +115,33 @@ class SpectralNorm(Constraint):
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether ``||A||_2 <= kappa / L`` is proven (on the boundary itself, that fails by rounding)."""
         radius = self._radius(params, activation)
-        return norm_is_at_most(params["A"], radius) if "A" in params else factored_spectral_bound(params["L"], params["R"]) <= radius
+        return (
+            norm_is_at_most(params["A"], radius)
+            if "A" in params
+            else factored_spectral_bound(params["L"], params["R"]) <= radius
+        )
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = L ||A||_2``, with an upper bound of that norm."""
         lipschitz, full = known_lipschitz(activation, size_of(params)), "A" in params
         if lipschitz is None:
             return unknown_lipschitz(activation)
-        norm = spectral_bound(params["A"]) if full else factored_spectral_bound(params["L"], params["R"])
-        factor, words = max(lipschitz) * norm * (1.0 + EPS), f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
+        norm = (
+            spectral_bound(params["A"])
+            if full
+            else factored_spectral_bound(params["L"], params["R"])
+        )
+        factor, words = (
+            max(lipschitz) * norm * (1.0 + EPS),
+            f"{activation.name} is {max(lipschitz):.4g}-Lipschitz",
+        )
         if not factor < 1:
-            return unproven(f"||A||_2 = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1")
-        return Certificate(True, factor, Norm("Euclidean"), "Picard", f"||A||_2 = {norm:.4g}, {words}")
+            return unproven(
+                f"||A||_2 = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1"
+            )
+        return Certificate(
+            True, factor, Norm("Euclidean"), "Picard", f"||A||_2 = {norm:.4g}, {words}"
+        )
 
 
 def _finite(name: str, A: Array) -> np.ndarray:
@@ -113,7 +154,10 @@ def _finite(name: str, A: Array) -> np.ndarray:
 
 
 def _clipped(A: Array, radius: float) -> Array:
-    """The projection of A, a little inside where its rounding asks for it: the cast may add about eps, and the proof takes n^2 eps."""
+    """The projection of A, a little inside where its rounding asks for it.
+
+    The cast may add about eps, and the proof takes n^2 eps.
+    """
     xp, n = namespace(A), max(A.shape)
     U, sigma, Vt = np.linalg.svd(_finite("A", A), full_matrices=False)
     inside = 2.0 * float(xp.finfo(A.dtype).eps) + 2.0 * (n + 4) ** 2 * EPS
@@ -126,11 +170,17 @@ def _clipped(A: Array, radius: float) -> Array:
 
 
 def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
-    """``P L`` as in the head of this file; several times if L is so large that rounding leaves it outside, and scaled in the end."""
+    """``P L`` as in the head of this file.
+
+    Several times if L is so large that rounding leaves it outside, and scaled in the
+    end.
+    """
     xp = namespace(L)
     T2 = np.linalg.qr(_finite("R", R))[1]
     n, k = L.shape
-    inside = 2.0 * float(xp.finfo(L.dtype).eps) + (4.0 * (k + 4) ** 2 + 2.0 * n * k) * EPS  # the cast, and what the bound adds
+    inside = (
+        2.0 * float(xp.finfo(L.dtype).eps) + (4.0 * (k + 4) ** 2 + 2.0 * n * k) * EPS
+    )  # the cast, and what the bound adds
     given: Array = L
     left = _finite("L", L)
     for _ in range(3):
@@ -140,7 +190,9 @@ def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
         if not np.all(np.isfinite(product)):
             break
         U, sigma, _ = np.linalg.svd(product)
-        shrink = np.minimum(1.0, radius * (1.0 - inside) / np.maximum(sigma, np.finfo(np.float64).tiny))
+        shrink = np.minimum(
+            1.0, radius * (1.0 - inside) / np.maximum(sigma, np.finfo(np.float64).tiny)
+        )
         left = (Q1 @ U) @ (shrink[:, None] * (U.T @ T1))
         given = backend.astype(xp, backend.from_host(xp, left), L.dtype)
         if factored_spectral_bound(given, R) <= radius:

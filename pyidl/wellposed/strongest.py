@@ -1,8 +1,9 @@
 """The strongest statement that parameters, activation and constraint admit.
 
-Every condition proves a factor per step, for an iteration of its own; a step of each costs about one product with A. So the smallest factor
-wins, and an A without cycles, solved in one pass, beats all. Conditions are properties of the parameters: that a model was trained under
-one of them does not keep another from holding, and saying more.
+Every condition proves a factor per step, for an iteration of its own; a step of each
+costs about one product with A. So the smallest factor wins, and an A without cycles,
+solved in one pass, beats all. Conditions are properties of the parameters: that a model
+was trained under one of them does not keep another from holding, and saying more.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from pyidl.wellposed.triangular import StrictlyTriangular
 __all__ = ["strongest"]
 
 
-def strongest(params: Params, activation: Activation, constraint: Constraint, explain: bool = False) -> Certificate:
-    """The proven certificate with the smallest factor per step; that of the constraint itself where nothing is proven.
+def strongest(
+    params: Params, activation: Activation, constraint: Constraint, explain: bool = False
+) -> Certificate:
+    """The proven certificate with the smallest factor per step.
+
+    That of the constraint itself where nothing is proven.
 
     Parameters
     ----------
@@ -37,9 +42,11 @@ def strongest(params: Params, activation: Activation, constraint: Constraint, ex
     activation : Activation
         phi.
     constraint : Constraint
-        Examined first; its statement is preferred where another one saves at most a hundredth of the steps.
+        Examined first; its statement is preferred where another one saves at most a
+        hundredth of the steps.
     explain : bool
-        Whether `Certificate.others` lists what else was examined: what it proves, or why it fails.
+        Whether `Certificate.others` lists what else was examined: what it proves, or
+        why it fails.
 
     Returns
     -------
@@ -54,7 +61,9 @@ def strongest(params: Params, activation: Activation, constraint: Constraint, ex
     >>> strongest({"A": A}, activations.relu, InfNorm(0.99)).reason
     'lambda_pf(|A|) <= 0.4, relu is 1-Lipschitz'
     """
-    expect("constraint", constraint, Constraint, "use one of pyidl.wellposed, such as InfNorm(0.99)")
+    expect(
+        "constraint", constraint, Constraint, "use one of pyidl.wellposed, such as InfNorm(0.99)"
+    )
     expect("explain", explain, bool, "use True or False")
     check_activation(activation)
     examined: list[tuple[str, Certificate]] = []
@@ -62,9 +71,15 @@ def strongest(params: Params, activation: Activation, constraint: Constraint, ex
         examined.append((name, examine()))
         if not explain and examined[-1][1].proven and examined[-1][1].contraction == 0:
             break
-    best = min(range(len(examined)), key=lambda i: (not examined[i][1].proven, examined[i][1].contraction))
+    best = min(
+        range(len(examined)), key=lambda i: (not examined[i][1].proven, examined[i][1].contraction)
+    )
     own, found = examined[0][1], examined[best][1].contraction
-    if own.proven and 0 < found <= own.contraction < 1 and math.log(found) >= 1.01 * math.log(own.contraction):
+    if (
+        own.proven
+        and 0 < found <= own.contraction < 1
+        and math.log(found) >= 1.01 * math.log(own.contraction)
+    ):
         best = 0  # a hundredth of the steps is no reason to quote another condition
     if not explain:
         return examined[best][1]
@@ -76,15 +91,29 @@ def strongest(params: Params, activation: Activation, constraint: Constraint, ex
     return replace(examined[best][1], others=others)
 
 
-def _conditions(params: Params, activation: Activation, constraint: Constraint) -> Iterator[tuple[str, Callable[[], Certificate]]]:
-    """Names, and what computes the certificates: the constraint's own, the cheap ones, and those that take n^3 operations."""
+def _conditions(
+    params: Params, activation: Activation, constraint: Constraint
+) -> Iterator[tuple[str, Callable[[], Certificate]]]:
+    """Names, and what computes the certificates.
+
+    The constraint's own, the cheap ones, and those that take n^3 operations.
+    """
     yield repr(constraint), lambda: constraint.certificate(params, activation)
-    plain = (StrictlyTriangular(), InfNorm(), PerronFrobenius(), SpectralNorm(), Monotone(), MatrixMeasure())
+    plain = (
+        StrictlyTriangular(),
+        InfNorm(),
+        PerronFrobenius(),
+        SpectralNorm(),
+        Monotone(),
+        MatrixMeasure(),
+    )
     n, whole = size_of(params), "A" in params
     large = n > LARGEST
     for other in plain:
         name = type(other).__name__
-        if other == constraint or (type(other) is type(constraint) and getattr(constraint, "weights", None) is None):
+        if other == constraint or (
+            type(other) is type(constraint) and getattr(constraint, "weights", None) is None
+        ):
             continue
         if isinstance(other, StrictlyTriangular) and not whole:
             continue
@@ -98,4 +127,8 @@ def _conditions(params: Params, activation: Activation, constraint: Constraint) 
 
 def _best_measure(params: Params, activation: Activation) -> Certificate:
     eta = optimal_weights(params, activation)
-    return unproven("the weights that would prove it are out of range") if eta is None else measure_certificate(params, activation, eta)
+    return (
+        unproven("the weights that would prove it are out of range")
+        if eta is None
+        else measure_certificate(params, activation, eta)
+    )

@@ -1,13 +1,18 @@
-r"""Without feedback: A strictly upper triangular, ``A_ij = 0 for j <= i``. No size matters.
+r"""Without feedback: A strictly upper triangular, ``A_ij = 0 for j <= i``.
 
-The last component depends on the input alone, the one before it on the last, and so on: the equation is solved by substitution, and
-``x = phi(A x + z)`` has exactly one solution for every z and every phi. (The papers number the units of a network from its last layer.)
-Any A whose graph has no cycles is of this kind after renumbering, and is certified as well.
+No size matters.
 
-The error of an approximate solution: ``|x - x*| <= B |x - x*| + |f(x) - x|`` with B = diag(L) |A|, and ``I - B`` has a nonnegative inverse,
-the finite sum of the powers of B.
+The last component depends on the input alone, the one before it on the last, and so on:
+the equation is solved by substitution, and ``x = phi(A x + z)`` has exactly one
+solution for every z and every phi. (The papers number the units of a network from its
+last layer.) Any A whose graph has no cycles is of this kind after renumbering, and is
+certified as well.
 
-Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021, section 2.
+The error of an approximate solution: ``|x - x*| <= B |x - x*| + |f(x) - x|`` with B =
+diag(L) |A|, and ``I - B`` has a nonnegative inverse, the finite sum of the powers of B.
+
+Source: El Ghaoui, Gu, Travacca, Askari, Tsai, SIAM J. Math. Data Sci. 3(3), 2021,
+section 2.
 """
 
 from __future__ import annotations
@@ -31,7 +36,9 @@ __all__ = ["StrictlyTriangular", "full_matrix"]
 def full_matrix(params: Params, name: str) -> Array:
     """A, where a condition on its zeros needs it whole."""
     if "A" not in params:
-        raise InputError(f"{name} is a condition on zeros of A, which factors A = L R^T do not show; use rank=None")
+        raise InputError(
+            f"{name} is a condition on zeros of A, which factors A = L R^T do not show; use rank=None"
+        )
     return params["A"]
 
 
@@ -49,9 +56,12 @@ def has_no_cycles(A: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class StrictlyTriangular(Constraint):
-    """The set of strictly upper triangular A. `project` sets all other entries to zero, which is the nearest point.
+    """The set of strictly upper triangular A.
 
-    The solver finds the zeros when the parameters are set, and substitutes: one pass, exact, forward and adjoint.
+    `project` sets all other entries to zero, which is the nearest point.
+
+    The solver finds the zeros when the parameters are set, and substitutes: one pass,
+    exact, forward and adjoint.
 
     Examples
     --------
@@ -73,7 +83,11 @@ class StrictlyTriangular(Constraint):
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
         """Zeros on and below the diagonal."""
         A = full_matrix(params, "StrictlyTriangular")
-        return dict(params) if self.contains(params, activation) else {**params, "A": namespace(A).triu(A, k=1)}
+        return (
+            dict(params)
+            if self.contains(params, activation)
+            else {**params, "A": namespace(A).triu(A, k=1)}
+        )
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether they are there."""
@@ -82,17 +96,26 @@ class StrictlyTriangular(Constraint):
         return not bool(xp.any(xp.tril(A) != 0))
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """Proven for every A without cycles; the margin is that of ``I - diag(L) |A|``, in a norm of its own."""
+        """Proven for every A without cycles.
+
+        The margin is that of ``I - diag(L) |A|``, in a norm of its own.
+        """
         if "A" not in params:
             return unproven("the zeros of A decide, which factors A = L R^T do not show")
         refused = self.refusal(activation)
         if refused:
             return unproven(refused)
         if not has_no_cycles(to_numpy(params["A"])):
-            return unproven("A has cycles: entries on both sides of the diagonal that feed each other, or on it")
+            return unproven(
+                "A has cycles: entries on both sides of the diagonal that feed each other, or on it"
+            )
         reason = "A has no cycles, so that substitution solves the equation in one pass"
-        if activation.row_lipschitz(size_of(params)) is None:  # well-posed all the same, but no error follows from the residual
+        if (
+            activation.row_lipschitz(size_of(params)) is None
+        ):  # well-posed all the same, but no error follows from the residual
             return Certificate(True, 0.0, Norm(), "Substitution", reason, margin=0.0)
         M = lower(np.eye(size_of(params)) - gains(params, activation).matrix)
         s, margin = positive_solution(M)
-        return Certificate(True, 0.0, Norm(weights=s), "Substitution", reason, margin=margin, comparison=M)
+        return Certificate(
+            True, 0.0, Norm(weights=s), "Substitution", reason, margin=margin, comparison=M
+        )

@@ -1,4 +1,7 @@
-"""No condition at all: parameters are used as they are, and nothing is promised before a solve has succeeded."""
+"""No condition at all.
+
+Parameters are used as they are, and nothing is promised before a solve has succeeded.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ __all__ = ["Unconstrained"]
 class Unconstrained(Constraint):
     """The set of all parameters. `project` changes nothing.
 
-    Solves may fail, and where one succeeds there may be other solutions; its status says how it went.
+    Solves may fail, and where one succeeds there may be other solutions; its status
+    says how it went.
 
     Examples
     --------

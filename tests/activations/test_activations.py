@@ -39,7 +39,9 @@ FORMULAS = {
 @pytest.mark.parametrize("activation", ALL, ids=repr)
 def test_formulas(activation, xp):
     z = np.linspace(-8, 8, 401)
-    assert_close(activation(from_host(xp, z)), FORMULAS[activation.name](z), rtol=1e-12, atol=1e-15, xp=xp)
+    assert_close(
+        activation(from_host(xp, z)), FORMULAS[activation.name](z), rtol=1e-12, atol=1e-15, xp=xp
+    )
 
 
 @pytest.mark.parametrize("activation", [*ALL, MIXED], ids=repr)
@@ -48,9 +50,13 @@ def test_claims(activation):
     low, high = activation.slope_range
     assert report.max_error < 1e-6
     assert activation.lipschitz == max(-low, high)
-    assert activation.nonexpansive == (activation.name not in ("silu", "gelu") and activation is not MIXED)
+    assert activation.nonexpansive == (
+        activation.name not in ("silu", "gelu") and activation is not MIXED
+    )
     if activation is not MIXED:  # the bounds are not only safe but attained
-        assert report.slope_range == pytest.approx((low, high), abs=2e-3 if activation.name != "softsign" else 3e-3)
+        assert report.slope_range == pytest.approx(
+            (low, high), abs=2e-3 if activation.name != "softsign" else 3e-3
+        )
 
 
 @pytest.mark.parametrize("activation", ALL, ids=repr)
@@ -58,7 +64,9 @@ def test_curvature_is_a_bound_that_is_attained_and_kinks_are_jumps(activation):
     """A dense search: no slope changes faster between neighbours, and some nearly do; at every kink phi' jumps."""
     z = np.concatenate([np.linspace(-40, 0, 400_001), np.linspace(0, 40, 400_001)[1:]])
     slope = activation.dphi(z)
-    away = ~np.any([(z[:-1] <= kink) & (kink <= z[1:]) for kink in activation.kinks or (np.inf,)], axis=0)
+    away = ~np.any(
+        [(z[:-1] <= kink) & (kink <= z[1:]) for kink in activation.kinks or (np.inf,)], axis=0
+    )
     rate = (np.abs(np.diff(slope)) / np.diff(z))[away]
     assert rate.max() <= activation.curvature + 1e-10
     assert rate.max() >= activation.curvature * (1 - 1e-3)
@@ -74,7 +82,9 @@ def test_homogeneity_is_claimed_exactly_where_it_holds(activation):
     assert activation.homogeneous == np.allclose(activation(3 * z), 3 * activation(z), rtol=1e-12)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(-20, 0.999), st.sampled_from([a for a in ALL if a.scalar_solve]))
+@given(
+    st.floats(-1e6, 1e6), st.floats(-20, 0.999), st.sampled_from([a for a in ALL if a.scalar_solve])
+)
 def test_scalar_fixed_points(r, d, activation):
     if activation.slope_range[0] < 0:
         d = max(d, -0.999)
@@ -137,13 +147,18 @@ def test_what_is_known_of_a_custom_activation():
     both = Activation("a", np.tanh, lambda z: 1 - np.tanh(z) ** 2, lipschitz=1.0)
     assert both.slope_range == (-1.0, 1.0)
     assert both.curvature is None
-    assert Activation("a", np.tanh, np.tanh, lipschitz=1.0, curvature=0.0, kinks=(1, -1)).kinks == (-1.0, 1.0)
+    assert Activation("a", np.tanh, np.tanh, lipschitz=1.0, curvature=0.0, kinks=(1, -1)).kinks == (
+        -1.0,
+        1.0,
+    )
     assert Activation("a", np.tanh, np.tanh, slope_range=(-0.5, 0.2)).lipschitz == 0.5
     with pytest.warns(WellPosednessWarning, match="neither lipschitz nor slope_range"):
         unknown = Activation("a", np.tanh, np.tanh)
     assert not unknown.nonexpansive
     assert unknown.row_lipschitz(3) is None
-    assert Blocks((activations.relu, 1), (activations.silu, 2)).row_lipschitz(3) == pytest.approx([1, 1.09984, 1.09984], abs=1e-5)
+    assert Blocks((activations.relu, 1), (activations.silu, 2)).row_lipschitz(3) == pytest.approx(
+        [1, 1.09984, 1.09984], abs=1e-5
+    )
 
 
 def test_bad_arguments_are_refused():
@@ -164,6 +179,12 @@ def test_bad_arguments_are_refused():
     for slope in (0.0, 1.0, -0.1, 2.0):
         with pytest.raises(InputError, match="slope"):
             leaky_relu(slope)
-    for blocks in ((), ((activations.relu, 0),), ((activations.relu,),), (("relu", 2),), ((activations.relu, 1.5),)):
+    for blocks in (
+        (),
+        ((activations.relu, 0),),
+        ((activations.relu,),),
+        (("relu", 2),),
+        ((activations.relu, 1.5),),
+    ):
         with pytest.raises(InputError, match="pairs"):
             Blocks(*blocks)

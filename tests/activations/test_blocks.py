@@ -9,7 +9,18 @@ from helpers import assert_close, host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Pointwise, Sequential, activations, load, save, solvers
+from pyidl import (
+    ImplicitModel,
+    InfNorm,
+    Linear,
+    Pattern,
+    Pointwise,
+    Sequential,
+    activations,
+    load,
+    save,
+    solvers,
+)
 from pyidl.activations import Blocks, VectorActivation, layer_norm, named, softmax
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
@@ -22,8 +33,12 @@ BUILT_IN = [softmax, layer_norm(), layer_norm(0.01)]
 MIXED = Blocks((activations.relu, 4), (softmax, 3), (layer_norm(), 5))
 FORMULAS = {
     "softmax": lambda z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True),
-    "layer_norm(1.0)": lambda z: (z - z.mean(axis=-1, keepdims=True)) / np.sqrt(1 + z.var(axis=-1, keepdims=True)),
-    "layer_norm(0.01)": lambda z: (z - z.mean(axis=-1, keepdims=True)) / np.sqrt(0.01 + z.var(axis=-1, keepdims=True)),
+    "layer_norm(1.0)": lambda z: (
+        (z - z.mean(axis=-1, keepdims=True)) / np.sqrt(1 + z.var(axis=-1, keepdims=True))
+    ),
+    "layer_norm(0.01)": lambda z: (
+        (z - z.mean(axis=-1, keepdims=True)) / np.sqrt(0.01 + z.var(axis=-1, keepdims=True))
+    ),
 }
 
 
@@ -43,38 +58,61 @@ def inputs(m=7, seed=0):
 def test_formulas_and_libraries(activation, xp):
     rng = np.random.default_rng(0)
     z, w = 3 * rng.normal(size=(2, 5, 6))
-    assert_close(activation(from_host(xp, z)), FORMULAS[activation.name](z), rtol=1e-12, atol=1e-14, xp=xp)
-    assert_close(activation.vjp(from_host(xp, z), from_host(xp, w)), activation.vjp(z, w), rtol=1e-12, atol=1e-14, xp=xp)
+    assert_close(
+        activation(from_host(xp, z)), FORMULAS[activation.name](z), rtol=1e-12, atol=1e-14, xp=xp
+    )
+    assert_close(
+        activation.vjp(from_host(xp, z), from_host(xp, w)),
+        activation.vjp(z, w),
+        rtol=1e-12,
+        atol=1e-14,
+        xp=xp,
+    )
     single = activation.vjp(from_host(xp, z.astype("f4")), from_host(xp, w.astype("f4")))
     assert_close(single, activation.vjp(z, w).astype("f4"), rtol=1e-3, atol=1e-5, xp=xp)
 
 
-@pytest.mark.parametrize("activation", [*BUILT_IN, MIXED, Blocks((softmax, 2), (MIXED, 12))], ids=repr)
+@pytest.mark.parametrize(
+    "activation", [*BUILT_IN, MIXED, Blocks((softmax, 2), (MIXED, 12))], ids=repr
+)
 def test_claims(activation):
     report = check_activation(activation, rng=2)
     assert report.max_error < 1e-7
     assert report.slope_range[1] <= activation.lipschitz * (1 + 1e-9)
 
 
-@given(st.sampled_from(BUILT_IN), st.integers(1, 6), st.integers(0, 10_000), st.floats(-4, 2), st.floats(-6, 2))
+@given(
+    st.sampled_from(BUILT_IN),
+    st.integers(1, 6),
+    st.integers(0, 10_000),
+    st.floats(-4, 2),
+    st.floats(-6, 2),
+)
 def test_no_pair_of_points_beats_the_constant(activation, k, seed, size, distance):
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(50, k)) * 10.0**size
-    a[::2, : k // 2 + 1] = a[::2, :1] + 1e-3 * a[::2, : k // 2 + 1]  # nearly equal entries: where softmax is steepest
+    a[::2, : k // 2 + 1] = (
+        a[::2, :1] + 1e-3 * a[::2, : k // 2 + 1]
+    )  # nearly equal entries: where softmax is steepest
     d = rng.normal(size=(50, k))
     for _ in range(3):  # the power method turns d into the direction that is stretched most
         d = activation.vjp(a, d)
         d /= np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-300)
     b = a + d * 10.0**distance
     moved_by = np.linalg.norm(activation(a) - activation(b), axis=1)
-    assert np.all(moved_by <= activation.lipschitz * np.linalg.norm(a - b, axis=1) * (1 + 1e-6) + 1e-14)
+    assert np.all(
+        moved_by <= activation.lipschitz * np.linalg.norm(a - b, axis=1) * (1 + 1e-6) + 1e-14
+    )
 
 
 def test_the_constants_are_attained():
     d = np.array([[1.0, -1.0]])
     zero = np.zeros((1, 2))
     np.testing.assert_allclose(softmax.vjp(zero, d), 0.5 * d)
-    np.testing.assert_allclose(softmax.vjp(np.array([[3.0, 3.0, -900.0]]), np.array([[1.0, -1.0, 0.0]])), [[0.5, -0.5, 0.0]])
+    np.testing.assert_allclose(
+        softmax.vjp(np.array([[3.0, 3.0, -900.0]]), np.array([[1.0, -1.0, 0.0]])),
+        [[0.5, -0.5, 0.0]],
+    )
     for eps in (0.01, 1.0, 4.0):
         np.testing.assert_allclose(layer_norm(eps).vjp(zero, d), d / eps**0.5)
 
@@ -82,14 +120,27 @@ def test_the_constants_are_attained():
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_extreme_arguments(activation, dtype):
-    z = np.array([[1e30, -1e30, 0.0], [1e4, 1e4, 1e4], [-1e30, -1e30, -1e30], [1e-38, 0.0, -1e-38], [800.0, -800.0, 0.0]], dtype)
+    z = np.array(
+        [
+            [1e30, -1e30, 0.0],
+            [1e4, 1e4, 1e4],
+            [-1e30, -1e30, -1e30],
+            [1e-38, 0.0, -1e-38],
+            [800.0, -800.0, 0.0],
+        ],
+        dtype,
+    )
     with np.errstate(under="ignore"):
         y, v = activation(z), activation.vjp(z, np.ones_like(z))
     assert np.all(np.isfinite(y))
     assert np.all(np.isfinite(v))
     assert np.all(np.linalg.norm(y, axis=1) <= 3**0.5 * (1 + 1e-6))
     np.testing.assert_allclose(v, 0.0, atol=1e-5)  # neither changes along (1, 1, 1)
-    expected = np.array([1.0, 0.0, 0.0]) if activation is softmax else np.array([1.0, -1.0, 0.0]) * 1.5**0.5
+    expected = (
+        np.array([1.0, 0.0, 0.0])
+        if activation is softmax
+        else np.array([1.0, -1.0, 0.0]) * 1.5**0.5
+    )
     np.testing.assert_allclose(y[0], expected, rtol=1e-6)
 
 
@@ -100,7 +151,9 @@ def test_a_user_writes_phi_and_vjp():
         VectorActivation("a", None, np.multiply, lipschitz=1.0)
     with pytest.warns(WellPosednessWarning, match="neither"):
         assert VectorActivation("a", np.tanh, np.multiply).row_lipschitz(2) is None
-    with pytest.raises(InputError, match="softmax acts on its components together and has no slopes"):
+    with pytest.raises(
+        InputError, match="softmax acts on its components together and has no slopes"
+    ):
         softmax.dphi(np.ones((1, 2)))
     with pytest.raises(InputError, match="no slopes"):
         MIXED.dphi(np.ones((1, 12)))
@@ -171,16 +224,23 @@ def test_the_cell_chooses_its_problem():
     np.testing.assert_allclose(q.reference, np.abs(MIXED.vjp(x.pre, np.ones((7, 12)))).max(axis=1))
     J, h = q.system()
     v = solvers.Picard()(q)
-    np.testing.assert_allclose(np.stack([np.linalg.solve(j, g) for j, g in zip(J, h)]), v.value, atol=1e-11)
+    np.testing.assert_allclose(
+        np.stack([np.linalg.solve(j, g) for j, g in zip(J, h)]), v.value, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("solver", [solvers.Jacobi(), solvers.Anderson(splitting=True), solvers.Newton(), solvers.Substitution(),
                                     solvers.PeacemanRachford(), solvers.ForwardBackward()], ids=repr)  # fmt: skip
-@pytest.mark.parametrize("options", [{}, {"pattern": Pattern.feed_forward(4, 5, 4, 3, 3)}, {"rank": 2}], ids=["full", "tiled", "factors"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pattern": Pattern.feed_forward(4, 5, 4, 3, 3)}, {"rank": 2}],
+    ids=["full", "tiled", "factors"],
+)
 def test_solvers_that_need_slopes_refuse_by_name(solver, options):
     U = inputs()
     with pytest.raises(
-        InputError, match=rf"^{type(solver).__name__ if solver != solvers.Anderson(splitting=True) else 'Jacobi'} .*together"
+        InputError,
+        match=rf"^{type(solver).__name__ if solver != solvers.Anderson(splitting=True) else 'Jacobi'} .*together",
     ):
         model(forward=solver, **options)(U)
     _, pull = model(adjoint=solver, **options)(U)
@@ -192,7 +252,11 @@ FORWARD = [solvers.Anderson(), solvers.Auto()]
 
 
 @pytest.mark.parametrize("solver", FORWARD, ids=repr)
-@pytest.mark.parametrize("options", [{}, {"pattern": Pattern.feed_forward(4, 6, 6, 3)}, {"rank": 2}], ids=["full", "tiled", "factors"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pattern": Pattern.feed_forward(4, 6, 6, 3)}, {"rank": 2}],
+    ids=["full", "tiled", "factors"],
+)
 def test_the_others_find_the_same_point_and_gradient(solver, options, xp):
     U, dY = from_host(xp, inputs()), from_host(xp, np.random.default_rng(1).normal(size=(7, 3)))
     reference = moved(model(forward=solvers.Picard(), adjoint=solvers.Direct(), **options), xp)
@@ -215,7 +279,10 @@ def test_a_block_triangular_matrix_is_multiplied_by_its_tiles():
 
 def test_alone_in_a_batch_and_shuffled():
     net, U = model(), inputs(9)
-    dY, order = np.random.default_rng(1).normal(size=(9, 3)), np.random.default_rng(2).permutation(9)
+    dY, order = (
+        np.random.default_rng(1).normal(size=(9, 3)),
+        np.random.default_rng(2).permutation(9),
+    )
     Y, pull = net(U)
     shuffled, shuffled_pull = net(U[order])
     np.testing.assert_allclose(shuffled, Y[order], atol=1e-11)
@@ -230,7 +297,11 @@ def test_alone_in_a_batch_and_shuffled():
 def test_an_adjoint_is_solved_where_no_iteration_contracts():
     """At a point where layer norm stretches tenfold: the adjoint ends in GMRES or a direct solve, as for a componentwise phi."""
     rng = np.random.default_rng(4)
-    A, Y, G = np.linalg.qr(rng.normal(size=(12, 12)))[0], 1e-3 * rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
+    A, Y, G = (
+        np.linalg.qr(rng.normal(size=(12, 12)))[0],
+        1e-3 * rng.normal(size=(5, 12)),
+        rng.normal(size=(5, 12)),
+    )
     phi = Blocks((layer_norm(0.01), 12))
     q = Affine(Full(A.T.copy()), G, Jacobians(phi, Y), np.abs(phi.vjp(Y, G)).max(axis=1))
     J, h = q.system()
@@ -256,7 +327,11 @@ def test_dtypes(dtype):
 def test_pointwise_layers():
     layer = Sequential(Linear(4, 6, rng=0), softmax, Linear(6, 5, rng=1), Pointwise(layer_norm()))
     assert check_pullback(layer, inputs()).max_error < 1e-6
-    np.testing.assert_allclose(host(Pointwise(softmax).predict(inputs())), FORMULAS["softmax"](inputs().astype("f4")), rtol=1e-5)
+    np.testing.assert_allclose(
+        host(Pointwise(softmax).predict(inputs())),
+        FORMULAS["softmax"](inputs().astype("f4")),
+        rtol=1e-5,
+    )
 
 
 def test_bad_activations_are_refused_at_the_door():
@@ -271,7 +346,9 @@ def test_bad_activations_are_refused_at_the_door():
         with pytest.raises(InputError, match="vjp of the activation 'wrong'"):
             ImplicitModel(4, 3, 12, activation=Blocks((activations.relu, 2), (activation, 10)))
     seen = []
-    own = VectorActivation("own", lambda z: seen.append(z.shape[-1]) or 0.5 * z, lambda z, w: 0.5 * w, lipschitz=0.5)
+    own = VectorActivation(
+        "own", lambda z: seen.append(z.shape[-1]) or 0.5 * z, lambda z, w: 0.5 * w, lipschitz=0.5
+    )
     ImplicitModel(4, 3, 12, activation=Blocks((activations.relu, 2), (own, 10)), rng=0)
     assert set(seen) == {10}  # it is tried on as many components as it will see
 

@@ -49,7 +49,9 @@ def test_devices(xp):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("source", ["float16", "float32", "float64", "int8", "uint64", "bool", ">f8", "longdouble"])
+@pytest.mark.parametrize(
+    "source", ["float16", "float32", "float64", "int8", "uint64", "bool", ">f8", "longdouble"]
+)
 def test_real_numbers_are_cast(source, dtype):
     a = np.array([[0, 1], [1, 0]]).astype(source)
     admitted = as_real(a, name="U", xp=np, dtype=dtype)
@@ -63,7 +65,12 @@ def test_nothing_is_copied_without_need(xp):
 
 
 def test_lists_become_arrays_of_the_model(xp):
-    assert_close(as_real([[1, 2.5]], name="U", xp=xp, dtype="float32"), np.array([[1, 2.5]], np.float32), rtol=0, xp=xp)
+    assert_close(
+        as_real([[1, 2.5]], name="U", xp=xp, dtype="float32"),
+        np.array([[1, 2.5]], np.float32),
+        rtol=0,
+        xp=xp,
+    )
 
 
 BAD = {
@@ -108,7 +115,9 @@ def test_change_and_size(m, n, difference, seed):
     assert np.array_equal(size, np.abs(b if difference else a).max(axis=1))
 
 
-@pytest.mark.parametrize("shape", [(3, CHUNK), (CHUNK + 1, 1), (2 * CHUNK + 3, 2), (7, 50, 200), (1, CHUNK + 1)])
+@pytest.mark.parametrize(
+    "shape", [(3, CHUNK), (CHUNK + 1, 1), (2 * CHUNK + 3, 2), (7, 50, 200), (1, CHUNK + 1)]
+)
 def test_change_and_size_of_large_arrays_in_pieces(shape, xp):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
@@ -132,8 +141,15 @@ def test_special_functions(xp):
     z = np.concatenate([np.linspace(-30, 30, 101), [-800.0, 800.0]])
     assert_close(backend.expit(xp, from_host(xp, z)), scipy.special.expit(z), rtol=1e-14, xp=xp)
     assert_close(backend.erf(xp, from_host(xp, z)), scipy.special.erf(z), rtol=1e-14, xp=xp)
-    positive = np.abs(z[None])  # each library sums in an order of its own: without cancellation, two times as many roundings as terms
-    assert_close(backend.cumsum(xp, from_host(xp, positive), axis=1), np.cumsum(positive, axis=1), rtol=2 * z.size * 2**-53, xp=xp)
+    positive = np.abs(
+        z[None]
+    )  # each library sums in an order of its own: without cancellation, two times as many roundings as terms
+    assert_close(
+        backend.cumsum(xp, from_host(xp, positive), axis=1),
+        np.cumsum(positive, axis=1),
+        rtol=2 * z.size * 2**-53,
+        xp=xp,
+    )
     single = backend.astype(xp, from_host(xp, z), "float32")
     assert host(single).dtype == np.float32
     assert host(backend.erf(xp, single)).dtype == np.float32
@@ -157,15 +173,23 @@ def test_numbers_whose_sum_overflows_are_finite_all_the_same():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
     rng = np.random.default_rng(0)
-    place, source = rng.integers(0, count, n), rng.integers(-9, 10, (n, 2)).astype(dtype)  # whole numbers: sums are exact
+    place, source = (
+        rng.integers(0, count, n),
+        rng.integers(-9, 10, (n, 2)).astype(dtype),
+    )  # whole numbers: sums are exact
     there = np.zeros((count, 2), dtype)
     np.add.at(there, place, source)
-    assert_close(sum_rows(xp, from_host(xp, source), from_host(xp, place), count), there, rtol=0, xp=xp)
+    assert_close(
+        sum_rows(xp, from_host(xp, source), from_host(xp, place), count), there, rtol=0, xp=xp
+    )
 
 
 def test_a_row_that_is_not_finite_spoils_its_own_sum_only(xp):
     """What a sum over sorted rows, and a sparse product, promise; a product with zeros does not."""
-    place, source = np.array([4, 0, 4, 3, 0, 1]), np.array([[1.0], [np.inf], [2.0], [3.0], [4.0], [5.0]])
+    place, source = (
+        np.array([4, 0, 4, 3, 0, 1]),
+        np.array([[1.0], [np.inf], [2.0], [3.0], [4.0], [5.0]]),
+    )
     sums = host(sum_rows(xp, from_host(xp, source), from_host(xp, place), FEW + 1))[:, 0]
     assert sums[:5].tolist() == [np.inf, 5.0, 0.0, 3.0, 3.0]
     assert not sums[5:].any()
@@ -177,6 +201,8 @@ def test_sizes_of_samples_large_and_small(shape, xp):
     a, b = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
     axes = tuple(range(1, len(shape)))
     assert_close(max_abs(xp, from_host(xp, a)), np.abs(a).max(axis=axes), rtol=0, xp=xp)
-    assert_close(max_abs(xp, from_host(xp, a), from_host(xp, b)), np.abs(a * b).max(axis=axes), rtol=0, xp=xp)
+    assert_close(
+        max_abs(xp, from_host(xp, a), from_host(xp, b)), np.abs(a * b).max(axis=axes), rtol=0, xp=xp
+    )
     a[1] = np.nan
     assert np.isnan(host(max_abs(xp, from_host(xp, a)))[1])

@@ -19,7 +19,17 @@ from pyidl.arrays import fusion
 from pyidl.arrays.backend import to_device
 from pyidl.attention import ImplicitAttentionHead, ImplicitTransformerBlock
 from pyidl.errors import DeviceError, DeviceMismatchError, InputError
-from pyidl.layers import Dropout, Embedding, ImplicitModel, LayerNorm, Linear, Pointwise, PositionEmbedding, Residual, Sequential
+from pyidl.layers import (
+    Dropout,
+    Embedding,
+    ImplicitModel,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    PositionEmbedding,
+    Residual,
+    Sequential,
+)
 from pyidl.recurrent import Bidirectional, ImplicitRNN
 
 E, T, M = 6, 5, 4
@@ -63,17 +73,27 @@ LAYERS = {
     "implicit": lambda: ImplicitModel(E, 3, 12, rng=0),
     "low rank": lambda: ImplicitModel(E, 3, 24, rank=2, rng=0),
     "several activations": lambda: ImplicitModel(
-        E, 3, 12, activation=activations.Blocks((activations.relu, 8), (activations.softmax, 4)), rng=0
+        E,
+        3,
+        12,
+        activation=activations.Blocks((activations.relu, 8), (activations.softmax, 4)),
+        rng=0,
     ),
     "linear": lambda: Linear(E, 3, rng=0),
     "layer norm": lambda: LayerNorm(E),
     "dropout": lambda: Dropout(0.5),
     "pointwise": lambda: Pointwise(activations.tanh),
-    "sequential": lambda: Sequential(Linear(E, 8, rng=0), activations.tanh, ImplicitModel(8, 3, 12, rng=1)),
+    "sequential": lambda: Sequential(
+        Linear(E, 8, rng=0), activations.tanh, ImplicitModel(8, 3, 12, rng=1)
+    ),
     "residual": lambda: Residual(Linear(E, E, rng=0)),
     "recurrent": lambda: ImplicitRNN(E, 3, 4, 12, rng=0),
-    "in both directions": lambda: Bidirectional(ImplicitRNN(E, 3, 4, 12, rng=0), ImplicitRNN(E, 3, 4, 12, rng=1)),
-    "embedding": lambda: Sequential(Embedding(9, E, rng=0), PositionEmbedding(T, E, rng=1), Linear(E, 9, rng=2)),
+    "in both directions": lambda: Bidirectional(
+        ImplicitRNN(E, 3, 4, 12, rng=0), ImplicitRNN(E, 3, 4, 12, rng=1)
+    ),
+    "embedding": lambda: Sequential(
+        Embedding(9, E, rng=0), PositionEmbedding(T, E, rng=1), Linear(E, 9, rng=2)
+    ),
     "attention": lambda: ImplicitAttentionHead(E, 3, num_heads=2, block_size=T, rng=0),
     "transformer": block,
 }
@@ -100,11 +120,22 @@ def test_every_layer_moves_there_and_back(name, tmp_path):
     (dU, grads), (dV, slopes) = pull(dY), push(there(dY))
     assert (dU is None) == (dV is None)
     assert set(grads) == set(slopes)
-    for here, away in ([] if dU is None else [(dU, dV)]) + [(grads[key], slopes[key]) for key in grads]:
-        np.testing.assert_allclose(host(away), here, rtol=2e-3, atol=2e-4 * max(1.0, np.abs(here).max()))
+    for here, away in ([] if dU is None else [(dU, dV)]) + [
+        (grads[key], slopes[key]) for key in grads
+    ]:
+        np.testing.assert_allclose(
+            host(away), here, rtol=2e-3, atol=2e-4 * max(1.0, np.abs(here).max())
+        )
     save(tmp_path / "model", far)
-    for back in (far.to("cpu"), load(tmp_path / "model"), load(tmp_path / "model", device="cuda").to("cpu")):
-        assert all(type(a) is np.ndarray and np.array_equal(a, layer.params[key]) for key, a in back.params.items())
+    for back in (
+        far.to("cpu"),
+        load(tmp_path / "model"),
+        load(tmp_path / "model", device="cuda").to("cpu"),
+    ):
+        assert all(
+            type(a) is np.ndarray and np.array_equal(a, layer.params[key])
+            for key, a in back.params.items()
+        )
 
 
 def test_a_file_from_a_gpu_loads_where_there_is_none(tmp_path, monkeypatch):
@@ -120,9 +151,15 @@ def test_a_file_from_a_gpu_loads_where_there_is_none(tmp_path, monkeypatch):
 def test_inputs_and_cotangents_from_elsewhere_are_refused(name):
     layer, U = LAYERS[name](), inputs(name)
     far = layer.to("cuda")
-    with pytest.raises(DeviceMismatchError, match=r"U lives on cpu .* model on cupy; move one of them: .*to_device\(U, 'cuda'\)"):
+    with pytest.raises(
+        DeviceMismatchError,
+        match=r"U lives on cpu .* model on cupy; move one of them: .*to_device\(U, 'cuda'\)",
+    ):
         far(U)
-    with pytest.raises(DeviceMismatchError, match=r"U lives on cuda:0 .* model on numpy; move one of them: .*to_device\(U, 'cpu'\)"):
+    with pytest.raises(
+        DeviceMismatchError,
+        match=r"U lives on cuda:0 .* model on numpy; move one of them: .*to_device\(U, 'cpu'\)",
+    ):
         layer(there(U))
     Y, pull = far(there(U))
     with pytest.raises(DeviceMismatchError, match=r"dY lives on cpu .*to_device\(dY, 'cuda'\)"):
@@ -140,7 +177,10 @@ def test_states_from_elsewhere_are_refused():
         model.params = {**model.params, "b": np.zeros(12)}
 
 
-@pytest.mark.parametrize("loss", [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy, losses.cross_entropy])
+@pytest.mark.parametrize(
+    "loss",
+    [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy, losses.cross_entropy],
+)
 def test_targets_and_weights_from_elsewhere_are_refused(loss):
     Y, target = there(np.ones((M, 3))), np.full((M, 3), 1 / 3)
     with pytest.raises(DeviceMismatchError, match="to_device"):
@@ -156,20 +196,32 @@ def test_gradients_from_elsewhere_are_refused(optimizer):
 
 
 def test_fit_refuses_data_from_elsewhere_before_any_work():
-    model, U, target = LAYERS["implicit"]().to("cuda"), inputs("implicit"), np.zeros((M, 3), np.float32)
+    model, U, target = (
+        LAYERS["implicit"]().to("cuda"),
+        inputs("implicit"),
+        np.zeros((M, 3), np.float32),
+    )
     for data in ((U, there(target)), (there(U), target), (there(U), there(target), np.ones(M))):
         with pytest.raises(DeviceMismatchError, match=r"to_device\(array, device\) or model\.to"):
             pyidl.fit(model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0)
 
 
 def test_an_activation_of_one_library_alone_is_refused():
-    mine = activations.Activation("mine", lambda z: cupy.tanh(z), lambda z: 1 - cupy.tanh(z) ** 2, slope_range=(0.0, 1.0))
-    with pytest.raises(InputError, match=r"phi of the activation 'mine' does not take an array of NumPy .*namespace\(z\)"):
+    mine = activations.Activation(
+        "mine", lambda z: cupy.tanh(z), lambda z: 1 - cupy.tanh(z) ** 2, slope_range=(0.0, 1.0)
+    )
+    with pytest.raises(
+        InputError,
+        match=r"phi of the activation 'mine' does not take an array of NumPy .*namespace\(z\)",
+    ):
         ImplicitModel(E, 3, 12, activation=mine)
 
 
 def test_a_penalty_from_elsewhere_is_refused():
-    model, data = LAYERS["implicit"]().to("cuda"), (there(inputs("implicit")), there(np.zeros((M, 3))))
+    model, data = (
+        LAYERS["implicit"]().to("cuda"),
+        (there(inputs("implicit")), there(np.zeros((M, 3)))),
+    )
     with pytest.raises(DeviceMismatchError, match=r"cpu .* and cuda:0"):
         pyidl.fit(
             model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0, penalty=lambda p: (0.0, {"A": np.ones((12, 12))})
@@ -196,7 +248,10 @@ def test_sim_runs_there_and_refuses_what_is_elsewhere():
 def test_one_gpu_at_a_time(two_gpus):
     """CuPy makes new arrays on its current GPU, so models and data live there; the others are refused with the cure."""
     model, U = LAYERS["implicit"](), inputs("implicit")
-    with pytest.raises(DeviceError, match=r"current GPU is cuda:0.*cupy\.cuda\.Device\(1\)\.use\(\).*CUDA_VISIBLE_DEVICES=1"):
+    with pytest.raises(
+        DeviceError,
+        match=r"current GPU is cuda:0.*cupy\.cuda\.Device\(1\)\.use\(\).*CUDA_VISIBLE_DEVICES=1",
+    ):
         model.to("cuda:1")
     with pytest.raises(DeviceError, match="finds 2 GPUs"):
         model.to("cuda:2")
@@ -205,9 +260,15 @@ def test_one_gpu_at_a_time(two_gpus):
         assert repr(other).endswith("on cuda:1")
         np.testing.assert_allclose(host(other.predict(V)), model.predict(U), rtol=1e-5)
     for away in (V, there(U)):
-        with pytest.raises(DeviceMismatchError, match=r"parameters .* live on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)"):
+        with pytest.raises(
+            DeviceMismatchError,
+            match=r"parameters .* live on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)",
+        ):
             other(away)
-    with pytest.raises(DeviceMismatchError, match=r"U lives on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)"):
+    with pytest.raises(
+        DeviceMismatchError,
+        match=r"U lives on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)",
+    ):
         model.to("cuda")(V)
     assert pyidl.to_device(V, "cuda").device.id == 0
     assert model.to("cuda").to("cuda:0").params["A"].device.id == 0
@@ -216,7 +277,11 @@ def test_one_gpu_at_a_time(two_gpus):
 def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
     """CuPy may read it from there, and would leave what follows on the current one."""
     with cupy.cuda.Device(1):
-        model, V, Y = LAYERS["implicit"]().to("cuda"), there(inputs("implicit")), there(np.ones((M, 3)))
+        model, V, Y = (
+            LAYERS["implicit"]().to("cuda"),
+            there(inputs("implicit")),
+            there(np.ones((M, 3))),
+        )
         pull = model(V)[1]
         net = Sequential(Linear(E, 5, rng=0), activations.relu, Linear(5, 3, rng=1)).to("cuda")
         moments = sim.collect_states(net, V).moments()
@@ -229,7 +294,9 @@ def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
         "projection": lambda: model.project(model.params),
         "certificate": model.certificate,
         "activation": lambda: activations.tanh(Y),
-        "fit": lambda: pyidl.fit(model, (V, Y), loss=losses.mse, optimizer=adam, epochs=1, verbose=0),
+        "fit": lambda: pyidl.fit(
+            model, (V, Y), loss=losses.mse, optimizer=adam, epochs=1, verbose=0
+        ),
         "fused": lambda: fusion.fused(lambda z: 2 * z)(Y),
         "sim": lambda: sim.fit(net, V),
         "sums": lambda: moments + moments,
@@ -237,7 +304,8 @@ def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
     }
     for name, call in calls.items():
         with pytest.raises(
-            DeviceMismatchError, match=r"cuda:1.* current GPU is cuda:0.*Device\(1\)\.use\(\).*to\('cuda'\)|cuda:0 .* and cuda:1"
+            DeviceMismatchError,
+            match=r"cuda:1.* current GPU is cuda:0.*Device\(1\)\.use\(\).*to\('cuda'\)|cuda:0 .* and cuda:1",
         ):
             print(name, call())
     assert all(model.params[key] is a for key, a in before.items())
@@ -258,7 +326,9 @@ def test_a_task_of_a_scheduler_works_where_its_problem_lives(two_gpus):
     rng = np.random.default_rng(0)
     with cupy.cuda.Device(1):
         net = Sequential(Linear(E, 5, rng=0), activations.relu, Linear(5, 3, rng=1)).to("cuda")
-        result = sim.fit(net, there(rng.normal(size=(40, E))), penalty=sim.L1(1e-2), scheduler=on_the_first)
+        result = sim.fit(
+            net, there(rng.normal(size=(40, E))), penalty=sim.L1(1e-2), scheduler=on_the_first
+        )
     assert result.model.params["A"].device.id == 1
 
 
@@ -277,12 +347,24 @@ def test_a_model_travels_in_a_pickle_of_its_own_device():
 def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch, pretended):
     """The code by which docs/cpu_or_gpu.md measures runs as it stands, and no kernel is compiled while its clock runs."""
     page = (Path(__file__).parents[2] / "docs" / "cpu_or_gpu.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block]
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block
+    ]
     compiled = []
-    monkeypatch.setattr(time, "perf_counter", lambda: float(compiled.append(stand_in.ElementwiseKernel.compiled) or len(compiled)))
+    monkeypatch.setattr(
+        time,
+        "perf_counter",
+        lambda: float(compiled.append(stand_in.ElementwiseKernel.compiled) or len(compiled)),
+    )
     fusion._kernel.cache_clear()
-    rng, model = np.random.default_rng(0), ImplicitModel(4, 3, 10, dtype="float64", rng=0).to("cuda")
-    exec(code, {"model": model, "U": there(rng.normal(size=(6, 4))), "dY": there(rng.normal(size=(6, 3)))})
+    rng, model = (
+        np.random.default_rng(0),
+        ImplicitModel(4, 3, 10, dtype="float64", rng=0).to("cuda"),
+    )
+    exec(
+        code,
+        {"model": model, "U": there(rng.normal(size=(6, 4))), "dY": there(rng.normal(size=(6, 3)))},
+    )
     began, ended = compiled
     assert 0 < began == ended
 

@@ -20,7 +20,10 @@ def run(body, **environment):
     """A process of its own, without CuPy's pool, which hides the ends of arrays."""
     code = f"import cupy; cupy.cuda.set_allocator(None); {body}"
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=None if not environment else {**os.environ, **environment}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=None if not environment else {**os.environ, **environment},
     )
 
 
@@ -33,8 +36,19 @@ def test_threads_that_wait_for_each_other(cupy, n):
     """Sums, running sums and the numbers of the nonzero entries: barriers of blocks and warps, memory that they share, shuffles."""
     a = np.random.default_rng(0).integers(-9, 9, (3, n)).astype(float)
     b = cupy.asarray(a)
-    for name, axis in (("sum", None), ("sum", 1), ("max", 0), ("argmin", 1), ("cumsum", 1), ("cumprod", None)):
-        np.testing.assert_allclose(cupy.asnumpy(getattr(cupy, name)(b, axis=axis)), getattr(np, name)(a, axis=axis), rtol=1e-12)
+    for name, axis in (
+        ("sum", None),
+        ("sum", 1),
+        ("max", 0),
+        ("argmin", 1),
+        ("cumsum", 1),
+        ("cumprod", None),
+    ):
+        np.testing.assert_allclose(
+            cupy.asnumpy(getattr(cupy, name)(b, axis=axis)),
+            getattr(np, name)(a, axis=axis),
+            rtol=1e-12,
+        )
     for there, here in zip(cupy.nonzero(b), np.nonzero(a)):
         assert np.array_equal(cupy.asnumpy(there), here)
 
@@ -63,15 +77,22 @@ def test_writing_behind_the_end_ends_the_process():
 
 def test_a_barrier_that_some_threads_do_not_reach_ends_the_process():
     def said(condition):
-        return run(f"f = {kernel('f', condition + ' __syncthreads();')}; f((1,), (64,), (cupy.empty(1, 'float32'), 64))").stderr
+        return run(
+            f"f = {kernel('f', condition + ' __syncthreads();')}; f((1,), (64,), (cupy.empty(1, 'float32'), 64))"
+        ).stderr
 
-    assert said("if (threadIdx.x < 40) return;") == ""  # the card does not wait for those that have ended
+    assert (
+        said("if (threadIdx.x < 40) return;") == ""
+    )  # the card does not wait for those that have ended
     assert "different barriers" in said("if (threadIdx.x < 40) __syncwarp(); else")
 
 
 def test_a_race_gives_another_result_in_the_other_order():
     body = f"f = {kernel('f', 'x[0] = threadIdx.x;')}; x = cupy.empty(1, 'float32'); f((1,), (64,), (x, 64)); print(float(x[0]))"
-    assert (run(body, EMULATED_ORDER="").stdout, run(body, EMULATED_ORDER="reversed").stdout) == ("63.0\n", "0.0\n")
+    assert (run(body, EMULATED_ORDER="").stdout, run(body, EMULATED_ORDER="reversed").stdout) == (
+        "63.0\n",
+        "0.0\n",
+    )
 
 
 def test_memory_ends():

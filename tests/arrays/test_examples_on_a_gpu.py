@@ -62,7 +62,10 @@ LINES = {
         r"^network = .*$",
         f'network, U, t, V, s, images = network.to("cuda"), *({FAR} for a in (U, t, V, s, images))',
     ),
-    "torch_layer.py": (r"^print\(net\)$", 'net, U, V, y, s = net.to("cuda"), *(a.to("cuda") for a in (U, V, y, s))'),
+    "torch_layer.py": (
+        r"^print\(net\)$",
+        'net, U, V, y, s = net.to("cuda"), *(a.to("cuda") for a in (U, V, y, s))',
+    ),
 }
 """The line after which the new one stands, and the new one."""
 
@@ -74,7 +77,12 @@ SHORTER = {
     "japanese_vowels.py": {"EPOCHS, BATCH = 60, 30": "EPOCHS, BATCH = 1, 30"},
     "spiky_series.py": {"7, 60, 5964, 12, 256": "7, 10, 9_000, 1, 500"},
     "pointers.py": {"else 1000": "else 2", "warmup=50": "warmup=1", "trees(1000,": "trees(100,"},
-    "sim_fashion_mnist.py": {"2000, 1000": "60, 5", "else 60": "else 2", "300, 1, 9": "300, 1, 2", "(1, 20)": "(1, 2)"},
+    "sim_fashion_mnist.py": {
+        "2000, 1000": "60, 5",
+        "else 60": "else 2",
+        "300, 1, 9": "300, 1, 2",
+        "(1, 20)": "(1, 2)",
+    },
 }
 ARGUMENTS = {
     "constraints.py": ["1", "1", "figure.png"],
@@ -87,12 +95,16 @@ ARGUMENTS = {
 
 LONG = {"constraints.py", "char_lm.py"}
 CASES = [
-    pytest.param(name, "stand_in", False, marks=[pytest.mark.slow] if name in LONG else []) for name in LINES if name != "torch_layer.py"
+    pytest.param(name, "stand_in", False, marks=[pytest.mark.slow] if name in LONG else [])
+    for name in LINES
+    if name != "torch_layer.py"
 ]
 
 
 CASES += [pytest.param(name, "cupy", False, marks=pytest.mark.gpu) for name in LINES]
-CASES += [pytest.param(name, "cupy", True, marks=[pytest.mark.gpu, pytest.mark.slow]) for name in LINES]
+CASES += [
+    pytest.param(name, "cupy", True, marks=[pytest.mark.gpu, pytest.mark.slow]) for name in LINES
+]
 
 
 @pytest.mark.parametrize(("name", "library", "whole"), CASES)
@@ -110,7 +122,9 @@ def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_p
     source, count = re.subn(after, lambda found: f"{found[0]}\n{line}", source, count=1, flags=re.M)
     assert count == 1
     code = (PRETEND if library == "stand_in" else "") + RUN
-    code = code.format(tests=str(Path(__file__).parents[1]), source=source, path=str(tmp_path / name))
+    code = code.format(
+        tests=str(Path(__file__).parents[1]), source=source, path=str(tmp_path / name)
+    )
     rng = np.random.default_rng(0)
     for kind, m in (("train", 200), ("t10k", 50)):  # what fashion_mnist.py reads
         write_idx(tmp_path / f"{kind}-images-idx3-ubyte", rng.integers(0, 256, (m, 28, 28)))
@@ -119,6 +133,10 @@ def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_p
         write_ts(tmp_path / f"JapaneseVowels_{kind}.ts", rng, 20, lambda label: label)
     shutil.copy(EXAMPLES / "fashion_mnist.py", tmp_path)  # sim_fashion_mnist.py imports it
     arguments = ARGUMENTS.get(name, [str(tmp_path)])
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
-    assert list(tmp_path.glob("*.png")) or re.search("equal predictions|by speaker|without torch", result.stdout)
+    assert list(tmp_path.glob("*.png")) or re.search(
+        "equal predictions|by speaker|without torch", result.stdout
+    )

@@ -53,14 +53,32 @@ def functions():
             found[f"reflected {a.name}"] = splitting._proximal_map(a.phi, a.resolvent, True), "Td"
     found["product"] = image._product, "TT"
     found["step of the adjoint"] = problem._sum_and_image(image._product), "TTT"
-    found["Adam"], found["the first step of Adam"] = (adam._adam, "TTTTdddd"), (adam._adam, "TTdddddd")
+    found["Adam"], found["the first step of Adam"] = (
+        (adam._adam, "TTTTdddd"),
+        (adam._adam, "TTdddddd"),
+    )
     found["attention's phi"], found["attention's phi'"] = (maps.phi, "T"), (maps.phi_slope, "T")
-    found["kernel's pull"], found["inverse of a sum"] = (maps._difference, "TTTdd"), (weighted_mean._inverse, "Td")
-    found["squared error"], found["absolute error"] = (losses._squared, "TT"), (losses._absolute, "TT")
+    found["kernel's pull"], found["inverse of a sum"] = (
+        (maps._difference, "TTTdd"),
+        (weighted_mean._inverse, "Td"),
+    )
+    found["squared error"], found["absolute error"] = (
+        (losses._squared, "TT"),
+        (losses._absolute, "TT"),
+    )
     found["Huber's"], found["logistic loss"] = (losses._huber, "TTd"), (losses._logistic, "TT")
-    found["soft"], found["prox of the elastic net"] = (penalties.soft, "Td"), (penalties._elastic_net, "TTdd")
-    found["prox of reverse Huber"], found["lowered"] = (penalties._reverse_huber, "TTddd"), (penalties._lowered, "TTTbTdT")
-    found["ADMM, right-hand side"], found["ADMM, divided"] = (admm._right, "TTTT"), (admm._divided, "TTT")
+    found["soft"], found["prox of the elastic net"] = (
+        (penalties.soft, "Td"),
+        (penalties._elastic_net, "TTdd"),
+    )
+    found["prox of reverse Huber"], found["lowered"] = (
+        (penalties._reverse_huber, "TTddd"),
+        (penalties._lowered, "TTTbTdT"),
+    )
+    found["ADMM, right-hand side"], found["ADMM, divided"] = (
+        (admm._right, "TTTT"),
+        (admm._divided, "TTT"),
+    )
     found["ADMM, relaxed"], found["FISTA, moves"] = (admm._relaxed, "TTT"), (fista._moves, "TTT")
     found["FISTA, t"], found["FISTA, beyond"] = (fista._ahead, "Tb"), (fista._beyond, "TTT")
     return found
@@ -80,7 +98,9 @@ def source(name, dtype, entry, loop):
     ins, outs = ([p.split() for p in parameters.split(", ")] for parameters in (inputs, outputs))
     types = {"T": T, "float64": "double", "bool": "bool"}
     parameters = [f"const {types[kind]}* {v}_" for kind, v in ins] + [f"{T}* {v}_" for _, v in outs]
-    variables = [f"const {types[kind]}& {v} = {v}_[{0 if kind == 'float64' else 'i'}];" for kind, v in ins]
+    variables = [
+        f"const {types[kind]}& {v} = {v}_[{0 if kind == 'float64' else 'i'}];" for kind, v in ins
+    ]
     variables += [f"T& {v} = {v}_[i];" for _, v in outs]
     body = f"typedef {T} T; {loop} {{ {' '.join(variables)} {text}; }}"
     return f'extern "C" {entry}({", ".join(parameters)}, long n) {{ {body} }}'
@@ -91,7 +111,11 @@ def test_no_function_is_forgotten():
         if not module.name.startswith(("pyidl.interop", "pyidl.sklearn", "pyidl.__main__")):
             importlib.import_module(module.name)
     tested = {id(function) for function, _ in FUNCTIONS.values()}
-    marked = [f for f in gc.get_objects() if type(f) is fused and getattr(f, "__module__", "").startswith("pyidl.")]
+    marked = [
+        f
+        for f in gc.get_objects()
+        if type(f) is fused and getattr(f, "__module__", "").startswith("pyidl.")
+    ]
     assert len(marked) > 30
     assert {repr(f) for f in marked if id(f) not in tested and "<locals>" not in repr(f)} == set()
 
@@ -101,13 +125,19 @@ def test_no_function_is_forgotten():
 def test_functions_compile_for_a_gpu(ndim, dtype, compiled):
     """As CuPy compiles them: inside its own kernel, with its headers and options."""
     texts_of = {f"f{i}": (name, texts(name)) for i, name in enumerate(FUNCTIONS)}
-    program = cupy_headers() + "".join(as_cupy_writes_it(entry, dtype, *found, ndim) for entry, (_, found) in texts_of.items())
-    written = {piece.split(b"(")[0].decode(): piece for piece in compiled(program).split(b".entry ")[1:]}
+    program = cupy_headers() + "".join(
+        as_cupy_writes_it(entry, dtype, *found, ndim) for entry, (_, found) in texts_of.items()
+    )
+    written = {
+        piece.split(b"(")[0].decode(): piece for piece in compiled(program).split(b".entry ")[1:]
+    }
     assert written.keys() == texts_of.keys()
     for entry, ptx in written.items():
         name = texts_of[entry][0]
         # in the precision of the arrays: numbers are told in float64, and CUDA reduces large arguments of sin and cos in it
-        assert b".f64" not in ptx or dtype == "float64" or "d" in FUNCTIONS[name][1] or "sin" in name, name
+        assert (
+            b".f64" not in ptx or dtype == "float64" or "d" in FUNCTIONS[name][1] or "sin" in name
+        ), name
     with pytest.raises(compiled.error):
         compiled(program.replace("tanh", "tangent"))
 
@@ -115,17 +145,25 @@ def test_functions_compile_for_a_gpu(ndim, dtype, compiled):
 @pytest.fixture(scope="module")
 def on_the_host(tmp_path_factory):
     """``(name, dtype, *operands) -> outputs``: all functions as C++."""
-    entries = {key: f"k{i}" for i, key in enumerate((name, dtype) for name in FUNCTIONS for dtype in C_TYPE)}
+    entries = {
+        key: f"k{i}"
+        for i, key in enumerate((name, dtype) for name in FUNCTIONS for dtype in C_TYPE)
+    }
     built = library(
         tmp_path_factory.mktemp("kernels"),
-        "\n".join(source(*key, f"void {entry}", "for (long i = 0; i < n; ++i)") for key, entry in entries.items()),
+        "\n".join(
+            source(*key, f"void {entry}", "for (long i = 0; i < n; ++i)")
+            for key, entry in entries.items()
+        ),
     )
 
     def call(name, dtype, *operands, out=None):
         count = len(texts(name)[1].split(", "))
         out = [np.empty_like(operands[0]) for _ in range(count)] if out is None else out
         sent = [np.asarray(a) for a in operands] + list(out)
-        getattr(built, entries[name, dtype])(*(a.ctypes.data_as(ctypes.c_void_p) for a in sent), ctypes.c_long(operands[0].size))
+        getattr(built, entries[name, dtype])(
+            *(a.ctypes.data_as(ctypes.c_void_p) for a in sent), ctypes.c_long(operands[0].size)
+        )
         return out
 
     return call
@@ -134,8 +172,24 @@ def on_the_host(tmp_path_factory):
 def points(dtype):
     """Many points, and the extreme ones."""
     limits, rng = np.finfo(dtype), np.random.default_rng(0)
-    ends = [0.0, np.inf, np.nan, limits.max, limits.max / 2, limits.tiny, limits.smallest_subnormal, 1.0, 87.0, 89.0, 103.9, 709.0, 745.0]
-    many = np.concatenate([np.linspace(-20, 20, 4001), rng.normal(size=2000) * 10.0 ** rng.uniform(-30, 30, 2000)])
+    ends = [
+        0.0,
+        np.inf,
+        np.nan,
+        limits.max,
+        limits.max / 2,
+        limits.tiny,
+        limits.smallest_subnormal,
+        1.0,
+        87.0,
+        89.0,
+        103.9,
+        709.0,
+        745.0,
+    ]
+    many = np.concatenate(
+        [np.linspace(-20, 20, 4001), rng.normal(size=2000) * 10.0 ** rng.uniform(-30, 30, 2000)]
+    )
     return np.concatenate([many, ends, np.negative(ends)]).astype(dtype)
 
 
@@ -149,7 +203,9 @@ def test_activations_and_their_derivatives(activation, dtype, on_the_host):
     with np.errstate(all="ignore"):
         phi, slope = activation.phi(z), activation.dphi(z)
     for expected, name in ((phi, activation.name), (slope, f"{activation.name}'")):
-        np.testing.assert_allclose(*on_the_host(name, dtype, z), expected, rtol=8 * eps, atol=4 * eps, err_msg=name)
+        np.testing.assert_allclose(
+            *on_the_host(name, dtype, z), expected, rtol=8 * eps, atol=4 * eps, err_msg=name
+        )
     y, x = z.copy(), np.empty_like(z)
     on_the_host(f"step of {activation.name}", dtype, y, np.zeros_like(z), out=(y, x))
     np.testing.assert_array_equal(y, z)
@@ -166,7 +222,10 @@ def operands_of(name, dtype):
         rows[1] = rng.uniform(-0.9, 0.9, 502).astype(dtype)
     if "Adam" in name:
         rows[3] = np.abs(rows[3])
-    operands = [row if kind == "T" else row > 0 if kind == "b" else float(np.abs(row[0])) % 1.0 for row, kind in zip(rows, kinds)]
+    operands = [
+        row if kind == "T" else row > 0 if kind == "b" else float(np.abs(row[0])) % 1.0
+        for row, kind in zip(rows, kinds)
+    ]
     if name == "the first step of Adam":
         operands[2:4] = 0.0, 0.0
     return operands
@@ -177,7 +236,10 @@ def operands_of(name, dtype):
 def test_functions_of_several_operands(name, dtype, on_the_host):
     operands, eps = operands_of(name, dtype), float(np.finfo(dtype).eps)
     expected = FUNCTIONS[name][0](*operands)
-    for ours, twin in zip(on_the_host(name, dtype, *operands), expected if isinstance(expected, tuple) else (expected,)):
+    for ours, twin in zip(
+        on_the_host(name, dtype, *operands),
+        expected if isinstance(expected, tuple) else (expected,),
+    ):
         assert twin.dtype == dtype
         np.testing.assert_allclose(ours, twin, rtol=20 * eps, atol=20 * eps)
 
@@ -194,19 +256,65 @@ def test_a_wrong_text_is_noticed(on_the_host):
 
 def everything(z):
     """Every array function that a kernel can have, as a user writes them."""
-    a = np.where((z > 0) & ~(z >= 3) | (z == -1), np.tanh(z) + 1, -z) * np.sqrt(np.abs(z)) - 2 / (1 + z**2)
-    b = np.exp(-np.square(z)) + np.expm1(z) * np.log1p(np.absolute(z)) + np.log(1 + abs(z)) + np.logaddexp(z, -z) + z**3 + (+z)
-    c = np.maximum(z, 0.5) - np.minimum(z, np.float32(0.25)) + np.clip(z, -1, 1) + np.sign(z) + np.sinh(z / 8) + np.cosh(z / 8)
-    d = np.arctan(z) * np.arcsinh(z) + np.floor(z) + np.cos(z) * np.sin(z) + 2.0 ** np.tanh(z) + np.abs(z) ** 0.5 + np.negative(z)
+    a = np.where((z > 0) & ~(z >= 3) | (z == -1), np.tanh(z) + 1, -z) * np.sqrt(np.abs(z)) - 2 / (
+        1 + z**2
+    )
+    b = (
+        np.exp(-np.square(z))
+        + np.expm1(z) * np.log1p(np.absolute(z))
+        + np.log(1 + abs(z))
+        + np.logaddexp(z, -z)
+        + z**3
+        + (+z)
+    )
+    c = (
+        np.maximum(z, 0.5)
+        - np.minimum(z, np.float32(0.25))
+        + np.clip(z, -1, 1)
+        + np.sign(z)
+        + np.sinh(z / 8)
+        + np.cosh(z / 8)
+    )
+    d = (
+        np.arctan(z) * np.arcsinh(z)
+        + np.floor(z)
+        + np.cos(z) * np.sin(z)
+        + 2.0 ** np.tanh(z)
+        + np.abs(z) ** 0.5
+        + np.negative(z)
+    )
     e = (
         np.where(z < 1, 1.0, 0 * z)
         + np.where(z <= 1, z, 0.0)
         + np.where(z != 1, 1.0, z)
         + np.where(np.logical_not(z > 0), np.ones_like(z), z)
     )
-    f = np.add(z, 1) + np.subtract(z, 1) * np.multiply(z, np.float32(2)) + np.divide(1, 1 + abs(z)) + np.zeros_like(z) + np.full_like(z, 3)
-    g = np.atan(z) + np.asinh(z) + np.tan(z / 9) + np.exp2(z / 4) + np.log2(1 + abs(z)) * np.log10(2 + abs(z)) + np.ceil(z)
-    return a + b + c + d + e + f + g + np.where(np.logical_or(z > 5, np.logical_and(z < 0, z > -2)), 1, z) + np.positive(z)
+    f = (
+        np.add(z, 1)
+        + np.subtract(z, 1) * np.multiply(z, np.float32(2))
+        + np.divide(1, 1 + abs(z))
+        + np.zeros_like(z)
+        + np.full_like(z, 3)
+    )
+    g = (
+        np.atan(z)
+        + np.asinh(z)
+        + np.tan(z / 9)
+        + np.exp2(z / 4)
+        + np.log2(1 + abs(z)) * np.log10(2 + abs(z))
+        + np.ceil(z)
+    )
+    return (
+        a
+        + b
+        + c
+        + d
+        + e
+        + f
+        + g
+        + np.where(np.logical_or(z > 5, np.logical_and(z < 0, z > -2)), 1, z)
+        + np.positive(z)
+    )
 
 
 @pytest.fixture
@@ -221,10 +329,18 @@ def test_everything_that_a_kernel_can_have(tmp_path, monkeypatch, cupy):
     monkeypatch.setitem(FUNCTIONS, "everything", (fused(everything), "T"))
     for dtype in C_TYPE:
         (tmp_path / dtype).mkdir()
-        built = library(tmp_path / dtype, source("everything", dtype, "void f", "for (long i = 0; i < n; ++i)"))
-        z = np.concatenate([np.random.default_rng(0).normal(size=1000) * 3, [0, 1, -1, 3, 5, -2]]).astype(dtype)
+        built = library(
+            tmp_path / dtype, source("everything", dtype, "void f", "for (long i = 0; i < n; ++i)")
+        )
+        z = np.concatenate(
+            [np.random.default_rng(0).normal(size=1000) * 3, [0, 1, -1, 3, 5, -2]]
+        ).astype(dtype)
         x = np.empty_like(z)
-        built.f(z.ctypes.data_as(ctypes.c_void_p), x.ctypes.data_as(ctypes.c_void_p), ctypes.c_long(z.size))
+        built.f(
+            z.ctypes.data_as(ctypes.c_void_p),
+            x.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_long(z.size),
+        )
         expected = everything(z)
         assert expected.dtype == dtype
         np.testing.assert_allclose(x, expected, rtol=2e3 * np.finfo(dtype).eps)
@@ -245,7 +361,10 @@ def expression(rng, depth):
         return f"np.{['maximum', 'minimum', 'logaddexp'][rng.integers(3)]}({a}, {b})"
     if kind == 6:
         return f"np.clip({a}, -1, {b})"
-    compared = [f"({expression(rng, depth - 1)} + 0 * z {['<', '<=', '>', '>=', '!='][rng.integers(5)]} {c})" for c in (a, b)]
+    compared = [
+        f"({expression(rng, depth - 1)} + 0 * z {['<', '<=', '>', '>=', '!='][rng.integers(5)]} {c})"
+        for c in (a, b)
+    ]
     return f"np.where({['', '~'][rng.integers(2)]}{compared[0]} {'&|'[rng.integers(2)]} {compared[1]}, {a}, {b})"
 
 
@@ -254,13 +373,20 @@ def test_random_functions(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     texts = [f"z * 0 + {expression(rng, 4)}" for _ in range(100)]
     for i, text in enumerate(texts):
-        monkeypatch.setitem(FUNCTIONS, f"random {i}", (fused(eval(f"lambda z, w, k: {text}", {"np": np})), "TTd"))
+        monkeypatch.setitem(
+            FUNCTIONS, f"random {i}", (fused(eval(f"lambda z, w, k: {text}", {"np": np})), "TTd")
+        )
     loop = "for (long i = 0; i < n; ++i)"
-    built = library(tmp_path, "\n".join(source(f"random {i}", "float64", f"void f{i}", loop) for i in range(len(texts))))
+    built = library(
+        tmp_path,
+        "\n".join(source(f"random {i}", "float64", f"void f{i}", loop) for i in range(len(texts))),
+    )
     z, w, k, numbers = *rng.normal(scale=2.0, size=(2, 400)), np.array(0.37), 0
     for i, text in enumerate(texts):
         x = np.empty_like(z)
-        getattr(built, f"f{i}")(*(a.ctypes.data_as(ctypes.c_void_p) for a in (z, w, k, x)), ctypes.c_long(z.size))
+        getattr(built, f"f{i}")(
+            *(a.ctypes.data_as(ctypes.c_void_p) for a in (z, w, k, x)), ctypes.c_long(z.size)
+        )
         with np.errstate(all="ignore"):
             expected = FUNCTIONS[f"random {i}"][0](z, w, float(k))
         assert np.mean(np.isclose(x, expected, rtol=1e-9, atol=1e-9, equal_nan=True)) > 0.99, text
@@ -298,7 +424,11 @@ def test_functions_on_a_card(name, dtype, card):
             np.testing.assert_allclose(card.asnumpy(ours), twin, rtol=20 * eps, atol=20 * eps)
 
 
-@pytest.mark.parametrize("shapes", [[(4, 3), (3,)], [(4, 1), (3,)], [(1, 3), (4, 1)], [(3,), (4, 3)], [(2, 4, 3), (4, 1)]], ids=str)
+@pytest.mark.parametrize(
+    "shapes",
+    [[(4, 3), (3,)], [(4, 1), (3,)], [(1, 3), (4, 1)], [(3,), (4, 3)], [(2, 4, 3), (4, 1)]],
+    ids=str,
+)
 def test_operands_are_broadcast(shapes, card):
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=shape) for shape in shapes)
@@ -312,13 +442,19 @@ def test_everything_on_a_card(dtype):
     """One kernel, beside CuPy's own function after function, and NumPy."""
     cupy = require_gpu()
     z = (np.random.default_rng(0).normal(size=1000) * 3).astype(dtype)
-    one, many, rtol = fused(everything)(cupy.asarray(z)), everything(cupy.asarray(z)), 2e3 * np.finfo(dtype).eps
+    one, many, rtol = (
+        fused(everything)(cupy.asarray(z)),
+        everything(cupy.asarray(z)),
+        2e3 * np.finfo(dtype).eps,
+    )
     np.testing.assert_allclose(cupy.asnumpy(one), cupy.asnumpy(many), rtol=rtol)
     np.testing.assert_allclose(cupy.asnumpy(one), everything(z), rtol=rtol)
 
 
 def test_everything_compiles_for_a_gpu(compiled):
-    assert b".entry f" in compiled(cupy_headers() + as_cupy_writes_it("f", "float32", *fused(everything).text("T"), 1))
+    assert b".entry f" in compiled(
+        cupy_headers() + as_cupy_writes_it("f", "float32", *fused(everything).text("T"), 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -382,7 +518,11 @@ def größer(z, k, w=0.0):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("k", [0.5, np.float64(0.5), np.float32(0.5), np.int64(1), 1, True, Fraction(1, 2)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "k",
+    [0.5, np.float64(0.5), np.float32(0.5), np.int64(1), 1, True, Fraction(1, 2)],
+    ids=lambda k: type(k).__name__,
+)
 def test_numbers_of_any_kind_are_told(k, dtype, cupy):
     """And a name that is none in C++ is no name of a kernel."""
     z, before = np.linspace(-2, 2, 9).astype(dtype), cupy.launches
@@ -392,7 +532,10 @@ def test_numbers_of_any_kind_are_told(k, dtype, cupy):
     np.testing.assert_array_equal(cupy.asnumpy(x), größer(z, float(k)))
 
 
-@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32"), ("int64", "int64"), ("float64", "int32")])
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float32", "float64"), ("float64", "float32"), ("int64", "int64"), ("float64", "int32")],
+)
 def test_other_dtypes_are_computed_as_the_function_stands(dtypes, cupy):
     z, w = (np.linspace(-2, 2, 9).astype(dtype) for dtype in dtypes)
     x, desired = größer(cupy.asarray(z), 0.5, cupy.asarray(w)), größer(z, 0.5, w)
@@ -415,11 +558,19 @@ def test_what_is_left_out_is_no_operand_of_a_kernel(cupy):
 
 def test_functions_of_a_user_do_not_pile_up():
     """Activations that are made in a loop are let go: no table of functions is without bound."""
-    assert all(table.cache_info().maxsize for table in (fusion._kernel, problem._sum_and_image, splitting._proximal_map))
+    assert all(
+        table.cache_info().maxsize
+        for table in (fusion._kernel, problem._sum_and_image, splitting._proximal_map)
+    )
 
 
 def test_check_activation_traces():
-    wrong = Activation("slow", fused(lambda z: slow_tanh(z) + 0 * np.sum(z)), fused(dslow_tanh), slope_range=(0.0, 1.0))
+    wrong = Activation(
+        "slow",
+        fused(lambda z: slow_tanh(z) + 0 * np.sum(z)),
+        fused(dslow_tanh),
+        slope_range=(0.0, 1.0),
+    )
     with pytest.raises(InputError, match="cannot be one kernel"):
         testing.check_activation(wrong)
 
@@ -432,7 +583,9 @@ def test_only_functions_are_fused():
 def test_outputs_may_be_inputs(on_the_host):
     """All are read before one is written: a swap."""
     swap = fused(lambda a, b: (b, a))
-    assert re.fullmatch(r"const T (\w+) = a1; const T (\w+) = a0; x0 = \1; x1 = \2", swap.text("T", "T")[2])
+    assert re.fullmatch(
+        r"const T (\w+) = a1; const T (\w+) = a0; x0 = \1; x1 = \2", swap.text("T", "T")[2]
+    )
 
 
 def test_numbers_meet_in_float64():

@@ -22,7 +22,9 @@ def test_every_section_runs(xp, tmp_path):
     out = tmp_path / "gpu.md"
     assert gpu.main(["--dry", "--limit", "60", "--out", str(out)], xp) == 0
     text = out.read_text()
-    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [section.__name__ for section in gpu.SECTIONS]
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
+        section.__name__ for section in gpu.SECTIONS
+    ]
     assert "FAILED" not in text
     assert "| NO |" not in text
     assert text.count("|---|") >= len(gpu.SECTIONS)
@@ -49,7 +51,9 @@ def test_sections_can_be_chosen(tmp_path, capsys):
 
 
 def test_the_script_is_a_shell_script():
-    assert subprocess.run(["bash", "-n", str(ROOT / "tests" / "gpu.sh")], check=False).returncode == 0
+    assert (
+        subprocess.run(["bash", "-n", str(ROOT / "tests" / "gpu.sh")], check=False).returncode == 0
+    )
 
 
 @pytest.mark.parametrize("major", [12, 13])
@@ -60,5 +64,11 @@ def test_the_extras_name_their_wheels(major):
     requirement = Requirement(config["options.extras_require"][f"cuda{major}"].strip())
     assert requirement.name == f"cupy-cuda{major}x"
     assert requirement.extras == {"ctk"}
-    for version, wanted in {"14.0.1": False, "14.1.0": False, "14.1.1": True, "14.2.0": True, "13.6.0": False}.items():
+    for version, wanted in {
+        "14.0.1": False,
+        "14.1.0": False,
+        "14.1.1": True,
+        "14.2.0": True,
+        "13.6.0": False,
+    }.items():
         assert requirement.specifier.contains(version) == wanted

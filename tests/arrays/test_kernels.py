@@ -30,7 +30,10 @@ def test_a_card_can_launch_them(dtype, memory, compiled):
     """A multiprocessor has 65536 registers, and room for 48 KiB that a block shares; what threads have for themselves is small."""
     for name, arch in itertools.product(("measure", "mix"), ("sm_75", "sm_80", "sm_90")):
         said = compiled(kernels.source(name, dtype, memory), arch)
-        registers, shared, own = (int(re.search(text, said)[1]) for text in (r"(\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes stack"))
+        registers, shared, own = (
+            int(re.search(text, said)[1])
+            for text in (r"(\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes stack")
+        )
         assert registers * kernels._threads(10**6) <= 65536, said
         assert shared <= 48 * 1024
         assert own <= 32 * memory
@@ -81,7 +84,10 @@ template <class Kernel, class... Arguments> void launch(unsigned blocks, unsigne
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
     """``(name, dtype, memory, blocks, threads, arguments)``: runs a kernel of the second kind as C++."""
-    keys, parts = [("measure", dtype, 1) for dtype in T] + [("mix", dtype, k) for dtype in T for k in (1, 3)], [THREADS]
+    keys, parts = (
+        [("measure", dtype, 1) for dtype in T] + [("mix", dtype, k) for dtype in T for k in (1, 3)],
+        [THREADS],
+    )
     for i, (name, dtype, memory) in enumerate(keys):
         text = kernels.source(name, dtype, memory).replace('extern "C" ', "")
         signature = re.search(rf"void {name}\((.*?)\)", text, re.S).group(1)
@@ -92,8 +98,15 @@ def blocks(tmp_path_factory):
 
     def run(name, dtype, memory, count, threads, *arguments):
         kinds = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "float64": ctypes.c_double}
-        sent = [a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else kinds[a.dtype.name](a) for a in arguments]
-        getattr(built, f"run{keys.index((name, dtype, memory))}")(ctypes.c_uint(count), ctypes.c_uint(threads), *sent)
+        sent = [
+            a.ctypes.data_as(ctypes.c_void_p)
+            if isinstance(a, np.ndarray)
+            else kinds[a.dtype.name](a)
+            for a in arguments
+        ]
+        getattr(built, f"run{keys.index((name, dtype, memory))}")(
+            ctypes.c_uint(count), ctypes.c_uint(threads), *sent
+        )
 
     return run
 
@@ -112,12 +125,19 @@ def test_a_measurement_is_its_twin(n, threads, dtype, blocks):
 
 
 @pytest.mark.parametrize("dtype", T)
-@pytest.mark.parametrize(("n", "memory", "threads"), [(1, 1, 2), (37, 3, 8), (40, 3, 1), (20, 1, 4)])
+@pytest.mark.parametrize(
+    ("n", "memory", "threads"), [(1, 1, 2), (37, 3, 8), (40, 3, 1), (20, 1, 4)]
+)
 def test_a_step_of_anderson_is_its_twin(n, memory, threads, dtype, blocks):
     """Ten steps of seven samples of nine: one that repeats itself, one with a NaN at last, all others with points that are dropped."""
     rng, rows = np.random.default_rng(0), np.array([8, 0, 3, 1, 5, 6, 2])
     m = len(rows)
-    state = [np.zeros((2 * memory + 2, m, n), dtype), np.zeros((m, memory, memory)), np.full(m, np.inf, dtype), np.ones(m, dtype)]
+    state = [
+        np.zeros((2 * memory + 2, m, n), dtype),
+        np.zeros((m, memory, memory)),
+        np.full(m, np.inf, dtype),
+        np.ones(m, dtype),
+    ]
     dropped, eps = 0, float(np.finfo(dtype).eps)
     for count in range(10):
         y, image = rng.normal(size=(2, 9, n)).astype(dtype)
@@ -125,11 +145,24 @@ def test_a_step_of_anderson_is_its_twin(n, memory, threads, dtype, blocks):
             image[5, n // 2] = np.nan
         y[6], image[6] = 1.0, 2.0
         untouched, ends = image.copy(), []
-        for run in (lambda *a: blocks("mix", dtype, memory, m, threads, *a), lambda *a: stand_in.mix(m, *a)):
+        for run in (
+            lambda *a: blocks("mix", dtype, memory, m, threads, *a),
+            lambda *a: stand_in.mix(m, *a),
+        ):
             kept, gram, size, plain = (a.copy() for a in state)
-            dF, dG, F, G = kept[:memory], kept[memory : 2 * memory], kept[2 * memory], kept[2 * memory + 1]
+            dF, dG, F, G = (
+                kept[:memory],
+                kept[memory : 2 * memory],
+                kept[2 * memory],
+                kept[2 * memory + 1],
+            )
             following = image.copy()
-            scalars = np.int64(n), np.int32(count % memory), np.int32(min(count + 1, memory)), np.float64(30 * eps)
+            scalars = (
+                np.int64(n),
+                np.int32(count % memory),
+                np.int32(min(count + 1, memory)),
+                np.float64(30 * eps),
+            )
             run(rows, y, following, F, G, dF, dG, gram, size, plain, *scalars)
             ends.append((kept, gram, size, plain, following))
         for ours, twin in zip(*ends):
@@ -157,17 +190,29 @@ int main()
 """
 
 
-@pytest.mark.parametrize("without", [None, 0, 1, 2, 3], ids=lambda i: "as it is" if i is None else f"without barrier {i}")
+@pytest.mark.parametrize(
+    "without", [None, 0, 1, 2, 3], ids=lambda i: "as it is" if i is None else f"without barrier {i}"
+)
 def test_threads_of_a_block_do_not_race(without, tmp_path):
     """ThreadSanitizer finds nothing, and finds something where one of the barriers is taken out."""
-    measure, mix = (kernels.source(name, "float32", 3).replace('extern "C" ', "") for name in ("measure", "mix"))
+    measure, mix = (
+        kernels.source(name, "float32", 3).replace('extern "C" ', "") for name in ("measure", "mix")
+    )
     pieces = mix.split("__syncthreads();")
     assert len(pieces) == 5  # three in the reduction, one before the last pass
-    mix = "".join(piece + ("" if i in (without, 4) else "__syncthreads();") for i, piece in enumerate(pieces))
+    mix = "".join(
+        piece + ("" if i in (without, 4) else "__syncthreads();") for i, piece in enumerate(pieces)
+    )
     spaces = f"namespace one {{ {measure} }}\n#undef K\nnamespace two {{ {mix} }}\n"
-    (tmp_path / "race.cc").write_text(f"#include <cmath>\n#include <cstdlib>\nusing namespace std;\n{THREADS}{spaces}{RACE}")
+    (tmp_path / "race.cc").write_text(
+        f"#include <cmath>\n#include <cstdlib>\nusing namespace std;\n{THREADS}{spaces}{RACE}"
+    )
     flags = ["-std=c++17", "-O1", "-fsanitize=thread", "-pthread"]
-    built = subprocess.run([compiler(), *flags, "-o", tmp_path / "race", tmp_path / "race.cc"], capture_output=True, text=True)
+    built = subprocess.run(
+        [compiler(), *flags, "-o", tmp_path / "race", tmp_path / "race.cc"],
+        capture_output=True,
+        text=True,
+    )
     if "tsan" in built.stderr:
         pytest.skip("the compiler has no ThreadSanitizer")
     assert built.returncode == 0, built.stderr

@@ -79,7 +79,11 @@ def test_the_host_waits_only_at_checks():
     assert len(np.unique(solution.n_iter)) <= cupy.waits <= checks < solution.n_iter.max()
 
 
-@pytest.mark.parametrize("activation", [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "activation",
+    [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)],
+    ids=repr,
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_activations_are_one_kernel(activation, dtype):
     """With and without `out`, the derivative too, and what a NaN becomes."""
@@ -107,7 +111,9 @@ def test_a_step_is_a_product_and_one_kernel():
         y, image = problem.step(x.value, out)
         plain = problem.pre(x.value)
         np.testing.assert_allclose(cupy.asnumpy(y), cupy.asnumpy(plain), rtol=1e-14, atol=1e-14)
-        np.testing.assert_allclose(cupy.asnumpy(image), cupy.asnumpy(problem.image(plain)), rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(
+            cupy.asnumpy(image), cupy.asnumpy(problem.image(plain)), rtol=1e-14, atol=1e-14
+        )
         assert problem.map.entrywise()[0]
     before = stand_in.ElementwiseKernel.compiled
     Picard()(p)

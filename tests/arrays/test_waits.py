@@ -22,7 +22,18 @@ from pyidl.layers import ImplicitModel, LayerNorm, Linear, Residual, Sequential
 from pyidl.matrices.structure import LowRank
 from pyidl.recurrent import ImplicitRNN
 from pyidl.sim.solvers import admm, fista
-from pyidl.solvers import GMRES, Anderson, Auto, Direct, ForwardBackward, Jacobi, Newton, PeacemanRachford, Picard, Substitution
+from pyidl.solvers import (
+    GMRES,
+    Anderson,
+    Auto,
+    Direct,
+    ForwardBackward,
+    Jacobi,
+    Newton,
+    PeacemanRachford,
+    Picard,
+    Substitution,
+)
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.image import Phi
 from pyidl.solvers.jacobi import split
@@ -127,15 +138,23 @@ SOLVERS = {
     "ForwardBackward": (ForwardBackward(alpha=0.9), checks),
     "PeacemanRachford": (PeacemanRachford(), checks),
     "Auto": (Auto(), checks),
-    "Newton": (Newton(), lambda steps: 3 * steps),  # a measurement, the size of the step, and the active sets
-    "GMRES": (GMRES(), lambda steps: steps + 2 + steps // 20),  # a product, and what begins and ends a cycle
+    "Newton": (
+        Newton(),
+        lambda steps: 3 * steps,
+    ),  # a measurement, the size of the step, and the active sets
+    "GMRES": (
+        GMRES(),
+        lambda steps: steps + 2 + steps // 20,
+    ),  # a product, and what begins and ends a cycle
     "Direct": (Direct(), lambda steps: 2),
     "Phantom": (solvers.Phantom(), lambda steps: 1),
     "Neumann": (solvers.Neumann(), lambda steps: 1),
     "JacobianFree": (solvers.JacobianFree(), lambda steps: 1),
 }
 LINEAR = ["GMRES", "Direct", "Phantom", "Neumann", "JacobianFree"]
-SETUP = 3  # what can be split: the diagonal or the slopes; how large A is; whether an inverse is finite
+SETUP = (
+    3  # what can be split: the diagonal or the slopes; how large A is; whether an inverse is finite
+)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "nonnegative", "stiff"])
@@ -172,13 +191,20 @@ def test_what_auto_chooses_waits_no_more(family):
     cupy.waits = 0
     solution = Auto()(problem)
     assert solution.converged.all()
-    tries = 1 + solution.method.count("then")  # each waits by itself; a low-rank solve looks at a bound, then at a residual
-    assert cupy.waits <= (SETUP + checks(int(solution.n_iter.max()))) * (2 if family == "low rank" else tries)
+    tries = 1 + solution.method.count(
+        "then"
+    )  # each waits by itself; a low-rank solve looks at a bound, then at a residual
+    assert cupy.waits <= (SETUP + checks(int(solution.n_iter.max()))) * (
+        2 if family == "low rank" else tries
+    )
 
 
 @pytest.mark.parametrize("structure", ["feed-forward", "one cycle"])
 def test_substitution_waits_for_its_cycles_only(structure):
-    rng, A = np.random.default_rng(0), np.tril(0.3 * np.random.default_rng(0).normal(size=(12, 12)), -1)
+    rng, A = (
+        np.random.default_rng(0),
+        np.tril(0.3 * np.random.default_rng(0).normal(size=(12, 12)), -1),
+    )
     if structure == "one cycle":
         A[0, 1] = 0.5
     model = ImplicitModel(3, 2, 12, dtype="float64", constraint=Unconstrained(), rng=0)
@@ -279,7 +305,12 @@ def test_an_attention_head_waits_for_its_solve_only():
 
 
 def test_explicit_layers_wait_at_the_door_only():
-    model = moved(Sequential(Linear(4, 6, rng=0), Residual(Linear(6, 6, rng=1)), LayerNorm(6), Linear(6, 3, rng=2)), cupy)
+    model = moved(
+        Sequential(
+            Linear(4, 6, rng=0), Residual(Linear(6, 6, rng=1)), LayerNorm(6), Linear(6, 3, rng=2)
+        ),
+        cupy,
+    )
     U = there(np.random.default_rng(0).normal(size=(8, 4)))
     cupy.waits = 0
     Y, pull = model(U)
@@ -289,7 +320,10 @@ def test_explicit_layers_wait_at_the_door_only():
     assert cupy.waits == 1  # is dY?
 
 
-@pytest.mark.parametrize("loss", [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy, losses.cross_entropy])
+@pytest.mark.parametrize(
+    "loss",
+    [losses.mse, losses.mae, losses.huber, losses.binary_cross_entropy, losses.cross_entropy],
+)
 def test_losses_do_not_wait(loss):
     rng = np.random.default_rng(0)
     Y, target = there(rng.normal(size=(5, 3))), rng.random((5, 3))
@@ -311,13 +345,22 @@ def test_a_training_step_waits_for_its_solves_and_three_doors():
     def waits(epochs):
         twin, before = model.replace(), cupy.waits
         history = pyidl.fit(
-            twin, data, loss=losses.cross_entropy, optimizer=optim.Adam(1e-3, clip_norm=1.0), epochs=epochs, batch_size=32, rng=0, verbose=0
+            twin,
+            data,
+            loss=losses.cross_entropy,
+            optimizer=optim.Adam(1e-3, clip_norm=1.0),
+            epochs=epochs,
+            batch_size=32,
+            rng=0,
+            verbose=0,
         )
         solved.append(history["steps"].max())
         return cupy.waits - before
 
     first, second = waits(1), waits(2)
-    per_step = (second - first) / 2  # two steps an epoch; what an epoch itself waits for is counted too
+    per_step = (
+        second - first
+    ) / 2  # two steps an epoch; what an epoch itself waits for is counted too
     assert per_step <= 2 * checks(int(np.ceil(solved[-1])) + 10) + 2 + 1 + 4
 
 
@@ -328,7 +371,11 @@ def test_a_step_of_adam_is_one_launch_a_parameter(optimizer):
     for _ in range(2):
         cupy.waits = cupy.uploads = cupy.launches = 0
         params = optimizer.step(params, params)
-    assert (cupy.launches, cupy.uploads, cupy.waits) == (2 if type(optimizer) is optim.Adam else 4, 0, 0)
+    assert (cupy.launches, cupy.uploads, cupy.waits) == (
+        2 if type(optimizer) is optim.Adam else 4,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize(("memory", "fused"), [(kernels.MEMORY, True), (kernels.MEMORY + 1, False)])
@@ -343,7 +390,11 @@ def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [admm._Steps, fista._Steps])
-@pytest.mark.parametrize(("penalty", "bound"), [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 65)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    ("penalty", "bound"),
+    [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 65)],
+    ids=lambda p: type(p).__name__,
+)
 def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
@@ -352,12 +403,16 @@ def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     step.step(1)
     cupy.waits = cupy.launches = 0
     step.step(1)
-    assert cupy.launches <= bound + 6 * (cupy is not stand_in.cupy)  # CuPy joins arrays, and sums along a row, by two kernels
+    assert cupy.launches <= bound + 6 * (
+        cupy is not stand_in.cupy
+    )  # CuPy joins arrays, and sums along a row, by two kernels
     assert cupy.waits == 0
 
 
 @pytest.mark.parametrize("solver", [sim.ADMM(), sim.FISTA()])
-@pytest.mark.parametrize("penalty", [sim.L1(0.02), sim.ReverseHuber(0.002, 0.1)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "penalty", [sim.L1(0.02), sim.ReverseHuber(0.002, 0.1)], ids=lambda p: type(p).__name__
+)
 def test_solvers_of_sim_wait_once_a_measurement(solver, penalty):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))

@@ -12,7 +12,14 @@ from pyidl.attention import weighted_mean as averaging
 from pyidl.attention.maps import Mask, phi, phi_slope
 from pyidl.errors import InputError
 
-MAPS = [KernelAttention(), KernelAttention(bandwidth=1.0, c=2.0), BoundedSoftmax(), BoundedSoftmax(tau=30.0), Softmax(), Softmax(tau=2.0)]
+MAPS = [
+    KernelAttention(),
+    KernelAttention(bandwidth=1.0, c=2.0),
+    BoundedSoftmax(),
+    BoundedSoftmax(tau=30.0),
+    Softmax(),
+    Softmax(tau=2.0),
+]
 MASKS = ("full", "causal", "padded", "causal and padded", "pairs")
 
 
@@ -55,7 +62,11 @@ def by_loops(attention, K, Q, V, mask):
             e, c, u = np.exp(-g * ((q - k) ** 2).sum(axis=1)), attention.c, squash(v)
         else:
             tau = h**-0.5 if attention.tau is None else attention.tau
-            q, k, u = (squash(q), squash(k), squash(v)) if isinstance(attention, BoundedSoftmax) else (q, k, v)
+            q, k, u = (
+                (squash(q), squash(k), squash(v))
+                if isinstance(attention, BoundedSoftmax)
+                else (q, k, v)
+            )
             z = tau * k @ q
             e, c = np.exp(z - z.max(initial=-np.inf)), 0.0
         if len(js):
@@ -76,7 +87,9 @@ def test_the_map_is_its_definition(attention, mask, xp):
         given_ = problem(seed, mask)
         desired, W = by_loops(attention, *given_)
         at = attention.at(*moved(xp, *given_))
-        assert np.abs(host(attention(*moved(xp, *given_))) - desired).max() < 1e-13 * max(1, np.abs(desired).max())
+        assert np.abs(host(attention(*moved(xp, *given_))) - desired).max() < 1e-13 * max(
+            1, np.abs(desired).max()
+        )
         assert np.abs(host(at.out) - desired).max() < 1e-13 * max(1, np.abs(desired).max())
         assert np.abs(host(at.mean.weights()) - W).max() < 1e-13
         assert not np.any(host(at.mean.weights())[W == 0])
@@ -86,7 +99,10 @@ def test_the_map_is_its_definition(attention, mask, xp):
 def test_rows_sum_to_one_or_to_less(attention, mask, seed):
     K, Q, V, mask = problem(seed, mask, 100.0 if seed % 5 == 0 else None)
     at = attention.at(K, Q, V, mask)
-    sums, there = at.mean.weights().sum(axis=-1), seen(mask, len(K), K.shape[2]).sum(axis=-1)[:, None, :]
+    sums, there = (
+        at.mean.weights().sum(axis=-1),
+        seen(mask, len(K), K.shape[2]).sum(axis=-1)[:, None, :],
+    )
     if isinstance(attention, KernelAttention):
         assert np.all(sums <= there / (there + attention.c) + 1e-14)
     else:
@@ -97,18 +113,24 @@ def test_rows_sum_to_one_or_to_less(attention, mask, seed):
 @given(st.sampled_from(MAPS), st.sampled_from(MASKS), st.integers(0, 10**6))
 def test_derivatives(attention, mask, seed):
     """The JVP against a fourth-order difference, and the VJP against the JVP."""
-    K, Q, V, mask = problem(seed, mask, 0.3 if attention in (Softmax(tau=2.0), BoundedSoftmax(tau=30.0)) else None)
+    K, Q, V, mask = problem(
+        seed, mask, 0.3 if attention in (Softmax(tau=2.0), BoundedSoftmax(tau=30.0)) else None
+    )
     rng, h = np.random.default_rng(seed + 1), 1e-3
     d, G = rng.normal(size=(3, *Q.shape)), rng.normal(size=Q.shape)
     scale = h / max(1.0, np.abs(d).max())
     at = attention.at(K, Q, V, mask)
-    moves = [attention(*(x + t * scale * e for x, e in zip((K, Q, V), d)), mask) for t in (1, -1, 2, -2)]
+    moves = [
+        attention(*(x + t * scale * e for x, e in zip((K, Q, V), d)), mask) for t in (1, -1, 2, -2)
+    ]
     measured = (8 * (moves[0] - moves[1]) - (moves[2] - moves[3])) / (12 * scale)
     derived = at.jvp(*d)
     assert np.abs(derived - measured).max() <= 1e-7 * max(np.abs(derived).max(), 1.0)
     pulled = at.vjp(G)
     products = np.concatenate([(a * b).ravel() for a, b in zip(pulled, d)])
-    assert abs((G * derived).sum() - products.sum()) <= 1e-12 * (np.abs(products).sum() + np.abs(G * derived).sum())
+    assert abs((G * derived).sum() - products.sum()) <= 1e-12 * (
+        np.abs(products).sum() + np.abs(G * derived).sum()
+    )
 
 
 @pytest.mark.parametrize("attention", MAPS, ids=repr)
@@ -132,15 +154,27 @@ def test_a_wrong_derivative_is_noticed():
     d, G = np.random.default_rng(0).normal(size=(2, *Q.shape))
     gK, gQ, gV = at.vjp(G)
     zero = np.zeros_like(d)
-    assert abs((G * at.jvp(d, d, d)).sum() - (gK * d).sum() - (gQ * d).sum() - (gV * d).sum()) < 1e-12
-    assert abs((G * at.jvp(d, zero, d)).sum() - (gK * d).sum() - (gQ * d).sum() - (gV * d).sum()) > 1e-3
+    assert (
+        abs((G * at.jvp(d, d, d)).sum() - (gK * d).sum() - (gQ * d).sum() - (gV * d).sum()) < 1e-12
+    )
+    assert (
+        abs((G * at.jvp(d, zero, d)).sum() - (gK * d).sum() - (gQ * d).sum() - (gV * d).sum())
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("tile", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("attention", [KernelAttention(), BoundedSoftmax(), BoundedSoftmax(tau=30.0), Softmax()], ids=repr)
+@pytest.mark.parametrize(
+    "attention",
+    [KernelAttention(), BoundedSoftmax(), BoundedSoftmax(tau=30.0), Softmax()],
+    ids=repr,
+)
 def test_tiles_change_roundings_alone(attention, mask, tile):
-    tiled = type(attention)(*(getattr(attention, name) for name in attention.__dataclass_fields__ if name != "tile"), tile=tile)
+    tiled = type(attention)(
+        *(getattr(attention, name) for name in attention.__dataclass_fields__ if name != "tile"),
+        tile=tile,
+    )
     for seed in (0, 5):
         given_ = problem(seed, mask)
         d = np.random.default_rng(0).normal(size=(4, *given_[0].shape))
@@ -160,7 +194,10 @@ def test_causal_tiles_that_numpy_chooses(attention, padded):
     rng = np.random.default_rng(3)
     K, Q, V, G = rng.normal(size=(4, 2, 2, 260, 3))
     mask = Mask(True, np.arange(260)[None, :] < np.array([[70], [260]]) if padded else None)
-    whole = type(attention)(*(getattr(attention, name) for name in attention.__dataclass_fields__ if name != "tile"), tile=260)
+    whole = type(attention)(
+        *(getattr(attention, name) for name in attention.__dataclass_fields__ if name != "tile"),
+        tile=260,
+    )
     at, one = attention.at(K, Q, V, mask), whole.at(K, Q, V, mask)
     assert len(list(at.mean.average.tiles(at.mean.a, at.mean.b))) == 5
     assert at.mean.E is None
@@ -242,7 +279,10 @@ def test_settings_are_checked(make):
 
 def test_rounding_gives_no_key_more_than_its_weight():
     """Of large features the exponent ``-g |q - k|^2`` is a difference, which rounds to positive numbers too."""
-    attention, K = KernelAttention(), (1e4 * np.random.default_rng(0).normal(size=(200, 1, 1, 8))).astype(np.float32)
+    attention, K = (
+        KernelAttention(),
+        (1e4 * np.random.default_rng(0).normal(size=(200, 1, 1, 8))).astype(np.float32),
+    )
     weights = attention.at(K, K, K).mean.weights()
     assert np.max(weights) <= (1 + 1e-6) / (1 + attention.c)
     assert np.min(weights) < 0.5 / (1 + attention.c)  # rounding plays a part
@@ -258,7 +298,14 @@ def test_padding_needs_no_key():
         Softmax()(X, X, X, Mask(pairs=table))
 
 
-@pytest.mark.parametrize("make", [lambda k: KernelAttention(bandwidth=k, c=k), lambda k: Softmax(tau=k), lambda k: BoundedSoftmax(tau=k)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: KernelAttention(bandwidth=k, c=k),
+        lambda k: Softmax(tau=k),
+        lambda k: BoundedSoftmax(tau=k),
+    ],
+)
 def test_numbers_of_numpy_leave_float32_as_it_is(make):
     K, Q, V = np.random.default_rng(0).normal(size=(3, 1, 2, 4, 3)).astype(np.float32)
     for k in (np.float64(0.3), np.array(0.3)):

@@ -9,14 +9,28 @@ from helpers import host, moved, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax, certify_attention, solvers
+from pyidl import (
+    BoundedSoftmax,
+    ImplicitAttentionHead,
+    KernelAttention,
+    Softmax,
+    certify_attention,
+    solvers,
+)
 from pyidl.arrays.backend import from_host
 from pyidl.attention import AttentionBall
 from pyidl.attention.cell import AttentionCell
 from pyidl.attention.certify import ETA, curvature, diagonal_blocks, input_factor, local_factor
 from pyidl.attention.maps import phi_slope
 from pyidl.attention.weighted_mean import Mask
-from pyidl.attention.wellposed import Feedback, attention_certificate, combined, lambert, mu, own_key
+from pyidl.attention.wellposed import (
+    Feedback,
+    attention_certificate,
+    combined,
+    lambert,
+    mu,
+    own_key,
+)
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
 from pyidl.wellposed import Unconstrained
@@ -41,10 +55,14 @@ def cube(rng, Z, size=1.0):
 def test_mu_is_the_maximum():
     y = np.linspace(0, 40, 400_001)
     for t in (1e-4, 0.01, 0.05, 0.25, 1.0, 2.0, 30.0):
-        assert mu(t) == pytest.approx((np.sqrt(y) / (1 + t * np.exp(np.minimum(y, 700)))).max(), abs=1e-6)
+        assert mu(t) == pytest.approx(
+            (np.sqrt(y) / (1 + t * np.exp(np.minimum(y, 700)))).max(), abs=1e-6
+        )
     for c in (0.01, 0.25, 0.5, 1.0, 10.0):
         y, S = np.linspace(0, 12, 601)[:, None], np.geomspace(1e-4, 1e2, 601)
-        best = np.sqrt(np.where(np.exp(-y) <= S * (1 + 1e-12), y * np.exp(-y) * S / (c + S) ** 2, 0.0).max())
+        best = np.sqrt(
+            np.where(np.exp(-y) <= S * (1 + 1e-12), y * np.exp(-y) * S / (c + S) ** 2, 0.0).max()
+        )
         assert 0.998 * own_key(c) < best <= own_key(c)
     assert mu(0.25) == pytest.approx(0.59927, abs=1e-5)
     assert mu(0.25 / 64) == pytest.approx(1.661, abs=1e-3)
@@ -146,7 +164,11 @@ def test_jacobians_are_bounded(attention, seed):
 @CASES
 def test_the_solution_is_unique_and_picard_keeps_its_promise(attention, seed):
     c, Z = cell(seed, attention)
-    rng, limit, certified = np.random.default_rng(seed), solved(c, Z), attention_certificate({"R": c.R}, attention, Z.shape[2], False)
+    rng, limit, certified = (
+        np.random.default_rng(seed),
+        solved(c, Z),
+        attention_certificate({"R": c.R}, attention, Z.shape[2], False),
+    )
     assert certified.proven
     for start in (cube(rng, Z), np.ones_like(limit), -np.ones_like(limit)):
         x, steps, residual = start, 0, np.inf
@@ -163,7 +185,9 @@ def test_the_solution_is_unique_and_picard_keeps_its_promise(attention, seed):
         assert np.abs(x - limit).max() < 1e-9
     found = solvers.Picard(tol=1e-8)(c.bind(Z))
     assert found.all_converged
-    assert found.n_iter.max() <= certified.steps(1e-8, 1.0) + 3  # and at most two more until it is measured
+    assert (
+        found.n_iter.max() <= certified.steps(1e-8, 1.0) + 3
+    )  # and at most two more until it is measured
 
 
 @CASES
@@ -236,7 +260,9 @@ def test_a_constant_that_is_too_small_is_caught():
     """The twin that is broken on purpose: with half the constant of the queries, two states do not come closer by that much."""
     R = np.array([[[0.0, 1.0, 0.0]]])
     c = AttentionCell(R, KernelAttention(), Mask())
-    assert ascent(KernelAttention(), c, np.random.default_rng(3), 4, 1) > 0.5 * kappa(R, KernelAttention(), 4)
+    assert ascent(KernelAttention(), c, np.random.default_rng(3), 4, 1) > 0.5 * kappa(
+        R, KernelAttention(), 4
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- causal masks
@@ -260,7 +286,9 @@ def test_diagonal_blocks(attention, seed):
         assert np.abs(full - desired).max() < 1e-12 * max(1, np.abs(full).max())
         assert not np.any(J[:, t, :, :, t + 1 :, :])
     rho = max(np.abs(np.linalg.eigvals(b)).max() for b in blocks)
-    assert rho == pytest.approx(np.abs(np.linalg.eigvals(J.reshape(H * T * h, -1))).max(), rel=1e-3, abs=1e-3)
+    assert rho == pytest.approx(
+        np.abs(np.linalg.eigvals(J.reshape(H * T * h, -1))).max(), rel=1e-3, abs=1e-3
+    )
 
 
 @settings(max_examples=10)
@@ -275,14 +303,19 @@ def test_token_by_token(attention, seed):
     R[..., h : 2 * h] = 0.0
     R[..., 2 * h :] *= 0.01
     grow, least = 1.0, 1.0 / kappa(R, attention, n)
-    while grow < 5 and attention_certificate({"R": least * grow * 1.1 * R}, attention, n, True).proven:
+    while (
+        grow < 5 and attention_certificate({"R": least * grow * 1.1 * R}, attention, n, True).proven
+    ):
         grow *= 1.1
     found = attention_certificate({"R": least * grow * R}, attention, n, True, explain=True)
     if grow < 1.05:
         return
     assert "token by token" in found.reason
     assert not attention_certificate({"R": least * grow * R}, attention, n, False).proven
-    problem, rng = AttentionCell(least * grow * R, attention, c.mask).bind(Z), np.random.default_rng(seed)
+    problem, rng = (
+        AttentionCell(least * grow * R, attention, c.mask).bind(Z),
+        np.random.default_rng(seed),
+    )
     ends = []
     for _ in range(3):
         x = cube(rng, Z)
@@ -290,7 +323,10 @@ def test_token_by_token(attention, seed):
         for k in range(600):
             x = problem.f(x)
             if k % 50 == 0:
-                assert np.abs(problem.f(x) - x).max() <= found.constant * found.contraction ** (k + 1) * first * EXACT + 1e-12
+                assert (
+                    np.abs(problem.f(x) - x).max()
+                    <= found.constant * found.contraction ** (k + 1) * first * EXACT + 1e-12
+                )
         ends.append(x)
     assert max(np.abs(x - ends[0]).max() for x in ends) < 1e-8
 
@@ -316,26 +352,47 @@ def test_softmax_from_its_input(seed):
 
 @given(st.sampled_from([*CERTIFIED, Softmax()]), st.integers(0, 10**6))
 def test_second_derivatives_are_bounded(attention, seed):
-    c, Z = one(*cell(seed, attention, size=float(np.random.default_rng(seed).choice([0.5, 2.0])) if attention in CERTIFIED else None))
+    c, Z = one(
+        *cell(
+            seed,
+            attention,
+            size=float(np.random.default_rng(seed).choice([0.5, 2.0]))
+            if attention in CERTIFIED
+            else None,
+        )
+    )
     if isinstance(attention, Softmax):
         c = AttentionCell(c.R * 0.5 / np.abs(c.R).sum(axis=1).max(), c.attention, c.mask)
     rng = np.random.default_rng(seed)
     X, d, t = cube(rng, Z), rng.choice([-1.0, 1.0], (*Z.shape[:-1], Z.shape[-1] // 3)), 1e-4
     f = c.bind(Z).f
     measured = np.abs(f(X + t * d) - 2 * f(X) + f(X - t * d)).max() / t**2
-    assert measured <= curvature(attention, Feedback.of({"R": c.R}), c.at(X, Z), t, Z.shape[2]) * (1 + 1e-3) + 1e-6
+    assert (
+        measured
+        <= curvature(attention, Feedback.of({"R": c.R}), c.at(X, Z), t, Z.shape[2]) * (1 + 1e-3)
+        + 1e-6
+    )
 
 
 def loud(attention, size, seed=0, **options):
     """A head whose feedback is so large that its parameters prove nothing."""
-    head = ImplicitAttentionHead(4, 3, num_heads=2, attention=attention, block_size=6, dtype="float64", rng=seed, **options)
+    head = ImplicitAttentionHead(
+        4, 3, num_heads=2, attention=attention, block_size=6, dtype="float64", rng=seed, **options
+    )
     head = head.replace(constraint=Unconstrained())
     rng = np.random.default_rng(seed)
-    head.params = {key: size * rng.normal(size=a.shape) if key == "R" else host(a) for key, a in head.params.items()}
+    head.params = {
+        key: size * rng.normal(size=a.shape) if key == "R" else host(a)
+        for key, a in head.params.items()
+    }
     return head
 
 
-@pytest.mark.parametrize(("attention", "size"), [(KernelAttention(), 0.15), (BoundedSoftmax(), 0.25), (Softmax(), 0.1)], ids=repr)
+@pytest.mark.parametrize(
+    ("attention", "size"),
+    [(KernelAttention(), 0.15), (BoundedSoftmax(), 0.25), (Softmax(), 0.1)],
+    ids=repr,
+)
 @pytest.mark.parametrize("causal", [True, False])
 def test_at_the_solution(attention, size, causal):
     proven = 0
@@ -354,7 +411,9 @@ def test_at_the_solution(attention, size, causal):
             J = jacobian(c, found.X[r : r + 1], Z)
             assert np.abs(J).sum(axis=1).max() <= found.local[r] * EXACT
             if causal:
-                assert found.diagonal[r] == pytest.approx(np.abs(np.linalg.eigvals(J)).max(), rel=1e-4)
+                assert found.diagonal[r] == pytest.approx(
+                    np.abs(np.linalg.eigvals(J)).max(), rel=1e-4
+                )
         assert causal or np.all(np.isnan(found.diagonal))
     assert proven >= 11
     far = certify_attention(loud(attention, 30 * size, causal=causal), U, X=exact)
@@ -421,7 +480,12 @@ def test_softmax_has_several_solutions_for_any_size_of_feedback():
 # ------------------------------------------------------------------------------------------------------ projection
 
 
-@given(st.sampled_from([*CERTIFIED, Softmax()]), st.floats(0.5, 0.99), st.sampled_from(["float32", "float64"]), st.integers(0, 10**6))
+@given(
+    st.sampled_from([*CERTIFIED, Softmax()]),
+    st.floats(0.5, 0.99),
+    st.sampled_from(["float32", "float64"]),
+    st.integers(0, 10**6),
+)
 def test_projection(attention, theta, dtype, seed):
     ball, rng = AttentionBall(0.95, theta), np.random.default_rng(seed)
     H, h = int(rng.integers(1, 4)), int(rng.integers(1, 6))
@@ -441,11 +505,18 @@ def test_projection(attention, theta, dtype, seed):
     assert shorter <= np.linalg.norm(other["R"] - params["R"].astype(float)) * (1 + 1e-6)
 
 
-@given(st.sampled_from([*CERTIFIED, Softmax()]), st.sampled_from(["float32", "float64"]), st.integers(0, 10**6))
+@given(
+    st.sampled_from([*CERTIFIED, Softmax()]),
+    st.sampled_from(["float32", "float64"]),
+    st.integers(0, 10**6),
+)
 def test_projection_of_factors(attention, dtype, seed):
     ball, rng = AttentionBall(0.9), np.random.default_rng(seed)
     H, h, r = (int(rng.integers(1, top + 1)) for top in (3, 5, 4))
-    params = {"L": rng.normal(size=(H, h, r)).astype(dtype), "M": rng.normal(size=(H, r, 3 * h)).astype(dtype)}
+    params = {
+        "L": rng.normal(size=(H, h, r)).astype(dtype),
+        "M": rng.normal(size=(H, r, 3 * h)).astype(dtype),
+    }
     inside = ball.project(params, attention, 7)
     assert ball.contains(inside, attention, 7)
     assert all(inside[key].dtype == dtype for key in "LM")
@@ -475,8 +546,12 @@ def test_the_ball_is_checked():
     with pytest.raises(InputError, match="block_size"):
         AttentionBall().project({"R": np.ones((1, 2, 6))}, KernelAttention(), None)
     with pytest.raises(InputError, match="block_size"):
-        AttentionBall().project({"L": np.ones((1, 2, 1)), "M": np.ones((1, 1, 6))}, KernelAttention(), None)
-    assert "block_size" in repr(attention_certificate({"R": np.ones((1, 2, 6))}, KernelAttention(), None, True))
+        AttentionBall().project(
+            {"L": np.ones((1, 2, 1)), "M": np.ones((1, 1, 6))}, KernelAttention(), None
+        )
+    assert "block_size" in repr(
+        attention_certificate({"R": np.ones((1, 2, 6))}, KernelAttention(), None, True)
+    )
 
 
 def test_float32_contracts_too():

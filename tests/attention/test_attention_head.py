@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Sequential, Softmax, activations, solvers
+from pyidl import (
+    BoundedSoftmax,
+    ImplicitAttentionHead,
+    KernelAttention,
+    Sequential,
+    Softmax,
+    activations,
+    solvers,
+)
 from pyidl.arrays.backend import from_host
 from pyidl.attention import AttentionBall
 from pyidl.attention.cell import AttentionCell
@@ -46,8 +54,13 @@ def build(option, seed=0, dtype="float64"):
     options = {"num_heads": 2, "head_dim": 3, "block_size": T} | OPTIONS[option]
     head = ImplicitAttentionHead(E, options.pop("head_dim"), dtype=dtype, rng=seed, **options)
     rng = np.random.default_rng(seed + 1)
-    noisy = {key: host(a) + rng.normal(size=a.shape) * (0.3 if key == "S" else 1.0) for key, a in head.params.items()}
-    if isinstance(head.attention, Softmax):  # what its constraint leaves free must not grow too large
+    noisy = {
+        key: host(a) + rng.normal(size=a.shape) * (0.3 if key == "S" else 1.0)
+        for key, a in head.params.items()
+    }
+    if isinstance(
+        head.attention, Softmax
+    ):  # what its constraint leaves free must not grow too large
         noisy = {key: a if key == "S" else 0.12 * a for key, a in noisy.items()}
     head.params = head.project({key: a.astype(dtype) for key, a in noisy.items()})
     return head
@@ -81,7 +94,9 @@ def test_against_the_unrolled_iteration(option, xp):
     d = {key: rng.normal(size=a.shape) for key, a in {"U": U, **p}.items()}
     G = rng.normal(size=(M, T, head.num_heads * head.head_dim))
     turned = {key: a + 1e-30j * d[key] for key, a in p.items()}
-    X = unrolled(head.attention, product(turned), turned["S"], U + 1e-30j * d["U"], head.causal, 150)
+    X = unrolled(
+        head.attention, product(turned), turned["S"], U + 1e-30j * d["U"], head.causal, 150
+    )
     desired = np.sum(split(G, head.num_heads) * X.imag) / 1e-30
     Y, pull = moved(head, xp).with_tol(1e-14)(from_host(xp, U))
     assert np.abs(split(host(Y), head.num_heads) - X.real).max() < 1e-12
@@ -104,15 +119,33 @@ def test_against_a_dense_adjoint_solve(option):
     L = np.zeros_like(X)
     for r in range(M):
         n = X[r].size
-        J = np.stack([step(X[r : r + 1] + 1e-30j * e.reshape(X[r : r + 1].shape), U=U[r : r + 1]).imag.ravel() for e in np.eye(n)]) / 1e-30
-        L[r] = np.linalg.solve(np.eye(n) - J, split(G, H)[r].ravel()).reshape(X[r].shape)  # row j of this J is column j of the Jacobian
+        J = (
+            np.stack(
+                [
+                    step(
+                        X[r : r + 1] + 1e-30j * e.reshape(X[r : r + 1].shape), U=U[r : r + 1]
+                    ).imag.ravel()
+                    for e in np.eye(n)
+                ]
+            )
+            / 1e-30
+        )
+        L[r] = np.linalg.solve(np.eye(n) - J, split(G, H)[r].ravel()).reshape(
+            X[r].shape
+        )  # row j of this J is column j of the Jacobian
 
     def derivative(**turned):
         return np.sum(L * step(X + 0j, **turned).imag) / 1e-30
 
-    grad_R = np.array([derivative(R=R + 1e-30j * e.reshape(R.shape)) for e in np.eye(R.size)]).reshape(R.shape)
-    grad_S = np.array([derivative(S=p["S"] + 1e-30j * e.reshape(p["S"].shape)) for e in np.eye(p["S"].size)]).reshape(p["S"].shape)
-    grad_U = np.array([derivative(U=U + 1e-30j * e.reshape(U.shape)) for e in np.eye(U.size)]).reshape(U.shape)
+    grad_R = np.array(
+        [derivative(R=R + 1e-30j * e.reshape(R.shape)) for e in np.eye(R.size)]
+    ).reshape(R.shape)
+    grad_S = np.array(
+        [derivative(S=p["S"] + 1e-30j * e.reshape(p["S"].shape)) for e in np.eye(p["S"].size)]
+    ).reshape(p["S"].shape)
+    grad_U = np.array(
+        [derivative(U=U + 1e-30j * e.reshape(U.shape)) for e in np.eye(U.size)]
+    ).reshape(U.shape)
     oracle = {"U": grad_U, "S": grad_S, "R": grad_R}
     if "L" in p:
         oracle |= {"L": grad_R @ p["M"].transpose(0, 2, 1), "M": p["L"].transpose(0, 2, 1) @ grad_R}
@@ -126,7 +159,9 @@ def test_two_adjoints_agree(attention, seed):
     c, Z = cell(seed, attention)
     X = solved(c, Z)
     G = np.random.default_rng(seed).normal(size=X.shape)
-    _, pull = equilibrium(c, Z, forward=solvers.Picard(tol=1e-14), adjoint=solvers.Picard(tol=1e-14))
+    _, pull = equilibrium(
+        c, Z, forward=solvers.Picard(tol=1e-14), adjoint=solvers.Picard(tol=1e-14)
+    )
     v = pull.solve(G).value
     for r in range(len(X)):
         own = AttentionCell(c.R, c.attention, c.mask.take(np.array([r])))
@@ -137,7 +172,9 @@ def test_two_adjoints_agree(attention, seed):
 
 @pytest.mark.parametrize("attention", ALL, ids=repr)
 def test_without_feedback_it_is_attention(attention):
-    head = ImplicitAttentionHead(E, 3, num_heads=2, attention=attention, block_size=T, dtype="float64", rng=0)
+    head = ImplicitAttentionHead(
+        E, 3, num_heads=2, attention=attention, block_size=T, dtype="float64", rng=0
+    )
     head.params = {**head.params, "R": np.zeros_like(head.params["R"])}
     U, G = tokens(), np.random.default_rng(0).normal(size=(M, T, 6))
     Y, pull = head(U)
@@ -177,7 +214,10 @@ def test_symmetries(option):
         assert np.abs(head.predict(U[:, order]) - Y[:, order]).max() < 1e-10
     if not head.coupled:
         for i in range(head.num_heads):
-            own = type(head)._with({**head._config(), "num_heads": 1}, {k: a[i : i + 1] for k, a in head.params.items()})
+            own = type(head)._with(
+                {**head._config(), "num_heads": 1},
+                {k: a[i : i + 1] for k, a in head.params.items()},
+            )
             h = head.head_dim
             assert np.abs(own.predict(U) - Y[..., i * h : (i + 1) * h]).max() < 1e-10, "heads meet"
 
@@ -192,7 +232,9 @@ def test_a_coupled_head_hears_the_others():
     assert np.abs(other.predict(tokens()) - head.predict(tokens()))[..., :3].max() > 1e-3
 
 
-@pytest.mark.parametrize("option", ["kernel", "bounded, full", "softmax", "coupled", "rank", "tiles, softmax"])
+@pytest.mark.parametrize(
+    "option", ["kernel", "bounded, full", "softmax", "coupled", "rank", "tiles, softmax"]
+)
 def test_padding_is_neither_seen_nor_sees(option, xp):
     head = build(option, 4).with_tol(1e-14)
     U, lengths = tokens(4), np.array([2, T, 4])
@@ -214,7 +256,10 @@ def test_padding_is_neither_seen_nor_sees(option, xp):
         assert relative(g, sums[key]) < 1e-9, key
     assert np.abs(host(twin.predict(from_host(xp, U), lengths, batch_size=2)) - Y).max() < 1e-10
     scattered = np.array([[1, 0, 1, 1, 0, 1]] * M, bool)
-    assert np.abs(head.predict(U, scattered)[:, scattered[0]] - head.predict(U[:, scattered[0]])).max() < 1e-10
+    assert (
+        np.abs(head.predict(U, scattered)[:, scattered[0]] - head.predict(U[:, scattered[0]])).max()
+        < 1e-10
+    )
 
 
 def test_lengths_pass_through_a_chain():
@@ -229,7 +274,9 @@ def test_lengths_pass_through_a_chain():
 # ------------------------------------------------------------------------------------------------------- decoding
 
 
-@pytest.mark.parametrize("option", ["kernel", "bounded", "softmax", "coupled", "rank", "tiles", "anderson and gmres"])
+@pytest.mark.parametrize(
+    "option", ["kernel", "bounded", "softmax", "coupled", "rank", "tiles", "anderson and gmres"]
+)
 def test_decoding_is_the_whole_forward(option, xp):
     head = moved(build(option, 5).with_tol(1e-14 if xp is np else 1e-11), xp)
     U = tokens(5)
@@ -253,7 +300,10 @@ def test_the_solve_alone():
         again = head.equilibrium(U, lengths, x0=found.value)
         assert again.n_iter.max() <= 2
         assert np.abs(again.value - found.value).max() < 1e-11
-    with pytest.raises(InputError, match=r"x0 has shape \(2, 6, 6\); the states of these inputs have \(2, 2, 6, 3\)"):
+    with pytest.raises(
+        InputError,
+        match=r"x0 has shape \(2, 6, 6\); the states of these inputs have \(2, 2, 6, 3\)",
+    ):
         head.equilibrium(U, x0=np.zeros((2, 6, 6)))
 
 
@@ -301,7 +351,13 @@ def test_float32_is_close_to_float64():
 def test_files_pickles_and_copies(option, tmp_path):
     head = build(option)
     pyidl.save(tmp_path / "head.npz", head)
-    for twin in (pyidl.load(tmp_path / "head.npz"), pickle.loads(pickle.dumps(head)), copy.deepcopy(head), head.to("cpu"), head.replace()):
+    for twin in (
+        pyidl.load(tmp_path / "head.npz"),
+        pickle.loads(pickle.dumps(head)),
+        copy.deepcopy(head),
+        head.to("cpu"),
+        head.replace(),
+    ):
         assert np.array_equal(twin.predict(tokens()), head.predict(tokens()))
         assert repr(twin) == repr(head)
         assert twin.attention == head.attention
@@ -310,7 +366,12 @@ def test_files_pickles_and_copies(option, tmp_path):
 
 def test_training_stays_in_the_ball():
     """Gradient steps that would leave the set are brought back, and every fixed point on the way is certified."""
-    head, U = ImplicitAttentionHead(E, 3, block_size=T, attention=BoundedSoftmax(), rng=0, constraint=AttentionBall(0.7)), tokens()
+    head, U = (
+        ImplicitAttentionHead(
+            E, 3, block_size=T, attention=BoundedSoftmax(), rng=0, constraint=AttentionBall(0.7)
+        ),
+        tokens(),
+    )
     optimiser, target = pyidl.optim.Adam(0.1), np.ones((M, T, 3), np.float32)
     for _ in range(30):
         Y, pull = head(U)

@@ -41,7 +41,9 @@ def four_block(attention, A, B, U, causal=True, tol=1e-14, limit=20_000):
 
 
 def head_of(attention, params):
-    head = ImplicitAttentionHead(E, N, num_heads=H, attention=attention, block_size=T, dtype="float64", rng=0)
+    head = ImplicitAttentionHead(
+        E, N, num_heads=H, attention=attention, block_size=T, dtype="float64", rng=0
+    )
     head.params = params
     return head.with_tol(1e-14)
 
@@ -55,7 +57,10 @@ def test_the_same_outputs(attention):
     other, turned = A.copy(), B.copy()
     other[..., 3 * N :], turned[..., 3 * N :] = 7.0, -3.0
     assert np.array_equal(four_block(attention, other, turned, U)[0], desired)
-    assert all(np.array_equal(a, b) for a, b in zip(from_four_blocks(other, turned).values(), from_four_blocks(A, B).values()))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(from_four_blocks(other, turned).values(), from_four_blocks(A, B).values())
+    )
 
 
 def test_the_reduced_iteration_does_not_know_the_leading_block():
@@ -65,7 +70,9 @@ def test_the_reduced_iteration_does_not_know_the_leading_block():
         R = from_four_blocks(A, B)["R"]
         A[:, 3 * N :, : 3 * N] *= 0.5 / kappa(R, KernelAttention(), T)
         head = head_of(KernelAttention(), from_four_blocks(A, B))
-        steps.append((four_block(KernelAttention(), A, B, U, tol=1e-12)[1], head(U)[1].forward.n_iter.max()))
+        steps.append(
+            (four_block(KernelAttention(), A, B, U, tol=1e-12)[1], head(U)[1].forward.n_iter.max())
+        )
     assert steps[1][0] > 2 * steps[0][0]
     assert steps[1][1] < 60
 
@@ -97,8 +104,15 @@ def test_there_and_back(xp):
     A, B = to_four_blocks(params)
     back = from_four_blocks(A, B)
     assert all(relative(back[key], params[key]) < 1e-15 for key in "RS")
-    low = ImplicitAttentionHead(E, N, num_heads=H, attention=Softmax(), dtype="float64", rank=1, rng=0)
-    assert relative(from_four_blocks(*to_four_blocks(low.params))["R"], low.params["L"] @ low.params["M"]) < 1e-15
+    low = ImplicitAttentionHead(
+        E, N, num_heads=H, attention=Softmax(), dtype="float64", rank=1, rng=0
+    )
+    assert (
+        relative(
+            from_four_blocks(*to_four_blocks(low.params))["R"], low.params["L"] @ low.params["M"]
+        )
+        < 1e-15
+    )
     A, B, _ = problem(3)
     desired = pull_four_blocks(A, B, head.params)
     found = pull_four_blocks(from_host(xp, A), from_host(xp, B), params)
@@ -111,18 +125,31 @@ def test_the_reduced_condition_is_never_the_stronger(seed):
     A, B, _ = problem(seed, float(np.random.default_rng(seed).uniform(0.05, 0.4)))
     R = from_four_blocks(A, B)["R"]
     for i in range(H):
-        norms = np.array([[np.abs(A[i, a : a + N, b : b + N]).sum(axis=0).max() for b in (0, N, 2 * N)] for a in (0, N, 2 * N, 3 * N)])
+        norms = np.array(
+            [
+                [np.abs(A[i, a : a + N, b : b + N]).sum(axis=0).max() for b in (0, N, 2 * N)]
+                for a in (0, N, 2 * N, 3 * N)
+            ]
+        )
         if np.abs(np.linalg.eigvals(norms[:3])).max() >= 1:
             continue
         z = norms[3] @ np.linalg.inv(np.eye(3) - norms[:3])
         attention, n = KernelAttention(), T
         alpha = 2 * np.sqrt(attention.scale(N) * N) * mu(attention.c / n)
-        assert kappa(R[i : i + 1], attention, n) <= combined(alpha * (z[0] + z[1]), n / (n + attention.c) * z[2]) * (1 + 1e-12)
+        assert kappa(R[i : i + 1], attention, n) <= combined(
+            alpha * (z[0] + z[1]), n / (n + attention.c) * z[2]
+        ) * (1 + 1e-12)
 
 
 def test_what_does_not_fit():
     A, B, _ = problem(0)
-    for a, b in ((A[0], B), (A[..., :8], B), (A, B[:1]), (A, B[..., :4]), (np.ones((1, 6, 6)), np.ones((1, 4, 6)))):
+    for a, b in (
+        (A[0], B),
+        (A[..., :8], B),
+        (A, B[:1]),
+        (A, B[..., :4]),
+        (np.ones((1, 6, 6)), np.ones((1, 4, 6))),
+    ):
         with pytest.raises(InputError, match="four-block form"):
             from_four_blocks(a, b)
     coupled = ImplicitAttentionHead(E, N, num_heads=H, attention=Softmax(), coupled=True, rng=0)

@@ -48,7 +48,9 @@ def norm(seed=0, dim=E):
 def random_model_like(layer, seed=0):
     """The same layer, and no parameter is zero or one."""
     rng = np.random.default_rng(seed)
-    layer.params = {key: host(a) + 0.5 * rng.normal(size=a.shape) for key, a in layer.params.items()}
+    layer.params = {
+        key: host(a) + 0.5 * rng.normal(size=a.shape) for key, a in layer.params.items()
+    }
     return layer
 
 
@@ -71,7 +73,10 @@ CASES = {
     "no dropout": (lambda: Dropout(0.0), U2),
     "residual": (lambda: Residual(norm(), linear(E, E), Dropout(0.4)), U3),
     "residual of an activation": (lambda: Residual(activations.tanh), U2),
-    "residual of residuals": (lambda: Residual(Residual(linear(E, E)), Residual(linear(E, E, 1), activations.gelu)), U2),
+    "residual of residuals": (
+        lambda: Residual(Residual(linear(E, E)), Residual(linear(E, E, 1), activations.gelu)),
+        U2,
+    ),
     "all": (
         lambda: Sequential(
             Embedding(V, E, dtype="float64", rng=0),
@@ -85,7 +90,10 @@ CASES = {
 }
 
 UNDER = {
-    "tokens into a model": (lambda: Sequential(Embedding(V, E, dtype="float64", rng=0), implicit(E, 3)), TOKENS[:, 0]),
+    "tokens into a model": (
+        lambda: Sequential(Embedding(V, E, dtype="float64", rng=0), implicit(E, 3)),
+        TOKENS[:, 0],
+    ),
     "norm before and after": (lambda: Sequential(norm(), implicit(E, 3), norm(1, 3)), U2),
     "a branch around a model": (lambda: Residual(norm(), implicit(E, E), Dropout(0.4)), U2),
     "tokens into a recurrent network": (
@@ -114,7 +122,11 @@ def written_anew(layer, p, U, rng):
             c = U - U.mean(axis=-1, keepdims=True)
             return c / np.sqrt(layer.eps + (c**2).mean(axis=-1, keepdims=True)) * p["g"] + p["b"]
         case Dropout():
-            return U * (rng.random(U.shape, dtype=np.float32) >= layer.rate) / (1 - layer.rate) if layer.rate else U
+            return (
+                U * (rng.random(U.shape, dtype=np.float32) >= layer.rate) / (1 - layer.rate)
+                if layer.rate
+                else U
+            )
         case Linear():
             return U @ p["W"].T + p["b"]
         case Sequential():
@@ -139,7 +151,11 @@ def phi(z):
     from scipy.special import ndtr
 
     x = np.real(z)
-    return ndtr(x) + 1j * np.imag(z) * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi) if np.iscomplexobj(z) else ndtr(z)
+    return (
+        ndtr(x) + 1j * np.imag(z) * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+        if np.iscomplexobj(z)
+        else ndtr(z)
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -150,7 +166,9 @@ def test_values_and_the_dot_test(name, xp):
     twin = moved(layer, xp) if layer.params else layer
     Y, pull = twin(from_host(xp, U), rng=3)
     p = {key: host(a) for key, a in layer.params.items()}
-    assert_close(Y, written_anew(layer, p, U, np.random.default_rng(3)), rtol=1e-13, atol=1e-13, xp=xp)
+    assert_close(
+        Y, written_anew(layer, p, U, np.random.default_rng(3)), rtol=1e-13, atol=1e-13, xp=xp
+    )
     rng = np.random.default_rng(1)
     G, d = rng.normal(size=Y.shape), {key: rng.normal(size=a.shape) for key, a in p.items()}
     dU, grads = pull(from_host(xp, G))
@@ -162,7 +180,12 @@ def test_values_and_the_dot_test(name, xp):
         right += np.sum(host(dU) * e)
     else:
         assert dU is None
-    Jd = written_anew(layer, {key: a + 1e-30j * d[key] for key, a in p.items()}, z, np.random.default_rng(3)).imag / 1e-30
+    Jd = (
+        written_anew(
+            layer, {key: a + 1e-30j * d[key] for key, a in p.items()}, z, np.random.default_rng(3)
+        ).imag
+        / 1e-30
+    )
     assert np.sum(G * Jd) == pytest.approx(right, rel=1e-11)
 
 
@@ -182,7 +205,13 @@ def test_wrong_derivatives_are_found():
         def _forward(self, U, call):
             Y, pull = super()._forward(U, call)
             _, r = pyidl.activations.blocks.normed(U, self.eps)
-            return Y, Explicit(Y, lambda dY, inputs: (dY * self.params["g"] / r if inputs else None, pull.rule(dY, False)[1]))
+            return Y, Explicit(
+                Y,
+                lambda dY, inputs: (
+                    dY * self.params["g"] / r if inputs else None,
+                    pull.rule(dY, False)[1],
+                ),
+            )
 
     class LastPlace(Embedding):
         def _forward(self, U, call):
@@ -200,7 +229,11 @@ def test_wrong_derivatives_are_found():
             Y, pull = super()._forward(U, call)
             return Y, SequentialPullback(Y, pull.pulls)
 
-    broken = [(NoMean(E, 0.1), U3, "U"), (LastPlace(V, E, rng=0), TOKENS, "W"), (NoBranch(linear(E, E)), U2, "U")]
+    broken = [
+        (NoMean(E, 0.1), U3, "U"),
+        (LastPlace(V, E, rng=0), TOKENS, "W"),
+        (NoBranch(linear(E, E)), U2, "U"),
+    ]
     for layer, U, key in broken:
         with pytest.raises(GradientMismatchError, match=f"respect to {key} is wrong"):
             check_pullback(layer, U)
@@ -275,7 +308,9 @@ def test_rows_have_mean_0_and_variance_1(seed, size, ndim):
     Y = LayerNorm(16, 1e-12, dtype="float64").predict(U)
     np.testing.assert_allclose(Y.mean(axis=-1), 0, atol=1e-10)
     np.testing.assert_allclose((Y**2).mean(axis=-1), 1, rtol=1e-5)
-    np.testing.assert_allclose(LayerNorm(16, 1e-12, dtype="float64").predict(8 * U + 3 * size), Y, atol=1e-5)
+    np.testing.assert_allclose(
+        LayerNorm(16, 1e-12, dtype="float64").predict(8 * U + 3 * size), Y, atol=1e-5
+    )
 
 
 def test_a_constant_row_and_a_huge_one():
@@ -286,7 +321,15 @@ def test_a_constant_row_and_a_huge_one():
     assert np.isfinite(pull(np.ones((2, E)))[0]).all()
 
 
-@pytest.mark.parametrize("make", [lambda: LayerNorm(0), lambda: LayerNorm(3, 0.0), lambda: LayerNorm(3, np.inf), lambda: LayerNorm(3)(U2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LayerNorm(0),
+        lambda: LayerNorm(3, 0.0),
+        lambda: LayerNorm(3, np.inf),
+        lambda: LayerNorm(3)(U2),
+    ],
+)
 def test_bad_norms_are_refused(make):
     with pytest.raises(InputError, match=r"LayerNorm|dim"):
         make()
@@ -335,7 +378,14 @@ def test_bad_rates_are_refused(rate):
 
 
 def branch():
-    feed = random_model(ImplicitModel, E, E, 6, pattern=Pattern(B=np.arange(24).reshape(6, E) % 3 > 0), constraint=InfNorm(0.7))
+    feed = random_model(
+        ImplicitModel,
+        E,
+        E,
+        6,
+        pattern=Pattern(B=np.arange(24).reshape(6, E) % 3 > 0),
+        constraint=InfNorm(0.7),
+    )
     return Residual(LayerNorm(E), feed, Dropout(0.1))
 
 
@@ -360,7 +410,10 @@ def test_residual_hands_everything_through():
     assert "Residual(\n  0: LayerNorm(dim=4)" in repr(layer)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), lambda layer: layer.replace()])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), lambda layer: layer.replace()],
+)
 def test_copies_of_a_residual_are_residuals(copied):
     layer = branch()
     twin = copied(layer)
@@ -375,8 +428,14 @@ def test_copies_of_a_residual_are_residuals(copied):
     [
         (lambda: Residual(Linear(3, 4)), "width 3 to an output of its layers of width 4"),
         (lambda: Residual(), "at least one layer"),
-        (lambda: Residual(activations.relu, Linear(3, 2))(np.ones((2, 3))), r"\(2, 3\) to an output of its layers \(2, 2\)"),
-        (lambda: Residual(ImplicitRNN(E, E, 3, 3, rng=0))(U3), r"\(3, 5, 4\) to an output of its layers \(3, 4\)"),
+        (
+            lambda: Residual(activations.relu, Linear(3, 2))(np.ones((2, 3))),
+            r"\(2, 3\) to an output of its layers \(2, 2\)",
+        ),
+        (
+            lambda: Residual(ImplicitRNN(E, E, 3, 3, rng=0))(U3),
+            r"\(3, 5, 4\) to an output of its layers \(3, 4\)",
+        ),
     ],
 )
 def test_what_does_not_keep_the_shape_is_refused(make, words):
@@ -386,12 +445,17 @@ def test_what_does_not_keep_the_shape_is_refused(make, words):
 
 def test_lengths_reach_the_layer_that_takes_them():
     """A sequence of its own length has the outputs that it has alone."""
-    model, lengths = Residual(LayerNorm(E), ImplicitRNN(E, E, 3, 3, return_sequences=True, rng=0)), [2, 5, 3]
+    model, lengths = (
+        Residual(LayerNorm(E), ImplicitRNN(E, E, 3, 3, return_sequences=True, rng=0)),
+        [2, 5, 3],
+    )
     Y, pull = model(U3, lengths)
     dU, none = pull(np.ones(Y.shape))[0]
     assert none is None
     for i, n in enumerate(lengths):
-        np.testing.assert_allclose(Y[i, :n], model.predict(U3[i : i + 1, :n])[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            Y[i, :n], model.predict(U3[i : i + 1, :n])[0], rtol=1e-4, atol=1e-5
+        )
         assert np.all(dU[i, n:] == 1)  # nothing but the branch
 
 
@@ -412,7 +476,9 @@ def test_steps_are_the_rows_of_the_whole(xp):
         caches.append(cache)
         y, cache = model.step(from_host(xp, TOKENS[:, t].copy()), cache)
         assert_close(y, whole[:, t], rtol=1e-12, atol=1e-12, xp=xp)
-    again, _ = model.step(from_host(xp, TOKENS[:, 2].copy()), caches[2])  # the cache of two tokens is as it was
+    again, _ = model.step(
+        from_host(xp, TOKENS[:, 2].copy()), caches[2]
+    )  # the cache of two tokens is as it was
     assert_close(again, whole[:, 2], rtol=1e-12, atol=1e-12, xp=xp)
     with pytest.raises(InputError, match="holds 5 tokens, the table 5"):
         model.step(from_host(xp, TOKENS[:, 0].copy()), cache)
@@ -449,7 +515,13 @@ def language_model(rate=0.2):
         Embedding(V, 8, rng=0),
         PositionEmbedding(6, 8, rng=1),
         ImplicitRNN(8, 8, 8, 8, return_sequences=True, rng=2),
-        Residual(LayerNorm(8), Linear(8, 16, rng=3), activations.relu, Linear(16, 8, rng=4), Dropout(rate)),
+        Residual(
+            LayerNorm(8),
+            Linear(8, 16, rng=3),
+            activations.relu,
+            Linear(16, 8, rng=4),
+            Dropout(rate),
+        ),
         Linear(8, V, rng=5),
     )
 
@@ -476,14 +548,29 @@ def test_fit_learns_to_count_and_validation_draws_nothing():
         verbose=0,
     )
     assert history["val_accuracy"][-1] == 1.0
-    assert history["val_loss"][-1] == pytest.approx(float(losses.cross_entropy(model.predict(tokens), targets)[0]), rel=1e-5)
+    assert history["val_loss"][-1] == pytest.approx(
+        float(losses.cross_entropy(model.predict(tokens), targets)[0]), rel=1e-5
+    )
 
 
 def test_a_resumed_run_draws_as_if_it_had_not_stopped(tmp_path):
     def run(epochs, **options):
         model = language_model(0.5)
-        settings = {"loss": losses.cross_entropy, "optimizer": optim.Adam(1e-2), "batch_size": 9, "rng": 0, "verbose": 0}
-        fit(model, counting(), epochs=epochs, callbacks=[Checkpoint(tmp_path / "c")], **settings, **options)
+        settings = {
+            "loss": losses.cross_entropy,
+            "optimizer": optim.Adam(1e-2),
+            "batch_size": 9,
+            "rng": 0,
+            "verbose": 0,
+        }
+        fit(
+            model,
+            counting(),
+            epochs=epochs,
+            callbacks=[Checkpoint(tmp_path / "c")],
+            **settings,
+            **options,
+        )
         return model.params
 
     whole = run(4)
@@ -501,7 +588,14 @@ def test_weights_of_positions_are_a_mask_in_fit():
 
     def run(target, chosen, weights):
         model = language_model(0.0)
-        settings = {"loss": losses.cross_entropy, "optimizer": optim.SGD(0.1), "epochs": 2, "batch_size": None, "rng": 0, "verbose": 0}
+        settings = {
+            "loss": losses.cross_entropy,
+            "optimizer": optim.SGD(0.1),
+            "epochs": 2,
+            "batch_size": None,
+            "rng": 0,
+            "verbose": 0,
+        }
         history = fit(model, (tokens[chosen], target[chosen], weights[chosen]), **settings)
         return model.params, history["loss"]
 

@@ -50,7 +50,12 @@ def block(option="default", seed=0):
 def spread(model, seed=0):
     """The same model, and every parameter is random."""
     rng = np.random.default_rng(seed + 1)
-    model.params = model.project({key: (host(a) + 0.3 * rng.normal(size=a.shape)).astype(a.dtype) for key, a in model.params.items()})
+    model.params = model.project(
+        {
+            key: (host(a) + 0.3 * rng.normal(size=a.shape)).astype(a.dtype)
+            for key, a in model.params.items()
+        }
+    )
     return model
 
 
@@ -66,7 +71,11 @@ def test_the_equation(option):
         return g * c / np.sqrt(1e-5 + (c * c).mean(axis=-1, keepdims=True)) + b
 
     z = U + head.predict(n(U, p["0.0.g"], p["0.0.b"])) @ p["0.2.W"].T + p["0.2.b"]
-    y = z + np.maximum(n(z, p["1.0.g"], p["1.0.b"]) @ p["1.1.W"].T + p["1.1.b"], 0) @ p["1.3.W"].T + p["1.3.b"]
+    y = (
+        z
+        + np.maximum(n(z, p["1.0.g"], p["1.0.b"]) @ p["1.1.W"].T + p["1.1.b"], 0) @ p["1.3.W"].T
+        + p["1.3.b"]
+    )
     assert isinstance(head, ImplicitAttentionHead)
     assert (wide.output_dim, narrow.input_dim) == ((5, 5) if "width" in option else (16, 16))
     np.testing.assert_allclose(model.predict(U), y, rtol=1e-11, atol=1e-11)
@@ -112,7 +121,9 @@ def test_a_causal_block_does_not_look_ahead(t):
     change = np.abs(model.predict(other) - model.predict(U)).max(axis=(0, 2))
     assert np.all(change[:t] < 1e-9)
     assert np.all(change[t:] > 1e-6)  # it does look back
-    np.testing.assert_allclose(model.predict(U[:, : t + 1]), model.predict(U)[:, : t + 1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        model.predict(U[:, : t + 1]), model.predict(U)[:, : t + 1], rtol=0, atol=1e-9
+    )
     everywhere = block("not causal")
     assert np.all(np.abs(everywhere.predict(other) - everywhere.predict(U)).max(axis=(0, 2)) > 1e-6)
 
@@ -120,7 +131,10 @@ def test_a_causal_block_does_not_look_ahead(t):
 def test_padding_is_neither_seen_nor_sees():
     model, lengths = block("not causal"), [2, 5, 3]
     Y, pull = model(U, lengths)
-    G = np.random.default_rng(1).normal(size=Y.shape) * (np.arange(T) < np.array(lengths)[:, None])[..., None]
+    G = (
+        np.random.default_rng(1).normal(size=Y.shape)
+        * (np.arange(T) < np.array(lengths)[:, None])[..., None]
+    )
     dU, grads = pull(G)[0][0], pull(G)[1]
     total = dict.fromkeys(grads, 0.0)
     for i, n in enumerate(lengths):
@@ -137,7 +151,10 @@ def test_padding_is_neither_seen_nor_sees():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ImplicitTransformerBlock(5, 2, block_size=3), "embed_dim = 5 is no multiple of num_heads = 2"),
+        (
+            lambda: ImplicitTransformerBlock(5, 2, block_size=3),
+            "embed_dim = 5 is no multiple of num_heads = 2",
+        ),
         (lambda: ImplicitTransformerBlock(4, 0, block_size=3), "num_heads is 0"),
         (lambda: ImplicitTransformerBlock(4, 2, block_size=3, dropout=1.0), "rate of Dropout"),
         (lambda: ImplicitTransformerBlock(4, 2, block_size=3, mlp_dim=0), "mlp_dim"),
@@ -156,9 +173,17 @@ def test_bad_blocks_are_refused(make, words):
 
 def language_model(seed=0, dropout=0.1, dtype="float32"):
     rng = np.random.default_rng(seed)
-    blocks = [ImplicitTransformerBlock(8, 2, block_size=6, dropout=dropout, dtype=dtype, rng=rng) for _ in range(2)]
-    embeddings = Embedding(V, 8, dtype=dtype, rng=rng), PositionEmbedding(6, 8, dtype=dtype, rng=rng)
-    return Sequential(*embeddings, *blocks, LayerNorm(8, dtype=dtype), Linear(8, V, dtype=dtype, rng=rng))
+    blocks = [
+        ImplicitTransformerBlock(8, 2, block_size=6, dropout=dropout, dtype=dtype, rng=rng)
+        for _ in range(2)
+    ]
+    embeddings = (
+        Embedding(V, 8, dtype=dtype, rng=rng),
+        PositionEmbedding(6, 8, dtype=dtype, rng=rng),
+    )
+    return Sequential(
+        *embeddings, *blocks, LayerNorm(8, dtype=dtype), Linear(8, V, dtype=dtype, rng=rng)
+    )
 
 
 def repeating(m=60, seed=0):
@@ -187,8 +212,16 @@ def test_it_learns_to_look_back_and_stays_certified():
     def watch(run):
         certified.append(run.model.certificate().contraction)
 
-    settings = {"loss": losses.cross_entropy, "optimizer": optim.Adam(2e-2, clip_norm=1.0), "batch_size": 15, "rng": 3, "verbose": 0}
-    history = fit(model, (tokens, targets, seen.astype(float)), epochs=40, callbacks=[watch], **settings)
+    settings = {
+        "loss": losses.cross_entropy,
+        "optimizer": optim.Adam(2e-2, clip_norm=1.0),
+        "batch_size": 15,
+        "rng": 3,
+        "verbose": 0,
+    }
+    history = fit(
+        model, (tokens, targets, seen.astype(float)), epochs=40, callbacks=[watch], **settings
+    )
     assert history["loss"][-1] < 0.2 < 1.5 < history["loss"][0]
     fresh = repeating(100, 1)
     assert metrics.accuracy(model.predict(fresh[0])[:, 2:], fresh[1][:, 2:]) > 0.8  # by chance 1/7
@@ -198,7 +231,12 @@ def test_it_learns_to_look_back_and_stays_certified():
 
 def test_the_parts_can_be_exchanged():
     model = block()
-    plain = Sequential(Residual(model.layers[0].layers[0].replace(), Linear(E, E, dtype="float64", rng=0), Dropout(0.1)), model.layers[1])
+    plain = Sequential(
+        Residual(
+            model.layers[0].layers[0].replace(), Linear(E, E, dtype="float64", rng=0), Dropout(0.1)
+        ),
+        model.layers[1],
+    )
     assert plain.predict(U).shape == U.shape
     tight = ImplicitTransformerBlock(E, 2, block_size=T, constraint=AttentionBall(0.3), rng=0)
     assert tight.certificate().contraction <= 0.3

@@ -51,7 +51,13 @@ def relu_solutions(A, z):
     found = set()
     for active in itertools.product((False, True), repeat=n):
         S = [i for i in range(n) if active[i]]
-        x_S = solve_exactly([[Fraction(int(i == j)) - A[i][j] for j in S] for i in S], [z[i] for i in S]) if S else []
+        x_S = (
+            solve_exactly(
+                [[Fraction(int(i == j)) - A[i][j] for j in S] for i in S], [z[i] for i in S]
+            )
+            if S
+            else []
+        )
         if x_S is None:
             continue
         x = [Fraction(0)] * n
@@ -78,8 +84,14 @@ def violations(model, u, points, found=None):
     for i in np.flatnonzero(found.proven):
         p = rational(found.point[i])
         distances = [[abs(a - c) for a, c in zip(x, p)] for x in solutions]
-        inside = sum(all(d <= Fraction(e) for d, e in zip(ds, rational(found.error[i]))) for ds in distances)
-        near = len(solutions) if np.isinf(found.radius[i]) else sum(max(ds) <= Fraction(found.radius[i]) for ds in distances)
+        inside = sum(
+            all(d <= Fraction(e) for d, e in zip(ds, rational(found.error[i]))) for ds in distances
+        )
+        near = (
+            len(solutions)
+            if np.isinf(found.radius[i])
+            else sum(max(ds) <= Fraction(found.radius[i]) for ds in distances)
+        )
         if inside != 1 or near > 1:
             wrong.append((i, inside, near))
     return wrong, found, solutions
@@ -91,13 +103,21 @@ def draw(seed, dtype="float64"):
     n = int(rng.integers(1, 5))
     kind = rng.integers(0, 5)
     if kind == 0:  # kinks are hit exactly, solutions meet there
-        A, B, b = rng.integers(-2, 3, (n, n)) / 1.0, rng.integers(-1, 2, (n, 1)) / 1.0, rng.integers(-1, 2, n) / 1.0
+        A, B, b = (
+            rng.integers(-2, 3, (n, n)) / 1.0,
+            rng.integers(-1, 2, (n, 1)) / 1.0,
+            rng.integers(-1, 2, n) / 1.0,
+        )
     else:
-        A, B, b = (rng.normal(size=shape) * 10 ** rng.uniform(-1, 1) for shape in ((n, n), (n, 1), n))
+        A, B, b = (
+            rng.normal(size=shape) * 10 ** rng.uniform(-1, 1) for shape in ((n, n), (n, 1), n)
+        )
     if kind == 2:
         A = np.abs(A)
     if kind == 3:  # nearly singular
-        A = np.eye(n) * (1 - 10.0 ** rng.uniform(-17, -1)) + 1e-3 * rng.normal(size=(n, n)) * rng.integers(0, 2)
+        A = np.eye(n) * (1 - 10.0 ** rng.uniform(-17, -1)) + 1e-3 * rng.normal(
+            size=(n, n)
+        ) * rng.integers(0, 2)
     if kind == 4:  # pre-activations at rounding distance from a kink
         b = -(A @ np.maximum(rng.normal(size=n), 0)) * (1 + rng.integers(-1, 2) * EPS)
         B = np.zeros((n, 1))
@@ -106,11 +126,16 @@ def draw(seed, dtype="float64"):
     u = np.array([float(np.float32(rng.normal()))])
     z = B @ u + b
     points = [np.maximum(z, 0), rng.normal(size=n)]
-    exact = relu_solutions(rational(A), [sum((rational(B[i])[0] * Fraction(u[0]),), Fraction(b[i])) for i in range(n)])
+    exact = relu_solutions(
+        rational(A), [sum((rational(B[i])[0] * Fraction(u[0]),), Fraction(b[i])) for i in range(n)]
+    )
     for x in exact:
         x = np.array([float(v) for v in x])
         points += [x] + [x + 10.0 ** rng.uniform(-16, 1) * rng.normal(size=n) for _ in range(4)]
-    points += [0.5 * (np.array([float(v) for v in x]) + np.array([float(v) for v in y])) for x, y in itertools.combinations(exact, 2)]
+    points += [
+        0.5 * (np.array([float(v) for v in x]) + np.array([float(v) for v in y]))
+        for x, y in itertools.combinations(exact, 2)
+    ]
     return model, u, np.array(points).astype(dtype).astype(float)
 
 
@@ -142,19 +167,30 @@ def test_the_search_covers_what_it_should():
 
 
 LIES = {
-    "no kink": Activation("relu", activations.relu.phi, activations.relu.dphi, slope_range=(0.0, 1.0), curvature=0.0),
-    "slopes": Activation("relu", activations.relu.phi, activations.relu.dphi, slope_range=(0.4, 0.6)),
+    "no kink": Activation(
+        "relu", activations.relu.phi, activations.relu.dphi, slope_range=(0.0, 1.0), curvature=0.0
+    ),
+    "slopes": Activation(
+        "relu", activations.relu.phi, activations.relu.dphi, slope_range=(0.4, 0.6)
+    ),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_the_search_finds_an_activation_that_lies(lie):
-    assert any(violations((model := draw(seed))[0].replace(activation=LIES[lie]), *model[1:])[0] for seed in range(200))
+    assert any(
+        violations((model := draw(seed))[0].replace(activation=LIES[lie]), *model[1:])[0]
+        for seed in range(200)
+    )
 
 
 def test_the_search_finds_a_forgotten_delta(monkeypatch):
     grow = enclosure.Equation.grow
-    monkeypatch.setattr(enclosure.Equation, "grow", lambda self, linear, Delta, w: grow(self, linear, 0.0 * Delta, w))
+    monkeypatch.setattr(
+        enclosure.Equation,
+        "grow",
+        lambda self, linear, Delta, w: grow(self, linear, 0.0 * Delta, w),
+    )
     assert any(violations(*draw(seed))[0] for seed in range(200))
 
 
@@ -176,7 +212,9 @@ def test_the_search_finds_forgotten_rounding(monkeypatch):
 @pytest.mark.parametrize("p", [0.0, 1e-300, 1e-8, 0.5, 3.0])
 def test_a_continuum_is_never_certified(p):
     """x = max(x, 0) holds for every x >= 0; also in two dimensions, x = max(P x, 0) with a permutation P."""
-    assert not certify_solution(model_of(np.eye(1), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1)), np.array([[p]])).proven.any()
+    assert not certify_solution(
+        model_of(np.eye(1), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1)), np.array([[p]])
+    ).proven.any()
     swap = model_of(np.eye(2)[::-1].copy(), np.zeros((2, 1)), np.zeros(2))
     assert not certify_solution(swap, np.zeros((1, 1)), np.array([[p, p]])).proven.any()
 
@@ -190,7 +228,11 @@ def test_a_pitchfork(log_gap, log_shift, root, beyond):
         low, high = 0.0, 1.0  # the positive solution, by bisection on a - atanh(x) / x, which falls
         for _ in range(200):
             middle = 0.5 * (low + high)
-            low, high = (middle, high) if middle == 0 or np.arctanh(np.longdouble(middle)) / np.longdouble(middle) < a else (low, middle)
+            low, high = (
+                (middle, high)
+                if middle == 0 or np.arctanh(np.longdouble(middle)) / np.longdouble(middle) < a
+                else (low, middle)
+            )
         outer = low
     point = root * outer + 10.0**log_shift * (root or 1)
     model = model_of(np.array([[a]]), np.zeros((1, 1)), np.zeros(1), activations.tanh)
@@ -219,7 +261,9 @@ def test_several_solutions_each_with_its_own_certificate():
 def test_a_unit_at_its_kink():
     """y = 0 exactly: the slope is any number in [0, 1], which Q may bear (here |A| = 0.9) or not (A = 3)."""
     for a, proven in ((0.9, True), (-0.9, True), (3.0, False)):
-        found = certify_solution(model_of(np.array([[a]]), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1)))
+        found = certify_solution(
+            model_of(np.array([[a]]), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1))
+        )
         assert found.at_kink.tolist() == [1]
         assert found.proven.tolist() == [proven]
 
@@ -251,16 +295,30 @@ def long_dphi(activation, y):
     return activation.dphi(y)
 
 
-@pytest.mark.skipif(np.finfo(np.longdouble).eps > 2e-19, reason="long double is no longer than double here")
+@pytest.mark.skipif(
+    np.finfo(np.longdouble).eps > 2e-19, reason="long double is no longer than double here"
+)
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
 def test_phi_and_its_slope_are_rounded_as_assumed(activation):
     """Errors of at most 16 eps (|y| + |phi|) and 64 eps (1 + L): the only assumption about floating point that is not IEEE's."""
     rng = np.random.default_rng(0)
-    y = np.concatenate([rng.normal(size=4000) * 10.0 ** rng.uniform(-12, 3, 4000), rng.uniform(-40, 40, 8000), np.linspace(-9, 9, 4001)])
+    y = np.concatenate(
+        [
+            rng.normal(size=4000) * 10.0 ** rng.uniform(-12, 3, 4000),
+            rng.uniform(-40, 40, 8000),
+            np.linspace(-9, 9, 4001),
+        ]
+    )
     with np.errstate(under="ignore", over="ignore"):
         value, slope = activation.phi(y), activation.dphi(y)
-        assert np.all(np.abs(value - long_phi(activation, np.longdouble(y))) <= 16 * EPS * (np.abs(y) + np.abs(value)))
-        assert np.all(np.abs(slope - long_dphi(activation, np.longdouble(y))) <= 64 * EPS * (1 + activation.lipschitz))
+        assert np.all(
+            np.abs(value - long_phi(activation, np.longdouble(y)))
+            <= 16 * EPS * (np.abs(y) + np.abs(value))
+        )
+        assert np.all(
+            np.abs(slope - long_dphi(activation, np.longdouble(y)))
+            <= 64 * EPS * (1 + activation.lipschitz)
+        )
 
 
 def reference(model, u, x):
@@ -279,13 +337,17 @@ def reference(model, u, x):
     return x
 
 
-@pytest.mark.skipif(np.finfo(np.longdouble).eps > 2e-19, reason="long double is no longer than double here")
+@pytest.mark.skipif(
+    np.finfo(np.longdouble).eps > 2e-19, reason="long double is no longer than double here"
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
 def test_the_bound_holds_and_is_sharp(activation, dtype):
     """Models three times outside their constraint: all 260 solutions are proven, with bounds that are hardly wider than the error."""
     n, m = 24, 10
-    model = random_model(ImplicitModel, 3, 2, n, activation=activation, dtype=dtype, constraint=InfNorm(0.5))
+    model = random_model(
+        ImplicitModel, 3, 2, n, activation=activation, dtype=dtype, constraint=InfNorm(0.5)
+    )
     model.params = {**model.params, "A": 3 * model.params["A"], "b": model.params["b"] * 3}
     U = np.random.default_rng(1).normal(size=(m, 3)).astype(dtype)
     solution = model.equilibrium(U, on_fail="ignore")
@@ -304,14 +366,25 @@ def test_the_bound_holds_at_points_that_are_far_off(seed, activation):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 6))
     scale = 10.0 ** rng.uniform(-0.5, 0.5)
-    model = model_of(scale * rng.normal(size=(n, n)), rng.normal(size=(n, 1)), rng.normal(size=n), activation)
+    model = model_of(
+        scale * rng.normal(size=(n, n)), rng.normal(size=(n, 1)), rng.normal(size=n), activation
+    )
     u = rng.normal(size=1)
     x = host(model.equilibrium(u[None, :], on_fail="ignore").value)[0]
     points = np.stack([x + 10.0**k * rng.normal(size=n) for k in (-8, -4, -3, -2, -1, 0)])
     found = certify_solution(model, np.tile(u, (len(points), 1)), points)
     for i in np.flatnonzero(found.proven):
         solution = reference(model, u, found.point[i])
-        if np.abs(solution - long_phi(activation, model.params["A"] @ solution + model.params["B"] @ u + model.params["b"])).max() < 1e-12:
+        if (
+            np.abs(
+                solution
+                - long_phi(
+                    activation,
+                    model.params["A"] @ solution + model.params["B"] @ u + model.params["b"],
+                )
+            ).max()
+            < 1e-12
+        ):
             inside = np.all(np.abs(solution - found.point[i]) <= found.error[i])
             assert inside or np.max(np.abs(solution - found.point[i])) > found.radius[i]
 
@@ -346,7 +419,9 @@ def test_smooth_models_with_several_solutions(seed, activation):
     known = several(model, u, rng)
     if not known:
         return
-    points = [x for x, _ in known] + [x + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=n) for x, _ in known for _ in range(3)]
+    points = [x for x, _ in known] + [
+        x + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=n) for x, _ in known for _ in range(3)
+    ]
     points += [0.5 * (x + y) for (x, _), (y, _) in itertools.combinations(known[:4], 2)]
     found = certify_solution(model, np.zeros((len(points), 1)), np.stack(points))
     assert found.proven[: len(known)].all()
@@ -363,7 +438,9 @@ def test_no_other_solution_anywhere_where_row_sums_prove_it():
     """The search for other solutions includes what the Perron-Frobenius condition says."""
     U = np.random.default_rng(0).normal(size=(3, 4))
     for activation in (activations.relu, activations.abs, activations.tanh, activations.sin):
-        model = random_model(ImplicitModel, 4, 2, 12, activation=activation, constraint=InfNorm(0.95))
+        model = random_model(
+            ImplicitModel, 4, 2, 12, activation=activation, constraint=InfNorm(0.95)
+        )
         assert np.all(np.isinf(certify_solution(model, U).radius))
         model.params = {**model.params, "A": 20 * model.params["A"]}
         assert not np.any(np.isinf(certify_solution(model, U).radius))
@@ -371,7 +448,9 @@ def test_no_other_solution_anywhere_where_row_sums_prove_it():
 
 def test_factors_are_as_good_as_their_product():
     rng = np.random.default_rng(3)
-    factors = random_model(ImplicitModel, 3, 2, 20, rank=3, activation=activations.tanh, dtype="float64")
+    factors = random_model(
+        ImplicitModel, 3, 2, 20, rank=3, activation=activations.tanh, dtype="float64"
+    )
     factors.params = {**factors.params, "L": 4 * factors.params["L"]}
     full = ImplicitModel(3, 2, 20, activation=activations.tanh, dtype="float64", rng=0)
     rest = {key: factors.params[key] for key in "BCDbd"}
@@ -381,15 +460,23 @@ def test_factors_are_as_good_as_their_product():
     assert ours.proven.all()
     assert theirs.proven.all()
     assert ours.max_error.max() < 1e-10
-    np.testing.assert_allclose(ours.radius, theirs.radius, rtol=0.14)  # the search halves a factor of 8 four times
+    np.testing.assert_allclose(
+        ours.radius, theirs.radius, rtol=0.14
+    )  # the search halves a factor of 8 four times
     # the error of the product is counted: entries of L R^T that cancel leave it behind
-    factors.params = {**factors.params, "L": np.tile([1e8, 1e8, 1.0], (20, 1)), "R": np.tile([1e8, -1e8, 0.01], (20, 1))}
+    factors.params = {
+        **factors.params,
+        "L": np.tile([1e8, 1e8, 1.0], (20, 1)),
+        "R": np.tile([1e8, -1e8, 0.01], (20, 1)),
+    }
     assert certify_solution(factors, U).error.min() > 1e-3
 
 
 def test_blocks_and_models_without_bias():
     mixed = Blocks((activations.relu, 4), (activations.tanh, 3), (activations.hard_tanh, 3))
-    model = random_model(ImplicitModel, 3, 2, 10, activation=mixed, bias=False, spread=1.0, dtype="float64")
+    model = random_model(
+        ImplicitModel, 3, 2, 10, activation=mixed, bias=False, spread=1.0, dtype="float64"
+    )
     model.params = {**model.params, "A": 1.5 * model.params["A"]}
     U = np.random.default_rng(0).normal(size=(8, 3))
     found = certify_solution(model, U)
@@ -402,7 +489,9 @@ def test_blocks_and_models_without_bias():
 
 
 def test_a_custom_activation_by_its_slopes_alone():
-    slow = Activation("slow", lambda z: 0.5 * np.tanh(z), lambda z: 0.5 / np.cosh(z) ** 2, slope_range=(0.0, 0.5))
+    slow = Activation(
+        "slow", lambda z: 0.5 * np.tanh(z), lambda z: 0.5 / np.cosh(z) ** 2, slope_range=(0.0, 0.5)
+    )
     model = random_model(ImplicitModel, 3, 2, 10, activation=slow, dtype="float64")
     U = np.random.default_rng(0).normal(size=(4, 3))
     assert certify_solution(model, U).proven.all()
@@ -442,7 +531,9 @@ def test_samples_do_not_interact_and_share_inverses(monkeypatch):
 def test_extreme_numbers():
     """Overflow and points without meaning are not certified, and nothing warns."""
     model = model_of(np.array([[1e200, 0], [0, 0.5]]), np.array([[1e200], [1.0]]), np.zeros(2))
-    found = certify_solution(model, np.array([[1e200], [1.0]]), np.array([[1e300, 0], [1e300, 1.0]]))
+    found = certify_solution(
+        model, np.array([[1e200], [1.0]]), np.array([[1e300, 0], [1e300, 1.0]])
+    )
     assert not found.proven.any()
     tiny = model_of(np.full((2, 2), 1e-310), np.full((2, 1), 1e-310), np.full(2, 5e-324))
     assert certify_solution(tiny, np.ones((1, 1))).proven.all()
@@ -456,13 +547,23 @@ def test_extreme_numbers():
 def test_words():
     model = model_of(np.array([[2.0]]), np.zeros((1, 1)), np.array([-1.0]))
     text = repr(certify_solution(model, np.zeros((2, 1)), np.array([[1.0], [0.5]])))
-    assert text.startswith("1 of 2 samples certified at the given points; exactly one solution within ")
-    assert "sample 1: not certified: I - D A is singular; the residual is 0.5, and 1 of 1 units lie within its reach of a kink" in text
+    assert text.startswith(
+        "1 of 2 samples certified at the given points; exactly one solution within "
+    )
+    assert (
+        "sample 1: not certified: I - D A is singular; the residual is 0.5, and 1 of 1 units lie within its reach of a kink"
+        in text
+    )
     good = certify_solution(random_model(ImplicitModel, 1, 1, 3), np.ones((1, 1)))
     assert "no other solution at all" in repr(good)
     assert "no other solution at all" in good.reason[0]
-    singular = certify_solution(model_of(np.eye(1), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1)), np.ones((1, 1)))
-    assert "the Newton map is not seen to contract near the point (it grows by 1 on" in singular.reason[0]
+    singular = certify_solution(
+        model_of(np.eye(1), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1)), np.ones((1, 1))
+    )
+    assert (
+        "the Newton map is not seen to contract near the point (it grows by 1 on"
+        in singular.reason[0]
+    )
 
 
 def test_bad_arguments_are_refused():

@@ -11,7 +11,11 @@ from pyidl.activations import Activation, Blocks
 from pyidl.errors import InputError
 from pyidl.wellposed.infnorm import row_sums
 
-HOMOGENEOUS = [a for a in [*activations.builtin.BUILT_IN.values(), activations.leaky_relu(0.2)] if a.homogeneous]
+HOMOGENEOUS = [
+    a
+    for a in [*activations.builtin.BUILT_IN.values(), activations.leaky_relu(0.2)]
+    if a.homogeneous
+]
 
 
 def with_radius(rng, n, radius, spread, sparse):
@@ -24,8 +28,16 @@ def with_radius(rng, n, radius, spread, sparse):
     return A * t[:, None] / t[None, :]
 
 
-@given(st.integers(0, 10**9), st.floats(0.05, 0.995), st.floats(0, 6), st.booleans(), st.sampled_from(HOMOGENEOUS))
-def test_the_outputs_are_the_same_and_the_row_sums_are_as_derived(seed, radius, spread, sparse, activation):
+@given(
+    st.integers(0, 10**9),
+    st.floats(0.05, 0.995),
+    st.floats(0, 6),
+    st.booleans(),
+    st.sampled_from(HOMOGENEOUS),
+)
+def test_the_outputs_are_the_same_and_the_row_sums_are_as_derived(
+    seed, radius, spread, sparse, activation
+):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 12))
     model = ImplicitModel(3, 2, n, activation=activation, dtype="float64", rng=seed)
@@ -62,7 +74,9 @@ def test_predictions_agree(rank, dtype):
     assert InfNorm().certificate(twin.params, twin.activation).proven
     assert twin.rank == rank
     U = np.random.default_rng(0).normal(size=(20, 4))
-    np.testing.assert_allclose(twin.predict(U), model.predict(U), rtol=1e-3 if dtype == "float32" else 1e-9, atol=1e-4)
+    np.testing.assert_allclose(
+        twin.predict(U), model.predict(U), rtol=1e-3 if dtype == "float32" else 1e-9, atol=1e-4
+    )
     assert all(np.array_equal(twin.params[key], model.params[key]) for key in "Dd")
 
 
@@ -85,12 +99,23 @@ def test_patterns_blocks_and_lipschitz_constants():
     mixed = Blocks((activations.relu, 4), (activations.abs, 4))
     assert rescale(model.replace(activation=mixed)).certificate().proven
     # with slopes up to 2, it is the radius of 2 |A| that counts
-    steep = Activation("steep", lambda z: np.maximum(2 * z, 0), lambda z: 2.0 * (z > 0), slope_range=(0.0, 2.0), homogeneous=True)
-    full = random_model(ImplicitModel, 4, 2, 8, activation=steep, constraint=InfNorm(0.9), dtype="float64")
+    steep = Activation(
+        "steep",
+        lambda z: np.maximum(2 * z, 0),
+        lambda z: 2.0 * (z > 0),
+        slope_range=(0.0, 2.0),
+        homogeneous=True,
+    )
+    full = random_model(
+        ImplicitModel, 4, 2, 8, activation=steep, constraint=InfNorm(0.9), dtype="float64"
+    )
     assert rescale(full).certificate().proven
     A = 0.6 * np.ones((8, 8)) / 8
     full.params = {**full.params, "A": A}
-    with pytest.raises(InputError, match=r"lambda_pf\(\|A\|\) is 1\.2, with the Lipschitz constants of steep as factors"):
+    with pytest.raises(
+        InputError,
+        match=r"lambda_pf\(\|A\|\) is 1\.2, with the Lipschitz constants of steep as factors",
+    ):
         rescale(full)
 
 
@@ -99,7 +124,9 @@ def test_sequential_rescales_every_implicit_layer():
     t = np.geomspace(1, 100, 6)
     for layer in (first, last):
         layer.params = {**layer.params, "A": layer.params["A"] * t[:, None] / t}
-    model = Sequential(first, activations.tanh, Sequential(Linear(3, 3, rng=0, dtype="float64"), last))
+    model = Sequential(
+        first, activations.tanh, Sequential(Linear(3, 3, rng=0, dtype="float64"), last)
+    )
     twin = rescale(model)
     for layer in (twin.layers[0], twin.layers[2].layers[1]):
         assert InfNorm().certificate(layer.params, layer.activation).proven
@@ -154,7 +181,9 @@ def test_what_the_dtype_cannot_tell_from_1_is_refused():
         try:
             assert rescale(model).certificate().proven
         except InputError as error:
-            refused += "which float32 does not tell from 1; use model.astype('float64')" in str(error)
+            refused += "which float32 does not tell from 1; use model.astype('float64')" in str(
+                error
+            )
     assert refused > 0
 
 

@@ -21,7 +21,9 @@ def flowers(m=60, seed=0):
     """Two kinds, which the sum of the columns tells apart; columns of very different size."""
     rng = np.random.default_rng(seed)
     U = rng.normal(size=(m, 3)) * [1.0, 100.0, 1e-3] + [0.0, 5000.0, 1.0]
-    kind = np.where(rng.normal(size=m) * 0.1 + (U[:, 1] - 5000) / 100 + U[:, 0] > 0, "rose", "tulip")
+    kind = np.where(
+        rng.normal(size=m) * 0.1 + (U[:, 1] - 5000) / 100 + U[:, 0] > 0, "rose", "tulip"
+    )
     return U, kind
 
 
@@ -60,7 +62,9 @@ def test_classes_from_training_to_prediction(tmp_path, capsys):
     new, names = flowers(20, seed=1)
     other = tmp_path / "new.csv"  # columns in another order, one more, and no target
     with open(other, "w", newline="") as file:
-        csv.writer(file).writerows([["c", "more", "a", "b"], *([row[2], "x", row[0], row[1]] for row in new.tolist())])
+        csv.writer(file).writerows(
+            [["c", "more", "a", "b"], *([row[2], "x", row[0], row[1]] for row in new.tolist())]
+        )
     code, out, err = run(capsys, "predict", model, other, "--probabilities")
     rows = list(csv.reader(io.StringIO(out)))
     assert (code, err) == (0, "")
@@ -70,7 +74,11 @@ def test_classes_from_training_to_prediction(tmp_path, capsys):
     assert np.allclose(P.sum(axis=1), 1, atol=1e-5)
 
     loaded = pyidl.load(model)  # takes the data as they are
-    assert pyidl.load_notes(model) == {"columns": ["a", "b", "c"], "target": "kind", "classes": ["rose", "tulip"]}
+    assert pyidl.load_notes(model) == {
+        "columns": ["a", "b", "c"],
+        "target": "kind",
+        "classes": ["rose", "tulip"],
+    }
     Y = loaded.predict(new)
     assert [["rose", "tulip"][k] for k in Y.argmax(axis=1)] == [row[0] for row in rows[1:]]
 
@@ -85,7 +93,20 @@ def test_numbers(tmp_path, capsys):
     data = written(tmp_path / "n.csv", U, [repr(v) for v in y.tolist()], [("id", np.arange(80))])
     model = tmp_path / "m.npz"
     code, out, _ = run(
-        capsys, "train", data, "--target", "kind", "--ignore", "id", "--output", model, "--test-share", 0, *FAST, "--epochs", 300
+        capsys,
+        "train",
+        data,
+        "--target",
+        "kind",
+        "--ignore",
+        "id",
+        "--output",
+        model,
+        "--test-share",
+        0,
+        *FAST,
+        "--epochs",
+        300,
     )
     assert code == 0
     assert "R2 on 80 training rows: 0.9" in out
@@ -102,7 +123,10 @@ def test_digits_may_be_classes(tmp_path, capsys):
     U, kind = flowers()
     data = written(tmp_path / "d.csv", U, np.where(kind == "rose", "1", "0"))
     assert "R2 on" in run(capsys, "train", data, "--target", "kind", *FAST)[1]
-    assert "accuracy on" in run(capsys, "train", data, "--target", "kind", "--task", "classification", *FAST)[1]
+    assert (
+        "accuracy on"
+        in run(capsys, "train", data, "--target", "kind", "--task", "classification", *FAST)[1]
+    )
     assert pyidl.load_notes(tmp_path / "d.npz")["classes"] == ["0", "1"]
 
 
@@ -110,7 +134,18 @@ def test_the_same_seed_gives_the_same_file(tmp_path, capsys):
     data = written(tmp_path / "f.csv", *flowers())
     files = []
     for name, seed in (("x", 1), ("y", 1), ("z", 2)):
-        run(capsys, "train", data, "--target", "kind", "--output", tmp_path / name, "--seed", seed, *FAST)
+        run(
+            capsys,
+            "train",
+            data,
+            "--target",
+            "kind",
+            "--output",
+            tmp_path / name,
+            "--seed",
+            seed,
+            *FAST,
+        )
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1]
     assert files[0] != files[2]
@@ -118,7 +153,9 @@ def test_the_same_seed_gives_the_same_file(tmp_path, capsys):
 
 def test_progress_goes_to_stderr(tmp_path, capsys):
     data = written(tmp_path / "f.csv", *flowers())
-    code, out, err = run(capsys, "train", data, "--target", "kind", "--epochs", 3, "--hidden-dim", 4)
+    code, out, err = run(
+        capsys, "train", data, "--target", "kind", "--epochs", 3, "--hidden-dim", 4
+    )
     assert code == 0
     assert "classification: kind from 3 columns, 48 rows; 12 held out" in err
     assert "epoch" not in out
@@ -138,24 +175,51 @@ WRONG = {
     "too long": (GOOD + "1,2,x,4\n", "line 22 has 4 fields, the header has 3"),
     "a missing value": (GOOD + "1,,x\n", "line 22, column 'b' is empty"),
     "a missing target": (GOOD + "1,2,\n", "line 22, column 'kind' is empty"),
-    "a word": (GOOD + "\n1,many,x\n", "line 23, column 'b' holds 'many', which is no number; correct it, leave out the row, or"),
+    "a word": (
+        GOOD + "\n1,many,x\n",
+        "line 23, column 'b' holds 'many', which is no number; correct it, leave out the row, or",
+    ),
     "a column of words": (
         "a,b,kind\n" + "red,1,x\nblue,2,y\n" * 9,
         "column 'a' holds 'red', which is no number; correct it, leave out the row, or leave out the column with --ignore",
     ),
     "not a number": (GOOD + "nan,2,x\n", "line 22, column 'a' holds 'nan', which is not finite"),
     "infinite": (GOOD + "1,-inf,x\n", "line 22, column 'b' holds '-inf'"),
-    "too large": (GOOD + "1e400,2,x\n", "line 22, column 'a' holds '1e400', which is not finite in double precision"),
+    "too large": (
+        GOOD + "1e400,2,x\n",
+        "line 22, column 'a' holds '1e400', which is not finite in double precision",
+    ),
     "an open quote": (GOOD + '1,2,"x\n', "line 22: unexpected end of data"),
-    "one class": ("a,kind\n" + "1,x\n" * 10, "column 'kind' holds only 'x'; at least two values are needed"),
-    "one number": ("a,kind\n" + "1,7.5\n2,7.5\n" * 9, "column 'kind' holds only 7.5; at least two values are needed"),
-    "as many classes as rows": ("a,kind\n" + "".join(f"{i},x{i}\n" for i in range(10)), "10 classes in 10 rows"),
-    "no such column": (GOOD.replace("kind", "sort"), "has no column 'kind'; its columns are a, b, sort"),
+    "one class": (
+        "a,kind\n" + "1,x\n" * 10,
+        "column 'kind' holds only 'x'; at least two values are needed",
+    ),
+    "one number": (
+        "a,kind\n" + "1,7.5\n2,7.5\n" * 9,
+        "column 'kind' holds only 7.5; at least two values are needed",
+    ),
+    "as many classes as rows": (
+        "a,kind\n" + "".join(f"{i},x{i}\n" for i in range(10)),
+        "10 classes in 10 rows",
+    ),
+    "no such column": (
+        GOOD.replace("kind", "sort"),
+        "has no column 'kind'; its columns are a, b, sort",
+    ),
     "nothing but the target": ("kind\nx\ny\n", "no column besides 'kind'"),
     "one row": ("a,kind\n1,2\n", "column 'kind' holds only 2.0; at least two values are needed"),
-    "semicolons": ("a;b;kind\n1;2;x\n", "has no column 'kind'; its columns are a;b;kind; is ';' the delimiter?"),
-    "semicolons and decimal commas": ("a;kind\n1,5;x\n", "line 2 has 2 fields, the header has 1; is ';' the delimiter?"),
-    "numbers too close together": ("a,kind\n" + "1e-320,x\n2e-320,y\n" * 9, "too large for float64"),
+    "semicolons": (
+        "a;b;kind\n1;2;x\n",
+        "has no column 'kind'; its columns are a;b;kind; is ';' the delimiter?",
+    ),
+    "semicolons and decimal commas": (
+        "a;kind\n1,5;x\n",
+        "line 2 has 2 fields, the header has 1; is ';' the delimiter?",
+    ),
+    "numbers too close together": (
+        "a,kind\n" + "1e-320,x\n2e-320,y\n" * 9,
+        "too large for float64",
+    ),
 }
 
 
@@ -204,7 +268,10 @@ def test_tabs_and_semicolons(tmp_path, capsys):
     path.write_text("a, b, kind\n" + '1, "2", "x, y"\n3, "4", "z"\n' * 9)  # a space before a quote
     assert read_table(path).text("kind").tolist()[:2] == ["x, y", "z"]
     assert read_table(path).numbers(["b"])[1, 0] == 4.0
-    assert "it is one character" in run(capsys, "train", path, "--target", "kind", "--delimiter", "ab", *FAST)[2]
+    assert (
+        "it is one character"
+        in run(capsys, "train", path, "--target", "kind", "--delimiter", "ab", *FAST)[2]
+    )
 
 
 OPTIONS = {
@@ -223,7 +290,10 @@ OPTIONS = {
     "the data's place": (("--output", "good.csv"), "--output would replace good.csv"),
     "a seed": (("--seed", -1), "--seed is -1"),
     "more units than memory": (("--hidden-dim", 10**7), "Unable to allocate"),
-    "a task": (("--task", "regression"), "column 'kind' holds 'x', which is no number; correct it, leave out the row, or use --task"),
+    "a task": (
+        ("--task", "regression"),
+        "column 'kind' holds 'x', which is no number; correct it, leave out the row, or use --task",
+    ),
 }
 
 
@@ -244,7 +314,12 @@ def test_wrong_options(case, tmp_path, capsys, monkeypatch):
 def test_files_that_are_not_there_or_something_else(tmp_path, capsys):
     data, model = tmp_path / "d.csv", tmp_path / "m.npz"
     data.write_text(GOOD)
-    for arguments in (("train", tmp_path / "none.csv", "--target", "a"), ("predict", model, data), ("certify", model), ("certify", data)):
+    for arguments in (
+        ("train", tmp_path / "none.csv", "--target", "a"),
+        ("predict", model, data),
+        ("certify", model),
+        ("certify", data),
+    ):
         code, _, err = run(capsys, *arguments)
         assert code == 2
         assert err.count("\n") == 1
@@ -281,7 +356,11 @@ def test_an_interrupted_training_leaves_the_old_model(tmp_path, capsys, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pyidl, "fit", interrupted)
-    assert run(capsys, "train", data, "--target", "kind", "--quiet") == (130, "", "pyidl: interrupted\n")
+    assert run(capsys, "train", data, "--target", "kind", "--quiet") == (
+        130,
+        "",
+        "pyidl: interrupted\n",
+    )
     assert model.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -300,7 +379,14 @@ def test_notes_that_do_not_fit_the_model_are_refused(tmp_path, capsys):
     data.write_text(GOOD)
     run(capsys, "train", data, "--target", "kind", *FAST)
     notes = pyidl.load_notes(model)
-    for change in ({"columns": ["a"]}, {"columns": 5}, {"columns": None}, {"classes": ["x"]}, {"classes": 2}, {"classes": None}):
+    for change in (
+        {"columns": ["a"]},
+        {"columns": 5},
+        {"columns": None},
+        {"classes": ["x"]},
+        {"classes": 2},
+        {"classes": None},
+    ):
         pyidl.save(edited, pyidl.load(model), notes=notes | change)
         code, out, err = run(capsys, "predict", edited, data)
         assert (code, out) == (2, "")
@@ -313,7 +399,10 @@ def test_notes_that_do_not_fit_the_model_are_refused(tmp_path, capsys):
 
 
 def test_certify(tmp_path, capsys):
-    model, path = pyidl.ImplicitModel(2, 1, 3, constraint=pyidl.wellposed.Unconstrained(), rng=0), tmp_path / "m.npz"
+    model, path = (
+        pyidl.ImplicitModel(2, 1, 3, constraint=pyidl.wellposed.Unconstrained(), rng=0),
+        tmp_path / "m.npz",
+    )
     pyidl.save(path, model)
     code, out, _ = run(capsys, "certify", path)
     assert code == 0
@@ -324,7 +413,10 @@ def test_certify(tmp_path, capsys):
     code, out, _ = run(capsys, "certify", path)
     assert code == 1
     assert "not certified" in out
-    for layer in (pyidl.ImplicitRNN(2, 1, 3, 4, rng=0), pyidl.Sequential(pyidl.Linear(2, 3), pyidl.ImplicitModel(3, 1, 4, rng=0))):
+    for layer in (
+        pyidl.ImplicitRNN(2, 1, 3, 4, rng=0),
+        pyidl.Sequential(pyidl.Linear(2, 3), pyidl.ImplicitModel(3, 1, 4, rng=0)),
+    ):
         pyidl.save(path, layer)
         assert run(capsys, "certify", path)[0] == 0
 
@@ -368,7 +460,12 @@ def test_as_a_process(tmp_path):
     """As a user starts it: help, version, no command, a pipe that closes early."""
 
     def started(*arguments):
-        return subprocess.run([sys.executable, "-W", "error", "-m", "pyidl", *arguments], capture_output=True, text=True, cwd=tmp_path)
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "pyidl", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
 
     shown = started("--help")
     assert shown.returncode == 0
@@ -385,14 +482,27 @@ def test_as_a_process(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="there is no /dev/stdin")
 def test_pipes(tmp_path):
-    data, train = GOOD.replace("x", "猫"), ("train", "/dev/stdin", "--target", "kind", "--epochs", "1", "--quiet")
+    data, train = (
+        GOOD.replace("x", "猫"),
+        ("train", "/dev/stdin", "--target", "kind", "--epochs", "1", "--quiet"),
+    )
 
     def started(*arguments, **environment):
         command = [sys.executable, "-W", "error", "-m", "pyidl", *arguments]
-        done = subprocess.run(command, input=data.encode(), capture_output=True, cwd=tmp_path, env={**os.environ, **environment})
+        done = subprocess.run(
+            command,
+            input=data.encode(),
+            capture_output=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+        )
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
-    assert started(*train) == (2, "", "pyidl: /dev/stdin is no file beside which the model could be written; give --output\n")
+    assert started(*train) == (
+        2,
+        "",
+        "pyidl: /dev/stdin is no file beside which the model could be written; give --output\n",
+    )
     assert started(*train, "--output", "m.npz")[0] == 0
     predict = "predict", "m.npz", "/dev/stdin", "--probabilities"
     code, out, _ = started(*predict, PYTHONUTF8="1")
@@ -401,7 +511,9 @@ def test_pipes(tmp_path):
     code, shown, err = started(*predict, PYTHONIOENCODING="latin-1")
     assert (code, shown, err.count("\n")) == (2, "", 1)
     assert "set PYTHONUTF8=1" in err
-    closed = subprocess.run(f"exec '{sys.executable}' -m pyidl info >&-", shell=True, capture_output=True, cwd=tmp_path)
+    closed = subprocess.run(
+        f"exec '{sys.executable}' -m pyidl info >&-", shell=True, capture_output=True, cwd=tmp_path
+    )
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 

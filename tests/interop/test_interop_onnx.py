@@ -32,7 +32,9 @@ from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.wellposed import InfNorm, MatrixMeasure, StrictlyTriangular, Unconstrained
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed; it is in the extra onnx")
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; it is in the extra onnx")
+ort = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed; it is in the extra onnx"
+)
 
 from pyidl.interop.onnx import export  # noqa: E402  (after the lines that skip)
 
@@ -40,12 +42,18 @@ from pyidl.interop.onnx import export  # noqa: E402  (after the lines that skip)
 def session(model):
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    return ort.InferenceSession(model if isinstance(model, str) else model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        model if isinstance(model, str) else model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
 
 
 def run(runs, U, lengths=None):
     """Every output."""
-    return runs.run(None, {"U": U} | ({} if lengths is None else {"lengths": np.asarray(lengths, np.int64)}))
+    return runs.run(
+        None, {"U": U} | ({} if lengths is None else {"lengths": np.asarray(lengths, np.int64)})
+    )
 
 
 def normal(shape, dtype="float64", seed=5):
@@ -64,41 +72,65 @@ def chain(dtype):
 
 
 def head(**options):
-    return lambda dtype: random_model(ImplicitAttentionHead, 3, 4, num_heads=2, block_size=6, spread=0.2, dtype=dtype, **options)
+    return lambda dtype: random_model(
+        ImplicitAttentionHead, 3, 4, num_heads=2, block_size=6, spread=0.2, dtype=dtype, **options
+    )
 
 
 def network(*widths, **options):
-    return lambda dtype: random_model(ImplicitRNN, *widths, dtype=dtype, constraint=InfNorm(0.8), **options)
+    return lambda dtype: random_model(
+        ImplicitRNN, *widths, dtype=dtype, constraint=InfNorm(0.8), **options
+    )
 
 
 ROWS = {
-    "model": lambda dtype: random_model(ImplicitModel, 3, 2, 6, dtype=dtype, constraint=InfNorm(0.8)),
-    "low rank": lambda dtype: random_model(ImplicitModel, 3, 2, 6, rank=2, bias=False, feedthrough=False, dtype=dtype, activation=tanh),
-    "triangular": lambda dtype: random_model(ImplicitModel, 3, 2, 6, constraint=StrictlyTriangular(), dtype=dtype),
+    "model": lambda dtype: random_model(
+        ImplicitModel, 3, 2, 6, dtype=dtype, constraint=InfNorm(0.8)
+    ),
+    "low rank": lambda dtype: random_model(
+        ImplicitModel, 3, 2, 6, rank=2, bias=False, feedthrough=False, dtype=dtype, activation=tanh
+    ),
+    "triangular": lambda dtype: random_model(
+        ImplicitModel, 3, 2, 6, constraint=StrictlyTriangular(), dtype=dtype
+    ),
     "chain": lambda dtype: Sequential(
         Linear(3, 4, bias=False, dtype=dtype, rng=0),
         tanh,
-        Residual(ImplicitModel(4, 5, 8, dtype=dtype, rng=1), Dropout(0.5), Linear(5, 4, dtype=dtype, rng=2)),
+        Residual(
+            ImplicitModel(4, 5, 8, dtype=dtype, rng=1),
+            Dropout(0.5),
+            Linear(5, 4, dtype=dtype, rng=2),
+        ),
         LayerNorm(4, dtype=dtype),
         ImplicitModel(4, 2, 8, dtype=dtype, rng=3),
     ),
 }
 SEQUENCES = {
     "recurrent": network(3, 2, 4, 6),
-    "outputs for all steps": network(3, 2, 4, 6, return_sequences=True, warm_start=False, activation=tanh),
+    "outputs for all steps": network(
+        3, 2, 4, 6, return_sequences=True, warm_start=False, activation=tanh
+    ),
     "D on the input": network(3, 2, 4, 6, feedthrough="input", rank=3),
     "without D and b": network(3, 2, 4, 6, feedthrough=False, bias=False),
     "stacked": lambda dtype: Sequential(
-        Linear(3, 3, dtype=dtype, rng=0), network(3, 5, 4, 6, return_sequences=True)(dtype), relu, network(5, 2, 3, 6, seed=1)(dtype)
+        Linear(3, 3, dtype=dtype, rng=0),
+        network(3, 5, 4, 6, return_sequences=True)(dtype),
+        relu,
+        network(5, 2, 3, 6, seed=1)(dtype),
     ),
     "both directions": lambda dtype: Bidirectional(
-        network(3, 2, 4, 6, return_sequences=True)(dtype), network(3, 1, 4, 6, return_sequences=True, seed=1)(dtype)
+        network(3, 2, 4, 6, return_sequences=True)(dtype),
+        network(3, 1, 4, 6, return_sequences=True, seed=1)(dtype),
     ),
-    "both directions, last": lambda dtype: Bidirectional(network(3, 2, 4, 6)(dtype), network(3, 1, 4, 6, seed=1)(dtype)),
+    "both directions, last": lambda dtype: Bidirectional(
+        network(3, 2, 4, 6)(dtype), network(3, 1, 4, 6, seed=1)(dtype)
+    ),
     "kernel": head(),
     "kernel, sharp": head(attention=KernelAttention(bandwidth=2.0, c=0.01), causal=False),
     "bounded softmax": head(attention=BoundedSoftmax(tau=3.0), coupled=True),
-    "softmax": head(attention=Softmax(), causal=False, coupled=True, rank=2, constraint=Unconstrained()),
+    "softmax": head(
+        attention=Softmax(), causal=False, coupled=True, rank=2, constraint=Unconstrained()
+    ),
 }
 
 
@@ -111,7 +143,11 @@ def assert_near(Y, expected):
 
 def exported(layer, **options):
     """Without the warning for softmax."""
-    if isinstance(layer, ImplicitAttentionHead) and isinstance(layer.attention, Softmax) and "steps" not in options:
+    if (
+        isinstance(layer, ImplicitAttentionHead)
+        and isinstance(layer.attention, Softmax)
+        and "steps" not in options
+    ):
         with pytest.warns(WellPosednessWarning, match="nothing proves"):
             return export(layer, **options)
     return export(layer, **options)
@@ -126,7 +162,11 @@ def shape_of(value):
 def test_rows(name, dtype):
     layer = ROWS[name](dtype)
     model = export(layer)
-    assert [shape_of(v) for v in (*model.graph.input, *model.graph.output)] == [["m", 3], ["m", 2], ["m"]]
+    assert [shape_of(v) for v in (*model.graph.input, *model.graph.output)] == [
+        ["m", 3],
+        ["m", 2],
+        ["m"],
+    ]
     runs = session(model)
     for m in (1, 2, 33):
         U = normal((m, 3), dtype, seed=m)
@@ -159,13 +199,19 @@ def test_sequences(name, dtype):
 def test_tokens(dtype):
     layer = chain(dtype)
     model = export(layer)
-    assert [shape_of(v) for v in (*model.graph.input, *model.graph.output)] == [["m", "T"], ["m", "T", 7], ["m"]]
+    assert [shape_of(v) for v in (*model.graph.input, *model.graph.output)] == [
+        ["m", "T"],
+        ["m", "T", 7],
+        ["m"],
+    ]
     runs = session(model)
     for shape in ((1, 1), (5, 6)):
         U = np.random.default_rng(0).integers(7, size=shape)
         assert_near(run(runs, U)[0], layer.predict(U))
     for bad in (np.zeros((2, 7), int), np.array([[7]])):
-        with pytest.raises(Exception, match=r"Attempting to broadcast|out of data bounds"):  # the classes have no common name
+        with pytest.raises(
+            Exception, match=r"Attempting to broadcast|out of data bounds"
+        ):  # the classes have no common name
             run(runs, bad)
 
 
@@ -181,7 +227,9 @@ def test_tokens(dtype):
 )
 def test_models_of_all_kinds(p, q, n, m, bias, feedthrough, low, seed):
     options = {"bias": bias, "feedthrough": feedthrough, "rank": 1 if low else None}
-    layer = random_model(ImplicitModel, p, q, n, seed=seed, dtype="float64", constraint=InfNorm(0.8), **options)
+    layer = random_model(
+        ImplicitModel, p, q, n, seed=seed, dtype="float64", constraint=InfNorm(0.8), **options
+    )
     U = normal((m, p), seed=seed)
     assert_near(run(session(export(layer)), U)[0], layer.predict(U))
 
@@ -190,8 +238,14 @@ def test_models_of_all_kinds(p, q, n, m, bias, feedthrough, low, seed):
 
 
 def built_in():
-    names = [name for name in activations.__all__ if isinstance(getattr(activations, name), Activation)]
-    return [*(getattr(activations, name) for name in names), activations.leaky_relu(0.2), activations.layer_norm(0.5)]
+    names = [
+        name for name in activations.__all__ if isinstance(getattr(activations, name), Activation)
+    ]
+    return [
+        *(getattr(activations, name) for name in names),
+        activations.leaky_relu(0.2),
+        activations.layer_norm(0.5),
+    ]
 
 
 BUILT_IN = built_in()
@@ -205,7 +259,9 @@ def test_activations(phi, dtype):
             export(ImplicitModel(3, 2, 4, activation=phi, dtype=dtype, rng=0))
         return
     z = np.concatenate([np.linspace(-30, 30, 61), [0.0, 1e-3, -1e-3]]).reshape(16, 4).astype(dtype)
-    layer = Sequential(Linear(4, 4, bias=False, dtype=dtype, rng=0), phi)  # a layer that has a dtype
+    layer = Sequential(
+        Linear(4, 4, bias=False, dtype=dtype, rng=0), phi
+    )  # a layer that has a dtype
     layer.params = {"0.W": np.eye(4)}
     (Y,) = run(session(export(layer)), z)
     tol = 1e-13 if dtype == "float64" else 3e-6
@@ -219,14 +275,21 @@ def test_all_activations_are_there():
 
 def test_activations_side_by_side():
     phi = Blocks((relu, 2), (activations.softmax, 3), (tanh, 1))
-    layer = random_model(ImplicitModel, 3, 2, 6, activation=phi, constraint=InfNorm(0.8), dtype="float64")
+    layer = random_model(
+        ImplicitModel, 3, 2, 6, activation=phi, constraint=InfNorm(0.8), dtype="float64"
+    )
     U = normal((4, 3))
     assert_near(run(session(export(layer)), U)[0], layer.predict(U))
 
 
 def test_an_activation_alone():
     model = export(Pointwise(tanh))
-    np.testing.assert_allclose(run(session(model), normal((4, 3), "float32"))[0], np.tanh(normal((4, 3), "float32")), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        run(session(model), normal((4, 3), "float32"))[0],
+        np.tanh(normal((4, 3), "float32")),
+        rtol=0,
+        atol=1e-6,
+    )
     assert [v.name for v in model.graph.output] == ["Y"]
 
 
@@ -235,14 +298,26 @@ def test_an_activation_alone():
 
 def bare(n=8, kappa=0.9, dtype="float64"):
     """A model whose output is its state."""
-    layer = random_model(ImplicitModel, 3, n, n, bias=False, feedthrough=False, dtype=dtype, constraint=InfNorm(kappa), activation=tanh)
+    layer = random_model(
+        ImplicitModel,
+        3,
+        n,
+        n,
+        bias=False,
+        feedthrough=False,
+        dtype=dtype,
+        constraint=InfNorm(kappa),
+        activation=tanh,
+    )
     layer.params = {**layer.params, "C": np.eye(n)}
     return layer
 
 
 def excess(layer, X, U, tol):
     p = layer.params
-    return np.abs(np.tanh(X @ p["A"].T + U @ p["B"].T) - X).max(axis=1) - tol * (1 + np.abs(X).max(axis=1))
+    return np.abs(np.tanh(X @ p["A"].T + U @ p["B"].T) - X).max(axis=1) - tol * (
+        1 + np.abs(X).max(axis=1)
+    )
 
 
 def test_a_loop_ends_at_its_tolerance():
@@ -306,7 +381,10 @@ def test_the_step_bound_of_a_certificate_suffices():
     layer, U = bare(kappa=0.5), normal((6, 3))
     certificate, p = layer.certificate(), layer.params
     (first,) = run(session(export(layer, steps=1)), U)
-    (X,) = run(session(export(layer, steps=certificate.steps(1e-9, first=certificate.norm(first).max()))), U)
+    (X,) = run(
+        session(export(layer, steps=certificate.steps(1e-9, first=certificate.norm(first).max()))),
+        U,
+    )
     assert certificate.norm(np.tanh(X @ p["A"].T + U @ p["B"].T) - X).max() <= 1e-9
 
 
@@ -335,9 +413,14 @@ def test_the_worst_of_all_solves_counts():
     ahead, hard = without_feedback(network(3, 2, 4, 6)("float64")), network(3, 2, 4, 6)("float64")
     for two in (Bidirectional(ahead, hard), Bidirectional(hard.replace(), ahead.replace())):
         assert not run(session(export(two, max_iter=2)), V)[1].any()
-    V[:, -1] = 0.0  # with a memory that forgets, the last step is solved at once, and the first ones are not
+    V[:, -1] = (
+        0.0  # with a memory that forgets, the last step is solved at once, and the first ones are not
+    )
     hard = network(3, 2, 4, 6, bias=False, warm_start=False)("float64")
-    hard.params = {**hard.params, "B": np.concatenate([hard.params["B"][:, :3], np.zeros((6, 4))], axis=1)}
+    hard.params = {
+        **hard.params,
+        "B": np.concatenate([hard.params["B"][:, :3], np.zeros((6, 4))], axis=1),
+    }
     assert run(session(export(hard, max_iter=2)), V[:, -1:])[1].all()
     assert not run(session(export(hard, max_iter=2)), V)[1].any()
 
@@ -347,7 +430,10 @@ def test_steps_after_the_end_do_not_count():
     layer = network(3, 2, 4, 6, bias=False)("float64")
     U = normal((2, 5, 3))
     U[0, :2] = 0.0
-    assert run(session(export(layer, max_iter=2, lengths=True)), U, [2, 5])[1].tolist() == [True, False]
+    assert run(session(export(layer, max_iter=2, lengths=True)), U, [2, 5])[1].tolist() == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -367,7 +453,9 @@ def test_divergence_is_said():
     layer.params = {**layer.params, "A": np.full((6, 6), 2.0), "b": np.ones(6)}
     within = Sequential(Linear(3, 3, rng=0), Residual(layer.replace(), Linear(2, 3, rng=1)))
     for either in (layer, within):
-        with pytest.warns(WellPosednessWarning, match="nothing proves that the plain iteration") as caught:
+        with pytest.warns(
+            WellPosednessWarning, match="nothing proves that the plain iteration"
+        ) as caught:
             model = export(either)
         assert [Path(w.filename) for w in caught] == [Path(__file__)]
         assert not run(session(model), normal((4, 3), "float32"))[1].any()
@@ -390,7 +478,9 @@ def test_certified_for_another_iteration_is_not_enough(phi):
 def test_files(tmp_path):
     layer, U = SEQUENCES["recurrent"]("float32"), normal((2, 4, 3), "float32")
     model = export(layer, tmp_path / "model.onnx")
-    np.testing.assert_array_equal(run(session(str(tmp_path / "model.onnx")), U)[0], run(session(model), U)[0])
+    np.testing.assert_array_equal(
+        run(session(str(tmp_path / "model.onnx")), U)[0], run(session(model), U)[0]
+    )
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
     assert (model.ir_version, model.producer_name) == (8, "pyidl")
 
@@ -407,10 +497,14 @@ def test_refusals():
     model = ImplicitModel(3, 2, 4, rng=0)
     for words, call in {
         "takes a Layer, got int": lambda: export(3),
-        "no ONNX graph for Mine; there is one for ImplicitModel": lambda: export(Sequential(model, Mine(2, 2))),
+        "no ONNX graph for Mine; there is one for ImplicitModel": lambda: export(
+            Sequential(model, Mine(2, 2))
+        ),
         "'mine' is not built in": lambda: export(ImplicitModel(3, 2, 4, activation=own, rng=0)),
         "'tanh' is not built in": lambda: export(Pointwise(like)),
-        "Sharper.* is not built in": lambda: export(ImplicitAttentionHead(3, 4, attention=Sharper(), constraint=Unconstrained(), rng=0)),
+        "Sharper.* is not built in": lambda: export(
+            ImplicitAttentionHead(3, 4, attention=Sharper(), constraint=Unconstrained(), rng=0)
+        ),
         "ImplicitModel takes no lengths": lambda: export(model, lengths=True),
         "steps is 0": lambda: export(model, steps=0),
         "steps is True": lambda: export(model, steps=True),
@@ -425,7 +519,11 @@ def test_refusals():
 def test_example(tmp_path):
     result = run_example("onnx_export.py", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert re.findall(r"(\d+) of (\d+) samples converged", result.stdout) == [("100", "100"), ("20", "20"), ("4", "4")]
+    assert re.findall(r"(\d+) of (\d+) samples converged", result.stdout) == [
+        ("100", "100"),
+        ("20", "20"),
+        ("4", "4"),
+    ]
     assert max(float(x) for x in re.findall(r"largest difference (\S+)", result.stdout)) < 1e-4
 
 
@@ -433,7 +531,11 @@ def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
     (code,) = (fence for fence in re.findall(r"```python\n(.*?)```", page, re.S) if "onnx" in fence)
     monkeypatch.chdir(tmp_path)
-    names = {"model": ImplicitModel(5, 3, 8, rng=0), "rnn": ImplicitRNN(4, 2, 5, 8, rng=0), "onnxruntime": ort}
+    names = {
+        "model": ImplicitModel(5, 3, 8, rng=0),
+        "rnn": ImplicitRNN(4, 2, 5, 8, rng=0),
+        "onnxruntime": ort,
+    }
     names["U"] = np.random.default_rng(0).normal(size=(7, 5)).astype("float32")
     exec(code, names)
     assert names["converged"].all()

@@ -27,7 +27,13 @@ from pyidl import (
     Sequential,
     activations,
 )
-from pyidl.errors import ConvergenceError, ConvergenceWarning, DeviceError, GradientConvergenceError, InputError
+from pyidl.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DeviceError,
+    GradientConvergenceError,
+    InputError,
+)
 from pyidl.layers.base import Explicit
 from pyidl.solvers import Neumann, Picard
 from pyidl.wellposed import InfNorm
@@ -44,7 +50,11 @@ def model(cls, *args, seed=0, **options):
 
 
 def values(*shape, seed=7, dtype=torch.float64, grad=False):
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).to(dtype).requires_grad_(grad)
+    return (
+        torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+        .to(dtype)
+        .requires_grad_(grad)
+    )
 
 
 LAYERS = {
@@ -74,7 +84,10 @@ LAYERS = {
 def case(name):
     layer, shapes = LAYERS[name]
     integers = {"lengths": torch.tensor([4, 1, 3]), "tokens": torch.tensor([[0, 3, 3], [1, 4, 0]])}
-    inputs = [integers[shape] if isinstance(shape, str) else shape and values(*shape, grad=True) for shape in shapes]
+    inputs = [
+        integers[shape] if isinstance(shape, str) else shape and values(*shape, grad=True)
+        for shape in shapes
+    ]
     return Module(layer()), inputs
 
 
@@ -89,7 +102,9 @@ def test_torch_accepts_the_gradients(name):
         arguments = list(inputs)
         for i, t in zip(live, tensors):
             arguments[i] = t
-        return torch.func.functional_call(module, dict(zip(parameters, tensors[len(live) :])), tuple(arguments))
+        return torch.func.functional_call(
+            module, dict(zip(parameters, tensors[len(live) :])), tuple(arguments)
+        )
 
     assert torch.autograd.gradcheck(f, (*(inputs[i] for i in live), *parameters.values()))
 
@@ -98,7 +113,9 @@ def test_the_checker_catches_a_wrong_gradient():
     class Twin(Linear):
         def _forward(self, U, call):
             Y, pull = super()._forward(U, call)
-            return Y, Explicit(Y, lambda dY, inputs: (1.01 * pull.rule(dY, True)[0], pull.rule(dY, True)[1]))
+            return Y, Explicit(
+                Y, lambda dY, inputs: (1.01 * pull.rule(dY, True)[0], pull.rule(dY, True)[1])
+            )
 
     wrong = Module(Twin(3, 2, rng=0, dtype="float64"))
     assert not torch.autograd.gradcheck(wrong, (values(4, 3, grad=True),), raise_exception=False)
@@ -275,7 +292,9 @@ def test_second_order_is_refused_also_where_a_zero_would_pass_unseen():
 def test_transforms_of_functions():
     module, U = Module(model(ImplicitModel, 3, 2, 6)), values(4, 3, grad=True)
     module(U).sum().backward()
-    torch.testing.assert_close(torch.func.grad(lambda u: module(u).sum())(U.detach()), U.grad, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.func.grad(lambda u: module(u).sum())(U.detach()), U.grad, rtol=0, atol=0
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- dtypes
@@ -315,7 +334,12 @@ def test_it_learns_between_modules_of_torch():
     torch.manual_seed(0)
     U = torch.randn(64, 5)
     t = torch.sin(U.sum(dim=1, keepdim=True))
-    net = torch.nn.Sequential(torch.nn.Linear(5, 8), Module(ImplicitModel(8, 8, 16, rng=0)), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(5, 8),
+        Module(ImplicitModel(8, 8, 16, rng=0)),
+        torch.nn.Tanh(),
+        torch.nn.Linear(8, 1),
+    )
     adam = torch.optim.Adam(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
@@ -419,7 +443,9 @@ def test_a_gpu_tensor_goes_through_dlpack(monkeypatch):
 
     tensor = SimpleNamespace(device=torch.device("cuda:1"))
     tensor.detach = lambda: tensor
-    fake = SimpleNamespace(cuda=SimpleNamespace(Device=Device), from_dlpack=lambda t: ("array of", t))
+    fake = SimpleNamespace(
+        cuda=SimpleNamespace(Device=Device), from_dlpack=lambda t: ("array of", t)
+    )
     monkeypatch.setitem(sys.modules, "cupy", fake)
     assert interop.to_array(tensor) == ("array of", tensor)
     assert asked == [1]
@@ -452,7 +478,9 @@ def test_the_names_are_those_of_pyidl():
     assert not module.layer.params["0.W"].any()
 
 
-@pytest.mark.filterwarnings("ignore:You are using .torch.load.:FutureWarning")  # torch 2.4 says so whatever is asked for
+@pytest.mark.filterwarnings(
+    "ignore:You are using .torch.load.:FutureWarning"
+)  # torch 2.4 says so whatever is asked for
 @pytest.mark.parametrize("name", ["implicit", "sequential", "lengths and h0"])
 def test_copies_compute_the_same(name):
     module, inputs = case(name)
@@ -460,7 +488,11 @@ def test_copies_compute_the_same(name):
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
-    copies = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(buffer, weights_only=False)]
+    copies = [
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(buffer, weights_only=False),
+    ]
     state, fresh = io.BytesIO(), Module(LAYERS[name][0]().replace())
     torch.save(module.state_dict(), state)
     state.seek(0)
@@ -480,7 +512,10 @@ def test_the_layer_is_a_copy(tmp_path):
     layer.params = {key: 0 * a for key, a in layer.params.items()}
     assert module(values(4, 3)).detach().abs().sum() > 0
     pyidl.save(tmp_path / "model.npz", module.layer)
-    np.testing.assert_array_equal(pyidl.load(tmp_path / "model.npz").predict(values(4, 3).numpy()), module(values(4, 3)).detach().numpy())
+    np.testing.assert_array_equal(
+        pyidl.load(tmp_path / "model.npz").predict(values(4, 3).numpy()),
+        module(values(4, 3)).detach().numpy(),
+    )
 
 
 def test_parametrisations_are_seen():
@@ -495,7 +530,9 @@ def test_parametrisations_are_seen():
     assert torch.equal(module(U), plain(U))
     module(U).sum().backward()
     plain(U).sum().backward()
-    torch.testing.assert_close(module.parametrizations.A.original.grad, 0.5 * plain.A.grad, rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        module.parametrizations.A.original.grad, 0.5 * plain.A.grad, rtol=1e-14, atol=0
+    )
 
 
 @dataclass(eq=False, repr=False)

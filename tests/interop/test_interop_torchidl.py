@@ -39,7 +39,9 @@ def random_state(p=3, q=2, n=6, rank=None, bias=False, D=True, spread=1.0, seed=
     rng = np.random.default_rng(seed)
     shapes = {"A": (n, n)} if rank is None else {"L": (n, rank), "R": (n, rank)}
     shapes |= {"B": (n, p + bias), "C": (q, n)} | ({"D": (q, p + bias)} if D else {})
-    return {key: rng.normal(0, spread if key in "ALR" else 0.5, shape) for key, shape in shapes.items()}
+    return {
+        key: rng.normal(0, spread if key in "ALR" else 0.5, shape) for key, shape in shapes.items()
+    }
 
 
 @given(
@@ -52,12 +54,19 @@ def random_state(p=3, q=2, n=6, rank=None, bias=False, D=True, spread=1.0, seed=
 )
 def test_models_of_torchidl_are_read(rank, bias, D, spread, kappa, function):
     """Factors of norm 1.5 have a product that s scales again."""
-    if (function == "none" and spread == 1.0) or (kappa > 1 and function != "triangular" and spread == 1.0):
+    if (function == "none" and spread == 1.0) or (
+        kappa > 1 and function != "triangular" and spread == 1.0
+    ):
         spread = 0.01  # nothing promises a fixed point
     state = random_state(rank=rank, bias=bias, D=D, spread=spread)
     layer = from_torchidl(state, kappa=kappa, bias=bias, function=function)
     U = np.random.default_rng(1).normal(size=(5, 3))
-    np.testing.assert_allclose(layer.predict(U), reference(state, U, kappa=kappa, bias=bias, function=function), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        layer.predict(U),
+        reference(state, U, kappa=kappa, bias=bias, function=function),
+        rtol=0,
+        atol=1e-9,
+    )
     assert (layer.bias, layer.feedthrough, layer.dtype) == (bias, D, "float64")
 
 
@@ -74,17 +83,33 @@ def test_options_of_torchidl_matter():
 
 def test_the_product_of_factors_is_scaled_again():
     """Only for kappa > 1 is it larger than its factors."""
-    state = {"L": np.array([[3.0], [0.0]]), "R": np.array([[1.0], [2.0]]), "B": np.ones((2, 1)), "C": np.ones((1, 2))}
-    params = from_torchidl(state, kappa=1.5).params  # s(L) = 1.5 e_1, s(R^T) = (0.5, 1): a row sum of 2.25
+    state = {
+        "L": np.array([[3.0], [0.0]]),
+        "R": np.array([[1.0], [2.0]]),
+        "B": np.ones((2, 1)),
+        "C": np.ones((1, 2)),
+    }
+    params = from_torchidl(
+        state, kappa=1.5
+    ).params  # s(L) = 1.5 e_1, s(R^T) = (0.5, 1): a row sum of 2.25
     np.testing.assert_allclose(params["L"] @ params["R"].T, [[0.5, 1.0], [0.0, 0.0]], rtol=1e-14)
 
 
 def test_a_recurrent_state_is_read():
     state = random_state(p=2 + 3, q=3, bias=True)
     E, e = np.random.default_rng(2).normal(size=(1, 3)), np.array([0.25])
-    whole = {f"recurrent.layer.{key}": a for key, a in state.items()} | {"linear.weight": E, "linear.bias": e}
+    whole = {f"recurrent.layer.{key}": a for key, a in state.items()} | {
+        "linear.weight": E,
+        "linear.bias": e,
+    }
     layer = from_torchidl(whole, kappa=0.9, bias=True)
-    assert (layer.input_dim, layer.output_dim, layer.hidden_dim, layer.implicit_hidden_dim, layer.feedthrough) == (2, 1, 3, 6, True)
+    assert (
+        layer.input_dim,
+        layer.output_dim,
+        layer.hidden_dim,
+        layer.implicit_hidden_dim,
+        layer.feedthrough,
+    ) == (2, 1, 3, 6, True)
     U, h = np.random.default_rng(1).normal(size=(4, 5, 2)), np.zeros((4, 3))
     for t in range(5):
         h = reference(state, np.concatenate([U[:, t], h], axis=1), kappa=0.9, bias=True)
@@ -93,7 +118,9 @@ def test_a_recurrent_state_is_read():
 
 def test_other_states_are_refused():
     state = random_state()
-    with pytest.raises(InputError, match=r"has \['A', 'B', 'C'\], and perhaps D; here there are \['A', 'B', 'D'\]"):
+    with pytest.raises(
+        InputError, match=r"has \['A', 'B', 'C'\], and perhaps D; here there are \['A', 'B', 'D'\]"
+    ):
         from_torchidl({key: a for key, a in state.items() if key != "C"})
     with pytest.raises(InputError, match="perhaps D"):
         from_torchidl({**state, "E": np.ones(3)})
@@ -107,11 +134,17 @@ def test_other_states_are_refused():
 
 WRITTEN = {
     "plain": lambda: random_model(ImplicitModel, 3, 2, 6),
-    "without bias": lambda: random_model(ImplicitModel, 3, 2, 6, bias=False, feedthrough=False, dtype="float64"),
+    "without bias": lambda: random_model(
+        ImplicitModel, 3, 2, 6, bias=False, feedthrough=False, dtype="float64"
+    ),
     "without D but with d": lambda: random_model(ImplicitModel, 3, 2, 6, feedthrough=False),
-    "low rank": lambda: random_model(ImplicitModel, 3, 2, 6, rank=2, constraint=InfNorm(0.3), dtype="float64"),
+    "low rank": lambda: random_model(
+        ImplicitModel, 3, 2, 6, rank=2, constraint=InfNorm(0.3), dtype="float64"
+    ),
     "recurrent": lambda: random_model(ImplicitRNN, 3, 2, 4, 6),
-    "recurrent, D on the input": lambda: random_model(ImplicitRNN, 3, 2, 4, 6, feedthrough="input", bias=False, dtype="float64"),
+    "recurrent, D on the input": lambda: random_model(
+        ImplicitRNN, 3, 2, 4, 6, feedthrough="input", bias=False, dtype="float64"
+    ),
 }
 
 
@@ -120,9 +153,18 @@ def test_what_is_written_is_read(name):
     layer = WRITTEN[name]()
     state = to_torchidl(layer)
     back = from_torchidl(state, bias=layer.bias)
-    U = np.random.default_rng(1).normal(size=(5, 3) if isinstance(layer, ImplicitModel) else (5, 4, 3)).astype(layer.dtype)
+    U = (
+        np.random.default_rng(1)
+        .normal(size=(5, 3) if isinstance(layer, ImplicitModel) else (5, 4, 3))
+        .astype(layer.dtype)
+    )
     scale = 1 + np.abs(layer.predict(U)).max()
-    np.testing.assert_allclose(back.predict(U), layer.predict(U), rtol=0, atol=(1e-5 if layer.dtype == "float32" else 1e-11) * scale)
+    np.testing.assert_allclose(
+        back.predict(U),
+        layer.predict(U),
+        rtol=0,
+        atol=(1e-5 if layer.dtype == "float32" else 1e-11) * scale,
+    )
 
 
 def test_what_torchidl_lacks_is_refused():
@@ -140,7 +182,11 @@ def test_what_torchidl_lacks_is_refused():
     with pytest.raises(InputError, match="6 entries of A on or below the diagonal"):
         to_torchidl(wide, function="triangular")
     factors = ImplicitModel(3, 2, 6, rank=6, rng=0)
-    factors.params = {**factors.params, "L": 0.9 * np.eye(6), "R": np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]}
+    factors.params = {
+        **factors.params,
+        "L": 0.9 * np.eye(6),
+        "R": np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0],
+    }
     with pytest.raises(InputError, match="after balancing"):
         to_torchidl(factors)
     with pytest.raises(InputError, match="not triangular"):
@@ -181,7 +227,9 @@ def grown(theirs, D):
 def test_torchidl_itself_model(torchidl, options):
     from torchidl import implicit_function
 
-    options = {key: getattr(implicit_function, v) if key == "f" else v for key, v in options.items()}
+    options = {
+        key: getattr(implicit_function, v) if key == "f" else v for key, v in options.items()
+    }
     theirs = torchidl.ImplicitModel(3, 2, 8, tol=1e-10, mitr=5000, **options)
     grown(theirs, theirs)
     U = values(5, 3)
@@ -208,7 +256,9 @@ def test_torchidl_itself_recurrent(torchidl, options):
     ours = from_torchidl(theirs)
     Y = theirs(U).detach().numpy()
     np.testing.assert_allclose(ours.predict(U.numpy()), Y, rtol=0, atol=1e-6)
-    torchidl.ImplicitRNN(3, 2, 8, 4, bias=True, no_D=not ours.feedthrough).load_state_dict(to_torchidl(ours))
+    torchidl.ImplicitRNN(3, 2, 8, 4, bias=True, no_D=not ours.feedthrough).load_state_dict(
+        to_torchidl(ours)
+    )
 
 
 @instantiates

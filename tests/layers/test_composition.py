@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import Bidirectional, ImplicitModel, ImplicitRNN, Linear, Pointwise, Residual, Sequential, activations, losses, optim, solvers
+from pyidl import (
+    Bidirectional,
+    ImplicitModel,
+    ImplicitRNN,
+    Linear,
+    Pointwise,
+    Residual,
+    Sequential,
+    activations,
+    losses,
+    optim,
+    solvers,
+)
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
 from pyidl.layers.timeline import Timeline
@@ -32,12 +44,20 @@ def both(**options):
 
 
 MODELS = {
-    "stacked": lambda: Sequential(rnn(), rnn(Q, 4, 1, return_sequences=False), Linear(4, Q, rng=0, dtype="float64")),
-    "every step": lambda: Sequential(rnn(), activations.tanh, Linear(Q, 3, rng=0, dtype="float64"), rnn(3, Q, 1)),
+    "stacked": lambda: Sequential(
+        rnn(), rnn(Q, 4, 1, return_sequences=False), Linear(4, Q, rng=0, dtype="float64")
+    ),
+    "every step": lambda: Sequential(
+        rnn(), activations.tanh, Linear(Q, 3, rng=0, dtype="float64"), rnn(3, Q, 1)
+    ),
     "both directions": both,
     "both ends": lambda: both(return_sequences=False),
-    "stacked in both directions": lambda: Sequential(both(), both(p=2 * Q), Linear(2 * Q, Q, rng=0, dtype="float64")),
-    "a chain in each direction": lambda: Bidirectional(Sequential(rnn(), rnn(Q, Q, 1)), rnn(seed=2)),
+    "stacked in both directions": lambda: Sequential(
+        both(), both(p=2 * Q), Linear(2 * Q, Q, rng=0, dtype="float64")
+    ),
+    "a chain in each direction": lambda: Bidirectional(
+        Sequential(rnn(), rnn(Q, Q, 1)), rnn(seed=2)
+    ),
 }
 
 
@@ -59,7 +79,9 @@ def test_gradients_with_lengths(kind, lengths):
         dU, nothing = dU
         assert nothing is None
     assert set(grads) == set(model.params)
-    directions = {key: rng.normal(size=a.shape) for key, a in model.params.items()} | {"U": rng.normal(size=U.shape)}
+    directions = {key: rng.normal(size=a.shape) for key, a in model.params.items()} | {
+        "U": rng.normal(size=U.shape)
+    }
     for key, direction in directions.items():
         ends = []
         for h in (1e-5, -1e-5):
@@ -83,7 +105,12 @@ def test_a_sample_in_a_batch_is_the_sample_alone(kind):
         assert_close(Y[i, HOLES[i]] if Y.ndim == 3 else Y[i], single, rtol=1e-10, atol=1e-12)
     noise = np.where(HOLES[:, :, None], U, 7.0)
     again = model(noise, HOLES)[0]
-    assert_close(again[HOLES] if Y.ndim == 3 else again, Y[HOLES] if Y.ndim == 3 else Y, rtol=1e-10, atol=1e-12)
+    assert_close(
+        again[HOLES] if Y.ndim == 3 else again,
+        Y[HOLES] if Y.ndim == 3 else Y,
+        rtol=1e-10,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -104,7 +131,9 @@ def test_on_every_library(kind, xp):
 def test_the_public_check_and_batches(kind):
     model = MODELS[kind]()
     assert check_pullback(model, U).max_error < 1e-6
-    assert_close(model.predict(U, LENGTHS, batch_size=3), model(U, LENGTHS)[0], rtol=1e-10, atol=1e-12)
+    assert_close(
+        model.predict(U, LENGTHS, batch_size=3), model(U, LENGTHS)[0], rtol=1e-10, atol=1e-12
+    )
     assert_close(model.predict(U, batch_size=3), model(U)[0], rtol=1e-10, atol=1e-12)
 
 
@@ -133,7 +162,12 @@ def test_reversal_is_its_own_inverse_and_its_own_transpose(seed, m, length):
 def test_copies_share_nothing(kind, tmp_path):
     model = MODELS[kind]()
     pyidl.save(tmp_path / "model.npz", model)
-    for twin in (model.replace(), copy.deepcopy(model), pickle.loads(pickle.dumps(model)), pyidl.load(tmp_path / "model.npz")):
+    for twin in (
+        model.replace(),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        pyidl.load(tmp_path / "model.npz"),
+    ):
         assert repr(twin) == repr(model)
         assert np.array_equal(twin(U, LENGTHS)[0], model(U, LENGTHS)[0])
         before = {key: host(a).copy() for key, a in model.params.items()}
@@ -151,7 +185,9 @@ def test_fit_counts_samples_not_solves():
         on_fail="ignore", rng=0, verbose=0,
     )  # fmt: skip
     assert history["val_failed"] == [0]
-    hasty = model.replace(layers=[model.layers[0].replace(forward=solvers.Picard(max_iter=1)), model.layers[1]])
+    hasty = model.replace(
+        layers=[model.layers[0].replace(forward=solvers.Picard(max_iter=1)), model.layers[1]]
+    )
     history = pyidl.fit(
         hasty, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, validation=((U, lengths), target),
         on_fail="ignore", rng=0, verbose=0,
@@ -166,7 +202,9 @@ def test_lengths_are_refused_where_nobody_takes_them():
     plain = Sequential(Linear(P, 4, rng=0), activations.tanh)
     with pytest.raises(InputError, match="no layer of Sequential takes the lengths"):
         plain(U, LENGTHS)
-    with pytest.raises(InputError, match=r"lengths lie between 0 and 5; with 5 steps they are 1, \.\.\., 5"):
+    with pytest.raises(
+        InputError, match=r"lengths lie between 0 and 5; with 5 steps they are 1, \.\.\., 5"
+    ):
         MODELS["stacked"]()(U, [0, 5, 3, 2])
     with pytest.raises(TypeError):
         ImplicitModel(P, Q, N)(U[:, 0], LENGTHS)

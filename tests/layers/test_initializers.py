@@ -13,7 +13,11 @@ from pyidl.layers import initializers
 
 RECTANGULAR = [initializers.lecun_normal, initializers.he_normal, initializers.glorot_uniform]
 ROWS, COLUMNS = 300, 400
-VARIANCE = {"lecun_normal": 1 / COLUMNS, "he_normal": 2 / COLUMNS, "glorot_uniform": 2 / (ROWS + COLUMNS)}
+VARIANCE = {
+    "lecun_normal": 1 / COLUMNS,
+    "he_normal": 2 / COLUMNS,
+    "glorot_uniform": 2 / (ROWS + COLUMNS),
+}
 
 
 @pytest.mark.parametrize("draw", RECTANGULAR)

@@ -12,7 +12,16 @@ from helpers import assert_close, host, moved, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pointwise, Sequential, activations, solvers
+from pyidl import (
+    ImplicitModel,
+    ImplicitRNN,
+    InfNorm,
+    Linear,
+    Pointwise,
+    Sequential,
+    activations,
+    solvers,
+)
 from pyidl.activations import Activation, Blocks
 from pyidl.errors import (
     ConvergenceError,
@@ -78,7 +87,9 @@ def test_values_and_slopes_come_from_the_same_pre_activation():
 
 def test_predict_in_batches_is_predict():
     model = build()
-    assert_close(model.predict(inputs(17), batch_size=5), model.predict(inputs(17)), rtol=1e-4, atol=1e-4)
+    assert_close(
+        model.predict(inputs(17), batch_size=5), model.predict(inputs(17)), rtol=1e-4, atol=1e-4
+    )
     assert_close(model.predict(inputs(17), batch_size=100), model(inputs(17))[0], rtol=0)
 
 
@@ -102,7 +113,9 @@ def test_samples_do_not_interact(seed, kappa):
 
 
 def test_a_call_and_its_pullback_start_warm():
-    model = random_model(ImplicitModel, P, Q, N, constraint=InfNorm(0.95), dtype="float64").replace(adjoint=solvers.Picard())
+    model = random_model(ImplicitModel, P, Q, N, constraint=InfNorm(0.95), dtype="float64").replace(
+        adjoint=solvers.Picard()
+    )
     U, dY = inputs(), np.ones((6, Q))
     Y, pull = model(U)
     dU, grads = pull(dY)
@@ -171,7 +184,11 @@ def test_bad_input_is_refused_at_the_door(case, call):
 
 @pytest.mark.parametrize("case", ["nan", "empty", "too narrow", "a number", "complex", "objects"])
 def test_explicit_layers_refuse_the_same(case):
-    for layer in (Linear(P, Q, rng=0), Sequential(Linear(P, Q, rng=0)), Sequential(activations.relu, Linear(P, Q, rng=0))):
+    for layer in (
+        Linear(P, Q, rng=0),
+        Sequential(Linear(P, Q, rng=0)),
+        Sequential(activations.relu, Linear(P, Q, rng=0)),
+    ):
         with pytest.raises(InputError):
             layer(BAD_INPUTS[case])
 
@@ -227,7 +244,17 @@ def test_mixed_libraries_are_refused_with_the_cure():
         model.params = {**model.params, "A": array_api_strict.zeros((N, N))}
 
 
-@pytest.mark.parametrize("dY", [np.ones((6, Q + 1)), np.ones((5, Q)), np.ones(Q), np.full((6, Q), np.nan), np.ones((6, Q)) * 1j], ids=str)
+@pytest.mark.parametrize(
+    "dY",
+    [
+        np.ones((6, Q + 1)),
+        np.ones((5, Q)),
+        np.ones(Q),
+        np.full((6, Q), np.nan),
+        np.ones((6, Q)) * 1j,
+    ],
+    ids=str,
+)
 def test_bad_cotangents_are_refused(dY):
     for layer in (build(), Linear(P, Q, rng=0)):
         with pytest.raises(InputError, match="dY"):
@@ -251,9 +278,18 @@ BAD_OPTIONS = {
     "solver by name": ((P, Q, N), {"forward": "picard"}),
     "adjoint as a function": ((P, Q, N), {"adjoint": lambda p: p}),
     "bias as text": ((P, Q, N), {"bias": "yes"}),
-    "phi that changes the shape": ((P, Q, N), {"activation": Activation("sum", lambda z: z.sum(), lambda z: z, 1.0)}),
-    "phi that changes the dtype": ((P, Q, N), {"activation": Activation("up", lambda z: z.astype(float), lambda z: z, 1.0)}),
-    "dphi that returns nan": ((P, Q, N), {"activation": Activation("nan", lambda z: z, lambda z: z * np.nan, 1.0)}),
+    "phi that changes the shape": (
+        (P, Q, N),
+        {"activation": Activation("sum", lambda z: z.sum(), lambda z: z, 1.0)},
+    ),
+    "phi that changes the dtype": (
+        (P, Q, N),
+        {"activation": Activation("up", lambda z: z.astype(float), lambda z: z, 1.0)},
+    ),
+    "dphi that returns nan": (
+        (P, Q, N),
+        {"activation": Activation("nan", lambda z: z, lambda z: z * np.nan, 1.0)},
+    ),
 }
 
 
@@ -291,7 +327,12 @@ def test_bad_parameters_leave_the_model_as_it_was(case, nested):
     bad = BAD_PARAMS[case](dict(inner.params))
     with pytest.raises(InputError):
         model.params = (
-            {**{k: a * 2 for k, a in before.items() if k.startswith("0.")}, **{f"1.{k}": a for k, a in bad.items()}} if nested else bad
+            {
+                **{k: a * 2 for k, a in before.items() if k.startswith("0.")},
+                **{f"1.{k}": a for k, a in bad.items()},
+            }
+            if nested
+            else bad
         )
     assert all(model.params[k] is before[k] for k in before)
 
@@ -308,7 +349,9 @@ def test_bad_parameters_leave_the_model_as_it_was(case, nested):
         (ImplicitRNN(P, Q, 2, N, rng=0), bptt.Step, "of", 1),
     ],
 )
-def test_memory_that_ends_while_structure_is_read_leaves_the_model_as_it_was(model, room, name, count, monkeypatch):
+def test_memory_that_ends_while_structure_is_read_leaves_the_model_as_it_was(
+    model, room, name, count, monkeypatch
+):
     U = inputs() if isinstance(model, Sequential) else inputs()[:, None, :]
     before, Y, function, calls = dict(model.params), model.predict(U), getattr(room, name), []
 
@@ -408,7 +451,10 @@ def test_pickle_and_deepcopy(layer):
 
 
 def test_repr_says_what_it_is():
-    assert repr(ImplicitModel(64, 10, 32, rng=0)) == "ImplicitModel(input_dim=64, output_dim=10, hidden_dim=32), 4074 parameters on cpu"
+    assert (
+        repr(ImplicitModel(64, 10, 32, rng=0))
+        == "ImplicitModel(input_dim=64, output_dim=10, hidden_dim=32), 4074 parameters on cpu"
+    )
     text = repr(Sequential(Linear(2, 3), activations.tanh, ImplicitModel(3, 1, 4, rank=2)))
     assert "0: Linear" in text
     assert "1: Pointwise(activation=tanh)" in text
@@ -467,10 +513,17 @@ CERTIFIED = [
     st.floats(-6, 4),
     st.floats(-10, 6),
 )
-def test_the_default_solvers_solve_every_certified_model(seed, n, kappa, dtype, activation, factors, spread, size, cotangent):
+def test_the_default_solvers_solve_every_certified_model(
+    seed, n, kappa, dtype, activation, factors, spread, size, cotangent
+):
     """Up to kappa = 0.99, in both precisions, for inputs from 1e-6 to 1e4 and cotangents from 1e-10 to 1e6."""
     rng = np.random.default_rng(seed)
-    options = {"activation": activation, "constraint": InfNorm(kappa), "dtype": dtype, "rank": min(n, 3) if factors else None}
+    options = {
+        "activation": activation,
+        "constraint": InfNorm(kappa),
+        "dtype": dtype,
+        "rank": min(n, 3) if factors else None,
+    }
     model = random_model(ImplicitModel, 5, Q, n, seed=seed, spread=spread, **options)
     if not factors and seed % 2:  # all eigenvalues at one end of the interval
         model.params = {**model.params, "A": np.abs(model.params["A"]) * (-1) ** (seed // 2)}
@@ -483,7 +536,12 @@ def test_the_default_solvers_solve_every_certified_model(seed, n, kappa, dtype, 
 def expanding(**options):
     """A model outside its set, on which Picard diverges for inputs that are not zero."""
     model = build(forward=solvers.Picard(), **options)
-    model.params = {**model.params, "A": 3 * np.eye(N), "b": np.zeros(N), "B": np.abs(model.params["B"])}
+    model.params = {
+        **model.params,
+        "A": 3 * np.eye(N),
+        "b": np.zeros(N),
+        "B": np.abs(model.params["B"]),
+    }
     return model
 
 
@@ -491,7 +549,9 @@ def test_a_failed_solve_follows_on_fail():
     model = expanding()
     assert not model.certificate().proven
     U = np.vstack([np.zeros(P), np.ones(P)])
-    with pytest.raises(ConvergenceError, match=r"1 of 2 samples ended DIVERGED.*not certified.*Cure: .*project") as error:
+    with pytest.raises(
+        ConvergenceError, match=r"1 of 2 samples ended DIVERGED.*not certified.*Cure: .*project"
+    ) as error:
         model(U)
     assert error.value.converged.tolist() == [True, False]
     with pytest.warns(ConvergenceWarning, match="DIVERGED"):
@@ -559,7 +619,9 @@ def test_sequential_is_checked_when_it_is_built():
 
 def test_sequential_certificate_is_the_weakest():
     good, bad = build(), expanding()
-    assert Sequential(Linear(P, P), good).certificate().contraction == good.certificate().contraction
+    assert (
+        Sequential(Linear(P, P), good).certificate().contraction == good.certificate().contraction
+    )
     assert not Sequential(Linear(P, P), bad, Linear(Q, P), good).certificate().proven
     assert Sequential(Linear(P, P), Linear(P, P)).certificate().proven
 

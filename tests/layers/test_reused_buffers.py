@@ -120,7 +120,9 @@ def test_only_a_call_copies_and_only_what_could_change(monkeypatch):
     monkeypatch.setattr(
         pyidl.Linear,
         "_forward",
-        lambda self, U, call, _forward=pyidl.Linear._forward: kept.append(U) or _forward(self, U, call),
+        lambda self, U, call, _forward=pyidl.Linear._forward: (
+            kept.append(U) or _forward(self, U, call)
+        ),
     )
     layer = pyidl.Sequential(pyidl.Linear(3, 3, rng=0), pyidl.Linear(3, 2, rng=0))
     U = ROWS.astype("float32")

@@ -36,7 +36,14 @@ def network(rng, widths=WIDTHS):
         else:
             A[rows, ends[layer] : ends[layer - 1]] = weights[layer]
     C[:, : widths[-2]] = weights[-1]
-    params = {"A": A, "B": B, "C": C, "D": np.zeros((widths[-1], widths[0])), "b": b, "d": biases[-1]}
+    params = {
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": np.zeros((widths[-1], widths[0])),
+        "b": b,
+        "d": biases[-1],
+    }
     return weights, biases, params
 
 
@@ -64,7 +71,9 @@ def test_a_feed_forward_network_is_solved_in_one_pass(pattern, xp):
     U = rng.normal(size=(8, 5))
     Y, pull = model(from_host(xp, U))
     assert_close(Y, explicit(weights, biases, U), rtol=1e-13, atol=1e-13, xp=xp)
-    assert pull.forward.n_iter.max() <= 6  # so few units: six steps and a measurement cost no more than three groups
+    assert (
+        pull.forward.n_iter.max() <= 6
+    )  # so few units: six steps and a measurement cost no more than three groups
     assert not pull.forward.residual.any()
     model = model.replace(forward=Substitution(), adjoint=Substitution())
     Y, pull = model(from_host(xp, U))
@@ -85,7 +94,12 @@ def test_weights_of_any_size_are_fine_where_nothing_feeds_back():
     weights, biases, params = network(rng)
     weights = [300 * W for W in weights]
     model = ImplicitModel(5, 3, 17, dtype="float64")
-    model.params = {**params, "A": 300 * params["A"], "B": 300 * params["B"], "C": 300 * params["C"]}
+    model.params = {
+        **params,
+        "A": 300 * params["A"],
+        "B": 300 * params["B"],
+        "C": 300 * params["C"],
+    }
     U = rng.normal(size=(4, 5))
     assert relative(model.predict(U), explicit(weights, biases, U)) < 1e-12
 
@@ -113,7 +127,9 @@ def test_gradients_are_those_of_backpropagation():
     np.testing.assert_allclose(found["A"][0:4, 4:10], by_layer[0], atol=1e-13)
     np.testing.assert_allclose(found["A"][4:10, 10:17], by_layer[1], atol=1e-13)
     np.testing.assert_allclose(found["B"][10:17], by_layer[2], atol=1e-13)
-    assert np.count_nonzero(found["A"]) == np.count_nonzero(by_layer[0]) + np.count_nonzero(by_layer[1])
+    assert np.count_nonzero(found["A"]) == np.count_nonzero(by_layer[0]) + np.count_nonzero(
+        by_layer[1]
+    )
     assert not found["D"].any()
 
 
@@ -165,8 +181,14 @@ def test_substitution_agrees_with_iteration(n, density, seed, mixed):
         return
     A = rng.normal(size=(n, n)) * support
     A *= 0.9 / max(1.0, np.abs(A).sum(axis=1).max())
-    activation = Blocks((activations.relu, n // 2), (activations.tanh, n - n // 2)) if mixed else activations.relu
-    p = Affine(Tiled.of(A, groups, groups, support, confined=False), rng.normal(size=(5, n)), activation)
+    activation = (
+        Blocks((activations.relu, n // 2), (activations.tanh, n - n // 2))
+        if mixed
+        else activations.relu
+    )
+    p = Affine(
+        Tiled.of(A, groups, groups, support, confined=False), rng.normal(size=(5, n)), activation
+    )
     for solver in (Substitution(), Auto(), Picard()):
         s = solver(p)
         assert s.converged.all()
@@ -196,22 +218,35 @@ def test_tiles_are_the_matrix(r, c, seed, confined):
     np.testing.assert_allclose(tiled.rows(x), x @ A.T, atol=1e-13)
     np.testing.assert_allclose(tiled.rows(x, np.full((4, r), np.nan)), x @ A.T, atol=1e-13)
     np.testing.assert_allclose(tiled.T.rows(v), v @ A, atol=1e-13)
-    np.testing.assert_allclose(tiled.grads("A", v, x)["A"], v.T @ x * (support if confined else 1), atol=1e-13)
-    np.testing.assert_allclose(tiled.T.grads("A", x, v)["A"], x.T @ v * (support.T if confined else 1), atol=1e-13)
+    np.testing.assert_allclose(
+        tiled.grads("A", v, x)["A"], v.T @ x * (support if confined else 1), atol=1e-13
+    )
+    np.testing.assert_allclose(
+        tiled.T.grads("A", x, v)["A"], x.T @ v * (support.T if confined else 1), atol=1e-13
+    )
     assert np.array_equal(tiled.dense(), A)
 
 
 def test_what_overflows_on_the_way_through_a_chain_says_so():
     model = ImplicitModel(1, 1, 3, constraint=wellposed.StrictlyTriangular(), bias=False, rng=0)
-    model.params = {**model.params, "A": np.diag([1e30, 1e30], 1), "B": np.array([[0.0], [0.0], [1.0]])}
-    assert model.equilibrium(np.array([[1.0], [0.0]]), on_fail="ignore").status.tolist() == [Status.NONFINITE, Status.CONVERGED]
+    model.params = {
+        **model.params,
+        "A": np.diag([1e30, 1e30], 1),
+        "B": np.array([[0.0], [0.0], [1.0]]),
+    }
+    assert model.equilibrium(np.array([[1.0], [0.0]]), on_fail="ignore").status.tolist() == [
+        Status.NONFINITE,
+        Status.CONVERGED,
+    ]
 
 
 def test_residual_and_tolerance_are_those_of_one_group():
     """The first group's states are a million times as large as the last one's."""
     A = np.kron(np.eye(2), np.array([[0.0, 0.9], [0.8, 0.0]]))
     A[0, 2] = 1e-12
-    model = ImplicitModel(1, 1, 4, constraint=wellposed.Unconstrained(), bias=False, dtype="float64", rng=0)
+    model = ImplicitModel(
+        1, 1, 4, constraint=wellposed.Unconstrained(), bias=False, dtype="float64", rng=0
+    )
     model = model.replace(forward=Substitution())
     model.params = {**model.params, "A": A, "B": np.array([[1.0], [1.0], [1e6], [1e6]])}
     s = model.equilibrium(np.ones((1, 1)))
@@ -243,7 +278,15 @@ def test_a_long_chain_is_solved_exactly(n, renumbered, size):
     if renumbered:
         order = rng.permutation(n)
         A = A[order][:, order]
-    model = ImplicitModel(2, 2, n, activation=activations.tanh, constraint=wellposed.Unconstrained(), dtype="float64", rng=0)
+    model = ImplicitModel(
+        2,
+        2,
+        n,
+        activation=activations.tanh,
+        constraint=wellposed.Unconstrained(),
+        dtype="float64",
+        rng=0,
+    )
     model.params = {**model.params, "A": A}
     U, dY = rng.normal(size=(4, 2)), rng.normal(size=(4, 2))
     _, pull = model(U)
@@ -270,7 +313,9 @@ def test_structure_is_read_when_the_parameters_are_set():
     assert isinstance(first, Tiled)
     assert first.row_groups.sizes == (4, 4, 4)
     model.params = {**model.params, "A": 0.5 * upper}
-    assert model.maps["A"].row_groups is first.row_groups  # zeros have not moved: nothing is searched again
+    assert (
+        model.maps["A"].row_groups is first.row_groups
+    )  # zeros have not moved: nothing is searched again
     model.params = {**model.params, "A": np.eye(12) * 0.9 + 0.01}
     assert model.maps["A"].gains is not None
     assert isinstance(random_model(ImplicitModel, 3, 2, 12, rank=2).maps["A"], LowRank)
@@ -307,7 +352,12 @@ def test_a_model_with_a_pattern_is_an_object_like_any_other(tmp_path):
     model = ImplicitModel(4, 2, 11, pattern=pattern, rng=0)
     pyidl.save(tmp_path / "m", model)
     U = np.random.default_rng(0).normal(size=(3, 4))
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.replace(), model.astype("float32")]
+    copies = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        model.replace(),
+        model.astype("float32"),
+    ]
     for twin in (pyidl.load(tmp_path / "m"), *copies):
         assert twin.pattern == pattern
         assert np.array_equal(twin.predict(U), model.predict(U))
@@ -325,7 +375,11 @@ def test_failures_inside_a_block_are_reported():
     A[2:, 2:] += np.array([[0.0, 2.0], [2.0, 0.0]])
     support = A != 0
     groups = levels(support)
-    p = Affine(Tiled.of(A, groups, groups, support, confined=False), np.array([[1.0, 1, 1, 1], [-1, -1, -1, -1]]), activations.relu)
+    p = Affine(
+        Tiled.of(A, groups, groups, support, confined=False),
+        np.array([[1.0, 1, 1, 1], [-1, -1, -1, -1]]),
+        activations.relu,
+    )
     s = Substitution()(p)
     assert s.converged.tolist() == [False, True]
     assert s.residual[0] > s.tolerance[0]

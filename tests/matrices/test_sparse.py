@@ -32,10 +32,15 @@ def thin(shape, density, rng):
 
 def sparse_model(seed=0, dtype="float64", density=0.15, **options):
     """A model with few nonzero entries, full and compressed. Without a pattern its units form a ring, so that A is one block."""
-    rng, model = np.random.default_rng(seed), random_model(ImplicitModel, P, Q, N, dtype=dtype, **options)
+    rng, model = (
+        np.random.default_rng(seed),
+        random_model(ImplicitModel, P, Q, N, dtype=dtype, **options),
+    )
     keep = {key: rng.random(a.shape) < density for key, a in model.params.items() if key in "ABCD"}
     ring = np.roll(np.eye(N, dtype=dtype), 1, axis=1)
-    params = {key: a * keep[key].astype(a.dtype) if key in keep else a for key, a in model.params.items()}
+    params = {
+        key: a * keep[key].astype(a.dtype) if key in keep else a for key, a in model.params.items()
+    }
     if "pattern" not in options:
         params["A"] = params["A"] + 0.1 * ring
         params["A"] *= 0.9 / np.abs(params["A"]).sum(axis=1, keepdims=True)
@@ -74,7 +79,9 @@ def test_products_are_those_of_the_full_matrix(m, r, c, dtype, density, transpos
         np.testing.assert_array_equal(off.dense(), F.off_diagonal(scale).dense())
 
 
-@pytest.mark.parametrize("m", [1, sparse.SAMPLES - 1, sparse.SAMPLES, sparse.SAMPLES + 1, 2 * sparse.SAMPLES + 1])
+@pytest.mark.parametrize(
+    "m", [1, sparse.SAMPLES - 1, sparse.SAMPLES, sparse.SAMPLES + 1, 2 * sparse.SAMPLES + 1]
+)
 def test_no_sample_is_left_out(m):
     x = np.arange(1.0, m + 1)[:, None] * np.ones(3)
     np.testing.assert_array_equal(Sparse.of(np.eye(3), 1.0).rows(x, np.zeros((m, 3))), x)
@@ -96,7 +103,14 @@ def test_small_products_are_full(monkeypatch):
     assert (S.rows(np.ones((10, 4))) == 2).all()
 
 
-SOLVERS = [None, solvers.Picard(), solvers.Jacobi(), solvers.Anderson(), solvers.Anderson(splitting=True), solvers.Newton()]
+SOLVERS = [
+    None,
+    solvers.Picard(),
+    solvers.Jacobi(),
+    solvers.Anderson(),
+    solvers.Anderson(splitting=True),
+    solvers.Newton(),
+]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -109,9 +123,13 @@ def test_answers_and_gradients_are_the_same(solver):
     (Y, pull), (Ys, pulls) = full(U), compressed(U)
     assert relative(Ys, Y) < 1e-12
     (dU, grads), (dUs, sparse_grads) = pull(dY), pulls(dY)
-    assert relative(dUs, dU) < 1e-11  # twice the tolerance of two solves, amplified by 1 / (1 - kappa)
+    assert (
+        relative(dUs, dU) < 1e-11
+    )  # twice the tolerance of two solves, amplified by 1 / (1 - kappa)
     assert {key for key in grads if relative(sparse_grads[key], grads[key]) > 1e-11} == set()
-    assert np.count_nonzero(sparse_grads["A"]) > np.count_nonzero(full.params["A"])  # zeros may become nonzero
+    assert np.count_nonzero(sparse_grads["A"]) > np.count_nonzero(
+        full.params["A"]
+    )  # zeros may become nonzero
 
 
 def test_a_large_diagonal_is_split_as_in_full():
@@ -136,7 +154,9 @@ def test_tiles_of_a_pattern_are_compressed_one_by_one():
     full, compressed = sparse_model(density=0.4, pattern=pattern)
     tiles = compressed.maps["A"].tiles.values()
     assert {type(tile) for tile in tiles} <= {Full, Sparse}
-    assert all(any(type(tile) is Sparse for tile in compressed.maps[key].tiles.values()) for key in "ABC")
+    assert all(
+        any(type(tile) is Sparse for tile in compressed.maps[key].tiles.values()) for key in "ABC"
+    )
     U, dY = np.random.default_rng(2).normal(size=(9, P)), np.ones((9, Q))
     (Y, pull), (Ys, pulls) = full(U), compressed(U)
     assert relative(Ys, Y) < 1e-13
@@ -170,7 +190,9 @@ class RowsLikeCupy:
 
     def tocoo(self):
         s = self.s.tocoo()
-        return types.SimpleNamespace(data=stand_in.wrap(s.data), row=stand_in.wrap(s.row), col=stand_in.wrap(s.col))
+        return types.SimpleNamespace(
+            data=stand_in.wrap(s.data), row=stand_in.wrap(s.row), col=stand_in.wrap(s.col)
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -184,7 +206,9 @@ def test_every_library_gives_the_same(xp, dtype, cupyx, monkeypatch):
         monkeypatch.setitem(sys.modules, "cupyx.scipy.sparse", module)
     _, model = sparse_model(dtype=dtype)
     there = moved(model, xp)
-    assert (type(there.maps["A"]) is Sparse) == (cupyx or xp is np or (xp.__name__ == "cupy" and xp is not stand_in.cupy))
+    assert (type(there.maps["A"]) is Sparse) == (
+        cupyx or xp is np or (xp.__name__ == "cupy" and xp is not stand_in.cupy)
+    )
     U = np.random.default_rng(3).normal(size=(6, P)).astype(dtype)
     (Y, pull), (Yh, pullh) = there(xp.asarray(U)), model(U)
     eps = 1e-5 if dtype == "float32" else 1e-11
@@ -199,7 +223,11 @@ def test_every_library_gives_the_same(xp, dtype, cupyx, monkeypatch):
 
 def test_only_what_has_few_entries_is_compressed():
     rng = np.random.default_rng(0)
-    params = {"A": rng.normal(size=(20, 20)), "B": thin((20, 30), 0.08, rng), "C": rng.normal(size=(2, 20))}
+    params = {
+        "A": rng.normal(size=(20, 20)),
+        "B": thin((20, 30), 0.08, rng),
+        "C": rng.normal(size=(2, 20)),
+    }
     maps = read_model(params, None, None, below=0.1)
     assert [type(maps[key]) for key in "ABC"] == [Full, Sparse, Full]
     assert all(type(m) is Full for m in read_model(params, None, None).values())
@@ -207,7 +235,10 @@ def test_only_what_has_few_entries_is_compressed():
 
 def test_only_what_is_large_is_compressed(monkeypatch):
     monkeypatch.setattr(sparse, "SMALLEST", 100)
-    assert [type(Sparse.of(np.zeros(shape), 0.1)) for shape in ((10, 10), (10, 9))] == [Sparse, Full]
+    assert [type(Sparse.of(np.zeros(shape), 0.1)) for shape in ((10, 10), (10, 9))] == [
+        Sparse,
+        Full,
+    ]
 
 
 def test_new_parameters_are_read_anew():

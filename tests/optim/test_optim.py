@@ -86,7 +86,10 @@ def adam_loop(p, grads, lr, b1, b2, eps, decay):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_sgd(xp, mu, nesterov, decay):
     start, grads = draw(0), [draw(seed) for seed in range(1, 9)]
-    optimizer, params = SGD(0.05, momentum=mu, nesterov=nesterov, weight_decay=decay), moved(xp, start)
+    optimizer, params = (
+        SGD(0.05, momentum=mu, nesterov=nesterov, weight_decay=decay),
+        moved(xp, start),
+    )
     for g in grads:
         params = optimizer.step(params, moved(xp, g))
     for key in SHAPES:
@@ -95,10 +98,16 @@ def test_sgd(xp, mu, nesterov, decay):
 
 
 @pytest.mark.parametrize("decay", [None, 0.0, 0.2])
-@pytest.mark.parametrize(("betas", "eps"), [((0.9, 0.999), 1e-8), ((0.5, 0.8), 1e-2), ((0.0, 0.0), 1e-8)])
+@pytest.mark.parametrize(
+    ("betas", "eps"), [((0.9, 0.999), 1e-8), ((0.5, 0.8), 1e-2), ((0.0, 0.0), 1e-8)]
+)
 def test_adam(xp, decay, betas, eps):
     start, grads = draw(0), [draw(seed) for seed in range(1, 9)]
-    optimizer = Adam(0.05, betas=betas, eps=eps) if decay is None else AdamW(0.05, betas=betas, eps=eps, weight_decay=decay)
+    optimizer = (
+        Adam(0.05, betas=betas, eps=eps)
+        if decay is None
+        else AdamW(0.05, betas=betas, eps=eps, weight_decay=decay)
+    )
     params = moved(xp, start)
     for g in grads:
         params = optimizer.step(params, moved(xp, g))
@@ -112,22 +121,39 @@ def test_with_a_constant_gradient_every_step_of_adam_is_lr_times_its_sign(g, lr)
     eps, optimizer, params = 1e-8, Adam(lr), {"w": np.array([2.0])}
     for k in range(1, 4):  # m^ = g and v^ = g^2 exactly, so each step is lr g / (|g| + eps)
         params = optimizer.step(params, {"w": np.array([g])})
-        assert_close(params["w"], np.array([2.0 - k * lr * g / (abs(g) + eps)]), rtol=1e-12, atol=1e-12)
+        assert_close(
+            params["w"], np.array([2.0 - k * lr * g / (abs(g) + eps)]), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_repr():
-    assert repr(SGD(0.5, momentum=0.9, clip_norm=2.0)) == "SGD(0.5, clip_norm=2.0, momentum=0.9), 0 steps"
+    assert (
+        repr(SGD(0.5, momentum=0.9, clip_norm=2.0))
+        == "SGD(0.5, clip_norm=2.0, momentum=0.9), 0 steps"
+    )
     assert repr(SGD(Constant(0.5))) == "SGD(Constant(value=0.5)), 0 steps"
     assert repr(SGD(np.float64(0.5), clip_norm=np.float32(2))) == "SGD(0.5, clip_norm=2.0), 0 steps"
-    assert repr(AdamW(weight_decay=0.0)) == "AdamW(0.001, weight_decay=0.0), 0 steps"  # not the default
+    assert (
+        repr(AdamW(weight_decay=0.0)) == "AdamW(0.001, weight_decay=0.0), 0 steps"
+    )  # not the default
     optimizer = Adam(betas=[0.5, 0.9])
     optimizer.step(draw(0), draw(1))
     assert repr(optimizer) == "Adam(0.001, betas=(0.5, 0.9)), 1 steps"
 
 
 def test_defaults():
-    assert (Adam().learning_rate, Adam().betas, Adam().eps, Adam().clip_norm) == (1e-3, (0.9, 0.999), 1e-8, None)
-    assert (SGD(0.1).momentum, SGD(0.1).nesterov, SGD(0.1).weight_decay, SGD(0.1).clip_norm) == (0.0, False, 0.0, None)
+    assert (Adam().learning_rate, Adam().betas, Adam().eps, Adam().clip_norm) == (
+        1e-3,
+        (0.9, 0.999),
+        1e-8,
+        None,
+    )
+    assert (SGD(0.1).momentum, SGD(0.1).nesterov, SGD(0.1).weight_decay, SGD(0.1).clip_norm) == (
+        0.0,
+        False,
+        0.0,
+        None,
+    )
     w, g = {"w": np.ones(2)}, {"w": np.zeros(2)}
     assert_close(AdamW().step(w, g)["w"], np.full(2, 1 - 1e-3 * 1e-2), rtol=1e-15)
     assert_close(Adam().step(w, g)["w"], np.ones(2), rtol=0)
@@ -136,7 +162,11 @@ def test_defaults():
 @every_optimizer
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_library_dtype_and_shape_are_kept(xp, make, dtype):
-    params, grads, optimizer = moved(xp, draw(0, dtype=dtype)), moved(xp, draw(1, dtype=dtype)), make()
+    params, grads, optimizer = (
+        moved(xp, draw(0, dtype=dtype)),
+        moved(xp, draw(1, dtype=dtype)),
+        make(),
+    )
     new = params
     for _ in range(3):
         new = optimizer.step(new, grads)
@@ -156,7 +186,10 @@ def test_library_dtype_and_shape_are_kept(xp, make, dtype):
     [
         (SGD, 0.0),
         (lambda lr: SGD(lr, momentum=0.8), 0.0),
-        (lambda lr: SGD(lr, momentum=0.8, nesterov=True, weight_decay=0.5), 0.5),  # decay is the penalty decay |x|^2 / 2
+        (
+            lambda lr: SGD(lr, momentum=0.8, nesterov=True, weight_decay=0.5),
+            0.5,
+        ),  # decay is the penalty decay |x|^2 / 2
         (lambda lr: SGD(lr, clip_norm=0.5), 0.0),
         (Adam, 0.0),
         (lambda lr: AdamW(lr, weight_decay=0.0), 0.0),
@@ -177,7 +210,9 @@ def test_a_convex_quadratic_is_minimised(xp, make, decay):
 @every_optimizer
 def test_old_arrays_are_untouched(make):
     optimizer, params, grads = make(), draw(0), draw(1)
-    kept = {key: a.copy() for key, a in (params | {f"g{key}": g for key, g in grads.items()}).items()}
+    kept = {
+        key: a.copy() for key, a in (params | {f"g{key}": g for key, g in grads.items()}).items()
+    }
     for a in (*params.values(), *grads.values()):
         a.flags.writeable = False
     first = optimizer.step(MappingProxyType(params), grads)
@@ -254,7 +289,12 @@ def test_a_run_moves_to_another_library(xp, make):
 
 
 def test_state_keys():
-    for optimizer, slots in ((SGD(0.1), ""), (SGD(0.1, momentum=0.5), "velocity"), (Adam(), "m v k"), (AdamW(), "m v k")):
+    for optimizer, slots in (
+        (SGD(0.1), ""),
+        (SGD(0.1, momentum=0.5), "velocity"),
+        (Adam(), "m v k"),
+        (AdamW(), "m v k"),
+    ):
         assert optimizer.state == {}
         assert optimizer.count == 0
         optimizer.step(draw(0), draw(1))
@@ -270,7 +310,9 @@ def test_the_state_that_is_read_is_a_copy_of_the_dictionary():
 
 
 @every_optimizer
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))]
+)
 def test_a_copy_goes_its_own_way(make, duplicate):
     optimizer = make()
     params = run(optimizer, draw(0), (1, 2))
@@ -299,13 +341,22 @@ def test_nobody_writes_into_the_state():
         ([1], r"the state is \[1\]; a mapping"),
         (None, "the state is None; a mapping"),
         ({1: np.ones(1)}, "1 is no state of Adam"),
-        ({"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.asarray(np.inf)}, r"'k.A' is array\(inf\)"),
+        (
+            {"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.asarray(np.inf)},
+            r"'k.A' is array\(inf\)",
+        ),
         ({"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.asarray("2")}, "'k.A' is"),
         ({"velocity.A": np.ones(1)}, "'velocity.A' is no state of Adam, which keeps m, v, k"),
         ({"m": np.ones(1)}, "'m' is no state of Adam"),
-        ({"m.A": [1.0], "v.A": np.ones(1), "k.A": np.asarray(1)}, r"'m.A' is \[1.0\]; an array is needed"),
+        (
+            {"m.A": [1.0], "v.A": np.ones(1), "k.A": np.asarray(1)},
+            r"'m.A' is \[1.0\]; an array is needed",
+        ),
         ({"m.A": np.ones(1)}, "v.A, k.A is missing"),
-        ({"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.asarray(0)}, r"'k.A' is array\(0\); .* a number of steps"),
+        (
+            {"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.asarray(0)},
+            r"'k.A' is array\(0\); .* a number of steps",
+        ),
         ({"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.asarray(1.5)}, r"'k.A' is array\(1.5\)"),
         ({"m.A": np.ones(1), "v.A": np.ones(1), "k.A": np.ones(2, int)}, "'k.A' is"),
     ],
@@ -349,14 +400,24 @@ def test_clipping_scales_all_gradients_together(xp, dtype):
     for clip_norm, scale in ((1.0, 0.2), (5.0, 1.0), (50.0, 1.0)):
         new = SGD(1.0, clip_norm=clip_norm).step(params, moved(xp, grads))
         for key, g in grads.items():
-            assert_close(new[key], from_host(xp, np.asarray(-scale * g, dtype)), rtol=4 * float(np.finfo(dtype).eps))
+            assert_close(
+                new[key],
+                from_host(xp, np.asarray(-scale * g, dtype)),
+                rtol=4 * float(np.finfo(dtype).eps),
+            )
 
 
-@given(seed=st.integers(0, 2**32 - 1), clip_norm=st.floats(1e-3, 1e3), size=st.sampled_from([1e-6, 1.0, 1e6]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    clip_norm=st.floats(1e-3, 1e3),
+    size=st.sampled_from([1e-6, 1.0, 1e6]),
+)
 def test_the_clipped_norm(seed, clip_norm, size):
     grads = {key: np.asarray(size * g) for key, g in draw(seed).items()}
     params = {key: np.zeros_like(g) for key, g in grads.items()}
-    step = np.concatenate([g.ravel() for g in SGD(1.0, clip_norm=clip_norm).step(params, grads).values()])
+    step = np.concatenate(
+        [g.ravel() for g in SGD(1.0, clip_norm=clip_norm).step(params, grads).values()]
+    )
     norm = np.linalg.norm(np.concatenate([g.ravel() for g in grads.values()]))
     assert np.linalg.norm(step) == pytest.approx(min(norm, clip_norm), rel=1e-12)
 
@@ -391,7 +452,11 @@ def test_large_float32_gradients_do_not_overflow_the_norm():
 @pytest.mark.parametrize("size", [1e150, 1e154, 1e160, 1e308])
 @pytest.mark.parametrize("clip_norm", [1.0, 1e200])
 def test_large_float64_gradients_do_not_overflow_the_norm(xp, size, clip_norm):
-    grads = {"v": np.array([0.6, -0.8, 0.0]) * size, "w": np.full((2, 2), size), "small": np.ones(3, np.float32)}
+    grads = {
+        "v": np.array([0.6, -0.8, 0.0]) * size,
+        "w": np.full((2, 2), size),
+        "small": np.ones(3, np.float32),
+    }
     params = {key: np.zeros_like(g) for key, g in grads.items()}
     new = SGD(1.0, clip_norm=clip_norm).step(moved(xp, params), moved(xp, grads))
     scale = min(1.0, clip_norm / size / math.sqrt(5.0))
@@ -402,9 +467,13 @@ def test_large_float64_gradients_do_not_overflow_the_norm(xp, size, clip_norm):
 def test_a_clipped_gradient_that_is_not_finite_leaves_nothing_finite_or_nothing_changed(xp):
     params = moved(xp, {"a": np.ones(2), "b": np.ones(2)})
     with np.errstate(invalid="ignore"):
-        new = SGD(1.0, clip_norm=1.0).step(params, moved(xp, {"a": np.array([math.nan, 1.0]), "b": np.ones(2)}))
+        new = SGD(1.0, clip_norm=1.0).step(
+            params, moved(xp, {"a": np.array([math.nan, 1.0]), "b": np.ones(2)})
+        )
         assert all(np.isnan(to_numpy(a)).all() for a in new.values())
-        new = SGD(1.0, clip_norm=1.0).step(params, moved(xp, {"a": np.array([math.inf, 1.0]), "b": np.ones(2)}))
+        new = SGD(1.0, clip_norm=1.0).step(
+            params, moved(xp, {"a": np.array([math.inf, 1.0]), "b": np.ones(2)})
+        )
     assert_close(new["b"], np.ones(2), rtol=0, xp=xp)
     assert_close(xp.isnan(new["a"]), np.array([True, False]), rtol=0, xp=xp)
 
@@ -417,7 +486,11 @@ def test_a_clipped_gradient_that_is_not_finite_leaves_nothing_finite_or_nothing_
     ("params", "grads", "words"),
     [
         ({}, {"Z": np.ones(1)}, "gradients of Z, but the parameters are A, b, c"),
-        ({}, {"b": np.ones((3, 1))}, r"b is float64 of shape \(3,\), its gradient float64 of shape \(3, 1\)"),
+        (
+            {},
+            {"b": np.ones((3, 1))},
+            r"b is float64 of shape \(3,\), its gradient float64 of shape \(3, 1\)",
+        ),
         ({}, {"b": np.ones(3, np.float32)}, "its gradient float32"),
     ],
 )
@@ -434,7 +507,10 @@ def test_gradients_that_do_not_fit(make, params, grads, words):
 @pytest.mark.parametrize("make", [MAKERS["momentum"], MAKERS["adam"]])
 @pytest.mark.parametrize(
     ("shapes", "dtype", "words"),
-    [({"b": (4,)}, "float64", r"state float64 of shape \(3,\)"), ({"b": (3,)}, "float32", r"state float64 of shape \(3,\)")],
+    [
+        ({"b": (4,)}, "float64", r"state float64 of shape \(3,\)"),
+        ({"b": (3,)}, "float32", r"state float64 of shape \(3,\)"),
+    ],
 )
 def test_a_parameter_that_changed_between_steps(make, shapes, dtype, words):
     optimizer = make()
@@ -546,8 +622,15 @@ def test_the_schedule_sees_the_steps_already_taken():
 
 
 def test_a_numpy_learning_rate_does_not_upcast():
-    for rate in (np.float64(0.1), lambda count: np.float64(0.1), lambda count: np.where(count < 9, 0.1, 0.01)):
-        assert SGD(rate).step({"w": np.ones(1, np.float32)}, {"w": np.ones(1, np.float32)})["w"].dtype == np.float32
+    for rate in (
+        np.float64(0.1),
+        lambda count: np.float64(0.1),
+        lambda count: np.where(count < 9, 0.1, 0.01),
+    ):
+        assert (
+            SGD(rate).step({"w": np.ones(1, np.float32)}, {"w": np.ones(1, np.float32)})["w"].dtype
+            == np.float32
+        )
 
 
 def test_constant():
@@ -567,7 +650,13 @@ def test_cosine():
 
 def test_exponential():
     assert [Exponential(8.0, 0.5)(count) for count in range(4)] == [8.0, 4.0, 2.0, 1.0]
-    assert [Exponential(8.0, 0.5, every=2)(count) for count in range(5)] == [8.0, 8.0, 4.0, 4.0, 2.0]
+    assert [Exponential(8.0, 0.5, every=2)(count) for count in range(5)] == [
+        8.0,
+        8.0,
+        4.0,
+        4.0,
+        2.0,
+    ]
 
 
 def test_piecewise():
@@ -623,5 +712,7 @@ def test_a_step_that_is_not_finite_is_refused_when_it_is_set(bad):
     with pytest.raises(InputError, match="W has 1 entries that are NaN"):
         layer.params = new
     assert all(layer.params[key] is a for key, a in before.items())
-    new = {key: np.full_like(a, 3e38) for key, a in layer.params.items()}  # squares overflow, entries do not
+    new = {
+        key: np.full_like(a, 3e38) for key, a in layer.params.items()
+    }  # squares overflow, entries do not
     layer.params = new

@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Sequential, activations, losses, optim, solvers
+from pyidl import (
+    ImplicitModel,
+    ImplicitRNN,
+    InfNorm,
+    Linear,
+    Pattern,
+    Sequential,
+    activations,
+    losses,
+    optim,
+    solvers,
+)
 from pyidl.activations import Activation, Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import (
@@ -40,15 +51,42 @@ OPTIONS = {
     "rank 2": {"rank": 2},
     "tanh": {"activation": activations.tanh, "return_sequences": True},
     "blocks": {"activation": Blocks((activations.silu, 3), (activations.relu, 5))},
-    "no feedback": {"pattern": Pattern(A=np.zeros((N, N), bool)), "activation": activations.tanh, "feedthrough": False},
-    "patterns": {"pattern": Pattern(A=np.tri(N, k=-1) > 0, B=np.arange(N * (P + R)).reshape(N, P + R) % 3 > 0, D=np.eye(R, P + R) > 0)},
-    "cold, other solvers": {"warm_start": False, "forward": solvers.Newton(), "adjoint": solvers.Direct()},
-    "diagonal taken implicitly": {"forward": solvers.Jacobi(), "adjoint": solvers.Jacobi(), "return_sequences": True},
+    "no feedback": {
+        "pattern": Pattern(A=np.zeros((N, N), bool)),
+        "activation": activations.tanh,
+        "feedthrough": False,
+    },
+    "patterns": {
+        "pattern": Pattern(
+            A=np.tri(N, k=-1) > 0,
+            B=np.arange(N * (P + R)).reshape(N, P + R) % 3 > 0,
+            D=np.eye(R, P + R) > 0,
+        )
+    },
+    "cold, other solvers": {
+        "warm_start": False,
+        "forward": solvers.Newton(),
+        "adjoint": solvers.Direct(),
+    },
+    "diagonal taken implicitly": {
+        "forward": solvers.Jacobi(),
+        "adjoint": solvers.Jacobi(),
+        "return_sequences": True,
+    },
 }
 
 
 def build(option="default", seed=0, **more):
-    return random_model(ImplicitRNN, P, Q, R, N, seed=seed, spread=0.3, **{"dtype": "float64", **OPTIONS[option], **more})
+    return random_model(
+        ImplicitRNN,
+        P,
+        Q,
+        R,
+        N,
+        seed=seed,
+        spread=0.3,
+        **{"dtype": "float64", **OPTIONS[option], **more},
+    )
 
 
 def inputs(T=7, m=M, seed=0):
@@ -88,7 +126,9 @@ def run(model, U, mask, h0, tol=1e-15):
             x = new
             if done:
                 break
-        history.append((both, Z, [*states, *[x] * len(states)]))  # twice as long: the gradient converges too
+        history.append(
+            (both, Z, [*states, *[x] * len(states)])
+        )  # twice as long: the gradient converges too
         h = np.where(mask[:, t, None], x @ C.T + both @ D.T + d, h)
         H.append(h)
     H = np.stack(H, axis=1)
@@ -113,7 +153,9 @@ def oracle(model, U, mask, h0, G, way):
         gx, dZ = own @ C, np.zeros((m, N))
         if way == "dense":
             S = model.activation.dphi(x @ A.T + Z)
-            dZ = np.stack([np.linalg.solve(np.eye(N) - s[:, None] * A.T, s * row) for s, row in zip(S, gx)])
+            dZ = np.stack(
+                [np.linalg.solve(np.eye(N) - s[:, None] * A.T, s * row) for s, row in zip(S, gx)]
+            )
             dA += dZ.T @ x
         else:
             for state in reversed(states):
@@ -129,14 +171,28 @@ def oracle(model, U, mask, h0, G, way):
         back = dZ @ B + own @ D
         dU[:, t] = back[:, :P]
         g = np.where(mask[:, t, None], back[:, P:], g)
-    rows, seen = (G.reshape(-1, Q), H[:, 1:].reshape(-1, R)) if model.return_sequences else (G, H[:, -1])
-    grads = {"U": dU, "h0": g, "B": dB, "C": dC, "E": rows.T @ seen, "b": db, "d": dd, "e": rows.sum(axis=0)}
+    rows, seen = (
+        (G.reshape(-1, Q), H[:, 1:].reshape(-1, R)) if model.return_sequences else (G, H[:, -1])
+    )
+    grads = {
+        "U": dU,
+        "h0": g,
+        "B": dB,
+        "C": dC,
+        "E": rows.T @ seen,
+        "b": db,
+        "d": dd,
+        "e": rows.sum(axis=0),
+    }
     p = {key: host(a) for key, a in model.params.items()}
     grads |= {"A": dA} if "A" in p else {"L": dA @ p["R"], "R": dA.T @ p["L"]}
     if "D" in p:
         grads["D"] = dD[:, : p["D"].shape[1]]
     masks = {key: model.support(key) for key in grads}
-    return {key: grads[key] if masks[key] is None else grads[key] * masks[key] for key in ("U", "h0", *p)}
+    return {
+        key: grads[key] if masks[key] is None else grads[key] * masks[key]
+        for key in ("U", "h0", *p)
+    }
 
 
 def problem(model, T, with_h0, ragged, seed=0):
@@ -193,7 +249,10 @@ def test_on_every_library(option, xp):
         assert relative(gradient, truth[key]) < 1e-9, key
 
 
-@pytest.mark.parametrize(("option", "T"), [*((option, 2) for option in OPTIONS), ("default", 1), ("default", 7), ("sequences", 7)])
+@pytest.mark.parametrize(
+    ("option", "T"),
+    [*((option, 2) for option in OPTIONS), ("default", 1), ("default", 7), ("sequences", 7)],
+)
 def test_against_central_differences(option, T):
     report = check_pullback(build(option, seed=3), inputs(T, m=2), rng=1)
     assert report.max_error < 1e-6
@@ -207,7 +266,11 @@ def test_central_differences_with_lengths_and_h0(option):
     _, pull = model(U, lengths, h0)
     (dU, _, dh0), grads = pull(G)
     rng = np.random.default_rng(0)
-    for key, point, gradient in [("U", U, dU), ("h0", h0, dh0), *((k, model.params[k], g) for k, g in grads.items())]:
+    for key, point, gradient in [
+        ("U", U, dU),
+        ("h0", h0, dh0),
+        *((k, model.params[k], g) for k, g in grads.items()),
+    ]:
         direction = rng.normal(size=point.shape)
 
         def at(t):
@@ -220,7 +283,9 @@ def test_central_differences_with_lengths_and_h0(option):
             return np.sum(G * twin.predict(U, lengths, h0))
 
         measured = (at(1e-6) - at(-1e-6)) / 2e-6
-        assert abs(measured - np.sum(gradient * direction)) < 1e-6 * np.linalg.norm(gradient) * np.linalg.norm(direction), key
+        assert abs(measured - np.sum(gradient * direction)) < 1e-6 * np.linalg.norm(
+            gradient
+        ) * np.linalg.norm(direction), key
 
 
 def test_the_oracles_see_a_missing_term(monkeypatch):
@@ -249,7 +314,14 @@ def test_one_step_is_an_implicit_model(option):
     _, B, C, D, b, d, E, e = parts(rnn)
     model = ImplicitModel(P, Q, N, dtype="float64", rng=0, rank=rnn.rank)
     weights = {key: rnn.params[key] for key in ("A", "L", "R") if key in rnn.params}
-    model.params = {**weights, "B": B[:, :P], "C": E @ C, "D": E @ D[:, :P], "b": b + np.zeros(N), "d": E @ (d + np.zeros(R)) + e}
+    model.params = {
+        **weights,
+        "B": B[:, :P],
+        "C": E @ C,
+        "D": E @ D[:, :P],
+        "b": b + np.zeros(N),
+        "d": E @ (d + np.zeros(R)) + e,
+    }
     U, G = inputs(1), np.random.default_rng(0).normal(size=(M, Q))
     rnn, model = rnn.with_tol(1e-14), model.with_tol(1e-14)
     (Y, pull), (expected, reference) = rnn(U), model(U[:, 0])
@@ -267,8 +339,14 @@ def test_one_step_is_an_implicit_model(option):
 @given(st.integers(0, 30), st.booleans(), st.sampled_from([0.5, 0.95]))
 def test_a_batch_equals_its_samples(seed, sequences, kappa):
     rng = np.random.default_rng(seed)
-    model = build(seed=seed, return_sequences=sequences, constraint=InfNorm(kappa), feedthrough="input").with_tol(1e-13)
-    U, lengths, h0 = inputs(6, m=5, seed=seed) * rng.uniform(0.1, 3, (5, 1, 1)), rng.integers(1, 7, 5), rng.normal(size=(5, R))
+    model = build(
+        seed=seed, return_sequences=sequences, constraint=InfNorm(kappa), feedthrough="input"
+    ).with_tol(1e-13)
+    U, lengths, h0 = (
+        inputs(6, m=5, seed=seed) * rng.uniform(0.1, 3, (5, 1, 1)),
+        rng.integers(1, 7, 5),
+        rng.normal(size=(5, R)),
+    )
     Y, pull = model(U, lengths, h0)
     G = rng.normal(size=Y.shape)
     (dU, _, dh0), grads = pull(G)
@@ -277,8 +355,16 @@ def test_a_batch_equals_its_samples(seed, sequences, kappa):
         one = slice(i, i + 1)
         alone, pull_one = model(U[one, : lengths[i]], None, h0[one])
         assert_close(alone, Y[one, : lengths[i]] if sequences else Y[one], rtol=1e-8, atol=1e-8)
-        extra = G[one, lengths[i] :].sum(axis=1, keepdims=True) if sequences else 0.0  # Y stays what it was: so do its cotangents
-        cotangent = np.concatenate([G[one, : lengths[i] - 1], G[one, lengths[i] - 1 : lengths[i]] + extra], axis=1) if sequences else G[one]
+        extra = (
+            G[one, lengths[i] :].sum(axis=1, keepdims=True) if sequences else 0.0
+        )  # Y stays what it was: so do its cotangents
+        cotangent = (
+            np.concatenate(
+                [G[one, : lengths[i] - 1], G[one, lengths[i] - 1 : lengths[i]] + extra], axis=1
+            )
+            if sequences
+            else G[one]
+        )
         (du, dh), own = pull_one(cotangent)
         assert relative(du, dU[one, : lengths[i]]) < 1e-7
         assert relative(dh, dh0[one]) < 1e-7
@@ -344,7 +430,12 @@ def test_step_by_step_is_the_whole(xp):
     ys = [y for y, _ in cell.stream(U[:, t, ...] for t in range(9))]
     assert_close(host(ys[-1]), host(Y)[:, -1], rtol=1e-9, atol=1e-9)
     h = state.h
-    assert_close(host(cell.step(U[:, 0, ...], h)[0]), host(model(U[:, :1, ...], None, h)[0])[:, 0], rtol=1e-9, atol=1e-9)
+    assert_close(
+        host(cell.step(U[:, 0, ...], h)[0]),
+        host(model(U[:, :1, ...], None, h)[0])[:, 0],
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 def test_a_cell_keeps_the_parameters_of_its_moment():
@@ -359,12 +450,18 @@ def test_a_cell_keeps_the_parameters_of_its_moment():
 
 @pytest.mark.parametrize("sequences", [False, True])
 def test_warm_starts_save_steps_and_change_nothing_else(sequences):
-    model = ImplicitRNN(1, 1, 12, 20, rng=0, return_sequences=sequences, dtype="float64", constraint=InfNorm(0.9))
+    model = ImplicitRNN(
+        1, 1, 12, 20, rng=0, return_sequences=sequences, dtype="float64", constraint=InfNorm(0.9)
+    )
     model.params = model.project({**model.params, "A": 8 * model.params["A"]})
     U = np.lib.stride_tricks.sliding_window_view(np.sin(np.linspace(0, 12, 120)), 60)[::4, :, None]
-    G = np.ones((15, 60, 1) if sequences else (15, 1)) + np.linspace(0, 1, 15).reshape((15, 1, 1) if sequences else (15, 1))
+    G = np.ones((15, 60, 1) if sequences else (15, 1)) + np.linspace(0, 1, 15).reshape(
+        (15, 1, 1) if sequences else (15, 1)
+    )
     for tol, apart in ((1e-5, 1e-3), (1e-14, 1e-11)):
-        (Y, warm), (expected, cold) = (model.replace(warm_start=start).with_tol(tol)(U[:15]) for start in (True, False))
+        (Y, warm), (expected, cold) = (
+            model.replace(warm_start=start).with_tol(tol)(U[:15]) for start in (True, False)
+        )
         assert_close(Y, expected, rtol=0, atol=apart)
         one, two = warm(G), cold(G)
         assert relative(one[0], two[0]) < apart
@@ -372,7 +469,10 @@ def test_warm_starts_save_steps_and_change_nothing_else(sequences):
             assert relative(one[1][key], two[1][key]) < apart
         if tol == 1e-5:
             assert warm.forward.n_iter.mean() < 0.8 * cold.forward.n_iter.mean()
-            pulls = [model.replace(warm_start=start, adjoint=solvers.Picard()).with_tol(tol)(U[:15])[1] for start in (True, False)]
+            pulls = [
+                model.replace(warm_start=start, adjoint=solvers.Picard()).with_tol(tol)(U[:15])[1]
+                for start in (True, False)
+            ]
             warm_steps, cold_steps = (pull.solve(G).n_iter.mean() for pull in pulls)
             assert warm_steps <= (0.9 if sequences else 1.0) * cold_steps
 
@@ -399,7 +499,10 @@ def test_cotangents_of_very_different_sizes():
 
 def test_zero_cotangents_give_exact_zeros():
     model = build("no D", return_sequences=True)
-    model.params = {**model.params, "B": model.params["B"] * np.repeat([1.0, 0.0], [P, R])}  # no way back through time
+    model.params = {
+        **model.params,
+        "B": model.params["B"] * np.repeat([1.0, 0.0], [P, R]),
+    }  # no way back through time
     _, pull = model(inputs(6))
     G = np.zeros((M, 6, Q))
     G[:, 3] = 1.0
@@ -456,8 +559,13 @@ def test_what_truncation_loses_is_bounded():
     bound, U, G = model.recurrence(), inputs(12), np.ones((M, Q))
     _, pull = model(U, None, np.zeros((M, R)))
     for k in (1, 4, 12):
-        (_, dh0), _ = model(U[:, 12 - k :], None, pull.hidden[:, 11 - k] if k < 12 else np.zeros((M, R)))[1](G)
-        assert np.abs(dh0).sum(axis=1).max() <= bound.memory(k) * np.abs(G @ model.params["E"]).sum(axis=1).max()
+        (_, dh0), _ = model(
+            U[:, 12 - k :], None, pull.hidden[:, 11 - k] if k < 12 else np.zeros((M, R))
+        )[1](G)
+        assert (
+            np.abs(dh0).sum(axis=1).max()
+            <= bound.memory(k) * np.abs(G @ model.params["E"]).sum(axis=1).max()
+        )
     assert bound.memory(12) < 0.01 * bound.memory(1)
 
 
@@ -502,14 +610,18 @@ def perturbed(model, U, h0, rho, rng):
         both = np.concatenate([U[:, t], h], axis=1)
         x, off = np.zeros((len(U), N)), rho[:, t, None] * rng.choice([-1.0, 1.0], (len(U), N))
         for _ in range(200):
-            x = phi(x @ A.T + both @ B.T + b) + off  # so that phi(...) - x = -off: the residual is rho in every entry
+            x = (
+                phi(x @ A.T + both @ B.T + b) + off
+            )  # so that phi(...) - x = -off: the residual is rho in every entry
         h = x @ C.T + both @ D.T + d
         Y.append(h @ E.T + e)
     return np.stack(Y, axis=1)
 
 
 @given(
-    st.integers(0, 10**6), st.sampled_from(["default", "no D", "D on the input", "tanh", "rank 2", "blocks"]), st.sampled_from([0.3, 0.9])
+    st.integers(0, 10**6),
+    st.sampled_from(["default", "no D", "D on the input", "tanh", "rank 2", "blocks"]),
+    st.sampled_from([0.3, 0.9]),
 )
 def test_no_error_is_larger_than_the_bound(seed, option, kappa):
     rng = np.random.default_rng(seed)
@@ -517,7 +629,10 @@ def test_no_error_is_larger_than_the_bound(seed, option, kappa):
     bound = model.recurrence()
     assert bound.proven
     U, h0 = inputs(6, seed=seed), rng.normal(size=(M, R))
-    rho, shift = 1e-3 * rng.uniform(0, 1, (M, 6)) * rng.integers(0, 2, (M, 6)), 1e-3 * rng.integers(0, 2)
+    rho, shift = (
+        1e-3 * rng.uniform(0, 1, (M, 6)) * rng.integers(0, 2, (M, 6)),
+        1e-3 * rng.integers(0, 2),
+    )
     exact = perturbed(model, U, h0, 0 * rho, rng)
     moved_by = perturbed(model, U, h0 + shift * rng.choice([-1.0, 1.0], h0.shape), rho, rng)
     limit = bound.errors(rho, h0=shift)
@@ -534,7 +649,10 @@ def test_the_bound_is_attained_and_a_smaller_one_is_not_a_bound():
         def choice(self, signs, shape):
             return np.ones(shape)
 
-    error = np.abs(perturbed(model, U, np.zeros((M, R)), rho, Up()) - perturbed(model, U, np.zeros((M, R)), 0 * rho, Up())).max(axis=2)
+    error = np.abs(
+        perturbed(model, U, np.zeros((M, R)), rho, Up())
+        - perturbed(model, U, np.zeros((M, R)), 0 * rho, Up())
+    ).max(axis=2)
     limit = bound.errors(rho)
     assert np.all(error <= limit)
     assert np.all(error > 0.999 * limit)
@@ -619,7 +737,9 @@ def test_where_nothing_is_proven_it_says_so():
         warnings.simplefilter("ignore")
         unknown = Activation("unknown", lambda z: z / 2, lambda z: 0 * z + 0.5)
     assert "Lipschitz" in build(activation=unknown).recurrence().reason
-    assert "errors are forgotten" in repr(ImplicitRNN(1, 1, 2, 3, rng=0, feedthrough=False, constraint=InfNorm(0.1)).recurrence())
+    assert "errors are forgotten" in repr(
+        ImplicitRNN(1, 1, 2, 3, rng=0, feedthrough=False, constraint=InfNorm(0.1)).recurrence()
+    )
 
 
 def test_a_spectral_radius_below_one_is_enough():
@@ -666,14 +786,22 @@ def test_fit_with_lengths_save_and_load(tmp_path):
     back = pyidl.load(tmp_path / "rnn.npz")
     assert repr(back) == repr(model)
     assert np.array_equal(back.predict(U, lengths), model.predict(U, lengths))
-    assert_close(model.predict(U, lengths, batch_size=17), model.predict(U, lengths), rtol=1e-4, atol=1e-4)
+    assert_close(
+        model.predict(U, lengths, batch_size=17), model.predict(U, lengths), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_configuration_comes_back(option, tmp_path):
     model = build(option, truncate=5)
     pyidl.save(tmp_path / "m", model)
-    for twin in (pyidl.load(tmp_path / "m"), copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.replace(), model.to("cpu")):
+    for twin in (
+        pyidl.load(tmp_path / "m"),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        model.replace(),
+        model.to("cpu"),
+    ):
         assert repr(twin) == repr(model)
         assert np.array_equal(twin.predict(inputs()), model.predict(inputs()))
     single = model.astype("float32")
@@ -689,12 +817,17 @@ def test_the_seed_decides_and_a_new_model_is_certified():
     assert not np.array_equal(one.params["B"], other.params["B"])
     assert one.certificate().proven
     assert one.recurrence().proven
-    assert repr(one) == "ImplicitRNN(input_dim=3, output_dim=2, hidden_dim=5, implicit_hidden_dim=8), 233 parameters on cpu"
+    assert (
+        repr(one)
+        == "ImplicitRNN(input_dim=3, output_dim=2, hidden_dim=5, implicit_hidden_dim=8), 233 parameters on cpu"
+    )
 
 
 def test_without_biases_the_network_is_homogeneous():
     model = ImplicitRNN(P, Q, R, N, bias=False, rng=0)
-    U = 100 * inputs()  # (the tolerance of a solve is relative to 1 + max|x|: for small states it is absolute)
+    U = (
+        100 * inputs()
+    )  # (the tolerance of a solve is relative to 1 + max|x|: for small states it is absolute)
     for scale in (1e3, 1e8):
         assert relative(model.predict(scale * U) / np.float32(scale), model.predict(U)) < 1e-4
 
@@ -710,7 +843,10 @@ BAD_CALLS = {
     "nan": (lambda U: (np.where(U > 0, np.nan, U),), "U has"),
     "length 0": (lambda U: (U, [0, 1, 2, 3]), "lengths lie between 0 and 3"),
     "length beyond T": (lambda U: (U, [8, 1, 2, 3]), "with 7 steps they are 1, ..., 7"),
-    "ragged lengths": (lambda U: (U, [[True], [True, False], [True], [True]]), "lengths cannot be read"),
+    "ragged lengths": (
+        lambda U: (U, [[True], [True, False], [True], [True]]),
+        "lengths cannot be read",
+    ),
     "too few lengths": (lambda U: (U, [3, 3]), "lengths has shape"),
     "fractional lengths": (lambda U: (U, [3.0, 3.0, 3.0, 3.0]), "lengths has shape"),
     "an empty mask": (lambda U: (U, np.zeros((M, 7), bool)), "4 sequences have no step"),
@@ -809,10 +945,14 @@ def test_a_failure_names_step_and_samples():
     model.params = {**model.params, "C": 0 * model.params["C"]}
     U = np.zeros((M, 5, P))
     U[2, 3] = U[1, 4] = 1.0  # from zeros, the zero solution needs no step
-    with pytest.raises(ConvergenceError, match="at time step 3, the forward solve of 1 of 4 samples") as error:
+    with pytest.raises(
+        ConvergenceError, match="at time step 3, the forward solve of 1 of 4 samples"
+    ) as error:
         model(U)
     assert error.value.converged.tolist() == [True, True, False, True]
-    with pytest.raises(ConvergenceError, match="at time step 3, the forward solve of 1 of 2 samples") as error:
+    with pytest.raises(
+        ConvergenceError, match="at time step 3, the forward solve of 1 of 2 samples"
+    ) as error:
         model(U, [3, 2, 5, 4])
     assert error.value.converged.tolist() == [True, True, False, True]
     with pytest.warns(ConvergenceWarning, match="the forward solve of 2 of 20 samples") as caught:
@@ -830,7 +970,9 @@ def test_a_failing_adjoint_says_so():
     with pytest.raises(GradientConvergenceError, match="at time step 4, the adjoint solve"):
         pull(np.ones((M, Q)))
     _, pull = model(inputs(5), on_fail="warn")
-    with pytest.warns(GradientConvergenceWarning, match=r"the adjoint solve of \d+ of 20 samples") as caught:
+    with pytest.warns(
+        GradientConvergenceWarning, match=r"the adjoint solve of \d+ of 20 samples"
+    ) as caught:
         pull(np.ones((M, Q)))
     assert len(caught) == 1
 

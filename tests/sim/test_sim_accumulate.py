@@ -81,12 +81,16 @@ def test_a_long_sum_keeps_its_digits():
     square = math.fsum((t - mean) ** 2)
     chunks = [sim.Moments.of(a[None, None], a[None, None]) for a in t]
     error = [
-        abs(float(total.square[0]) / square - 1) / 2**-52 for total in (sim.accumulate(chunks), functools.reduce(operator.add, chunks))
+        abs(float(total.square[0]) / square - 1) / 2**-52
+        for total in (sim.accumulate(chunks), functools.reduce(operator.add, chunks))
     ]
     assert error[0] < 2 < error[1]
 
 
-@pytest.mark.parametrize(("chunks", "words"), [([], "no chunks"), ([np.ones(3)], "a chunk is ndarray"), ([None], "a chunk is NoneType")])
+@pytest.mark.parametrize(
+    ("chunks", "words"),
+    [([], "no chunks"), ([np.ones(3)], "a chunk is ndarray"), ([None], "a chunk is NoneType")],
+)
 def test_what_is_refused(chunks, words):
     with pytest.raises(InputError, match=words):
         sim.accumulate(chunks)
@@ -113,7 +117,10 @@ def test_arrays_of_dask(dask):
             assert_same(sim.accumulate(sim.iter_states(network(), U)), local)
             joined = sim.collect_states(network(), U)
             one_block = sim.collect_states(network(), samples(), batch_size=30)
-            assert all(np.array_equal(getattr(joined, name), getattr(one_block, name)) for name in ("U", "Z", "X", "Y"))
+            assert all(
+                np.array_equal(getattr(joined, name), getattr(one_block, name))
+                for name in ("U", "Z", "X", "Y")
+            )
             assert sim.collect_states(network(), U, at=(0,)).widths == (6,)
             assert sim.map_rows(functools.partial(pow, 2), range(4), scheduler) == [1, 2, 4, 8]
 
@@ -164,9 +171,20 @@ def test_a_cluster_of_two_processes_of_which_one_dies(dask, cluster, tmp_path):
     assert set(cluster.run(os.getpid).values()) != before
     array = pytest.importorskip("dask.array")
     U = np.concatenate(chunks)
-    assert_same(sim.accumulate(sim.iter_states(network(), array.from_array(U, chunks=(20, 4)))), local, 1e-15)
+    assert_same(
+        sim.accumulate(sim.iter_states(network(), array.from_array(U, chunks=(20, 4)))),
+        local,
+        1e-15,
+    )
     os.remove(flag)
-    assert sim.map_rows(functools.partial(dies_once_powers, flag), range(6), cluster) == [1, 2, 4, 8, 16, 32]
+    assert sim.map_rows(functools.partial(dies_once_powers, flag), range(6), cluster) == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+    ]
 
 
 def test_a_fit_on_a_cluster_is_the_fit_here(dask, cluster):

@@ -8,7 +8,17 @@ import pytest
 from helpers import assert_close, host, moved, random_model
 
 import pyidl
-from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Sequential, activations, losses, optim, sim
+from pyidl import (
+    ImplicitModel,
+    InfNorm,
+    Linear,
+    Pattern,
+    Sequential,
+    activations,
+    losses,
+    optim,
+    sim,
+)
 from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, WellPosednessWarning
 from pyidl.solvers.solution import Status
@@ -25,9 +35,18 @@ TRIANGULAR = partial(FREE, constraint=StrictlyTriangular(), pattern="block_trian
 
 
 def network(phi=activations.relu, dtype="float64", bias=True):
-    layers = [Linear(P, 7, rng=0, dtype=dtype), phi, Linear(7, 4, rng=1, dtype=dtype), phi, Linear(4, Q, rng=2, dtype=dtype)]
+    layers = [
+        Linear(P, 7, rng=0, dtype=dtype),
+        phi,
+        Linear(7, 4, rng=1, dtype=dtype),
+        phi,
+        Linear(4, Q, rng=2, dtype=dtype),
+    ]
     net, noise = Sequential(*layers), np.random.default_rng(3)
-    net.params = {key: host(a) + (0.3 * noise.normal(size=a.shape) if bias else 0.0) * (key[-1] == "b") for key, a in net.params.items()}
+    net.params = {
+        key: host(a) + (0.3 * noise.normal(size=a.shape) if bias else 0.0) * (key[-1] == "b")
+        for key, a in net.params.items()
+    }
     return net
 
 
@@ -55,12 +74,21 @@ def test_a_network_is_found_again():
     assert np.max(np.abs(host(result.model.params["A"]) - host(exact.params["A"]))) < 1e-4
 
 
-@pytest.mark.parametrize("phi", [activations.relu, activations.tanh, activations.silu], ids=lambda phi: phi.name)
+@pytest.mark.parametrize(
+    "phi", [activations.relu, activations.tanh, activations.silu], ids=lambda phi: phi.name
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("whole_row", [False, True])
 def test_rows_keep_their_bound_and_the_model_is_certified(phi, dtype, whole_row):
     kappa = 0.7
-    result = sim.fit(network(phi), U, constraint=InfNorm(kappa), penalty=sim.L1(1e-4), dtype=dtype, whole_row=whole_row)
+    result = sim.fit(
+        network(phi),
+        U,
+        constraint=InfNorm(kappa),
+        penalty=sim.L1(1e-4),
+        dtype=dtype,
+        whole_row=whole_row,
+    )
     params = {key: host(a).astype(float) for key, a in result.model.params.items()}
     sums = np.abs(params["A"]).sum(axis=1) + (np.abs(params["B"]).sum(axis=1) if whole_row else 0.0)
     assert sums.max() <= kappa / phi.lipschitz * (1 + 1e-6)
@@ -73,12 +101,24 @@ def test_rows_keep_their_bound_and_the_model_is_certified(phi, dtype, whole_row)
 
 def test_the_report_tells_the_objective_that_the_model_has():
     result = FREE(STATES, penalty=sim.L1(0.01), refit_rounds=0)
-    sizes = np.abs(host(result.model.params["A"])).sum(axis=1) + np.abs(host(result.model.params["B"])).sum(axis=1)
-    np.testing.assert_allclose(result.report.states.objective, loss(result.model, STATES) + 0.01 * sizes, rtol=1e-6)
+    sizes = np.abs(host(result.model.params["A"])).sum(axis=1) + np.abs(
+        host(result.model.params["B"])
+    ).sum(axis=1)
+    np.testing.assert_allclose(
+        result.report.states.objective, loss(result.model, STATES) + 0.01 * sizes, rtol=1e-6
+    )
     variance = np.var(host(STATES.Z), axis=0)
-    np.testing.assert_allclose(result.report.states.unexplained, 2 * loss(result.model, STATES) / variance, rtol=1e-5)
-    sizes = np.abs(host(result.model.params["C"])).sum(axis=1) + np.abs(host(result.model.params["D"])).sum(axis=1)
-    np.testing.assert_allclose(result.report.outputs.objective, loss(result.model, STATES, "outputs") + 0.01 * sizes, rtol=1e-6)
+    np.testing.assert_allclose(
+        result.report.states.unexplained, 2 * loss(result.model, STATES) / variance, rtol=1e-5
+    )
+    sizes = np.abs(host(result.model.params["C"])).sum(axis=1) + np.abs(
+        host(result.model.params["D"])
+    ).sum(axis=1)
+    np.testing.assert_allclose(
+        result.report.outputs.objective,
+        loss(result.model, STATES, "outputs") + 0.01 * sizes,
+        rtol=1e-6,
+    )
     assert np.all(result.report.states.gap >= 0)
     assert result.report.states.relative_gap <= 1e-9
     assert result.report.samples == M
@@ -113,12 +153,19 @@ def test_a_bound_and_a_cost_go_together():
 
 
 def test_without_intercepts():
-    result = FREE(sim.collect_states(network(bias=False), U), penalty=sim.L1(1e-3), bias=False, refit_rounds=0)
+    result = FREE(
+        sim.collect_states(network(bias=False), U), penalty=sim.L1(1e-3), bias=False, refit_rounds=0
+    )
     assert not result.model.bias
-    states, p = sim.collect_states(network(bias=False), U), {key: host(a) for key, a in result.model.params.items()}
+    states, p = (
+        sim.collect_states(network(bias=False), U),
+        {key: host(a) for key, a in result.model.params.items()},
+    )
     residual = host(states.Z) - host(states.inputs) @ np.concatenate([p["A"], p["B"]], axis=1).T
     sizes = np.abs(p["A"]).sum(axis=1) + np.abs(p["B"]).sum(axis=1)
-    np.testing.assert_allclose(result.report.states.objective, np.mean(residual**2, axis=0) / 2 + 1e-3 * sizes, rtol=1e-6)
+    np.testing.assert_allclose(
+        result.report.states.objective, np.mean(residual**2, axis=0) / 2 + 1e-3 * sizes, rtol=1e-6
+    )
 
 
 def test_fitting_the_model_s_own_states_brings_the_outputs_closer():
@@ -132,7 +179,9 @@ def test_fitting_the_model_s_own_states_brings_the_outputs_closer():
     before, _ = miss(0)
     once, result = miss(1)
     assert np.sum(once) < 0.7 * np.sum(before)
-    np.testing.assert_allclose(result.report.outputs.unexplained, once / np.var(NET.predict(U), axis=0), rtol=1e-4)
+    np.testing.assert_allclose(
+        result.report.outputs.unexplained, once / np.var(NET.predict(U), axis=0), rtol=1e-4
+    )
     thrice, _ = miss(3)
     assert np.sum(thrice) < 1.05 * np.sum(once)
 
@@ -163,7 +212,9 @@ def test_patterns():
     assert not np.any(layers.support.A & ~(block[None, :] > block[:, None]))
     own = np.random.default_rng(0).random((N, N)) < 0.3
     assert not np.any(FREE(STATES, penalty=sim.L1(1e-4), pattern=own).support.A & ~own)
-    whole = Pattern(B=np.arange(N * P).reshape(N, P) % 2 > 0, C=np.eye(Q, N) > 0, D=np.zeros((Q, P), bool))
+    whole = Pattern(
+        B=np.arange(N * P).reshape(N, P) % 2 > 0, C=np.eye(Q, N) > 0, D=np.zeros((Q, P), bool)
+    )
     found = FREE(STATES, penalty=sim.L1(1e-4), pattern=whole)
     for key in "BCD":
         assert not np.any(getattr(found.support, key) & ~getattr(whole, key))
@@ -174,7 +225,9 @@ def test_the_zeros_stay_in_further_training(tmp_path):
     result = sim.fit(NET, U, penalty=sim.L1(0.02), dtype="float32")
     model = result.model.replace(pattern=result.support)
     target = NET.predict(U)
-    history = pyidl.fit(model, (U, target), loss=losses.mse, optimizer=optim.Adam(1e-3), epochs=5, rng=0, verbose=0)
+    history = pyidl.fit(
+        model, (U, target), loss=losses.mse, optimizer=optim.Adam(1e-3), epochs=5, rng=0, verbose=0
+    )
     assert history["loss"][-1] < history["loss"][0]
     for key in "ABCD":
         assert not np.any(host(model.params[key])[~getattr(result.support, key)])
@@ -186,7 +239,9 @@ def test_the_zeros_stay_in_further_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "penalty", [sim.NoPenalty(), sim.Ridge(1e-3), sim.ElasticNet(1e-2, 1e-3), sim.ReverseHuber(1e-4, 1e-2)], ids=lambda p: type(p).__name__
+    "penalty",
+    [sim.NoPenalty(), sim.Ridge(1e-3), sim.ElasticNet(1e-2, 1e-3), sim.ReverseHuber(1e-4, 1e-2)],
+    ids=lambda p: type(p).__name__,
 )
 def test_every_penalty(penalty):
     result = sim.fit(NET, U, penalty=penalty, solver=sim.ADMM(tol=1e-6, max_iter=20000))
@@ -208,7 +263,9 @@ def test_low_rank():
 
 def test_least_squares_says_when_it_is_not_well_posed():
     with pytest.warns(WellPosednessWarning, match="not known to be well-posed"):
-        result = sim.fit(NET, U, penalty=sim.NoPenalty(), solver=sim.LeastSquares(), constraint=InfNorm(0.2))
+        result = sim.fit(
+            NET, U, penalty=sim.NoPenalty(), solver=sim.LeastSquares(), constraint=InfNorm(0.2)
+        )
     assert not result.report.states.converged.all()
     assert result.report.norm <= 0.2 * (1 + 1e-6)  # what it became by projection
 
@@ -218,20 +275,30 @@ def test_samples_without_a_fixed_point_are_dropped_and_counted(monkeypatch):
 
     def failing(self, V, **more):
         solution = solve(self, V, **more)
-        return dataclasses.replace(solution, status=np.where(some[: len(V)], int(Status.MAX_ITER), solution.status))
+        return dataclasses.replace(
+            solution, status=np.where(some[: len(V)], int(Status.MAX_ITER), solution.status)
+        )
 
     monkeypatch.setattr(ImplicitModel, "equilibrium", failing)
-    with pytest.warns(ConvergenceWarning, match=f"fixed points of {some.sum()} of {M} samples were not found"):
+    with pytest.warns(
+        ConvergenceWarning, match=f"fixed points of {some.sum()} of {M} samples were not found"
+    ):
         result = FREE(NET, U, penalty=sim.L1(0.01))
     assert result.report.dropped == some.sum()
     assert f"{some.sum()} of them dropped" in str(result.report)
     monkeypatch.undo()
     X = result.model.equilibrium(U).value[~some]
     left = sim.Moments.of(np.concatenate([X, U[~some]], axis=1), NET.predict(U)[~some])
-    np.testing.assert_allclose(result.report.outputs.objective, sim.ADMM(1e-9)(sim.Problem.of(left, sim.L1(0.01))).objective, rtol=1e-6)
+    np.testing.assert_allclose(
+        result.report.outputs.objective,
+        sim.ADMM(1e-9)(sim.Problem.of(left, sim.L1(0.01))).objective,
+        rtol=1e-6,
+    )
     some[:] = True
     monkeypatch.setattr(ImplicitModel, "equilibrium", failing)
-    with pytest.raises(ConvergenceError, match="no fixed point of the model was found for 300 samples"):
+    with pytest.raises(
+        ConvergenceError, match="no fixed point of the model was found for 300 samples"
+    ):
         FREE(NET, U, penalty=sim.L1(0.01))
 
 
@@ -272,7 +339,9 @@ def test_an_iterator_is_read_once():
 def test_dask_gives_what_the_whole_gives():
     array = pytest.importorskip("dask.array", reason="Dask is not installed")
     whole = FREE(NET, U, penalty=sim.L1(0.01))
-    parts = FREE(NET, array.from_array(U, chunks=(90, P)), penalty=sim.L1(0.01), scheduler="threads")
+    parts = FREE(
+        NET, array.from_array(U, chunks=(90, P)), penalty=sim.L1(0.01), scheduler="threads"
+    )
     for key, a in whole.model.params.items():
         assert_close(parts.model.params[key], a, rtol=1e-5, atol=1e-7)
     assert "in 8 tasks" in parts.report.states.method
@@ -290,10 +359,18 @@ def test_samples_are_drawn():
 def test_on_every_library(xp):
     net = moved(NET, xp)
     here = FREE(NET, U, penalty=sim.L1(0.01))
-    there = FREE(net, from_host(xp, U), penalty=sim.L1(0.01), pattern=from_host(xp, np.ones((N, N), bool)))
+    there = FREE(
+        net, from_host(xp, U), penalty=sim.L1(0.01), pattern=from_host(xp, np.ones((N, N), bool))
+    )
     for key, a in here.model.params.items():
         assert_close(there.model.params[key], a, rtol=1e-5, atol=1e-7, xp=xp)
-    assert_close(there.model.predict(from_host(xp, NEW)), here.model.predict(NEW), rtol=1e-5, atol=1e-6, xp=xp)
+    assert_close(
+        there.model.predict(from_host(xp, NEW)),
+        here.model.predict(NEW),
+        rtol=1e-5,
+        atol=1e-6,
+        xp=xp,
+    )
 
 
 def test_an_implicit_model_is_learned_from_an_implicit_model():
@@ -309,10 +386,19 @@ def test_a_homogeneous_network_is_rescaled_first():
     exact = sim.exact_model(NET)
     scaled = pyidl.rescale(exact)
     kappa = 1.0 - 1e-3
-    norm, scaled_norm = (float(np.max(np.sum(np.abs(host(model.params["A"])), axis=1))) for model in (exact, scaled))
+    norm, scaled_norm = (
+        float(np.max(np.sum(np.abs(host(model.params["A"])), axis=1))) for model in (exact, scaled)
+    )
     assert scaled_norm <= kappa < norm
-    settings = {"constraint": InfNorm(kappa), "pattern": "block_triangular", "penalty": sim.Ridge(1e-12)}
-    before, after = FREE(NET, U, **settings), FREE(scaled, U, **(settings | {"pattern": scaled.pattern}))
+    settings = {
+        "constraint": InfNorm(kappa),
+        "pattern": "block_triangular",
+        "penalty": sim.Ridge(1e-12),
+    }
+    before, after = (
+        FREE(NET, U, **settings),
+        FREE(scaled, U, **(settings | {"pattern": scaled.pattern})),
+    )
     assert_close(after.model.predict(NEW), NET.predict(NEW), rtol=1e-5, atol=1e-6)
     assert np.max(np.abs(before.model.predict(NEW) - NET.predict(NEW))) > 0.05
 
@@ -390,18 +476,36 @@ BAD = {
     "too many samples": (lambda: sim.fit(NET, U, samples=M + 1), "draw from 1 to 300"),
     "samples of chunks": (lambda: sim.fit(NET, [U, U], samples=10), "comes in chunks"),
     "rounds": (lambda: sim.fit(NET, U, refit_rounds=-1), "refit_rounds is -1"),
-    "a number for a penalty": (lambda: sim.fit(NET, U, penalty=0.1), "^penalty is 0.1; use a penalty of pyidl.sim"),
+    "a number for a penalty": (
+        lambda: sim.fit(NET, U, penalty=0.1),
+        "^penalty is 0.1; use a penalty of pyidl.sim",
+    ),
     "no penalty": (lambda: sim.fit(NET, U, penalty=None), "^penalty is None"),
     "a number to relax": (lambda: sim.fit(NET, U, relaxed=0), "^relaxed is 0"),
     "a cost": (lambda: sim.fit(NET, U, state_cost=0.0), "state_cost is 0.0"),
-    "a cost and whole rows": (lambda: sim.fit(NET, U, state_cost=2.0, whole_row=True), "use one of them"),
-    "whole rows without bound": (lambda: sim.fit(NET, U, constraint=Unconstrained(), whole_row=True), "has none"),
-    "a constraint on more than rows": (lambda: sim.fit(NET, U, constraint=MatrixMeasure(0.5)), "no condition on single rows"),
-    "weights": (lambda: sim.fit(NET, U, constraint=InfNorm(0.9, weights=(1.0,) * N)), "no condition on single rows"),
+    "a cost and whole rows": (
+        lambda: sim.fit(NET, U, state_cost=2.0, whole_row=True),
+        "use one of them",
+    ),
+    "whole rows without bound": (
+        lambda: sim.fit(NET, U, constraint=Unconstrained(), whole_row=True),
+        "has none",
+    ),
+    "a constraint on more than rows": (
+        lambda: sim.fit(NET, U, constraint=MatrixMeasure(0.5)),
+        "no condition on single rows",
+    ),
+    "weights": (
+        lambda: sim.fit(NET, U, constraint=InfNorm(0.9, weights=(1.0,) * N)),
+        "no condition on single rows",
+    ),
     "a pattern's name": (lambda: sim.fit(NET, U, pattern="diagonal"), "pattern is 'diagonal'"),
     "a pattern's shape": (lambda: sim.fit(NET, U, pattern=np.ones((2, 2), bool)), "mask of A"),
     "a pattern's type": (lambda: sim.fit(NET, U, pattern=np.ones((N, N))), "mask of A"),
-    "a pattern of B": (lambda: sim.fit(NET, U, pattern=Pattern(B=np.ones((2, 2), bool))), "pattern"),
+    "a pattern of B": (
+        lambda: sim.fit(NET, U, pattern=Pattern(B=np.ones((2, 2), bool))),
+        "pattern",
+    ),
     "a dtype": (lambda: sim.fit(NET, U, dtype="float16"), "float16"),
 }
 

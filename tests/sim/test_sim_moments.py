@@ -29,7 +29,13 @@ def test_moments_are_what_they_say(xp):
     R, T = data()
     M = Moments.of(from_host(xp, R), from_host(xp, T))
     Rc, Tc = R - R.mean(axis=0), T - T.mean(axis=0)
-    wanted = {"mean": R.mean(axis=0), "target_mean": T.mean(axis=0), "G": Rc.T @ Rc, "H": Tc.T @ Rc, "square": (Tc**2).sum(axis=0)}
+    wanted = {
+        "mean": R.mean(axis=0),
+        "target_mean": T.mean(axis=0),
+        "G": Rc.T @ Rc,
+        "H": Tc.T @ Rc,
+        "square": (Tc**2).sum(axis=0),
+    }
     for name, value in wanted.items():
         assert_close(getattr(M, name), value, rtol=1e-12, atol=1e-13, xp=xp)
     W = from_host(xp, np.arange(15.0).reshape(3, 5))
@@ -38,13 +44,20 @@ def test_moments_are_what_they_say(xp):
 
 def test_chunks_of_any_library_add_up(xp):
     R, T = data(seed=1)
-    parts = [Moments.of(from_host(xp, R[i : i + 7]), from_host(xp, T[i : i + 7])) for i in range(0, 30, 7)]
+    parts = [
+        Moments.of(from_host(xp, R[i : i + 7]), from_host(xp, T[i : i + 7]))
+        for i in range(0, 30, 7)
+    ]
     whole = parts[0] + parts[1] + (parts[2] + (parts[3] + parts[4]))
     assert whole.count == 30
     assert largest_difference(whole, Moments.of(R, T)) < 1e-13
 
 
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.integers(0, 99), st.sampled_from([0.0, 1e3, -1e6]))
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    st.integers(0, 99),
+    st.sampled_from([0.0, 1e3, -1e6]),
+)
 def test_chunked_equals_whole_also_far_from_zero(sizes, seed, shift):
     """The centred sums of data shifted by 1e6 are those of the data: a sum of squares less m times the mean's would have lost 12 digits."""
     m = sum(sizes)

@@ -11,7 +11,12 @@ from stand_in import cupy
 from pyidl import sim
 from pyidl.arrays.backend import from_host, to_numpy
 
-PENALTIES = [sim.L1(0.02), sim.ElasticNet(0.02, 0.05), sim.ReverseHuber(0.002, 0.1), sim.Ridge(0.05)]
+PENALTIES = [
+    sim.L1(0.02),
+    sim.ElasticNet(0.02, 0.05),
+    sim.ReverseHuber(0.002, 0.1),
+    sim.Ridge(0.05),
+]
 SOLVERS = [sim.ADMM, sim.FISTA, sim.CoordinateDescent]
 
 
@@ -20,7 +25,9 @@ def problem(penalty, seed=0, n=5, p=4, m=60, radius=0.7, masked=False):
     M = rng.normal(size=(m, n + p)) @ rng.normal(size=(n + p, n + p)) / 3
     Z = M @ rng.normal(size=(n + p, 6)) * rng.uniform(0.1, 1, 6) + 0.1 * rng.normal(size=(m, 6))
     mask = rng.random((6, n + p)) < 0.7 if masked else None
-    return sim.Problem.of(sim.Moments.of(M, Z), penalty, ball=n if radius else 0, radius=radius, mask=mask)
+    return sim.Problem.of(
+        sim.Moments.of(M, Z), penalty, ball=n if radius else 0, radius=radius, mask=mask
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -54,7 +61,12 @@ def test_no_feasible_move_improves_an_optimum(penalty):
     task, rng = problem(penalty), np.random.default_rng(1)
     best = sim.ADMM(tol=1e-10, max_iter=50_000)(task)
     for i in range(100):
-        W = task.project(best.W + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=best.W.shape) * (rng.random(best.W.shape) < 0.1 + 0.009 * i))
+        W = task.project(
+            best.W
+            + 10.0 ** rng.uniform(-6, 0)
+            * rng.normal(size=best.W.shape)
+            * (rng.random(best.W.shape) < 0.1 + 0.009 * i)
+        )
         assert np.all(task.measure(W).objective >= best.objective - best.gap - 1e-14)
 
 
@@ -76,7 +88,15 @@ def test_the_proximal_map_with_the_ball_against_a_general_optimiser(penalty):
             start = np.abs(rng.normal(size=8)) * 0.2
             bound = {"type": "ineq", "fun": lambda x: radius - np.sum(x[[0, 1, 4, 5]])}
             best = min(
-                best, minimize(objective, start, method="SLSQP", bounds=[(0, None)] * 8, constraints=bound, options={"ftol": 1e-14}).fun
+                best,
+                minimize(
+                    objective,
+                    start,
+                    method="SLSQP",
+                    bounds=[(0, None)] * 8,
+                    constraints=bound,
+                    options={"ftol": 1e-14},
+                ).fun,
             )
         mine = 0.7 * float(penalty.value(found)[0]) + 0.5 * float(np.sum((found - v) ** 2))
         assert np.abs(found[0, :n]).sum() <= radius * (1 + 1e-15)
@@ -92,7 +112,10 @@ def test_after_the_reverse_huber_map_a_projection_is_too_much():
         return 0.7 * penalty.value(W) + 0.5 * np.sum((W - V) ** 2, axis=1)
 
     radii = np.repeat(radius, len(V))
-    right, wrong = penalty.prox_ball(V, 0.7, 4, radii), sim.penalties.ball_project(penalty.prox(V, 0.7), 4, radii)
+    right, wrong = (
+        penalty.prox_ball(V, 0.7, 4, radii),
+        sim.penalties.ball_project(penalty.prox(V, 0.7), 4, radii),
+    )
     assert np.all(objective(right) <= objective(wrong) + 1e-12)
     assert np.max(objective(wrong) - objective(right)) > 0.01
 
@@ -119,11 +142,21 @@ def awkward(seed, decades):
 
     V = rng.normal(size=(4, rng.integers(1, 30)))
     ties = np.round(2 * V)
-    V = [V, ties, np.sign(V), 10.0 + 1e-9 * ties, V * (rng.random(V.shape) < 0.3), V * 10.0 ** rng.uniform(-12, 0, V.shape)][
-        rng.integers(6)
-    ]
+    V = [
+        V,
+        ties,
+        np.sign(V),
+        10.0 + 1e-9 * ties,
+        V * (rng.random(V.shape) < 0.3),
+        V * 10.0 ** rng.uniform(-12, 0, V.shape),
+    ][rng.integers(6)]
     t = size(4, 1) if rng.random() < 0.5 else float(size())
-    return sim.ReverseHuber(float(size()), float(size())), t, V * size(4, 1), 10.0 ** rng.uniform(-6, 0.2, 4)
+    return (
+        sim.ReverseHuber(float(size()), float(size())),
+        t,
+        V * size(4, 1),
+        10.0 ** rng.uniform(-6, 0.2, 4),
+    )
 
 
 def bounds(sums, parts):
@@ -135,7 +168,11 @@ def test_the_reverse_huber_map_on_the_ball_against_bisection(seed):
     penalty, t, V, parts = awkward(seed, 8)
     radius = bounds(np.abs(penalty.prox(V, t)).sum(axis=1), parts)
     high = np.abs(V).max(axis=1, keepdims=True)
-    nu = by_bisection(lambda nu: np.abs(penalty.prox(sim.penalties.soft(V, nu), t)).sum(axis=1, keepdims=True), radius[:, None], high)
+    nu = by_bisection(
+        lambda nu: np.abs(penalty.prox(sim.penalties.soft(V, nu), t)).sum(axis=1, keepdims=True),
+        radius[:, None],
+        high,
+    )
     W = penalty.prox_ball(V, t, V.shape[1], radius)
     assert np.all(np.abs(W).sum(axis=1) <= radius)
     assert np.all(np.abs(W - penalty.prox(sim.penalties.soft(V, nu), t)) <= 1e-12 * high)
@@ -173,13 +210,23 @@ def test_the_reverse_huber_map_far_outside_the_ball(seed):
         def sizes(level, d=d, rho=rho):
             return [min(max(level - x, 0), c) + rho * max(level - x - c, 0) for x in d]
 
-        first, last = 0, max(d) + c + Fraction(radius[i]) / rho  # where the sum is the bound at least
+        first, last = (
+            0,
+            max(d) + c + Fraction(radius[i]) / rho,
+        )  # where the sum is the bound at least
         for corner in sorted({*d, *(x + c for x in d)}):
-            first, last = (corner, last) if sum(sizes(corner)) <= radius[i] else (first, min(last, corner))
+            first, last = (
+                (corner, last) if sum(sizes(corner)) <= radius[i] else (first, min(last, corner))
+            )
         low, high = sum(sizes(first)), sum(sizes(last))
         level = first + (last - first) * (Fraction(radius[i]) - low) / (high - low)
         assert sum(sizes(level)) == Fraction(radius[i])
-        np.testing.assert_allclose(np.abs(W[i]), np.array(sizes(level), dtype=float), rtol=0, atol=1e-12 * (radius[i] + float(level)))
+        np.testing.assert_allclose(
+            np.abs(W[i]),
+            np.array(sizes(level), dtype=float),
+            rtol=0,
+            atol=1e-12 * (radius[i] + float(level)),
+        )
 
 
 @given(st.integers(0, 10**6), st.booleans())
@@ -194,7 +241,9 @@ def test_the_conjugate_on_the_ball_is_as_small_as_bisection_makes_it(seed, free)
     radius = bounds(falling(0.0)[:, 0], parts)
 
     def bound_at(nu):
-        return radius * nu[:, 0] + np.sum(np.maximum(np.maximum(size - nu, 0) ** 2 / (2 * ridge) - price, 0), axis=1)
+        return radius * nu[:, 0] + np.sum(
+            np.maximum(np.maximum(size - nu, 0) ** 2 / (2 * ridge) - price, 0), axis=1
+        )
 
     best = bound_at(by_bisection(falling, radius[:, None], size.max(axis=1, keepdims=True)))
     found = sim.penalties._conjugate(size, size.shape[1], radius, ridge, price)
@@ -209,7 +258,10 @@ def test_the_conjugate_does_not_round_across_its_kink():
     s = np.sqrt(2 * price * ridge)
     size, radius = s * 10.0 ** rng.uniform(0, 8, (1000, 1)), np.full(1000, 1e-9 * s / ridge)
     best = radius * (size[:, 0] - s)  # nu = |xi| - s
-    assert np.all(sim.penalties._conjugate(size, 1, radius, ridge, price) <= best * (1 + 1e-12) + 1e-15 * price)
+    assert np.all(
+        sim.penalties._conjugate(size, 1, radius, ridge, price)
+        <= best * (1 + 1e-12) + 1e-15 * price
+    )
 
 
 @pytest.mark.parametrize("target", [2.0**-440, 2.0**440])
@@ -223,17 +275,30 @@ def test_reverse_huber_in_any_unit(target, inputs):
     assert scaled.slope == plain.slope * xi
     assert scaled.corner == plain.corner * weight
     assert np.array_equal(scaled.value(V * weight), plain.value(V) * target**2)
-    assert np.array_equal(scaled.prox_ball(V * weight, t, 6, radius * weight), plain.prox_ball(V, 1.0, 6, radius) * weight)
+    assert np.array_equal(
+        scaled.prox_ball(V * weight, t, 6, radius * weight),
+        plain.prox_ball(V, 1.0, 6, radius) * weight,
+    )
     for ball in (0, 4):
-        assert np.array_equal(scaled.conjugate(Xi * xi, ball, radius * weight), plain.conjugate(Xi, ball, radius) * target**2)
+        assert np.array_equal(
+            scaled.conjugate(Xi * xi, ball, radius * weight),
+            plain.conjugate(Xi, ball, radius) * target**2,
+        )
 
 
 def test_bounds_and_masks_may_live_with_the_moments(xp):
     rng = np.random.default_rng(0)
-    M, Z, radius, mask = rng.normal(size=(60, 9)), rng.normal(size=(60, 6)), rng.uniform(0.1, 1, 6), rng.random((6, 9)) < 0.7
+    M, Z, radius, mask = (
+        rng.normal(size=(60, 9)),
+        rng.normal(size=(60, 6)),
+        rng.uniform(0.1, 1, 6),
+        rng.random((6, 9)) < 0.7,
+    )
 
     def solved(M, Z, radius, mask):
-        return sim.FISTA()(sim.Problem.of(sim.Moments.of(M, Z), sim.L1(0.02), ball=5, radius=radius, mask=mask)).W
+        return sim.FISTA()(
+            sim.Problem.of(sim.Moments.of(M, Z), sim.L1(0.02), ball=5, radius=radius, mask=mask)
+        ).W
 
     found = solved(*(from_host(xp, a) for a in (M, Z, radius, mask)))
     np.testing.assert_allclose(to_numpy(found), solved(M, Z, radius, mask), rtol=1e-6, atol=1e-9)
@@ -248,10 +313,15 @@ def test_the_formulas_in_every_library(xp):
         step = t if isinstance(t, float) else xp.asarray(t)
         for ball in (9, 5):
             cupy.launches = cupy.waits = 0
-            found = [penalty.prox_ball(there, step, ball, radius), penalty.conjugate(there, ball, radius)]
+            found = [
+                penalty.prox_ball(there, step, ball, radius),
+                penalty.conjugate(there, ball, radius),
+            ]
             assert cupy.launches <= 85
             assert cupy.waits == 0
-            for mine, plain in zip(found, [penalty.prox_ball(V, t, ball, radius), penalty.conjugate(V, ball, radius)]):
+            for mine, plain in zip(
+                found, [penalty.prox_ball(V, t, ball, radius), penalty.conjugate(V, ball, radius)]
+            ):
                 np.testing.assert_allclose(to_numpy(mine), plain, rtol=1e-12, atol=1e-14)
 
 
@@ -262,15 +332,25 @@ def test_weights_that_cost_nothing_are_eliminated(radius, copies):
     rng, n = np.random.default_rng(5), 3
     M = np.concatenate([rng.normal(size=(40, n)), *[rng.normal(size=(40, 4))] * copies], axis=1)
     Z = M @ rng.normal(size=(M.shape[1], 5)) + rng.normal(size=(40, 5))
-    task = sim.Problem.of(sim.Moments.of(M, Z), sim.NoPenalty(), ball=n if radius else 0, radius=radius)
+    task = sim.Problem.of(
+        sim.Moments.of(M, Z), sim.NoPenalty(), ball=n if radius else 0, radius=radius
+    )
     for solver in SOLVERS:
         rows = solver(tol=1e-9)(task)
         assert rows.converged.all()
         best = np.full(5, np.inf)
-        for a in [rows.W[:, :n], *(task.project(rows.W + 1e-3 * rng.normal(size=rows.W.shape))[:, :n] for _ in range(20))]:
+        for a in [
+            rows.W[:, :n],
+            *(
+                task.project(rows.W + 1e-3 * rng.normal(size=rows.W.shape))[:, :n]
+                for _ in range(20)
+            ),
+        ]:
             rest = Z - Z.mean(axis=0) - (M[:, :n] - M[:, :n].mean(axis=0)) @ a.T
             V = M[:, n:] - M[:, n:].mean(axis=0)
-            best = np.minimum(best, np.mean((rest - V @ np.linalg.lstsq(V, rest, rcond=None)[0]) ** 2, axis=0) / 2)
+            best = np.minimum(
+                best, np.mean((rest - V @ np.linalg.lstsq(V, rest, rcond=None)[0]) ** 2, axis=0) / 2
+            )
         np.testing.assert_allclose(rows.objective, best, rtol=1e-8)
         fit = np.mean((Z - Z.mean(axis=0) - (M - M.mean(axis=0)) @ rows.W.T) ** 2, axis=0) / 2
         np.testing.assert_allclose(rows.objective, fit, rtol=1e-8)
@@ -312,14 +392,18 @@ def test_an_exact_fit_is_done_up_to_rounding():
     """More weights than samples, all free, and a target that is zero: what is missing is rounding, relative to nothing."""
     rng = np.random.default_rng(0)
     targets = np.stack([rng.normal(size=3), np.zeros(3)], axis=1)
-    rows = sim.ADMM(tol=1e-8)(sim.Problem.of(sim.Moments.of(rng.normal(size=(3, 6)), targets), sim.NoPenalty()))
+    rows = sim.ADMM(tol=1e-8)(
+        sim.Problem.of(sim.Moments.of(rng.normal(size=(3, 6)), targets), sim.NoPenalty())
+    )
     assert rows.converged.all()
 
 
 def test_weights_that_are_large_and_cost_nothing():
     """No multiplier to measure a step of the weights by, and no warning of an overflow."""
     rng = np.random.default_rng(0)
-    moments = sim.Moments.of(rng.normal(size=(60, 3)) * [1e-6, 1e-7, 1e-8], 1e6 * rng.normal(size=(60, 1)))
+    moments = sim.Moments.of(
+        rng.normal(size=(60, 3)) * [1e-6, 1e-7, 1e-8], 1e6 * rng.normal(size=(60, 1))
+    )
     assert sim.ADMM()(sim.Problem.of(moments, sim.NoPenalty(), ball=3, radius=1e15)).converged.all()
 
 
@@ -327,7 +411,12 @@ def test_weights_that_are_large_and_cost_nothing():
 def test_data_that_say_nothing(solver):
     """A single sample about its own mean: nothing to divide by, and no warning."""
     rng = np.random.default_rng(0)
-    task = sim.Problem.of(sim.Moments.of(rng.normal(size=(1, 3)), rng.normal(size=(1, 2))), sim.L1(10.0), ball=3, radius=0.7)
+    task = sim.Problem.of(
+        sim.Moments.of(rng.normal(size=(1, 3)), rng.normal(size=(1, 2))),
+        sim.L1(10.0),
+        ball=3,
+        radius=0.7,
+    )
     rows = solver()(task)
     assert rows.converged.all()
     assert not rows.W.any()

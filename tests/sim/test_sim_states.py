@@ -9,7 +9,20 @@ from helpers import assert_close, host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import Dropout, ImplicitModel, ImplicitRNN, InfNorm, Linear, Pattern, Residual, Sequential, activations, sim, solvers, to_numpy
+from pyidl import (
+    Dropout,
+    ImplicitModel,
+    ImplicitRNN,
+    InfNorm,
+    Linear,
+    Pattern,
+    Residual,
+    Sequential,
+    activations,
+    sim,
+    solvers,
+    to_numpy,
+)
 from pyidl.activations import Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
@@ -22,7 +35,10 @@ def network(widths=(4, 6, 5, 3), phis=None, dtype="float64", seed=0, bias=True):
     """Linear layers with activations between them, all parameters random."""
     layers = []
     for i, (p, q) in enumerate(itertools.pairwise(widths)):
-        layers += [random_model(Linear, p, q, seed=seed + i, dtype=dtype, bias=bias), (phis or PHIS)[i % len(phis or PHIS)]]
+        layers += [
+            random_model(Linear, p, q, seed=seed + i, dtype=dtype, bias=bias),
+            (phis or PHIS)[i % len(phis or PHIS)],
+        ]
     return Sequential(*layers[:-1])
 
 
@@ -62,18 +78,29 @@ def test_states_of_a_sequential(xp, dtype):
 
 
 def moved_sequential(net, xp):
-    return Sequential(*(moved(layer, xp) if layer.params else layer.replace() for layer in net.layers))
+    return Sequential(
+        *(moved(layer, xp) if layer.params else layer.replace() for layer in net.layers)
+    )
 
 
 def test_one_activation_needs_no_blocks():
-    assert sim.collect_states(network(phis=[activations.relu]), samples()).activation is activations.relu
+    assert (
+        sim.collect_states(network(phis=[activations.relu]), samples()).activation
+        is activations.relu
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_plain_arrays_are_a_network(xp, bias):
     net = network(phis=[activations.tanh], bias=bias)
     layers = [layer for layer in net.layers if layer.params]
-    plain = [(from_host(xp, np.array(a.params["W"])), from_host(xp, np.array(a.params["b"])) if bias else None) for a in layers]
+    plain = [
+        (
+            from_host(xp, np.array(a.params["W"])),
+            from_host(xp, np.array(a.params["b"])) if bias else None,
+        )
+        for a in layers
+    ]
     one = sim.collect_states(net, samples())
     for activation in (activations.tanh, [activations.tanh] * 2):
         two = sim.collect_states(sim.Feedforward(plain, activation), from_host(xp, samples()))
@@ -88,8 +115,16 @@ def test_plain_arrays_are_a_network(xp, bias):
         ([np.ones((2, 2)), np.ones((1, 2))], activations.relu, "pairs"),
         ([(np.ones((2, 2)), None), (np.ones((1, 3)), None)], activations.relu, "layer 1"),
         ([(np.ones((2, 2)), np.ones(3)), (np.ones((1, 2)), None)], activations.relu, "layer 0"),
-        ([(np.ones((2, 2)), None), (np.full((1, 2), np.nan), None)], activations.relu, "W of layer 1 has 2"),
-        ([(np.ones((2, 2)), None), (np.ones((1, 2)), None)], [activations.relu] * 2, "1 activations between"),
+        (
+            [(np.ones((2, 2)), None), (np.full((1, 2), np.nan), None)],
+            activations.relu,
+            "W of layer 1 has 2",
+        ),
+        (
+            [(np.ones((2, 2)), None), (np.ones((1, 2)), None)],
+            [activations.relu] * 2,
+            "1 activations between",
+        ),
     ],
 )
 def test_plain_arrays_must_fit(layers, activation, words):
@@ -101,7 +136,11 @@ def test_plain_arrays_must_fit(layers, activation, words):
 
 
 @given(
-    st.lists(st.sampled_from(["linear", "wide", "relu", "tanh", "leaky", "branch"]), min_size=1, max_size=7),
+    st.lists(
+        st.sampled_from(["linear", "wide", "relu", "tanh", "leaky", "branch"]),
+        min_size=1,
+        max_size=7,
+    ),
     st.booleans(),
     st.integers(0, 5),
 )
@@ -110,18 +149,50 @@ def test_a_network_is_an_implicit_model(names, bias, seed):
     steps, width = [], 3
     for i, name in enumerate(names):
         if name in ("linear", "wide"):
-            steps.append(random_model(Linear, width, 2 if name == "linear" else 5, seed=seed + i, dtype="float64", bias=bias))
+            steps.append(
+                random_model(
+                    Linear,
+                    width,
+                    2 if name == "linear" else 5,
+                    seed=seed + i,
+                    dtype="float64",
+                    bias=bias,
+                )
+            )
             width = steps[-1].output_dim
         elif name == "branch":
             inside = random_model(Linear, width, width, seed=seed + i, dtype="float64", bias=bias)
-            steps.append(Residual(activations.tanh, inside, Dropout(0.5), Residual(inside.replace(), activations.relu)))
+            steps.append(
+                Residual(
+                    activations.tanh,
+                    inside,
+                    Dropout(0.5),
+                    Residual(inside.replace(), activations.relu),
+                )
+            )
         else:
-            steps.append({"relu": activations.relu, "tanh": activations.tanh, "leaky": activations.leaky_relu(0.3)}[name])
-    steps = [*steps, activations.tanh, random_model(Linear, width, 2, seed=9, dtype="float64", bias=bias)]
+            steps.append(
+                {
+                    "relu": activations.relu,
+                    "tanh": activations.tanh,
+                    "leaky": activations.leaky_relu(0.3),
+                }[name]
+            )
+    steps = [
+        *steps,
+        activations.tanh,
+        random_model(Linear, width, 2, seed=9, dtype="float64", bias=bias),
+    ]
     net, U = Sequential(*steps), samples(p=3)
     model, states = sim.exact_model(net), sim.collect_states(net, U)
-    assert relative(model.predict(U), net.predict(U)) < 1e-11  # within the tolerance of an iteration
-    exact = model.replace(forward=solvers.Substitution()) if isinstance(model.maps["A"], Tiled) else model
+    assert (
+        relative(model.predict(U), net.predict(U)) < 1e-11
+    )  # within the tolerance of an iteration
+    exact = (
+        model.replace(forward=solvers.Substitution())
+        if isinstance(model.maps["A"], Tiled)
+        else model
+    )
     assert relative(exact.predict(U), net.predict(U)) < 1e-13
     solution = exact.equilibrium(U)
     assert relative(solution.value, states.X) < 1e-13
@@ -156,12 +227,28 @@ def test_an_activation_of_the_output_is_no_state():
     one, two = (sim.collect_states(n, samples()) for n in (net, ended))
     assert two.widths == one.widths
     np.testing.assert_array_equal(two.Y, one.Y)
-    np.testing.assert_array_equal(sim.exact_model(ended).predict(samples()), sim.exact_model(net).predict(samples()))
+    np.testing.assert_array_equal(
+        sim.exact_model(ended).predict(samples()), sim.exact_model(net).predict(samples())
+    )
 
 
 def test_implicit_models_have_states_of_their_own():
-    inner = random_model(ImplicitModel, 6, 5, 8, dtype="float64", constraint=InfNorm(0.5), activation=activations.tanh)
-    net = Sequential(Linear(4, 6, rng=0, dtype="float64"), activations.relu, inner, activations.relu, Linear(5, 3, rng=1, dtype="float64"))
+    inner = random_model(
+        ImplicitModel,
+        6,
+        5,
+        8,
+        dtype="float64",
+        constraint=InfNorm(0.5),
+        activation=activations.tanh,
+    )
+    net = Sequential(
+        Linear(4, 6, rng=0, dtype="float64"),
+        activations.relu,
+        inner,
+        activations.relu,
+        Linear(5, 3, rng=1, dtype="float64"),
+    )
     states = sim.collect_states(net, samples())
     assert states.widths == (5, 8, 6)
     np.testing.assert_array_equal(states.Y, net.predict(samples()))
@@ -180,7 +267,9 @@ def test_chunked_equals_whole(batch_size):
     net, U = network(), samples()
     whole, parts = sim.collect_states(net, U), sim.collect_states(net, U, batch_size=batch_size)
     for name in ("U", "Z", "X", "Y"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-13, atol=1e-14)
+        np.testing.assert_allclose(
+            getattr(parts, name), getattr(whole, name), rtol=1e-13, atol=1e-14
+        )
     sizes = [chunk.Z.shape[0] for chunk in sim.iter_states(net, U, batch_size)]
     assert sum(sizes) == 7
     assert max(sizes) == min(batch_size, 7)
@@ -206,7 +295,9 @@ def test_memory_maps_and_lists(tmp_path):
     mapped = np.load(tmp_path / "U.npy", mmap_mode="r")
     whole = sim.collect_states(network(), samples())
     for U in (mapped, samples().tolist()):
-        np.testing.assert_allclose(sim.collect_states(network(), U, batch_size=3).Z, whole.Z, rtol=1e-13, atol=1e-14)
+        np.testing.assert_allclose(
+            sim.collect_states(network(), U, batch_size=3).Z, whole.Z, rtol=1e-13, atol=1e-14
+        )
 
 
 def test_some_of_the_activations():
@@ -232,12 +323,28 @@ def test_some_of_the_activations():
         (network(), np.ones((0, 4)), "m >= 1"),
         (network(), np.full((2, 4), np.nan), "U has 8 entries"),
         (Sequential(Linear(4, 3, rng=0)), np.ones((2, 4)), "no hidden activation"),
-        (Sequential(Linear(4, 3, rng=0), activations.relu), np.ones((2, 4)), "no hidden activation"),
+        (
+            Sequential(Linear(4, 3, rng=0), activations.relu),
+            np.ones((2, 4)),
+            "no hidden activation",
+        ),
         (ImplicitRNN(4, 3, 5, 6, rng=0), np.ones((2, 4)), "no states can be read from ImplicitRNN"),
-        (Sequential(ImplicitRNN(4, 3, 5, 6, rng=0), activations.relu, Linear(3, 1, rng=0)), np.ones((2, 4)), "ImplicitRNN has no states"),
+        (
+            Sequential(ImplicitRNN(4, 3, 5, 6, rng=0), activations.relu, Linear(3, 1, rng=0)),
+            np.ones((2, 4)),
+            "ImplicitRNN has no states",
+        ),
         (object(), np.ones((2, 4)), "no states can be read from object"),
-        (types.SimpleNamespace(hidden_layer_sizes=(3,), activation="relu"), np.ones((2, 4)), "not fitted"),
-        (types.SimpleNamespace(hidden_layer_sizes=(3,), activation="exp", coefs_=[]), np.ones((2, 4)), "'exp'"),
+        (
+            types.SimpleNamespace(hidden_layer_sizes=(3,), activation="relu"),
+            np.ones((2, 4)),
+            "not fitted",
+        ),
+        (
+            types.SimpleNamespace(hidden_layer_sizes=(3,), activation="exp", coefs_=[]),
+            np.ones((2, 4)),
+            "'exp'",
+        ),
     ],
 )
 def test_what_is_refused(net, U, words):
@@ -262,7 +369,10 @@ def test_states_are_checked():
     whole = sim.collect_states(network(), samples())
     arrays = {name: getattr(whole, name) for name in ("U", "Z", "X", "Y")}
     given = {**arrays, "activation": whole.activation, "widths": whole.widths}
-    assert repr(sim.States(**given)) == "States(7 samples, 4 inputs, 11 states in blocks of (5, 6), 3 outputs)"
+    assert (
+        repr(sim.States(**given))
+        == "States(7 samples, 4 inputs, 11 states in blocks of (5, 6), 3 outputs)"
+    )
     swapped = Blocks((activations.relu, 6), (activations.tanh, 5))
     for change, words in (
         ({"activation": swapped}, "X is not"),
@@ -286,7 +396,10 @@ def test_states_are_checked():
 def test_perceptrons_of_scikit_learn(activation, classes):
     networks = pytest.importorskip("sklearn.neural_network", reason="scikit-learn is not installed")
     rng = np.random.default_rng(0)
-    U, target = rng.normal(size=(30, 4)), rng.integers(0, classes, 30) if classes else rng.normal(size=30)
+    U, target = (
+        rng.normal(size=(30, 4)),
+        rng.integers(0, classes, 30) if classes else rng.normal(size=30),
+    )
     kind = networks.MLPClassifier if classes else networks.MLPRegressor
     options = {"solver": "lbfgs", "max_iter": 2000, "alpha": 1.0, "tol": 1e-2, "random_state": 0}
     net = kind(hidden_layer_sizes=(6, 5), activation=activation, **options).fit(U, target)
@@ -297,6 +410,8 @@ def test_perceptrons_of_scikit_learn(activation, classes):
     if classes == 0:
         np.testing.assert_allclose(Y[:, 0], net.predict(U), rtol=1e-10)
     elif classes == 2:
-        np.testing.assert_allclose(1 / (1 + np.exp(-Y[:, 0])), net.predict_proba(U)[:, 1], rtol=1e-10)
+        np.testing.assert_allclose(
+            1 / (1 + np.exp(-Y[:, 0])), net.predict_proba(U)[:, 1], rtol=1e-10
+        )
     else:
         np.testing.assert_allclose(activations.softmax(Y), net.predict_proba(U), rtol=1e-10)

@@ -18,7 +18,15 @@ def seeded():
 
 
 def chain(*extra, dtype=torch.float64, inplace=False):
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace), nn.Dropout(0.5), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), *extra).to(dtype)
+    return nn.Sequential(
+        nn.Linear(4, 6),
+        nn.ReLU(inplace),
+        nn.Dropout(0.5),
+        nn.Linear(6, 5),
+        nn.Tanh(),
+        nn.Linear(5, 3),
+        *extra,
+    ).to(dtype)
 
 
 def inputs(*shape, dtype=np.float64):
@@ -26,7 +34,11 @@ def inputs(*shape, dtype=np.float64):
 
 
 def weights(net):
-    return [(f.weight.detach().numpy(), f.bias.detach().numpy()) for f in net if isinstance(f, nn.Linear)]
+    return [
+        (f.weight.detach().numpy(), f.bias.detach().numpy())
+        for f in net
+        if isinstance(f, nn.Linear)
+    ]
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -38,13 +50,20 @@ def test_the_same_as_from_its_arrays(inplace, dtype):
     for name in ("U", "Z", "X", "Y"):
         a, b = getattr(one, name), getattr(two, name)
         assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-6 if dtype == torch.float32 else 1e-14)
+        np.testing.assert_allclose(
+            a,
+            b,
+            rtol=1e-5 if dtype == torch.float32 else 1e-13,
+            atol=1e-6 if dtype == torch.float32 else 1e-14,
+        )
     assert one.widths == (5, 6)
     assert one.activation.name == two.activation.name
 
 
 def test_a_tensor_may_be_given():
-    np.testing.assert_array_equal(sim.collect_states(chain(), torch.as_tensor(inputs())).U, inputs())
+    np.testing.assert_array_equal(
+        sim.collect_states(chain(), torch.as_tensor(inputs())).U, inputs()
+    )
 
 
 @pytest.mark.parametrize("end", [nn.Softmax(-1), nn.LogSoftmax(-1), nn.ReLU(True), nn.Sigmoid()])
@@ -52,7 +71,9 @@ def test_an_activation_of_the_output_is_no_state(end):
     net = chain(end)
     states = sim.collect_states(net, inputs())
     assert states.widths == (5, 6)
-    np.testing.assert_allclose(states.Y, net[:-1].eval()(torch.as_tensor(inputs())).detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        states.Y, net[:-1].eval()(torch.as_tensor(inputs())).detach().numpy(), rtol=1e-12
+    )
 
 
 class Skip(nn.Module):
@@ -76,9 +97,14 @@ def test_convolutions_and_skip_connections():
     assert states.widths == (32, 32)
     assert states.activation is activations.silu
     with torch.no_grad():
-        last = net.second(torch.as_tensor(states.X[:, 32:].reshape(5, 2, 4, 4))).numpy().reshape(5, -1) + states.X[:, 32:]
+        last = (
+            net.second(torch.as_tensor(states.X[:, 32:].reshape(5, 2, 4, 4))).numpy().reshape(5, -1)
+            + states.X[:, 32:]
+        )
         np.testing.assert_allclose(states.Z[:, :32], last, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(states.Y, net.out(torch.as_tensor(states.X[:, :32])).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            states.Y, net.out(torch.as_tensor(states.X[:, :32])).numpy(), rtol=1e-4, atol=1e-5
+        )
     np.testing.assert_array_equal(sim.collect_states(net, U, at=(-1,)).Z, states.Z[:, :32])
 
 
@@ -113,7 +139,9 @@ def test_threads_do_not_hear_each_other():
     for thread in threads:
         thread.join()
     for i in range(4):
-        np.testing.assert_array_equal(found[i].Z, sim.collect_states(net, inputs(200 + i, 4), batch_size=7).Z)
+        np.testing.assert_array_equal(
+            found[i].Z, sim.collect_states(net, inputs(200 + i, 4), batch_size=7).Z
+        )
 
 
 class Functional(nn.Module):
@@ -131,10 +159,19 @@ class Functional(nn.Module):
         (Functional().double(), "cannot be watched"),
         (Functional(lambda y: (y, y)).double(), "returns tuple"),
         (nn.Sequential(nn.Linear(4, 3), nn.PReLU(), nn.Linear(3, 1)), "PReLU.*no counterpart"),
-        (nn.Sequential(nn.Linear(4, 3), nn.GELU(approximate="tanh"), nn.Linear(3, 1)), "no counterpart"),
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.GELU(approximate="tanh"), nn.Linear(3, 1)),
+            "no counterpart",
+        ),
         (nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(2.0), nn.Linear(3, 1)), "no counterpart"),
-        (nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(-1), nn.Linear(3, 1)), "cannot be one of an implicit model"),
-        (nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Softmax(-1), nn.Flatten(), nn.Linear(4, 1)), "cannot be one of an implicit model"),
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(-1), nn.Linear(3, 1)),
+            "cannot be one of an implicit model",
+        ),
+        (
+            nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Softmax(-1), nn.Flatten(), nn.Linear(4, 1)),
+            "cannot be one of an implicit model",
+        ),
     ],
 )
 def test_what_is_refused(net, words):
@@ -151,7 +188,9 @@ def test_a_chain_is_an_implicit_model(end):
     assert (model.dtype, model.activation.name) == ("float64", states.activation.name)
     np.testing.assert_allclose(model.equilibrium(states.U).value, states.X, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(model.predict(states.U), states.Y, rtol=1e-12)
-    single = sim.exact_model(nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)))
+    single = sim.exact_model(
+        nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+    )
     assert (single.dtype, single.bias) == ("float32", False)
     with pytest.raises(InputError, match="Skip is neither a linear layer"):
         sim.exact_model(Skip())
@@ -163,7 +202,18 @@ def test_inputs_are_checked(U):
         sim.collect_states(chain(), U)
 
 
-PHIS = [nn.ReLU(), nn.Sigmoid(), nn.SiLU(), nn.Softsign(), nn.Tanh(), nn.ELU(), nn.GELU(), nn.Hardtanh(), nn.LeakyReLU(), nn.Softplus()]
+PHIS = [
+    nn.ReLU(),
+    nn.Sigmoid(),
+    nn.SiLU(),
+    nn.Softsign(),
+    nn.Tanh(),
+    nn.ELU(),
+    nn.GELU(),
+    nn.Hardtanh(),
+    nn.LeakyReLU(),
+    nn.Softplus(),
+]
 
 
 @pytest.mark.parametrize("phi", [*PHIS, nn.Softmax(-1)], ids=str)

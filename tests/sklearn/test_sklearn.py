@@ -38,7 +38,10 @@ QUICK = [
 def every_check(*estimators):
     """What scikit-learn asks of an estimator, a case for each question; with pytest 9 its own decorator, in 1.6, is a warning."""
     pairs = [pair for estimator in estimators for pair in estimator_checks_generator(estimator)]
-    ids = [f"{type(estimator).__name__}-{check.func.__name__}-{i}" for i, (estimator, check) in enumerate(pairs)]
+    ids = [
+        f"{type(estimator).__name__}-{check.func.__name__}-{i}"
+        for i, (estimator, check) in enumerate(pairs)
+    ]
     return pytest.mark.parametrize(("estimator", "check"), pairs, ids=ids)
 
 
@@ -76,7 +79,9 @@ def test_pipelines_searches_and_validation():
         warnings.simplefilter("ignore", ConvergenceWarning)
         scores = cross_val_score(make_pipeline(StandardScaler(), classifier()), X, y, cv=3)
         assert scores.mean() > 0.9
-        search = GridSearchCV(classifier(), {"hidden_dim": [4, 8], "activation": ["relu", activations.tanh]}, cv=2).fit(X, y)
+        search = GridSearchCV(
+            classifier(), {"hidden_dim": [4, 8], "activation": ["relu", activations.tanh]}, cv=2
+        ).fit(X, y)
     assert search.best_score_ > 0.85
     twin = clone(search.best_estimator_)
     assert twin.get_params() == search.best_estimator_.get_params()
@@ -132,7 +137,9 @@ def test_the_model_takes_inputs_as_they_are(make):
     estimator = fitted(make(), X, y)
     Y = estimator.model_.predict(X)
     if make is classifier:
-        assert np.allclose(np.exp(Y) / np.exp(Y).sum(axis=1, keepdims=True), estimator.predict_proba(X), atol=1e-9)
+        assert np.allclose(
+            np.exp(Y) / np.exp(Y).sum(axis=1, keepdims=True), estimator.predict_proba(X), atol=1e-9
+        )
     else:
         assert np.allclose(Y, estimator.predict(X), rtol=1e-9)
         assert estimator.score(X, y) > 0.5
@@ -153,20 +160,31 @@ def test_a_single_target_is_a_column_or_a_vector():
 
 def test_the_same_seed_gives_the_same_model():
     X, y = IRIS
-    first, second, other = (fitted(classifier(random_state=seed, max_iter=5), X, y).predict_proba(X) for seed in (3, 3, 4))
+    first, second, other = (
+        fitted(classifier(random_state=seed, max_iter=5), X, y).predict_proba(X)
+        for seed in (3, 3, 4)
+    )
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("make", [classifier, lambda: ImplicitRegressor(8, max_iter=60, n_iter_no_change=100, random_state=0)])
+@pytest.mark.parametrize(
+    "make",
+    [classifier, lambda: ImplicitRegressor(8, max_iter=60, n_iter_no_change=100, random_state=0)],
+)
 def test_a_weight_of_two_is_a_sample_that_is_there_twice(make):
     """With one batch; both sums have the same terms in another order."""
     X, y = IRIS[0][::3], IRIS[1][::3] if make is classifier else IRIS[0][::3, 0]
     weights = np.random.default_rng(0).integers(0, 3, len(X))
     twice = np.repeat(np.arange(len(X)), weights)
-    weighted, repeated = fitted(make(), X, y, sample_weight=weights), fitted(make(), X[twice], y[twice])
+    weighted, repeated = (
+        fitted(make(), X, y, sample_weight=weights),
+        fitted(make(), X[twice], y[twice]),
+    )
     answer = "predict_proba" if make is classifier else "predict"
-    assert np.allclose(getattr(weighted, answer)(X), getattr(repeated, answer)(X), rtol=1e-6, atol=1e-8)
+    assert np.allclose(
+        getattr(weighted, answer)(X), getattr(repeated, answer)(X), rtol=1e-6, atol=1e-8
+    )
     plain = fitted(make(), X, y)
     assert not np.allclose(getattr(weighted, answer)(X), getattr(plain, answer)(X), rtol=1e-3)
 
@@ -180,10 +198,15 @@ def test_partial_fit_goes_on():
     assert model.score(X, y) > 0.9
     assert model.n_iter_ == 120
     assert len(model.loss_curve_) == 120
-    for wrong, data, words in (([], y, r"got 0 class: \[\]; at least two"), (None, np.zeros(150), r"got 1 class: \[0.0\]; at least two")):
+    for wrong, data, words in (
+        ([], y, r"got 0 class: \[\]; at least two"),
+        (None, np.zeros(150), r"got 1 class: \[0.0\]; at least two"),
+    ):
         with pytest.raises(InputError, match=words):
             classifier().partial_fit(X, data, classes=wrong)
-    with pytest.raises(InputError, match=r"y or classes has \[5\]; the model was built for the classes \[0, 1, 2\]"):
+    with pytest.raises(
+        InputError, match=r"y or classes has \[5\]; the model was built for the classes \[0, 1, 2\]"
+    ):
         model.partial_fit(X, np.full(150, 5))
     with pytest.raises(ValueError, match="features"):
         model.partial_fit(X[:, :2], y)
@@ -210,15 +233,24 @@ def test_what_a_later_call_may_change():
     fitted(model.set_params(learning_rate=1e-12), X, y)
     assert np.allclose(host(model.model_.params["A"]), before, rtol=0, atol=1e-9)
     assert model._optimizer.count == 4
-    for name, value in {"hidden_dim": 7, "activation": "tanh", "dtype": "float32", "standardize": False}.items():
+    for name, value in {
+        "hidden_dim": 7,
+        "activation": "tanh",
+        "dtype": "float32",
+        "standardize": False,
+    }.items():
         built = getattr(model, name)
         for call in (model.fit, model.partial_fit):
             model.set_params(**{name: value})
-            with pytest.raises(InputError, match=f"{name} is {value!r}, but the network was built with {built!r}"):
+            with pytest.raises(
+                InputError, match=f"{name} is {value!r}, but the network was built with {built!r}"
+            ):
                 call(X, y)
         model.set_params(**{name: built})
     two = ImplicitRegressor(4, random_state=0).partial_fit(X, X[:, :2])
-    with pytest.raises(InputError, match="y has 1 targets a sample; the model was built for 2"):  # and not one target for both
+    with pytest.raises(
+        InputError, match="y has 1 targets a sample; the model was built for 2"
+    ):  # and not one target for both
         two.partial_fit(X, y)
 
 
@@ -295,12 +327,16 @@ def test_a_step_that_fails_is_not_half_taken(monkeypatch):
         model.partial_fit(X, y)
     monkeypatch.undo()
     assert vars(model) == before
-    assert np.array_equal(model.partial_fit(X, y).predict_proba(X), twin.partial_fit(X, y).predict_proba(X))
+    assert np.array_equal(
+        model.partial_fit(X, y).predict_proba(X), twin.partial_fit(X, y).predict_proba(X)
+    )
 
 
 def test_early_stopping_watches_samples_that_it_holds_out():
     X, y = DIABETES
-    model = ImplicitRegressor(40, early_stopping=True, max_iter=300, random_state=0, learning_rate=0.03).fit(X, y)
+    model = ImplicitRegressor(
+        40, early_stopping=True, max_iter=300, random_state=0, learning_rate=0.03
+    ).fit(X, y)
     assert model.n_iter_ < 300
     held_out = model.history_["val_loss"]
     assert held_out[-1] > held_out.min()
@@ -329,14 +365,25 @@ def test_a_rate_that_has_fallen_is_an_end_unless_much_was_still_gained():
 def test_options_reach_the_model():
     X, y = IRIS
     model = fitted(
-        classifier(rank=2, activation="tanh", dtype="float32", batch_size=None, learning_rate=optim.Cosine(1e-2, steps=60)), X, y
+        classifier(
+            rank=2,
+            activation="tanh",
+            dtype="float32",
+            batch_size=None,
+            learning_rate=optim.Cosine(1e-2, steps=60),
+        ),
+        X,
+        y,
     )
     assert model.model_.rank == 2
     assert model.model_.activation is activations.tanh
     assert model.model_.dtype == "float32"
     large = fitted(classifier(alpha=10.0), X, y)
     small = fitted(classifier(alpha=0.0), X, y)
-    assert np.abs(host(large.model_.params["C"])).sum() < 0.5 * np.abs(host(small.model_.params["C"])).sum()
+    assert (
+        np.abs(host(large.model_.params["C"])).sum()
+        < 0.5 * np.abs(host(small.model_.params["C"])).sum()
+    )
     bare = fitted(classifier(standardize=False, max_iter=2), X, y)
     assert np.array_equal(host(bare.model_.params["B"]), host(bare._network.params["B"]))
 
@@ -365,7 +412,11 @@ def test_bad_options_are_refused_when_fitted(case):
         estimator.predict(IRIS[0])
 
 
-OPTIONS = [(cls, name) for cls in (ImplicitClassifier, ImplicitRegressor, SIMClassifier) for name in inspect.signature(cls).parameters]
+OPTIONS = [
+    (cls, name)
+    for cls in (ImplicitClassifier, ImplicitRegressor, SIMClassifier)
+    for name in inspect.signature(cls).parameters
+]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -374,13 +425,26 @@ def test_what_an_option_is_not(cls, name):
     """A seed is refused in the words of scikit-learn, as everywhere there."""
     valid = {"teacher": MLPClassifier((3,), max_iter=1)} if cls is SIMClassifier else {}
     for value in ("wrong", [1.5], {}, object(), np.nan, dict):
-        with pytest.raises(ValueError, match="cannot be used to seed" if name == "random_state" else f"{name}|activation 'wrong'"):
+        with pytest.raises(
+            ValueError,
+            match="cannot be used to seed"
+            if name == "random_state"
+            else f"{name}|activation 'wrong'",
+        ):
             cls(**{**valid, name: value}).fit(*IRIS)
 
 
 def test_numbers_of_numpy_are_numbers():
-    for options in ({"alpha": np.int64(0)}, {"alpha": np.float32(0.5)}, {"dtype": np.float32}, {"max_iter": np.int64(2)}):
-        assert fitted(classifier(**({"max_iter": 2} | options)), *IRIS).model_.dtype == np.dtype(options.get("dtype", "float64")).name
+    for options in (
+        {"alpha": np.int64(0)},
+        {"alpha": np.float32(0.5)},
+        {"dtype": np.float32},
+        {"max_iter": np.int64(2)},
+    ):
+        assert (
+            fitted(classifier(**({"max_iter": 2} | options)), *IRIS).model_.dtype
+            == np.dtype(options.get("dtype", "float64")).name
+        )
 
 
 SMALL_SIM = MLPClassifier((5,), learning_rate_init=0.03, max_iter=20)
@@ -388,7 +452,11 @@ SMALL_SIM = MLPClassifier((5,), learning_rate_init=0.03, max_iter=20)
 
 @pytest.mark.parametrize(
     "make",
-    [lambda **o: classifier(**o, max_iter=3), lambda **o: ImplicitRegressor(5, max_iter=3, **o), lambda **o: SIMClassifier(SMALL_SIM, **o)],
+    [
+        lambda **o: classifier(**o, max_iter=3),
+        lambda **o: ImplicitRegressor(5, max_iter=3, **o),
+        lambda **o: SIMClassifier(SMALL_SIM, **o),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_refused_fit_leaves_the_estimator_as_it_was(make, monkeypatch):
@@ -435,7 +503,9 @@ def test_an_implicit_model_in_place_of_its_teacher():
     assert model.report_.states.converged.all()
     Y = model.model_.predict(X)
     assert np.array_equal(Y.argmax(axis=1), model.predict(X))
-    sparse = SIMClassifier(teacher, penalty=sim.L1(3e-2), relaxed=sim.L1(1e-4), pattern="no_self_loops").fit(X, y)
+    sparse = SIMClassifier(
+        teacher, penalty=sim.L1(3e-2), relaxed=sim.L1(1e-4), pattern="no_self_loops"
+    ).fit(X, y)
     assert sparse.report_.density < 0.7 * model.report_.density
     assert not np.any(np.diag(host(sparse.model_.params["A"])))
 
@@ -451,7 +521,9 @@ def test_two_classes_have_one_logit():
 
 
 def test_other_teachers_are_refused():
-    with pytest.raises(InputError, match=r"teacher is ImplicitClassifier\(\); use an MLPClassifier"):
+    with pytest.raises(
+        InputError, match=r"teacher is ImplicitClassifier\(\); use an MLPClassifier"
+    ):
         SIMClassifier(ImplicitClassifier()).fit(*IRIS)
 
 
@@ -474,5 +546,10 @@ def test_folding_needs_biases():
     with pytest.raises(InputError, match=r"\(3, 1\) columns, the model has \(2, 1\)"):
         fold(pyidl.ImplicitModel(2, 1, 3, rng=0), Scaling.identity(3), Scaling.identity(1))
     bare = pyidl.ImplicitModel(2, 1, 3, feedthrough=False, dtype="float64", rng=0)
-    U, scaling = np.array([[1.0, 2.0], [5.0, -3.0]]), Scaling(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
-    assert np.allclose(fold(bare, scaling, Scaling.identity(1)).predict(U), bare.predict(scaling(U)))
+    U, scaling = (
+        np.array([[1.0, 2.0], [5.0, -3.0]]),
+        Scaling(np.array([1.0, 2.0]), np.array([3.0, 4.0])),
+    )
+    assert np.allclose(
+        fold(bare, scaling, Scaling.identity(1)).predict(U), bare.predict(scaling(U))
+    )

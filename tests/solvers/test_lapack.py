@@ -15,7 +15,12 @@ from pyidl.testing import check_activation
 
 def overflowing():
     """Finite factors, the product of which is not."""
-    options: dict = {"rank": 1, "dtype": "float64", "constraint": wellposed.Unconstrained(), "rng": 0}
+    options: dict = {
+        "rank": 1,
+        "dtype": "float64",
+        "constraint": wellposed.Unconstrained(),
+        "rng": 0,
+    }
     model = pyidl.ImplicitModel(2, 1, 3, **options)
     large = {"L": np.full((3, 1), 1e200), "R": np.array([[1e200], [-1e200], [1.0]])}
     model.params = {**model.params, **large}

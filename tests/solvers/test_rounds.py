@@ -41,7 +41,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import auto
 from counting import counting
 
-BAR = {"positive .99": 3.0, "stiff diagonal": 1.3, "gaussian": 1.3, "roll .99": 3.5, "monotone": 2.5, "monotone, saturated": 2.5}
+BAR = {
+    "positive .99": 3.0,
+    "stiff diagonal": 1.3,
+    "gaussian": 1.3,
+    "roll .99": 3.5,
+    "monotone": 2.5,
+    "monotone, saturated": 2.5,
+}
 """How many times the products of the best fixed choice `Auto` may need. On `roll` Picard ends all at once, where ReLU cuts the cycle."""
 
 EVERY = [Picard(), Picard(damping=0.3), Anderson(), Newton(), Auto()]
@@ -58,10 +65,17 @@ def random_rows(n, kappa, seed=0):
 # ------------------------------------------------------------------------------------------------------ the grid
 
 
-@pytest.mark.parametrize(("n", "stride"), [(1, 6), (128, 6), (129, 4), (256, 4), (257, 3), (511, 3), (512, 2), (2047, 2), (2048, 1)])
+@pytest.mark.parametrize(
+    ("n", "stride"),
+    [(1, 6), (128, 6), (129, 4), (256, 4), (257, 3), (511, 3), (512, 2), (2047, 2), (2048, 1)],
+)
 def test_measurements_come_at_the_ends_of_rounds(n, stride):
     """`n_iter` is one of them, for every sample; max_iter cuts a round short."""
-    p = Affine(Full(0.9 * np.eye(n)), np.linspace(1.0, 1e3, 4)[:, None] * np.ones((4, n)), activations.identity)
+    p = Affine(
+        Full(0.9 * np.eye(n)),
+        np.linspace(1.0, 1e3, 4)[:, None] * np.ones((4, n)),
+        activations.identity,
+    )
     ends, k = [], 0
     while k < 1000:
         k += max(stride, k // 8)
@@ -88,7 +102,11 @@ def test_what_does_not_pay_is_handed_back(solver, m):
     """A rotation of 40 units: every mode is as slow as every other, and a memory of three removes none."""
     p = affine(roll(40), np.random.default_rng(0).normal(size=(m, 40)), activations.identity)
     found = {}
-    for name, one in {"auto": solver, "picard": Picard(tol=solver.tol), "newton": Newton(tol=solver.tol)}.items():
+    for name, one in {
+        "auto": solver,
+        "picard": Picard(tol=solver.tol),
+        "newton": Newton(tol=solver.tol),
+    }.items():
         with counting(40) as counts:
             s = one(p)
         assert s.converged.all(), name
@@ -130,7 +148,9 @@ def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
     The others are those that do nothing but multiply.
     """
     n, m = shape
-    case = auto.FAMILIES[family](auto.Draw(np.random.default_rng(0), n, m, activations.relu, "float64"))
+    case = auto.FAMILIES[family](
+        auto.Draw(np.random.default_rng(0), n, m, activations.relu, "float64")
+    )
     costs = Costs.of(m, n, "d", stride_of(np, n))
     for direction in ("forward", "adjoint"):
         spent = {}
@@ -147,7 +167,9 @@ def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
 
 def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
     """By its 190 tiles a step of n = 20 took 0.5 ms instead of 5 us; large tiles of zeros are still spared."""
-    case = auto.FAMILIES["triangular"](auto.Draw(np.random.default_rng(0), 20, 16, activations.relu, "float64"))
+    case = auto.FAMILIES["triangular"](
+        auto.Draw(np.random.default_rng(0), 20, 16, activations.relu, "float64")
+    )
     counts = case.count()
     assert counts.products <= 24
     network = Pattern.feed_forward(64, 128, 128, 10)
@@ -166,7 +188,11 @@ def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("solver", [Picard(max_iter=40), Anderson(max_iter=40), Picard(damping=0.1, max_iter=40)], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [Picard(max_iter=40), Anderson(max_iter=40), Picard(damping=0.1, max_iter=40)],
+    ids=repr,
+)
 def test_the_best_of_what_was_measured_is_returned(solver, seed):
     """Transients of a matrix far from normal: residuals rise between measurements, and some never come back."""
     rng = np.random.default_rng(seed)
@@ -186,7 +212,12 @@ def test_the_best_of_what_was_measured_is_returned(solver, seed):
 KINKED = [activations.relu, activations.leaky_relu(0.1), activations.hard_tanh, activations.abs]
 
 
-@given(st.sampled_from(KINKED), st.sampled_from([*EVERY, Jacobi()]), st.integers(0, 200), st.sampled_from(["float32", "float64"]))
+@given(
+    st.sampled_from(KINKED),
+    st.sampled_from([*EVERY, Jacobi()]),
+    st.integers(0, 200),
+    st.sampled_from(["float32", "float64"]),
+)
 def test_value_slopes_and_pre_activation_belong_together_at_kinks(activation, solver, seed, dtype):
     """Small integers and eighths: many pre-activations are exactly at a kink, or are left there by rounding."""
     rng = np.random.default_rng(seed)
@@ -200,7 +231,9 @@ def test_value_slopes_and_pre_activation_belong_together_at_kinks(activation, so
     G = rng.normal(size=(9, 6))
     S = activation.dphi(s.pre)
     v = Auto()(adjoint(p, s, G)).value
-    exact = np.stack([np.linalg.solve(np.eye(6) - d[:, None] * A.T, d * g) for d, g in zip(S.astype(float), G)])
+    exact = np.stack(
+        [np.linalg.solve(np.eye(6) - d[:, None] * A.T, d * g) for d, g in zip(S.astype(float), G)]
+    )
     assert relative(v, exact) < (1e-4 if dtype == "float32" else 1e-9)
 
 
@@ -230,14 +263,32 @@ def test_what_has_no_solution_does_not_converge(dtype, solver):
             for x0 in (None, np.full((1, n), 1e3, dtype), np.full((1, n), 1e6, dtype)):
                 s = solver(problem, x0)
                 if s.converged[0] and not s.residual[0] <= 1e-2 * np.abs(problem.offset).max():
-                    wrong.append((seed, which, None if x0 is None else float(x0[0, 0]), s.method, float(s.residual[0])))
+                    wrong.append(
+                        (
+                            seed,
+                            which,
+                            None if x0 is None else float(x0[0, 0]),
+                            s.method,
+                            float(s.residual[0]),
+                        )
+                    )
     assert wrong == [], f"{len(wrong)} of {240 * 6}: {wrong[:4]}"
 
 
 @pytest.mark.parametrize("solver", [Auto(), Picard(), Anderson(), Newton()], ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_model_of_thirds_has_no_solution(dtype, solver):
-    model = ImplicitModel(1, 1, 3, dtype=dtype, bias=False, constraint=Unconstrained(), rng=0, forward=solver, adjoint=solver)
+    model = ImplicitModel(
+        1,
+        1,
+        3,
+        dtype=dtype,
+        bias=False,
+        constraint=Unconstrained(),
+        rng=0,
+        forward=solver,
+        adjoint=solver,
+    )
     model.params = {**model.params, "A": np.full((3, 3), 1 / 3), "B": np.ones((3, 1))}
     U = np.array([[1.0], [1e3], [1e-3]])
     for x0 in (None, np.full((3, 3), 1e5), np.full((3, 3), 1e7)):
@@ -264,7 +315,9 @@ def test_strong_self_inhibition_in_single_precision(a, solver):
 
 def test_damped_picard_keeps_the_promise_of_its_certificate_from_afar():
     """Saturated, y moves for long before x does: that is no stagnation."""
-    model = ImplicitModel(2, 1, 6, activation=activations.tanh, constraint=MatrixMeasure(0.5), dtype="float64", rng=0)
+    model = ImplicitModel(
+        2, 1, 6, activation=activations.tanh, constraint=MatrixMeasure(0.5), dtype="float64", rng=0
+    )
     rng = np.random.default_rng(0)
     A = model.project({**model.params, "A": 3 * rng.normal(size=(6, 6)) - 40 * np.eye(6)})["A"]
     model.params = {**model.params, "A": A}
@@ -274,7 +327,9 @@ def test_damped_picard_keeps_the_promise_of_its_certificate_from_afar():
     exact = model.replace(forward=Newton()).equilibrium(U, on_fail="ignore")
     for x0 in (1e3 * rng.normal(size=(8, 6)), np.full((8, 6), -1e4)):
         promised = named.steps(1e-9, 2e3 + np.abs(x0).max())
-        s = model.replace(forward=Picard(tol=1e-9, max_iter=promised, damping=damping)).equilibrium(U, x0=x0, on_fail="ignore")
+        s = model.replace(forward=Picard(tol=1e-9, max_iter=promised, damping=damping)).equilibrium(
+            U, x0=x0, on_fail="ignore"
+        )
         assert not np.any(s.status == Status.STAGNATED), s
         assert s.converged.all(), s
         assert relative(s.value[exact.converged], exact.value[exact.converged]) < 1e-6
@@ -325,7 +380,9 @@ def test_work_in_small_pieces_gives_the_same_answer(solver, matrix, monkeypatch)
         assert np.array_equal(a.n_iter, b.n_iter)
         assert relative(a.value, b.value) < 1e-13
         assert relative(a.pre, b.pre) < 1e-13
-        np.testing.assert_allclose(a.residual, b.residual, rtol=1e-3, atol=1e-14 * np.abs(b.value).max())
+        np.testing.assert_allclose(
+            a.residual, b.residual, rtol=1e-3, atol=1e-14 * np.abs(b.value).max()
+        )
 
 
 @pytest.mark.parametrize("solver", [Picard(), Jacobi(), Anderson(), Newton(), Auto()], ids=repr)
@@ -338,9 +395,16 @@ def test_two_thousand_rows_and_each_alone(solver):
         assert together.converged.all()
         for i in range(0, 2000, 83):
             alone = solver(problem.take(np.array([i])))
-            bound = 2e-12 / (1 - 0.9) * (1 + np.abs(alone.value).max() if problem is p else problem.reference[i])
+            bound = (
+                2e-12
+                / (1 - 0.9)
+                * (1 + np.abs(alone.value).max() if problem is p else problem.reference[i])
+            )
             assert alone.converged[0]
-            assert np.abs(alone.value[0] - together.value[i]).max() <= bound + 1e-14 * np.abs(alone.value).max()
+            assert (
+                np.abs(alone.value[0] - together.value[i]).max()
+                <= bound + 1e-14 * np.abs(alone.value).max()
+            )
 
 
 @pytest.mark.parametrize("size", [30.0, 100.0, 300.0])
@@ -354,4 +418,8 @@ def test_a_monotone_model_with_a_large_skew_part_is_solved(size):
         p = Affine(Full(A), rng.normal(size=(1, 20)), activations.relu)
         s = Auto()(p)
         assert s.converged.all()
-        assert s.tolerance[0] <= 1e-12 * (1 + np.abs(s.value).max()) + 1e-15 * np.abs(A).sum(axis=1).max() * np.abs(s.value).max()
+        assert (
+            s.tolerance[0]
+            <= 1e-12 * (1 + np.abs(s.value).max())
+            + 1e-15 * np.abs(A).sum(axis=1).max() * np.abs(s.value).max()
+        )

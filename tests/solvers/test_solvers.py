@@ -41,7 +41,9 @@ def contraction(n, kappa, rng):
     return kappa * A / np.abs(A).sum(axis=1, keepdims=True)
 
 
-def problem(xp=np, n=8, m=5, kappa=0.8, seed=0, activation=activations.relu, dtype="float64", matrix=Full):
+def problem(
+    xp=np, n=8, m=5, kappa=0.8, seed=0, activation=activations.relu, dtype="float64", matrix=Full
+):
     rng = np.random.default_rng(seed)
     A, Z = contraction(n, kappa, rng).astype(dtype), rng.normal(size=(m, n)).astype(dtype)
     return Affine(matrix(from_host(xp, A)), from_host(xp, Z), activation)
@@ -66,7 +68,9 @@ def test_a_solution_tells_the_truth(n, m, kappa, dtype, activation, seed):
     assert s.converged.all()
     assert np.array_equal(s.value, activation.phi(s.pre))
     measured = np.abs(f(p, s.value) - s.value).max(axis=1)
-    np.testing.assert_allclose(s.residual, measured, rtol=1e-3, atol=20 * n * eps * (1 + np.abs(s.value).max()))
+    np.testing.assert_allclose(
+        s.residual, measured, rtol=1e-3, atol=20 * n * eps * (1 + np.abs(s.value).max())
+    )
     tol = 1e-6 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(s.tolerance, tol * (1 + np.abs(s.value).max(axis=1)), rtol=1e-6)
     assert np.all(s.residual <= s.tolerance)
@@ -80,7 +84,9 @@ def test_value_and_pre_activation_belong_together_after_damping(xp, m, x0):
     s = Picard(damping=0.5)(p, None if x0 is None else from_host(xp, np.full((m, 8), x0)))
     assert s.converged.all()
     assert np.array_equal(host(s.value), np.maximum(host(s.pre), 0))
-    np.testing.assert_allclose(np.abs(f(p, host(s.value)) - host(s.value)).max(axis=1), s.residual, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(
+        np.abs(f(p, host(s.value)) - host(s.value)).max(axis=1), s.residual, rtol=1e-6, atol=1e-15
+    )
 
 
 def test_steps_are_products(xp):
@@ -164,7 +170,12 @@ def test_leaving_the_range_of_the_dtype():
     assert s.status[0] in (Status.NONFINITE, Status.DIVERGED)
     assert s.status[1] == Status.CONVERGED
     assert np.all(np.isfinite(s.value))
-    overflow = one([[0.5]], [[1.0]], PICARD, Activation("nan", lambda z: z / (z - z), lambda z: z, lipschitz=1.0))
+    overflow = one(
+        [[0.5]],
+        [[1.0]],
+        PICARD,
+        Activation("nan", lambda z: z / (z - z), lambda z: z, lipschitz=1.0),
+    )
     assert overflow.status.tolist() == [Status.NONFINITE]
 
 
@@ -178,7 +189,11 @@ def test_stagnation_at_the_limit_of_float32():
     """sin of a number near 1e4 is known to about 1e-3 only: no tolerance of 1e-6 can be met, and that is said."""
     rng = np.random.default_rng(0)
     s = Fallback(Picard(), Picard(damping=0.5))(
-        Affine(Full(contraction(50, 0.99, rng).astype("f4")), (1e4 * rng.normal(size=(20, 50))).astype("f4"), activations.sin)
+        Affine(
+            Full(contraction(50, 0.99, rng).astype("f4")),
+            (1e4 * rng.normal(size=(20, 50))).astype("f4"),
+            activations.sin,
+        )
     )
     assert np.any(s.status == Status.STAGNATED)
     assert s.residual.max() < 0.1
@@ -189,7 +204,12 @@ def test_all_statuses_in_one_batch():
     A = np.diag([2.0, -1.0, 0.5])
     Z = np.array([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [-1, -1, -1]])
     together = one(A, Z)
-    assert together.status.tolist() == [Status.DIVERGED, Status.STAGNATED, Status.CONVERGED, Status.CONVERGED]
+    assert together.status.tolist() == [
+        Status.DIVERGED,
+        Status.STAGNATED,
+        Status.CONVERGED,
+        Status.CONVERGED,
+    ]
     for i in range(4):
         alone = one(A, Z[i : i + 1])
         assert alone.status[0] == together.status[i]
@@ -255,13 +275,19 @@ def test_direct_picard_and_numpy_agree(xp, factors):
 def test_direct_where_nothing_contracts(dtype):
     """Spectral radius 3, n = 300: the answer is as good as rounding allows, and is not called a failure."""
     rng = np.random.default_rng(0)
-    A, G, S = 3 * rng.normal(size=(300, 300)) / 300**0.5, rng.normal(size=(8, 300)), (rng.random((8, 300)) < 0.5) * 1.0
+    A, G, S = (
+        3 * rng.normal(size=(300, 300)) / 300**0.5,
+        rng.normal(size=(8, 300)),
+        (rng.random((8, 300)) < 0.5) * 1.0,
+    )
     parts = [G.astype(dtype), S.astype(dtype), np.abs(S * G).max(axis=1)]
     s = Direct()(linear(Full(np.ascontiguousarray(A.T.astype(dtype))), *parts))
     assert s.converged.all()
     exact = np.stack([np.linalg.solve(np.eye(300) - t[:, None] * A.T, t * g) for t, g in zip(S, G)])
     assert np.abs(s.value - exact).max() < 1e5 * np.finfo(dtype).eps * np.abs(exact).max()
-    assert not Picard()(linear(Full(np.ascontiguousarray(A.T.astype(dtype))), *parts)).converged.any()
+    assert not Picard()(
+        linear(Full(np.ascontiguousarray(A.T.astype(dtype))), *parts)
+    ).converged.any()
 
 
 def test_generic_and_written_down_systems_agree(xp):
@@ -276,15 +302,28 @@ def test_one_singular_system_among_regular_ones(xp):
     n = 3
     S = np.ones((4, n))
     S[2] = 0.5
-    p = linear(Full(from_host(xp, np.eye(n))), from_host(xp, np.ones((4, n))), from_host(xp, S), S.max(axis=1))
+    p = linear(
+        Full(from_host(xp, np.eye(n))),
+        from_host(xp, np.ones((4, n))),
+        from_host(xp, S),
+        S.max(axis=1),
+    )
     s = Direct()(p)
-    assert s.status.tolist() == [Status.NONFINITE, Status.NONFINITE, Status.CONVERGED, Status.NONFINITE]
+    assert s.status.tolist() == [
+        Status.NONFINITE,
+        Status.NONFINITE,
+        Status.CONVERGED,
+        Status.NONFINITE,
+    ]
     np.testing.assert_allclose(host(s.value)[2], 1.0, atol=1e-14)
 
 
 @given(st.integers(-8, 8), st.sampled_from(["float32", "float64"]), st.integers(0, 20))
 def test_linear_solves_scale_with_their_right_hand_side(exponent, dtype, seed):
-    base, scaled = adjoint(dtype=dtype, seed=seed)[0], adjoint(dtype=dtype, seed=seed, scale=10.0**exponent)[0]
+    base, scaled = (
+        adjoint(dtype=dtype, seed=seed)[0],
+        adjoint(dtype=dtype, seed=seed, scale=10.0**exponent)[0],
+    )
     v, w = PICARD(base).value, PICARD(scaled).value
     rtol = 5e-5 if dtype == "float32" else 1e-10
     assert np.abs(w / 10.0**exponent - v).max() <= rtol * np.abs(v).max()

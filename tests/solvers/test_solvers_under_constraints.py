@@ -12,12 +12,21 @@ from pyidl.solvers import Auto, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.wellposed import Unconstrained
 
-ACTIVATIONS = [activations.relu, activations.leaky_relu(0.1), activations.tanh, activations.hard_tanh, activations.sigmoid, activations.abs]
+ACTIVATIONS = [
+    activations.relu,
+    activations.leaky_relu(0.1),
+    activations.tanh,
+    activations.hard_tanh,
+    activations.sigmoid,
+    activations.abs,
+]
 
 
 def must_converge(name, constraint, dtype):
     """Auto always; the plain iterations where they contract. (In float32 a norm that is far from the plain one may hide the tolerance.)"""
-    return name == "auto" or (name in ("picard", "damped") and constraint.contracts and dtype == "float64")
+    return name == "auto" or (
+        name in ("picard", "damped") and constraint.contracts and dtype == "float64"
+    )
 
 
 def problem(constraint, activation, dtype, seed=0):
@@ -26,7 +35,9 @@ def problem(constraint, activation, dtype, seed=0):
     A = constraint.project({"A": (2.0 * rng.normal(size=(N, N))).astype(dtype)}, activation)["A"]
     params = {"A": A, "B": np.zeros((N, 1), dtype), "C": np.zeros((1, N), dtype)}
     matrix = read_model(params, None, None, doubtful=not constraint.contracts)["A"]
-    return Affine(matrix, rng.normal(size=(7, N)).astype(dtype), activation), constraint.certificate({"A": A}, activation)
+    return Affine(
+        matrix, rng.normal(size=(7, N)).astype(dtype), activation
+    ), constraint.certificate({"A": A}, activation)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -58,11 +69,21 @@ def test_all_solvers_find_the_same_point(constraint, activation, dtype):
             assert np.all((apart <= allowed * (1 + 1e-6) + 1e-12)[done]), name
         if splits(name, q):
             v = ADJOINT[name](q)
-            assert v.converged.all() or not (name in ("direct", "gmres") or must_converge(name, constraint, dtype)), name
+            assert v.converged.all() or not (
+                name in ("direct", "gmres") or must_converge(name, constraint, dtype)
+            ), name
             size = np.abs(exact).max(axis=1, keepdims=True)
-            gain = np.linalg.norm(np.linalg.inv(np.eye(N) - host(q.map.S).astype(float)[:, :, None] * A.T), np.inf, axis=(1, 2))[:, None]
+            gain = np.linalg.norm(
+                np.linalg.inv(np.eye(N) - host(q.map.S).astype(float)[:, :, None] * A.T),
+                np.inf,
+                axis=(1, 2),
+            )[:, None]
             error = np.abs(host(v.value) - exact)
-            assert np.all((error <= gain * (v.residual[:, None] + 64 * np.finfo(dtype).eps * size) + 1e-12)[v.converged]), name
+            assert np.all(
+                (error <= gain * (v.residual[:, None] + 64 * np.finfo(dtype).eps * size) + 1e-12)[
+                    v.converged
+                ]
+            ), name
 
 
 def test_where_picard_diverges_the_set_says_so():
@@ -70,7 +91,9 @@ def test_where_picard_diverges_the_set_says_so():
     failed = 0
     for constraint in (c for c in CONSTRAINTS if not c.contracts and c != Unconstrained()):
         p, _ = problem(constraint, activations.relu, "float64", seed=3)
-        failed += not Picard(max_iter=300)(Affine(Full(p.matrix.dense()), p.offset, p.map.activation)).converged.all()
+        failed += not Picard(max_iter=300)(
+            Affine(Full(p.matrix.dense()), p.offset, p.map.activation)
+        ).converged.all()
         assert Auto()(p).converged.all()
     assert failed > 0
 

@@ -18,8 +18,14 @@ from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import _best_step, is_monotone, reflected
 from pyidl.testing import check_pullback
 
-PROXIMAL = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.resolvent] + [activations.leaky_relu(0.1)]
-SLOPES = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.slope_range[0] >= 0 and a.slope_range[1] <= 1]
+PROXIMAL = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.resolvent] + [
+    activations.leaky_relu(0.1)
+]
+SLOPES = [
+    a
+    for a in map(activations.named, activations.builtin.BUILT_IN)
+    if a.slope_range[0] >= 0 and a.slope_range[1] <= 1
+]
 
 
 def constants(A):
@@ -45,29 +51,46 @@ def arguments(alpha, dtype, seed):
     rng = np.random.default_rng(seed)
     top = {"float32": 36, "float64": 300}[dtype]
     u = np.concatenate(
-        [10 ** rng.uniform(-12, top, 300) * min(alpha, 1), rng.uniform(0, 3, 300), abs(1 - alpha) * rng.uniform(0.9, 1.1, 300)]
+        [
+            10 ** rng.uniform(-12, top, 300) * min(alpha, 1),
+            rng.uniform(0, 3, 300),
+            abs(1 - alpha) * rng.uniform(0.9, 1.1, 300),
+        ]
     )
     return np.concatenate([u, -u, [0.0, 1.0, -1.0]]).astype(dtype)
 
 
-@given(st.sampled_from(PROXIMAL), st.floats(-3, 3), st.sampled_from(["float32", "float64"]), st.integers(0, 1000))
+@given(
+    st.sampled_from(PROXIMAL),
+    st.floats(-3, 3),
+    st.sampled_from(["float32", "float64"]),
+    st.integers(0, 1000),
+)
 def test_proximal_maps_solve_their_equation_to_rounding(activation, exponent, dtype, seed):
     alpha = 10.0**exponent
     u = arguments(alpha, dtype, seed)
     y = activation.resolvent(u, alpha)
     assert y.dtype == dtype
     u, y = u.astype(np.longdouble), y.astype(np.longdouble)
-    exactly = {"tanh": np.tanh, "sigmoid": lambda z: 0.5 + 0.5 * np.tanh(z / 2)}.get(activation.name, activation.phi)
+    exactly = {"tanh": np.tanh, "sigmoid": lambda z: 0.5 + 0.5 * np.tanh(z / 2)}.get(
+        activation.name, activation.phi
+    )
     terms = (1 - np.longdouble(alpha)) * exactly(y), np.longdouble(alpha) * y, -u
-    size = sum(np.abs(t) for t in terms) + (abs(1 - alpha) if activation is activations.sigmoid else 0.0)  # sigmoid is not 0 at 0
-    assert np.all(np.abs(sum(terms)) <= 2 * np.finfo(dtype).eps * size + np.finfo(dtype).smallest_normal)
+    size = sum(np.abs(t) for t in terms) + (
+        abs(1 - alpha) if activation is activations.sigmoid else 0.0
+    )  # sigmoid is not 0 at 0
+    assert np.all(
+        np.abs(sum(terms)) <= 2 * np.finfo(dtype).eps * size + np.finfo(dtype).smallest_normal
+    )
 
 
 def test_the_safeguard_is_needed():
     """Newton's method from y = u, without a bracket, cycles between the two flat ends."""
     y = u = np.array([3.0])
     for _ in range(200):
-        y = y - ((1 - 1e-3) * np.tanh(y) + 1e-3 * y - 0.7 * u / 3) / ((1 - 1e-3) * (1 - np.tanh(y) ** 2) + 1e-3)
+        y = y - ((1 - 1e-3) * np.tanh(y) + 1e-3 * y - 0.7 * u / 3) / (
+            (1 - 1e-3) * (1 - np.tanh(y) ** 2) + 1e-3
+        )
     assert abs((1 - 1e-3) * np.tanh(y) + 1e-3 * y - 0.7) > 0.1
     y = activations.tanh.resolvent(np.array([0.7]), 1e-3)
     assert abs((1 - 1e-3) * np.tanh(y) + 1e-3 * y - 0.7) < 1e-15
@@ -89,7 +112,12 @@ def test_extreme_arguments_of_proximal_maps(dtype):
 def test_the_value_of_a_proximal_map_is_that_of_alpha_f(xp):
     """Of ReLU, f is the indicator of x >= 0, and alpha f the same; of tanh, prox minimises ``alpha f(x) + (x - u)^2 / 2``."""
     u = np.linspace(-5, 5, 101)
-    assert_close(activations.relu(activations.relu.resolvent(from_host(xp, u), 0.3)), np.maximum(u, 0), rtol=1e-15, xp=xp)
+    assert_close(
+        activations.relu(activations.relu.resolvent(from_host(xp, u), 0.3)),
+        np.maximum(u, 0),
+        rtol=1e-15,
+        xp=xp,
+    )
     x = np.tanh(host(activations.tanh.resolvent(from_host(xp, u), 0.3)))
     grid = np.linspace(-1, 1, 20001)[1:-1]
     f = grid * np.arctanh(grid) + 0.5 * np.log1p(-(grid**2)) - grid**2 / 2  # f' = artanh x - x
@@ -111,7 +139,14 @@ def test_blocks_have_a_proximal_map_where_all_parts_do():
 # -------------------------------------------------------------------------------------------------------------- rates
 
 
-@given(st.integers(1, 8), st.floats(0.02, 3.0), st.floats(0.0, 10.0), st.floats(-1.5, 1.0), st.sampled_from(PROXIMAL), st.integers(0, 1000))
+@given(
+    st.integers(1, 8),
+    st.floats(0.02, 3.0),
+    st.floats(0.0, 10.0),
+    st.floats(-1.5, 1.0),
+    st.sampled_from(PROXIMAL),
+    st.integers(0, 1000),
+)
 def test_the_rates_of_the_theorem(n, margin, size, exponent, activation, seed):
     """No two points come closer more slowly than the theorem says, forward and adjoint."""
     rng = np.random.default_rng(seed)
@@ -122,7 +157,9 @@ def test_the_rates_of_the_theorem(n, margin, size, exponent, activation, seed):
     p = affine(A, rng.normal(size=(5, n)), activation)
     S = rng.uniform(0, 1, (5, n))
     q = linear(p.matrix.T, rng.normal(size=(5, n)), S, np.ones(5))
-    rate = np.sqrt((1 - alpha * L) ** 2 + max(0.0, 4 * alpha * (L - m))) / (1 + alpha * L)  # 1 - 4 alpha m / (1 + alpha L)^2, not cancelled
+    rate = np.sqrt((1 - alpha * L) ** 2 + max(0.0, 4 * alpha * (L - m))) / (
+        1 + alpha * L
+    )  # 1 - 4 alpha m / (1 + alpha L)^2, not cancelled
     for problem in (p, q):
         step = reflected(problem, alpha)
         a, b = rng.normal(size=(5, n)), rng.normal(size=(5, n)) * 3
@@ -133,16 +170,27 @@ def test_the_rates_of_the_theorem(n, margin, size, exponent, activation, seed):
         for t in (best, 1.9 * best):
             rate_fb = np.sqrt(max(0.0, 1 - 2 * t * m + t**2 * L**2))
             assert rate_fb < 1
-            x, y = ((1 - t) * c + t * (c @ host(problem.matrix.dense()).T + problem.offset) for c in (a, b))
+            x, y = (
+                (1 - t) * c + t * (c @ host(problem.matrix.dense()).T + problem.offset)
+                for c in (a, b)
+            )
             x, y = (problem.image(problem.map.resolvent(c, t)) for c in (x, y))
-            assert np.all(np.linalg.norm(x - y, axis=1) <= rate_fb * np.linalg.norm(a - b, axis=1) * (1 + 1e-9) + 1e-12)
+            assert np.all(
+                np.linalg.norm(x - y, axis=1)
+                <= rate_fb * np.linalg.norm(a - b, axis=1) * (1 + 1e-9) + 1e-12
+            )
 
 
 def test_a_rate_that_is_attained():
     """The bounds can be met: A = c I with the identity, where every step is a multiplication."""
     p = affine(-3 * np.eye(2), np.ones((1, 2)), activations.identity)
     step = reflected(p, 0.25)  # m = L = 4: alpha = 1 / L has the rate 0
-    assert np.abs(step.image(step.pre(np.array([[1.0, 2.0]]))) - step.image(step.pre(np.zeros((1, 2))))).max() < 1e-14
+    assert (
+        np.abs(
+            step.image(step.pre(np.array([[1.0, 2.0]]))) - step.image(step.pre(np.zeros((1, 2))))
+        ).max()
+        < 1e-14
+    )
     for solver in (PeacemanRachford(alpha=0.25), ForwardBackward()):
         assert np.all(solver(p, trace=True).trace[1:] <= 1e-14)
 
@@ -157,7 +205,11 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("activation", [*PROXIMAL, activations.softplus, Blocks((activations.relu, 9), (activations.tanh, 6))], ids=repr)
+@pytest.mark.parametrize(
+    "activation",
+    [*PROXIMAL, activations.softplus, Blocks((activations.relu, 9), (activations.tanh, 6))],
+    ids=repr,
+)
 @pytest.mark.parametrize("size", [2.0, 10.0])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_point_of_newton_where_picard_fails(name, size, activation):
@@ -181,14 +233,18 @@ def test_the_point_of_newton_where_picard_fails(name, size, activation):
     np.testing.assert_allclose(residual(q, v.value), v.residual, atol=1e-13)
 
 
-@pytest.mark.parametrize("activation", [activations.relu, activations.tanh, activations.elu], ids=repr)
+@pytest.mark.parametrize(
+    "activation", [activations.relu, activations.tanh, activations.elu], ids=repr
+)
 def test_peaceman_rachford_in_float32(activation):
     p, exact = hard(activation, size=8.0, dtype="float32")
     s = PeacemanRachford()(p)
     assert s.converged.all()
     assert s.value.dtype == np.float32
     assert relative(s.value, exact.astype("f4")) < 1e-4
-    assert np.all(residual(p, s.value) <= s.tolerance + 20 * np.finfo("f4").eps * (1 + np.abs(exact).max()))
+    assert np.all(
+        residual(p, s.value) <= s.tolerance + 20 * np.finfo("f4").eps * (1 + np.abs(exact).max())
+    )
     q = adjoint(p, s, np.random.default_rng(1).normal(size=(6, 15)))
     assert relative(PeacemanRachford()(q).value, adjoint_solution(q).astype("f4")) < 1e-4
 
@@ -253,7 +309,9 @@ def test_statuses_and_traces():
     wild = ForwardBackward(alpha=2.0)(p)  # far beyond 2 m / L^2
     assert not wild.converged.any()
     np.testing.assert_allclose(residual(p, wild.value), wild.residual, rtol=1e-9)
-    blown = ForwardBackward(alpha=2.0)(affine([[-1e30, 0.0], [0.0, -1e30]], [[1.0, 1.0]], activations.identity, "float32"))
+    blown = ForwardBackward(alpha=2.0)(
+        affine([[-1e30, 0.0], [0.0, -1e30]], [[1.0, 1.0]], activations.identity, "float32")
+    )
     assert blown.status[0] in (Status.NONFINITE, Status.DIVERGED)
 
 
@@ -267,19 +325,30 @@ def test_slow_is_not_stagnant():
 
 
 def test_what_is_refused_and_by_which_name():
-    with pytest.raises(InputError, match=r"PeacemanRachford .* slopes in \[0, 1\], and those of silu lie in \[-0\.09984, 1\.1\]"):
+    with pytest.raises(
+        InputError,
+        match=r"PeacemanRachford .* slopes in \[0, 1\], and those of silu lie in \[-0\.09984, 1\.1\]",
+    ):
         PeacemanRachford()(affine(np.eye(2) / 2, np.ones((1, 2)), activations.silu))
-    with pytest.raises(InputError, match=r"ForwardBackward .* slopes in \[0, 1\], and those of abs"):
+    with pytest.raises(
+        InputError, match=r"ForwardBackward .* slopes in \[0, 1\], and those of abs"
+    ):
         ForwardBackward()(affine(np.eye(2) / 2, np.ones((1, 2)), activations.abs))
     with pytest.raises(InputError, match=r"elu has none \(`resolvent`\); use alpha = 1"):
         ForwardBackward(alpha=0.5)(affine(np.eye(2) / 2, np.ones((1, 2)), activations.elu))
-    assert ForwardBackward(alpha=1.0)(affine(np.eye(2) / 2, np.ones((1, 2)), activations.elu)).converged.all()
+    assert ForwardBackward(alpha=1.0)(
+        affine(np.eye(2) / 2, np.ones((1, 2)), activations.elu)
+    ).converged.all()
     with pytest.raises(InputError, match=r"largest eigenvalue of \(A \+ A\^T\) / 2 is 1\.2,"):
         ForwardBackward()(affine(np.diag([0.5, 1.2]), np.ones((1, 2))))
     with pytest.raises(InputError, match="2 I - 1 A is singular"):
         PeacemanRachford()(affine(np.diag([0.5, 2.0]), np.ones((1, 2))))
-    with pytest.raises(InputError, match=r"slopes in \[0, 1\], and those at this solution lie in \[1\.09, 1\.09\]"):
-        PeacemanRachford()(linear(Full(np.eye(2) / 2), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1)))
+    with pytest.raises(
+        InputError, match=r"slopes in \[0, 1\], and those at this solution lie in \[1\.09, 1\.09\]"
+    ):
+        PeacemanRachford()(
+            linear(Full(np.eye(2) / 2), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))
+        )
     with pytest.raises(InputError, match="only the map is known"):
         PeacemanRachford()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
     own = Activation("own", lambda z: z / 2, lambda z: 0 * z + 0.5, lipschitz=0.5)
@@ -298,7 +367,9 @@ def test_low_rank_and_tiled_matrices_are_multiplied_out():
     thin, Z = LowRank(-L, L), rng.normal(size=(4, 8))
     full = affine(-L @ L.T, Z)
     for solver in (ForwardBackward(), PeacemanRachford()):
-        assert relative(solver(Affine(thin, Z, activations.relu)).value, Newton()(full).value) < 1e-10
+        assert (
+            relative(solver(Affine(thin, Z, activations.relu)).value, Newton()(full).value) < 1e-10
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- Auto
@@ -334,7 +405,9 @@ def test_auto_takes_the_splitting_of_a_negative_diagonal():
     assert x.method.startswith("Auto(Jacobi, since")
     assert x.converged.all()
     assert relative(x.value, Newton()(p).value) < 1e-10
-    smooth = doubtful(A, rng.normal(size=(5, 12)), activations.tanh)  # no closed form of the scalar equation
+    smooth = doubtful(
+        A, rng.normal(size=(5, 12)), activations.tanh
+    )  # no closed form of the scalar equation
     assert "PeacemanRachford" in Auto()(smooth).method
     assert relative(Auto()(smooth).value, Newton()(smooth).value) < 1e-10
 
@@ -345,10 +418,14 @@ def test_auto_goes_on_with_picard_where_nothing_else_applies():
     assert not is_monotone(Full(wild))
     assert Auto()(doubtful(wild, rng.normal(size=(3, 20)))).method.startswith("Auto(Picard")
     A = monotone(20, 0.5, 5.0, rng)
-    assert Auto()(doubtful(A, rng.normal(size=(3, 20)), activations.silu)).method.startswith("Auto(Picard")
+    assert Auto()(doubtful(A, rng.normal(size=(3, 20)), activations.silu)).method.startswith(
+        "Auto(Picard"
+    )
     easy = doubtful(FAMILIES["gaussian"](20, 0.9, rng), rng.normal(size=(3, 20)))
     assert "Peaceman" not in Auto()(easy).method
-    steep = doubtful(np.diag([1.5, -0.3]), [[-1.0, 1.0]])  # no splitting where an entry of the diagonal reaches 1
+    steep = doubtful(
+        np.diag([1.5, -0.3]), [[-1.0, 1.0]]
+    )  # no splitting where an entry of the diagonal reaches 1
     assert steep.matrix.gains[1] == np.inf
     assert Auto()(steep).method.startswith("Auto(Picard")
 
@@ -363,9 +440,13 @@ def test_auto_repairs_with_peaceman_and_rachford(monkeypatch):
     assert "then Newton" not in x.method
     assert relative(x.value, exact) < 1e-10
     asked = []
-    monkeypatch.setattr("pyidl.solvers.auto.is_monotone", lambda matrix: asked.append(matrix) or False)
+    monkeypatch.setattr(
+        "pyidl.solvers.auto.is_monotone", lambda matrix: asked.append(matrix) or False
+    )
     assert "then Newton for" in Auto()(p).method
-    assert 1 <= len(asked) <= 2  # before the first step, for its growth is known; and for those that failed
+    assert (
+        1 <= len(asked) <= 2
+    )  # before the first step, for its growth is known; and for those that failed
     asked.clear()
     Auto()(affine(FAMILIES["gaussian"](15, 0.9, np.random.default_rng(0)), np.ones((3, 15))))
     assert not asked  # where nothing grows or fails, nothing is asked
@@ -421,11 +502,17 @@ def test_the_model_reads_growths_where_its_constraint_does_not_contract():
 # ---------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("solver", [PeacemanRachford(), PeacemanRachford(alpha=0.5), ForwardBackward(max_iter=20000), Auto()], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [PeacemanRachford(), PeacemanRachford(alpha=0.5), ForwardBackward(max_iter=20000), Auto()],
+    ids=repr,
+)
 def test_three_oracles_for_a_model_on_which_picard_fails(solver):
     """Central differences, a dense adjoint solve, and forward-backward unrolled and differentiated by hand."""
     rng = np.random.default_rng(3)
-    model = ImplicitModel(4, 3, 10, rng=0, constraint=Free(), dtype="float64", forward=solver, adjoint=solver)
+    model = ImplicitModel(
+        4, 3, 10, rng=0, constraint=Free(), dtype="float64", forward=solver, adjoint=solver
+    )
     model.params = {**model.params, "A": monotone(10, 0.6, 2.5, rng), "b": rng.normal(size=10)}
     U, G = rng.normal(size=(6, 4)), rng.normal(size=(6, 3))
     assert check_pullback(model, U, rng=1).max_error < 1e-6
@@ -443,11 +530,20 @@ def test_three_oracles_for_a_model_on_which_picard_fails(solver):
         dA, dZ = dA + t * v.T @ states[k - 1], dZ + t * v
         gX = (1 - t) * v + t * v @ A
     X, S = states[-1], active[-1] * 1.0
-    V = np.stack([np.linalg.solve(np.eye(10) - s[:, None] * A.T, s * (p["C"].T @ g)) for s, g in zip(S, G)])
+    V = np.stack(
+        [np.linalg.solve(np.eye(10) - s[:, None] * A.T, s * (p["C"].T @ g)) for s, g in zip(S, G)]
+    )
     _, pull = model.with_tol(1e-14)(U)
     dU, grads = pull(G)
     for oracle in ({"A": dA, "Z": dZ}, {"A": V.T @ X, "Z": V}):
-        expected = {"A": oracle["A"], "B": oracle["Z"].T @ U, "b": oracle["Z"].sum(axis=0), "C": G.T @ X, "D": G.T @ U, "d": G.sum(axis=0)}
+        expected = {
+            "A": oracle["A"],
+            "B": oracle["Z"].T @ U,
+            "b": oracle["Z"].sum(axis=0),
+            "C": G.T @ X,
+            "D": G.T @ U,
+            "d": G.sum(axis=0),
+        }
         assert relative(dU, oracle["Z"] @ p["B"] + G @ p["D"]) < 1e-10
         for key, g in grads.items():
             assert relative(g, expected[key]) < 1e-10, key

@@ -5,7 +5,19 @@ import pytest
 from helpers import host, relative
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import ADJOINT, FAMILIES, FORWARD, Tanh, adjoint, adjoint_solution, affine, fixed_point, linear, residual, splits
+from problems import (
+    ADJOINT,
+    FAMILIES,
+    FORWARD,
+    Tanh,
+    adjoint,
+    adjoint_solution,
+    affine,
+    fixed_point,
+    linear,
+    residual,
+    splits,
+)
 
 from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks
@@ -34,11 +46,22 @@ from pyidl.solvers.loop import iterate, stride_of
 from pyidl.solvers.low_rank import reduce
 from pyidl.solvers.problem import Affine
 
-CLOSED = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.scalar_solve] + [activations.leaky_relu(0.1)]
+CLOSED = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.scalar_solve] + [
+    activations.leaky_relu(0.1)
+]
 ALL = [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)]
 
 
-def make(family="gaussian", n=12, m=6, kappa=0.9, seed=0, activation=activations.relu, dtype="float64", xp=np):
+def make(
+    family="gaussian",
+    n=12,
+    m=6,
+    kappa=0.9,
+    seed=0,
+    activation=activations.relu,
+    dtype="float64",
+    xp=np,
+):
     rng = np.random.default_rng(seed)
     radius = kappa / max(activation.lipschitz, 1.0)
     return affine(FAMILIES[family](n, radius, rng), rng.normal(size=(m, n)), activation, dtype, xp)
@@ -59,7 +82,10 @@ def test_all_solvers_agree(family, activation, dtype):
             assert s.converged.all(), name
             assert relative(s.value, exact) < bound, name
             assert np.array_equal(s.value, activation(s.pre)), name
-            assert np.all(residual(p, s.value) <= s.tolerance + 50 * np.finfo(dtype).eps * (1 + np.abs(exact).max())), name
+            assert np.all(
+                residual(p, s.value)
+                <= s.tolerance + 50 * np.finfo(dtype).eps * (1 + np.abs(exact).max())
+            ), name
             assert np.array_equal(s.status, np.zeros(6)), name
     q = adjoint(p, Picard()(p), np.random.default_rng(1).normal(size=(6, 12)))
     exact = adjoint_solution(q)
@@ -69,7 +95,9 @@ def test_all_solvers_agree(family, activation, dtype):
         s = solver(q)
         assert s.converged.all(), name
         assert relative(s.value, exact) < bound, name
-        assert np.all(residual(q, s.value) <= s.tolerance + 50 * np.finfo(dtype).eps * np.abs(exact).max()), name
+        assert np.all(
+            residual(q, s.value) <= s.tolerance + 50 * np.finfo(dtype).eps * np.abs(exact).max()
+        ), name
 
 
 @pytest.mark.parametrize("name", FORWARD)
@@ -106,7 +134,9 @@ def test_anderson_takes_the_same_steps_on_every_library(in_place, slow, xp):
         ends.append(host(y))
     plain = fixed_point(p)
     assert relative(ends[1], ends[0]) < 1e-9
-    assert np.all(np.abs(activations.relu(ends[1]) - plain).max(axis=1)[slow] < 1e-5), "ten plain steps leave 1e-1"
+    assert np.all(np.abs(activations.relu(ends[1]) - plain).max(axis=1)[slow] < 1e-5), (
+        "ten plain steps leave 1e-1"
+    )
 
 
 class _Owned(Affine):
@@ -128,17 +158,26 @@ def test_low_rank_is_the_same_equation(name, xp):
     if name in FORWARD:
         assert relative(FORWARD[name](thin).value, fixed_point(full)) < 1e-10
     G = rng.normal(size=(6, 12))
-    assert relative(ADJOINT[name](adjoint(thin, x, G)).value, adjoint_solution(adjoint(full, x, G))) < 1e-10
+    assert (
+        relative(ADJOINT[name](adjoint(thin, x, G)).value, adjoint_solution(adjoint(full, x, G)))
+        < 1e-10
+    )
 
 
-@pytest.mark.parametrize("activation", [activations.relu, activations.tanh, activations.silu], ids=repr)
+@pytest.mark.parametrize(
+    "activation", [activations.relu, activations.tanh, activations.silu], ids=repr
+)
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("x0", [None, 2.0])
 def test_low_rank_is_iterated_in_as_many_dimensions(rank, activation, x0, xp):
     rng = np.random.default_rng(0)
     L, R = rng.normal(size=(40, rank)), rng.normal(size=(40, rank))
     L *= 0.97 / activation.lipschitz / np.abs(L @ R.T).sum(axis=1).max()
-    p = Affine(LowRank(from_host(xp, L), from_host(xp, R)), from_host(xp, rng.normal(size=(300, 40))), activation)
+    p = Affine(
+        LowRank(from_host(xp, L), from_host(xp, R)),
+        from_host(xp, rng.normal(size=(300, 40))),
+        activation,
+    )
     start = None if x0 is None else from_host(xp, np.full((300, 40), x0))
     x = Auto()(p, start)
     assert x.method.startswith(f"Auto(Picard in {rank} dimensions")
@@ -175,7 +214,9 @@ def test_alone_in_a_batch_and_shuffled(name, family):
             assert np.abs(alone.value[0] - together.value[i]).max() <= bound
             assert alone.status[0] == together.status[i]
         first = solver(problem)
-        assert np.array_equal(first.value, together.value)  # and the same to the last bit when repeated
+        assert np.array_equal(
+            first.value, together.value
+        )  # and the same to the last bit when repeated
         assert first.method == together.method
 
 
@@ -190,7 +231,9 @@ def test_a_warm_start_changes_the_answer_by_no_more_than_the_tolerance(name):
         for start in (cold.value, cold.value + 0.1, np.full((5, 16), -3.0)):
             warm = solver(problem, start.copy())
             assert warm.converged.all()
-            assert np.abs(warm.value - cold.value).max() <= 2e-12 / (1 - 0.9) * (1 + np.abs(cold.value).max())
+            assert np.abs(warm.value - cold.value).max() <= 2e-12 / (1 - 0.9) * (
+                1 + np.abs(cold.value).max()
+            )
         if name != "damped":
             assert solver(problem, cold.value).n_iter.max() <= 2
 
@@ -232,7 +275,9 @@ def test_the_certified_rate_of_the_splitting(n, mu, activation, low, seed):
     rho = np.max((np.abs(A).sum(axis=1) - np.abs(d)) / (1 - d))
     assert rho < 1
     p = affine(A, rng.normal(size=(3, n)), activation)
-    steps = 60 if rho <= 0 else 60 + int(45 / -np.log(rho))  # rho^steps < 1e-19: the residual is then below its tolerance
+    steps = (
+        60 if rho <= 0 else 60 + int(45 / -np.log(rho))
+    )  # rho^steps < 1e-19: the residual is then below its tolerance
     solver = Jacobi(max_iter=steps)
     x = solver(p)
     assert x.converged.all()
@@ -258,12 +303,20 @@ def test_the_certified_rate_of_the_splitting(n, mu, activation, low, seed):
 
 
 def test_blocks_can_be_split():
-    mixed = Blocks((activations.relu, 4), (activations.leaky_relu(0.2), 5), (activations.hard_tanh, 3))
+    mixed = Blocks(
+        (activations.relu, 4), (activations.leaky_relu(0.2), 5), (activations.hard_tanh, 3)
+    )
     p = make("stiff", activation=mixed)
     assert relative(Jacobi()(p).value, fixed_point(p)) < 1e-10
     plain = Blocks((activations.relu, 4), (activations.hard_tanh, 8))
     assert plain.divides
-    assert relative(Jacobi()(make("stiff", activation=plain)).value, fixed_point(make("stiff", activation=plain))) < 1e-10
+    assert (
+        relative(
+            Jacobi()(make("stiff", activation=plain)).value,
+            fixed_point(make("stiff", activation=plain)),
+        )
+        < 1e-10
+    )
 
 
 def test_jacobi_refuses_by_name_and_before_it_starts():
@@ -274,7 +327,9 @@ def test_jacobi_refuses_by_name_and_before_it_starts():
     with pytest.raises(InputError, match="diagonal"):
         Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)), activations.abs))
     assert Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)))).converged.all()
-    q = linear(Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))  # silu has such slopes
+    q = linear(
+        Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1)
+    )  # silu has such slopes
     with pytest.raises(InputError, match=r"reaches 1\.036"):
         Jacobi()(q)
     with pytest.raises(InputError, match="only the map is known"):
@@ -305,7 +360,9 @@ def test_auto_is_not_deceived_by_bounds(kappa):
     auto = Auto()(p)
     assert auto.converged.all()
     assert "Jacobi" not in auto.method
-    assert auto.n_iter.max() <= picard.n_iter.max() + max(5, picard.n_iter.max() // 8), "one round more"
+    assert auto.n_iter.max() <= picard.n_iter.max() + max(5, picard.n_iter.max() // 8), (
+        "one round more"
+    )
 
 
 def test_auto_does_not_choose_what_would_be_refused():
@@ -347,7 +404,11 @@ def test_auto_repairs_forward_and_adjoint():
 def test_auto_falls_back_on_a_factorisation():
     """A of spectral radius 3: no iteration contracts, and for the adjoint GMRES or a direct solve gives the answer all the same."""
     rng = np.random.default_rng(0)
-    A, S, G = 3 * rng.normal(size=(80, 80)) / 80**0.5, (rng.random((5, 80)) < 0.7) * 1.0, rng.normal(size=(5, 80))
+    A, S, G = (
+        3 * rng.normal(size=(80, 80)) / 80**0.5,
+        (rng.random((5, 80)) < 0.7) * 1.0,
+        rng.normal(size=(5, 80)),
+    )
     q = linear(Full(A.T.copy()), G, S, np.abs(S * G).max(axis=1))
     assert not Picard()(q).converged.any()
     v = Auto()(q)
@@ -376,10 +437,18 @@ def test_anderson_removes_a_slow_mode():
     assert Anderson()(q).n_iter.max() < 40
 
 
-@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from([0.5, 0.9, 0.99]), st.integers(1, 5), st.integers(0, 200))
+@given(
+    st.sampled_from(sorted(FAMILIES)),
+    st.sampled_from([0.5, 0.9, 0.99]),
+    st.integers(1, 5),
+    st.integers(0, 200),
+)
 def test_the_safeguard_keeps_anderson_convergent(family, kappa, memory, seed):
     p = make(family, n=10, m=4, kappa=kappa, seed=seed)
-    for solver in (Fallback(Anderson(memory=memory), Picard()), Fallback(Anderson(memory=memory, splitting=True), Picard())):
+    for solver in (
+        Fallback(Anderson(memory=memory), Picard()),
+        Fallback(Anderson(memory=memory, splitting=True), Picard()),
+    ):
         s = solver(p)
         assert s.converged.all()
     assert relative(s.value, fixed_point(p)) < 1e-8
@@ -477,9 +546,18 @@ def test_gmres_solves_in_as_many_products_as_there_are_eigenvalues():
 
 
 def test_gmres_statuses():
-    singular = linear(Full(np.array([[0.0, 1.0], [1.0, 0.0]])), np.array([[1.0, 0.0]]), np.ones((1, 2)), np.ones(1))
-    assert GMRES()(singular).status[0] == Status.STAGNATED  # I - A is singular, and the right-hand side is not in its range
-    slow = adjoint(make("stiff", n=40, kappa=0.99), Jacobi()(make("stiff", n=40, kappa=0.99)), np.ones((6, 40)))
+    singular = linear(
+        Full(np.array([[0.0, 1.0], [1.0, 0.0]])),
+        np.array([[1.0, 0.0]]),
+        np.ones((1, 2)),
+        np.ones(1),
+    )
+    assert (
+        GMRES()(singular).status[0] == Status.STAGNATED
+    )  # I - A is singular, and the right-hand side is not in its range
+    slow = adjoint(
+        make("stiff", n=40, kappa=0.99), Jacobi()(make("stiff", n=40, kappa=0.99)), np.ones((6, 40))
+    )
     assert np.any(GMRES(max_iter=3)(slow).status == Status.MAX_ITER)
     zero = linear(Full(np.eye(2) / 2), np.zeros((2, 2)), np.ones((2, 2)), np.zeros(2))
     assert GMRES()(zero).converged.all()
@@ -495,12 +573,20 @@ def test_truncated_adjoints_are_as_wrong_as_their_bound_allows(k, rho, tau, seed
     """In the norm in which J^T contracts: the sum of entries of w = A^T v + g, for phi' in [0, 1]."""
     p = make("nonnegative", n=8, m=3, kappa=rho, seed=seed)
     q = adjoint(p, Picard()(p), np.random.default_rng(seed).normal(size=(3, 8)))
-    q = linear(q.matrix, q.offset, np.ones((3, 8)), np.abs(q.offset).max(axis=1))  # then J^T = A^T contracts in that norm itself
+    q = linear(
+        q.matrix, q.offset, np.ones((3, 8)), np.abs(q.offset).max(axis=1)
+    )  # then J^T = A^T contracts in that norm itself
     exact = adjoint_solution(q)
-    for solver, steps, damping in ((Phantom(k, tau), k, tau), (Neumann(k), k, 1.0), (JacobianFree(), 1, 1.0)):
+    for solver, steps, damping in (
+        (Phantom(k, tau), k, tau),
+        (Neumann(k), k, 1.0),
+        (JacobianFree(), 1, 1.0),
+    ):
         s = solver(q, trace=True)
         error = np.abs(s.value - exact).sum(axis=1)
-        assert np.all(error <= (1 - damping * (1 - rho)) ** steps * np.abs(exact).sum(axis=1) * (1 + 1e-9))
+        assert np.all(
+            error <= (1 - damping * (1 - rho)) ** steps * np.abs(exact).sum(axis=1) * (1 + 1e-9)
+        )
         np.testing.assert_allclose(s.residual, residual(q, s.value), rtol=1e-9, atol=1e-15)
         assert np.all(np.isinf(s.tolerance))
         assert "biased" in s.method
@@ -577,15 +663,24 @@ def test_arrays_of_a_cell_are_not_written_into(solver):
 
 
 @pytest.mark.parametrize("name", FORWARD)
-@pytest.mark.parametrize("options", [{}, {"rank": 3}, {"constraint": InfNorm(0.4)}, {"activation": activations.silu}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rank": 3}, {"constraint": InfNorm(0.4)}, {"activation": activations.silu}],
+    ids=str,
+)
 def test_every_solver_serves_the_model(name, options):
     """Gradients of the model do not depend on the solvers, forward and adjoint."""
     if "activation" in options and not splits(name, make(activation=activations.silu)):
         pytest.skip("silu has no closed-form scalar equation, and negative slopes")
-    U, dY = np.random.default_rng(0).normal(size=(5, 4)), np.random.default_rng(1).normal(size=(5, 2))
+    U, dY = (
+        np.random.default_rng(0).normal(size=(5, 4)),
+        np.random.default_rng(1).normal(size=(5, 2)),
+    )
     results = []
     for solver in (Picard(), FORWARD[name]):
-        model = ImplicitModel(4, 2, 10, dtype="float64", rng=3, forward=solver, adjoint=solver, **options)
+        model = ImplicitModel(
+            4, 2, 10, dtype="float64", rng=3, forward=solver, adjoint=solver, **options
+        )
         Y, pull = model(U)
         results.append({"Y": Y, **pull(dY)[1]})
     for key, a in results[0].items():
@@ -602,8 +697,16 @@ def test_own_activation_with_a_closed_form():
     )
     p = make("stiff", activation=half)
     assert relative(Jacobi()(p).value, fixed_point(p)) < 1e-10
-    divides = Activation("id", lambda z: 1.0 * z, np.ones_like, slope_range=(1.0, 1.0), divides=True)
-    assert relative(Jacobi()(make("stiff", activation=divides)).value, fixed_point(make("stiff", activation=divides))) < 1e-10
+    divides = Activation(
+        "id", lambda z: 1.0 * z, np.ones_like, slope_range=(1.0, 1.0), divides=True
+    )
+    assert (
+        relative(
+            Jacobi()(make("stiff", activation=divides)).value,
+            fixed_point(make("stiff", activation=divides)),
+        )
+        < 1e-10
+    )
 
 
 def test_the_gains_are_read_where_the_diagonal_is_large():
@@ -645,7 +748,10 @@ def test_far_from_its_solution_a_low_rank_state_is_measured_by_a_bound():
 
 def test_the_first_steps_are_measured_together():
     """In steps 5, 10, 15 for small n, whatever the neighbours do; the same sample alone is measured, and so frozen, in the same step."""
-    p = affine(FAMILIES["gaussian"](40, 0.9, np.random.default_rng(0)), np.random.default_rng(1).normal(size=(50, 40)))
+    p = affine(
+        FAMILIES["gaussian"](40, 0.9, np.random.default_rng(0)),
+        np.random.default_rng(1).normal(size=(50, 40)),
+    )
     together = Picard()(p)
     for i in range(0, 50, 7):
         alone = Picard()(p.take(np.array([i])))
@@ -659,7 +765,10 @@ def test_the_first_steps_are_measured_together():
 def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family, newton):
     """Beside samples that diverge, are solved at once, or are slow, each takes the steps that it takes alone."""
     A = np.zeros((n + 1, n + 1))
-    A[:n, :n], A[n, n] = FAMILIES[family](n, 0.97, np.random.default_rng(0)), 1.5  # the last unit grows without bound where it is active
+    A[:n, :n], A[n, n] = (
+        FAMILIES[family](n, 0.97, np.random.default_rng(0)),
+        1.5,
+    )  # the last unit grows without bound where it is active
     Z = np.random.default_rng(1).normal(size=(12, n + 1))
     Z[:, n] = -1.0
     Z[3, n] = 1.0
@@ -684,7 +793,10 @@ def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family, newton):
 
 @pytest.mark.parametrize("n", [300, 40])
 def test_auto_accelerates_early_what_is_slow_from_the_start(n):
-    p = affine(FAMILIES["nonnegative"](n, 0.99, np.random.default_rng(0)), 1.0 + np.random.default_rng(1).random((20, n)))
+    p = affine(
+        FAMILIES["nonnegative"](n, 0.99, np.random.default_rng(0)),
+        1.0 + np.random.default_rng(1).random((20, n)),
+    )
     s = Auto()(p)
     assert "20 slow samples of 20" in s.method
     assert s.n_iter.max() < (20 if n == 300 else 60)
@@ -701,7 +813,9 @@ def test_steps_of_a_repair_are_added_up():
 
 def test_the_reduced_equation_starts_where_it_is_told():
     p = make("stiff", n=40, m=5, kappa=0.9)
-    thin = Affine(LowRank(0.2 * p.matrix.dense()[:, :4], p.matrix.dense()[:, 4:8]), p.offset, activations.tanh)
+    thin = Affine(
+        LowRank(0.2 * p.matrix.dense()[:, :4], p.matrix.dense()[:, 4:8]), p.offset, activations.tanh
+    )
     cold = Auto()(thin)
     assert "in 4 dimensions" in cold.method
     assert cold.n_iter.min() > 3
@@ -710,7 +824,9 @@ def test_the_reduced_equation_starts_where_it_is_told():
 
 def test_a_repair_that_fails_changes_nothing():
     """I - J^T is singular: `Direct` gives NaN, and the best iterate of the others is what is returned."""
-    singular = linear(Full(np.eye(2)), np.array([[1.0, 2.0]]), np.array([[1.0, 0.5]]), np.array([1.0]))
+    singular = linear(
+        Full(np.eye(2)), np.array([[1.0, 2.0]]), np.array([[1.0, 0.5]]), np.array([1.0])
+    )
     solution = Auto()(singular)
     assert not solution.converged.any()
     assert "Direct" in solution.method
@@ -726,7 +842,12 @@ def test_gmres_makes_no_more_products_than_it_may():
 
 
 def test_what_an_adjoint_must_reach_is_not_below_the_rounding_of_its_answer():
-    q = linear(Full(np.eye(1, dtype=np.float32)), np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.ones(1))
+    q = linear(
+        Full(np.eye(1, dtype=np.float32)),
+        np.ones((1, 1), np.float32),
+        np.ones((1, 1), np.float32),
+        np.ones(1),
+    )
     eps = float(np.finfo(np.float32).eps)
     assert q.tolerance(np.array([1e4]), 1e-6)[0] == pytest.approx(8e4 * eps)
     assert q.tolerance(np.array([1e-4]), 1e-6)[0] == 1e-6

@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 from helpers import moved, random_model
 
-from pyidl import Checkpoint, EarlyStopping, History, ImplicitModel, InfNorm, Linear, Sequential, activations, fit, losses, metrics, optim
+from pyidl import (
+    Checkpoint,
+    EarlyStopping,
+    History,
+    ImplicitModel,
+    InfNorm,
+    Linear,
+    Sequential,
+    activations,
+    fit,
+    losses,
+    metrics,
+    optim,
+)
 from pyidl import save as save_model
 from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, FileFormatError, InputError
@@ -25,17 +38,30 @@ LABELS = (U[:, 0] > 0).astype(int) + (U[:, 1] > 0)
 
 def train(model, epochs=5, target=TARGET, loss=losses.mse, optimizer=None, **options):
     settings = {"batch_size": 16, "rng": 0, "verbose": 0} | options
-    return fit(model, (U, target), loss=loss, optimizer=optimizer or optim.Adam(1e-2), epochs=epochs, **settings)
+    return fit(
+        model,
+        (U, target),
+        loss=loss,
+        optimizer=optimizer or optim.Adam(1e-2),
+        epochs=epochs,
+        **settings,
+    )
 
 
 MODELS = {
     "implicit": lambda: ImplicitModel(4, 1, 12, rng=0),
     "low rank": lambda: ImplicitModel(4, 1, 12, rank=3, rng=0),
     "float64": lambda: ImplicitModel(4, 1, 12, dtype="float64", rng=0),
-    "blocks": lambda: ImplicitModel(4, 1, 12, activation=activations.Blocks((activations.relu, 6), (activations.silu, 6)), rng=0),
+    "blocks": lambda: ImplicitModel(
+        4, 1, 12, activation=activations.Blocks((activations.relu, 6), (activations.silu, 6)), rng=0
+    ),
     "mlp": lambda: Sequential(Linear(4, 12, rng=0), activations.tanh, Linear(12, 1, rng=1)),
-    "implicit inside": lambda: Sequential(Linear(4, 6, rng=0), activations.gelu, ImplicitModel(6, 5, 8, rng=1), Linear(5, 1, rng=2)),
-    "two implicit": lambda: Sequential(ImplicitModel(4, 5, 8, rng=1), activations.relu, ImplicitModel(5, 1, 8, rng=2)),
+    "implicit inside": lambda: Sequential(
+        Linear(4, 6, rng=0), activations.gelu, ImplicitModel(6, 5, 8, rng=1), Linear(5, 1, rng=2)
+    ),
+    "two implicit": lambda: Sequential(
+        ImplicitModel(4, 5, 8, rng=1), activations.relu, ImplicitModel(5, 1, 8, rng=2)
+    ),
 }
 
 
@@ -43,7 +69,9 @@ MODELS = {
 def test_every_model_trains_and_stays_in_its_set(name):
     model = MODELS[name]()
     certified = []
-    history = train(model, epochs=15, callbacks=[lambda run: certified.append(run.model.certificate().proven)])
+    history = train(
+        model, epochs=15, callbacks=[lambda run: certified.append(run.model.certificate().proven)]
+    )
     assert history["loss"][-1] < 0.6 * history["loss"][0]
     assert all(certified)
     assert len(certified) == len(history) == 15
@@ -53,8 +81,28 @@ def test_training_on_another_library(xp):
     reference, model = ImplicitModel(4, 1, 12, rng=0, dtype="float64"), None
     model = moved(reference, xp)
     data = (from_host(xp, U), from_host(xp, TARGET))
-    history = fit(model, data, loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, tol=None, rng=0, verbose=0)
-    same = fit(reference, (U, TARGET), loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=3, batch_size=30, tol=None, rng=0, verbose=0)
+    history = fit(
+        model,
+        data,
+        loss=losses.mse,
+        optimizer=optim.Adam(1e-2),
+        epochs=3,
+        batch_size=30,
+        tol=None,
+        rng=0,
+        verbose=0,
+    )
+    same = fit(
+        reference,
+        (U, TARGET),
+        loss=losses.mse,
+        optimizer=optim.Adam(1e-2),
+        epochs=3,
+        batch_size=30,
+        tol=None,
+        rng=0,
+        verbose=0,
+    )
     np.testing.assert_allclose(history["loss"], same["loss"], rtol=1e-6)
 
 
@@ -64,7 +112,16 @@ def test_a_step_that_fails_is_no_step(failing, monkeypatch):
     data = (U, TARGET)
 
     def trained(model, adam, epochs):
-        fit(model, data, loss=losses.mse, optimizer=adam, epochs=epochs, batch_size=None, rng=0, verbose=0)
+        fit(
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=adam,
+            epochs=epochs,
+            batch_size=None,
+            rng=0,
+            verbose=0,
+        )
 
     model, adam = ImplicitModel(4, 1, 12, rng=0, dtype="float64"), optim.Adam(1e-2)
     trained(model, adam, 2)
@@ -112,7 +169,16 @@ def test_history_holds_what_happened():
         validation=(U[:30], LABELS[:30]),
         metrics=[metrics.accuracy],
     )
-    assert list(history.records[0]) == ["epoch", "loss", "steps", "failed", "val_loss", "val_failed", "val_accuracy", "seconds"]
+    assert list(history.records[0]) == [
+        "epoch",
+        "loss",
+        "steps",
+        "failed",
+        "val_loss",
+        "val_failed",
+        "val_accuracy",
+        "seconds",
+    ]
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
     assert np.all(history["steps"] > 2)
     assert not history["failed"].any()
@@ -152,7 +218,16 @@ def test_weights_are_repetition():
         tol=(1e-12, 1e-12),
     )
     rows = np.repeat(np.arange(90), weights)
-    fit(two, (U[rows], TARGET[rows]), loss=losses.mse, optimizer=optim.SGD(0.1), epochs=3, batch_size=None, verbose=0, tol=(1e-12, 1e-12))
+    fit(
+        two,
+        (U[rows], TARGET[rows]),
+        loss=losses.mse,
+        optimizer=optim.SGD(0.1),
+        epochs=3,
+        batch_size=None,
+        verbose=0,
+        tol=(1e-12, 1e-12),
+    )
     for key in one.params:
         np.testing.assert_allclose(one.params[key], two.params[key], rtol=1e-8, atol=1e-12)
 
@@ -164,7 +239,14 @@ def test_only_ratios_of_weights_matter(dtype):
     losses_of = []
     for unit in (1.0, 0.99 * float(np.finfo(dtype).max)):
         data = U, TARGET, (unit * weights).astype(dtype)
-        options = {"optimizer": optim.SGD(0.1), "epochs": 2, "tol": None, "rng": 0, "verbose": 0, "validation": data}
+        options = {
+            "optimizer": optim.SGD(0.1),
+            "epochs": 2,
+            "tol": None,
+            "rng": 0,
+            "verbose": 0,
+            "validation": data,
+        }
         history = fit(ImplicitModel(4, 1, 12, rng=0, dtype=dtype), data, loss=losses.mse, **options)
         losses_of.append([*history["loss"], *history["val_loss"]])
     np.testing.assert_allclose(*losses_of, rtol=1e-5)
@@ -208,7 +290,10 @@ def test_only_given_gradients_move():
 
 
 def test_early_stopping_says_what_it_could_watch():
-    with pytest.raises(InputError, match=r"'val_loss', and this run records epoch, loss, .* give fit a validation set"):
+    with pytest.raises(
+        InputError,
+        match=r"'val_loss', and this run records epoch, loss, .* give fit a validation set",
+    ):
         train(ImplicitModel(4, 1, 12, rng=0), epochs=2, callbacks=[EarlyStopping()])
 
 
@@ -219,9 +304,14 @@ def test_early_stopping_ends_and_restores():
     history = train(
         model,
         epochs=200,
-        optimizer=optim.Adam(optim.Piecewise((60,), (0.01, 0.5))),  # after ten epochs the steps are far too large
+        optimizer=optim.Adam(
+            optim.Piecewise((60,), (0.01, 0.5))
+        ),  # after ten epochs the steps are far too large
         validation=(U, TARGET),
-        callbacks=[lambda run: seen.append({k: a.copy() for k, a in run.model.params.items()}), stop],
+        callbacks=[
+            lambda run: seen.append({k: a.copy() for k, a in run.model.params.items()}),
+            stop,
+        ],
     )
     best = int(np.argmin(history["val_loss"]))
     assert len(history) == best + 3 < 200
@@ -230,9 +320,14 @@ def test_early_stopping_ends_and_restores():
 
 def test_early_stopping_restores_also_when_epochs_run_out():
     model = ImplicitModel(4, 1, 12, rng=0)
-    options = {"optimizer": optim.Adam(optim.Piecewise((12,), (0.01, 0.5))), "validation": (U, TARGET)}
+    options = {
+        "optimizer": optim.Adam(optim.Piecewise((12,), (0.01, 0.5))),
+        "validation": (U, TARGET),
+    }
     history = train(model, epochs=4, callbacks=[EarlyStopping(patience=50)], **options)
-    assert float(losses.mse(model.predict(U), TARGET)[0]) == pytest.approx(history["val_loss"].min(), rel=1e-4)
+    assert float(losses.mse(model.predict(U), TARGET)[0]) == pytest.approx(
+        history["val_loss"].min(), rel=1e-4
+    )
 
 
 def test_early_stopping_never_takes_nan_for_the_best():
@@ -285,7 +380,9 @@ def test_resume_is_exact_to_the_last_bit(name, kind, tmp_path):
         **options,
     )
     fresh = MODELS[kind]()
-    resumed = train(fresh, epochs=8, optimizer=OPTIMIZERS[name](), callbacks=[stopping], resume=path, **options)
+    resumed = train(
+        fresh, epochs=8, optimizer=OPTIMIZERS[name](), callbacks=[stopping], resume=path, **options
+    )
     for key in whole.params:
         assert np.array_equal(whole.params[key], fresh.params[key]), key
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.records] == [
@@ -306,7 +403,11 @@ def test_resume_refuses_what_does_not_fit(tmp_path):
     assert all(other.params[k] is before[k] for k in before)
     assert adam.count == 0
     with pytest.raises(InputError, match="generator"):
-        train(ImplicitModel(4, 1, 12, rng=0), resume=path, rng=np.random.Generator(np.random.MT19937(0)))
+        train(
+            ImplicitModel(4, 1, 12, rng=0),
+            resume=path,
+            rng=np.random.Generator(np.random.MT19937(0)),
+        )
     header, arrays = read_npz(path)
     for spoil in (lambda: header.pop("count"), lambda: arrays.update({"other/a": np.ones(1)})):
         spoil()
@@ -342,25 +443,58 @@ def test_the_same_seed_trains_the_same_model():
 
 def fragile(share):
     """A model whose solve fails for the samples with a large first input, a given share of them, and its data."""
-    model = random_model(ImplicitModel, 1, 1, 1, activation=activations.abs, bias=False, feedthrough=False, forward=Picard(max_iter=3))
+    model = random_model(
+        ImplicitModel,
+        1,
+        1,
+        1,
+        activation=activations.abs,
+        bias=False,
+        feedthrough=False,
+        forward=Picard(max_iter=3),
+    )
     model.params = {"A": [[0.9]], "B": [[1.0]], "C": [[1.0]]}
     inputs = np.zeros((100, 1))
-    inputs[: int(100 * share)] = 1.0  # x = 0.9 x + 1 needs more than three steps; x = 0.9 x + 0 needs one
+    inputs[: int(100 * share)] = (
+        1.0  # x = 0.9 x + 1 needs more than three steps; x = 0.9 x + 0 needs one
+    )
     return model, (inputs, np.ones((100, 1)))
 
 
 def test_failed_samples_are_skipped_counted_and_reported():
     model, data = fragile(0.05)
-    with pytest.warns(ConvergenceWarning, match=r"5 of 100 samples failed in epoch 1.* MAX_ITER after 3 steps"):
-        history = fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, batch_size=10, rng=0, verbose=0)
+    with pytest.warns(
+        ConvergenceWarning, match=r"5 of 100 samples failed in epoch 1.* MAX_ITER after 3 steps"
+    ):
+        history = fit(
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=optim.SGD(1e-9),
+            epochs=1,
+            batch_size=10,
+            rng=0,
+            verbose=0,
+        )
     assert history["failed"].tolist() == [5.0]
     assert history["loss"][0] == pytest.approx(1.0)  # of the samples with x = 0 alone
 
 
 def test_too_many_failures_are_an_error():
     model, data = fragile(0.2)
-    with pytest.raises(ConvergenceError, match=r"20 of 100.* MAX_ITER .*Cure: raise max_iter") as error:
-        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, batch_size=10, rng=0, verbose=0)
+    with pytest.raises(
+        ConvergenceError, match=r"20 of 100.* MAX_ITER .*Cure: raise max_iter"
+    ) as error:
+        fit(
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=optim.SGD(1e-9),
+            epochs=1,
+            batch_size=10,
+            rng=0,
+            verbose=0,
+        )
     assert np.flatnonzero(~error.value.converged).tolist() == list(range(20))
 
 
@@ -368,18 +502,47 @@ def test_a_batch_of_failures_is_no_step():
     model, data = fragile(1.0)
     before = model.params
     with pytest.raises(ConvergenceError):
-        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1.0), epochs=1, batch_size=10, rng=0, verbose=0)
+        fit(
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=optim.SGD(1.0),
+            epochs=1,
+            batch_size=10,
+            rng=0,
+            verbose=0,
+        )
     assert model.params is before
 
 
-@pytest.mark.parametrize(("on_fail", "kind"), [("raise", ConvergenceError), ("warn", ConvergenceWarning)])
+@pytest.mark.parametrize(
+    ("on_fail", "kind"), [("raise", ConvergenceError), ("warn", ConvergenceWarning)]
+)
 def test_other_policies(on_fail, kind):
     model, data = fragile(0.05)
     with pytest.raises(kind):  # warnings are errors here
-        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, rng=0, verbose=0, on_fail=on_fail)
+        fit(
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=optim.SGD(1e-9),
+            epochs=1,
+            rng=0,
+            verbose=0,
+            on_fail=on_fail,
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(model, data, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, rng=0, verbose=0, on_fail="ignore")
+        fit(
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=optim.SGD(1e-9),
+            epochs=1,
+            rng=0,
+            verbose=0,
+            on_fail="ignore",
+        )
 
 
 def test_a_failed_adjoint_is_skipped_too():
@@ -434,7 +597,19 @@ def test_bad_arguments_are_refused(case):
         (SPOILT, TARGET),
         (U, SPOILT[:, :1]),
     ],
-    ids=["array", "one", "short", "empty", "few weights", "number", "no weight", "negative weights", "nothing", "NaN", "NaN targets"],
+    ids=[
+        "array",
+        "one",
+        "short",
+        "empty",
+        "few weights",
+        "number",
+        "no weight",
+        "negative weights",
+        "nothing",
+        "NaN",
+        "NaN targets",
+    ],
 )
 @pytest.mark.parametrize("validation", [False, True])
 def test_bad_data_are_refused(data, validation):
@@ -478,7 +653,16 @@ def test_an_error_says_where_it_happened():
 def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
     """A label that does not exist is met at some step, when others have been taken."""
     model, adam, rng = ImplicitModel(4, 3, 12, rng=0), optim.Adam(0.01), np.random.default_rng(1)
-    history = fit(model, (U, LABELS), loss=losses.cross_entropy, optimizer=adam, epochs=1, batch_size=10, rng=rng, verbose=0)
+    history = fit(
+        model,
+        (U, LABELS),
+        loss=losses.cross_entropy,
+        optimizer=adam,
+        epochs=1,
+        batch_size=10,
+        rng=rng,
+        verbose=0,
+    )
     before, state, count, bits = dict(model.params), adam.state, adam.count, rng.bit_generator.state
     wrong = np.append(LABELS[:-1], 7)
     steps = []
@@ -496,7 +680,9 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
             epochs=5,
             batch_size=10,
             validation=(U, wrong) if where == "validation" else None,
-            metrics=[lambda Y, target: metrics.accuracy(Y, target[:3])] if where == "metric" else (),
+            metrics=[lambda Y, target: metrics.accuracy(Y, target[:3])]
+            if where == "metric"
+            else (),
             rng=rng,
             verbose=0,
         )
@@ -514,9 +700,24 @@ def test_an_optimiser_needs_no_more_than_a_step():
             return {key: params[key] - 0.1 * grads[key] for key in params}
 
     model = ImplicitModel(4, 1, 12, rng=0)
-    assert np.diff(fit(model, (U, TARGET), loss=losses.mse, optimizer=Plain(), epochs=2, rng=0, verbose=0)["loss"]) < 0
+    assert (
+        np.diff(
+            fit(model, (U, TARGET), loss=losses.mse, optimizer=Plain(), epochs=2, rng=0, verbose=0)[
+                "loss"
+            ]
+        )
+        < 0
+    )
     with pytest.raises(InputError, match="shape"):
-        fit(model, (U, TARGET[:, :1] * np.ones(2)), loss=losses.mse, optimizer=Plain(), epochs=2, rng=0, verbose=0)
+        fit(
+            model,
+            (U, TARGET[:, :1] * np.ones(2)),
+            loss=losses.mse,
+            optimizer=Plain(),
+            epochs=2,
+            rng=0,
+            verbose=0,
+        )
 
 
 def test_several_inputs_and_a_random_layer():
@@ -533,7 +734,16 @@ def test_several_inputs_and_a_random_layer():
 
     draws = []
     data = ((U[:, :1], U[:, 1:]), TARGET)
-    history = fit(Two(4, 1, rng=0), data, loss=losses.mse, optimizer=optim.Adam(0.05), epochs=5, batch_size=30, rng=0, verbose=0)
+    history = fit(
+        Two(4, 1, rng=0),
+        data,
+        loss=losses.mse,
+        optimizer=optim.Adam(0.05),
+        epochs=5,
+        batch_size=30,
+        rng=0,
+        verbose=0,
+    )
     assert history["loss"][-1] < history["loss"][0]
     assert len(set(draws)) == 15
 

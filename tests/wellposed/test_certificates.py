@@ -30,7 +30,14 @@ from pyidl.wellposed import (
 from pyidl.wellposed.certificate import Certificate, Norm
 
 CERTIFIED = [c for c in CONSTRAINTS if not isinstance(c, Unconstrained)]
-PHIS = [activations.relu, activations.tanh, activations.sigmoid, activations.hard_tanh, activations.leaky_relu(0.3), mixed]
+PHIS = [
+    activations.relu,
+    activations.tanh,
+    activations.sigmoid,
+    activations.hard_tanh,
+    activations.leaky_relu(0.3),
+    mixed,
+]
 together = SoftmaxInside()
 
 
@@ -55,7 +62,10 @@ def iteration(certificate, A, activation):
     assert name == "ForwardBackward"
     gap = np.eye(len(A)) - A
     alpha = (1 - np.linalg.eigvalsh((A + A.T) / 2)[-1]) / np.linalg.norm(gap, 2) ** 2
-    assert activation in (activations.relu, activations.hard_tanh)  # projections: the proximal maps of all multiples of f are equal
+    assert activation in (
+        activations.relu,
+        activations.hard_tanh,
+    )  # projections: the proximal maps of all multiples of f are equal
     return lambda X, Z: activation.phi(X - alpha * (X @ gap.T - Z))
 
 
@@ -65,7 +75,14 @@ def pairs(rng, A, norm, activation):
     w = np.ones(n) if norm.weights is None else norm.weights
     even = A * w / w[:, None]
     grow = np.linalg.matrix_power(np.abs(even) + 1e-3, 8) @ np.ones(n)
-    steps = [np.sign(even), np.linalg.svd(even)[2], np.real(np.linalg.eig(even)[1].T), np.eye(n), grow[None], rng.normal(size=(40, n))]
+    steps = [
+        np.sign(even),
+        np.linalg.svd(even)[2],
+        np.real(np.linalg.eig(even)[1].T),
+        np.eye(n),
+        grow[None],
+        rng.normal(size=(40, n)),
+    ]
     D = np.concatenate(steps) * w
     D = np.concatenate([D, np.sign(np.where(D == 0, 1, D)) * w])
     D /= np.abs(D).max(axis=1, keepdims=True) + 1e-300
@@ -96,7 +113,10 @@ def test_no_step_beats_the_factor(constraint, seed, activation):
     if isinstance(constraint, (BlockTriangular, StrictlyTriangular)):
         return  # one block after the other: below
     assume(np.abs(A).max() < 1e7)
-    T, (X, D, Z) = iteration(certificate, A, activation), pairs(rng, A, certificate.norm, activation)
+    T, (X, D, Z) = (
+        iteration(certificate, A, activation),
+        pairs(rng, A, certificate.norm, activation),
+    )
     after, before = ratio(T, X, D, Z, certificate.norm)
     w = 1.0 if certificate.norm.weights is None else certificate.norm.weights
     noise = 1e-14 * ((np.abs(X) + np.abs(D)) @ np.abs(A).T + np.abs(X) + np.abs(D) + np.abs(Z))
@@ -119,7 +139,10 @@ def test_no_step_beats_the_factor(constraint, seed, activation):
 def test_factors_are_attained(A, constraint, phi):
     """A tighter claim would be false, and the search above would notice: with one a thousandth smaller it fails."""
     certificate = constraint.certificate({"A": A}, phi)
-    T, (X, D, Z) = iteration(certificate, A, phi), pairs(np.random.default_rng(0), A, certificate.norm, phi)
+    T, (X, D, Z) = (
+        iteration(certificate, A, phi),
+        pairs(np.random.default_rng(0), A, certificate.norm, phi),
+    )
     if phi is activations.tanh:  # steepest at 0
         X, D, Z = X * 0, D * 1e-6, Z * 0
     else:  # all units are active
@@ -141,7 +164,9 @@ def equilibrium(A, Z, activation):
                 break
             s = activation.dphi((A @ x + Z[row])[None])[0]
             step, t = np.linalg.solve(np.eye(len(A)) - s[:, None] * A, r), 1.0
-            while t > 1e-3 and np.linalg.norm(activation.phi((A @ (x + t * step) + Z[row])[None])[0] - x - t * step) > np.linalg.norm(r):
+            while t > 1e-3 and np.linalg.norm(
+                activation.phi((A @ (x + t * step) + Z[row])[None])[0] - x - t * step
+            ) > np.linalg.norm(r):
                 t *= 0.5
             x = x + t * step
         X[row] = x
@@ -149,7 +174,10 @@ def equilibrium(A, Z, activation):
 
 
 @pytest.mark.parametrize("constraint", CERTIFIED, ids=repr)
-@given(st.integers(0, 10**6), st.sampled_from([activations.relu, activations.tanh, activations.leaky_relu(0.3), mixed]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([activations.relu, activations.tanh, activations.leaky_relu(0.3), mixed]),
+)
 def test_no_error_exceeds_its_bound(constraint, seed, activation):
     """Points near and far, and points that are wrong in one component alone."""
     rng, A = problem(seed, constraint, activation)
@@ -161,7 +189,9 @@ def test_no_error_exceeds_its_bound(constraint, seed, activation):
         X = exact + scale * rng.normal(size=exact.shape) * (rng.random(exact.shape) < 0.5)
         residual, own = activation.phi(X @ A.T + Z) - X, activation.phi(exact @ A.T + Z) - exact
         assume(np.abs(own).max() < 1e-12)
-        bound = certificate.error(certificate.norm(residual)) + certificate.error(certificate.norm(own) + 1e-15)
+        bound = certificate.error(certificate.norm(residual)) + certificate.error(
+            certificate.norm(own) + 1e-15
+        )
         assert np.all(certificate.norm(X - exact) <= bound * (1 + 1e-9))
         entries = certificate.entrywise(residual) + certificate.entrywise(np.abs(own) + 1e-15)
         assert np.all(np.abs(X - exact) <= entries * (1 + 1e-9))
@@ -173,19 +203,27 @@ def test_no_error_exceeds_its_bound(constraint, seed, activation):
 def test_three_starts_reach_one_point(constraint, seed, activation):
     rng, A = problem(seed, constraint, activation)
     assume(np.abs(A).max() < 1e2)
-    model = ImplicitModel(2, 1, N, activation=activation, constraint=constraint, dtype="float64", rng=0)
+    model = ImplicitModel(
+        2, 1, N, activation=activation, constraint=constraint, dtype="float64", rng=0
+    )
     model.params = {**model.params, "A": A}
     U = rng.normal(size=(3, 2))
     certificate = model.certificate()
     assert certificate.proven
-    found = [model.equilibrium(U, x0=x0, on_fail="ignore") for x0 in (None, 10 * rng.normal(size=(3, N)), np.full((3, N), -50.0))]
+    found = [
+        model.equilibrium(U, x0=x0, on_fail="ignore")
+        for x0 in (None, 10 * rng.normal(size=(3, N)), np.full((3, N), -50.0))
+    ]
     Z = U @ model.params["B"].T
     for s in found:
         assert s.converged.all()
         bound = certificate.entrywise(activation.phi(s.value @ A.T + Z) - s.value)
         bound += certificate.entrywise(activation.phi(found[0].value @ A.T + Z) - found[0].value)
         size = 1e-13 * (1 + np.abs(A).max()) * (1 + np.abs(s.value).max())
-        assert np.all(np.abs(s.value - found[0].value) <= bound * (1 + 1e-9) + certificate.entrywise(np.full((1, N), size)))
+        assert np.all(
+            np.abs(s.value - found[0].value)
+            <= bound * (1 + 1e-9) + certificate.entrywise(np.full((1, N), size))
+        )
 
 
 @given(st.integers(0, 10**6), st.integers(1, 7))
@@ -227,7 +265,11 @@ def test_a_matrix_just_outside_is_refused(seed, n):
         for beyond in (A, A + 1e-9 * np.eye(n)):
             certificate = strongest({"A": beyond}, activations.relu, constraint)
             assert not certificate.proven, certificate
-        inside = A - 1e-6 * np.eye(n) if isinstance(constraint, (MatrixMeasure, Monotone)) else A * (1 - 1e-6)
+        inside = (
+            A - 1e-6 * np.eye(n)
+            if isinstance(constraint, (MatrixMeasure, Monotone))
+            else A * (1 - 1e-6)
+        )
         assert constraint.certificate({"A": inside}, activations.relu).proven
 
 
@@ -237,13 +279,17 @@ def test_a_matrix_just_outside_is_refused(seed, n):
 def test_the_averaged_iteration_converges_at_its_rate():
     """The solver averages pre-activations: its states are images of the averaged ones, so the rate is theirs."""
     rng = np.random.default_rng(0)
-    A = MatrixMeasure(0.8).project({"A": rng.normal(size=(20, 20)) - 3 * np.diag(rng.random(20))}, activations.tanh)["A"]
+    A = MatrixMeasure(0.8).project(
+        {"A": rng.normal(size=(20, 20)) - 3 * np.diag(rng.random(20))}, activations.tanh
+    )["A"]
     certificate = MatrixMeasure().certificate({"A": A}, activations.tanh)
     assert certificate.applies_to.startswith("Picard(damping=")
     share = 1 / (1 - np.diagonal(A).min())
     p = Affine(Full(A), rng.normal(size=(5, 20)), activations.tanh)
     trace = Picard(damping=1 - share, max_iter=3000)(p, trace=True).trace
-    gain = np.abs(A).sum(axis=1).max() / share  # from a change of the averaged states to the residual at their images
+    gain = (
+        np.abs(A).sum(axis=1).max() / share
+    )  # from a change of the averaged states to the residual at their images
     steps = np.arange(len(trace))[:, None]
     first = np.abs(np.tanh(p.offset)).max()
     assert np.all(~(trace > gain * first * certificate.contraction**steps + 1e-11))
@@ -252,7 +298,9 @@ def test_the_averaged_iteration_converges_at_its_rate():
 @given(st.integers(0, 10**6))
 def test_jacobi_converges_at_its_rate(seed):
     rng = np.random.default_rng(seed)
-    A = MatrixMeasure(0.7).project({"A": rng.normal(size=(8, 8)) - 3 * np.diag(rng.random(8))}, activations.relu)["A"]
+    A = MatrixMeasure(0.7).project(
+        {"A": rng.normal(size=(8, 8)) - 3 * np.diag(rng.random(8))}, activations.relu
+    )["A"]
     certificate = MatrixMeasure().certificate({"A": A}, activations.relu)
     assert certificate.applies_to == "Jacobi"
     Z = rng.normal(size=(4, 8))
@@ -273,13 +321,21 @@ def test_the_best_weights_of_the_measure():
     assert strongest({"A": A}, activations.relu, InfNorm()).norm.weights is not None
 
 
-twice = Activation("twice", lambda z: 2 * np.tanh(z), lambda z: 2 - 2 * np.tanh(z) ** 2, slope_range=(0, 2))
+twice = Activation(
+    "twice", lambda z: 2 * np.tanh(z), lambda z: 2 - 2 * np.tanh(z) ** 2, slope_range=(0, 2)
+)
 
 
 @pytest.mark.parametrize("phi", [activations.sigmoid, twice])
 def test_slopes_scale_the_condition(phi):
     L = phi.lipschitz
-    for constraint in (InfNorm(0.9), PerronFrobenius(0.9), SpectralNorm(0.9), MatrixMeasure(0.9), Monotone(0.1)):
+    for constraint in (
+        InfNorm(0.9),
+        PerronFrobenius(0.9),
+        SpectralNorm(0.9),
+        MatrixMeasure(0.9),
+        Monotone(0.1),
+    ):
         A = constraint.project({"A": np.full((3, 3), 2.0)}, phi)["A"]
         np.testing.assert_allclose(A, 0.3 / L, rtol=1e-6)
         assert constraint.certificate({"A": A}, phi).proven
@@ -291,17 +347,24 @@ def test_monotone_names_the_solver_only_where_it_applies():
     assert Monotone().certificate({"A": A}, activations.relu).applies_to == "ForwardBackward"
     quarter = Monotone().certificate({"A": A}, activations.sigmoid)
     assert quarter.applies_to == "ForwardBackward"
-    assert "for x / 0.25" in Monotone().certificate({"A": 2 * np.eye(2)}, activations.sigmoid).applies_to
+    assert (
+        "for x / 0.25"
+        in Monotone().certificate({"A": 2 * np.eye(2)}, activations.sigmoid).applies_to
+    )
 
 
-@pytest.mark.parametrize("constraint", [InfNorm(0.9), PerronFrobenius(0.9), SpectralNorm(0.9)], ids=repr)
+@pytest.mark.parametrize(
+    "constraint", [InfNorm(0.9), PerronFrobenius(0.9), SpectralNorm(0.9)], ids=repr
+)
 @given(st.integers(0, 10**6))
 def test_no_step_of_vectors_beats_the_factor(constraint, seed):
     rng, A = problem(seed, constraint, together)
     certificate = constraint.certificate({"A": A}, together)
     assert certificate.proven
     X, D, Z = pairs(rng, A, certificate.norm, activations.relu)
-    Z[1::2] = rng.normal(size=Z[1::2].shape) * 0.1 - X[1::2] @ A.T  # softmax moves fastest where its inputs are equal
+    Z[1::2] = (
+        rng.normal(size=Z[1::2].shape) * 0.1 - X[1::2] @ A.T
+    )  # softmax moves fastest where its inputs are equal
     after, before = ratio(lambda X, Z: together.phi(X @ A.T + Z), X, D, Z, certificate.norm)
     noise = 1e-14 * N * (np.abs(X) + np.abs(D)).max(axis=1) * (1 + np.abs(A).max())
     w = 1.0 if certificate.norm.weights is None else certificate.norm.weights.min()
@@ -338,20 +401,28 @@ def test_blocks_are_certified_for_their_own_activation():
 @pytest.mark.parametrize("inner", [SpectralNorm(0.8), Monotone(0.3)], ids=repr)
 def test_blocks_in_the_euclidean_norm(inner):
     rng = np.random.default_rng(0)
-    A = BlockTriangular((2, 4), inner).project({"A": 3 * rng.normal(size=(N, N))}, activations.relu)["A"]
+    A = BlockTriangular((2, 4), inner).project(
+        {"A": 3 * rng.normal(size=(N, N))}, activations.relu
+    )["A"]
     certificate = BlockTriangular((2, 4), inner).certificate({"A": A}, activations.relu)
     assert certificate.comparison is None
     assert certificate.norm.blocks == ((0, 2), (2, 6))
     assert 0 < certificate.margin < 1
-    two = BlockTriangular((1, 1), inner).certificate({"A": np.array([[-0.5, 7.0], [0.0, -0.5]])}, activations.relu)
+    two = BlockTriangular((1, 1), inner).certificate(
+        {"A": np.array([[-0.5, 7.0], [0.0, -0.5]])}, activations.relu
+    )
     m = inner.certificate({"A": np.array([[-0.5]])}, activations.relu).margin
-    assert two.margin == pytest.approx(1 / ((1 + 7 / m) / m))  # the largest entry of M^{-1} 1, M = [[m, -7], [0, m]]
+    assert two.margin == pytest.approx(
+        1 / ((1 + 7 / m) / m)
+    )  # the largest entry of M^{-1} 1, M = [[m, -7], [0, m]]
 
 
 @pytest.mark.parametrize("L", [1.0, 4.0])
 def test_blocks_that_are_no_neighbours_count_in_the_error(L):
     A = np.array([[0.5, 0.0, 2.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]) / L
-    phi = Activation("a ramp", lambda z: L * np.maximum(z, 0), lambda z: L * (z > 0), slope_range=(0.0, L))
+    phi = Activation(
+        "a ramp", lambda z: L * np.maximum(z, 0), lambda z: L * (z > 0), slope_range=(0.0, L)
+    )
     c = BlockTriangular((1, 1, 1), SpectralNorm(0.6)).certificate({"A": A}, phi)
     residual = c.norm.weights  # of norm 1
     error = np.linalg.solve(np.eye(3) - L * A, residual)  # where all units are active
@@ -365,7 +436,9 @@ def test_a_factor_that_rounds_to_1_says_so():
     assert certificate.contraction == 1
     with pytest.raises(InputError, match="to the last digit"):
         certificate.steps(1e-6, first=1.0)
-    averaged = MatrixMeasure().certificate({"A": np.array([[-1e17, 0.0], [0.1, 0.0]])}, activations.tanh)
+    averaged = MatrixMeasure().certificate(
+        {"A": np.array([[-1e17, 0.0], [0.1, 0.0]])}, activations.tanh
+    )
     assert averaged.proven
     assert averaged.contraction == 1
 
@@ -411,20 +484,31 @@ def test_a_model_says_the_strongest(monkeypatch):
     certificate = model.certificate(explain=True)
     assert not certificate.proven
     assert "unconstrained" in certificate.reason
-    assert {"InfNorm", "PerronFrobenius", "SpectralNorm", "Monotone", "MatrixMeasure"} <= {o.applies_to for o in certificate.others}
+    assert {"InfNorm", "PerronFrobenius", "SpectralNorm", "Monotone", "MatrixMeasure"} <= {
+        o.applies_to for o in certificate.others
+    }
     assert Linear(2, 2).certificate(explain=True).proven
     assert not Sequential(Linear(2, 2, dtype="float64"), model).certificate(explain=True).proven
     monkeypatch.setattr(sys.modules["pyidl.wellposed.strongest"], "LARGEST", 4)
     assert any("above 4" in o.reason for o in model.certificate(explain=True).others)
 
 
-@pytest.mark.parametrize("constraint", [InfNorm(0.9), PerronFrobenius(0.9), SpectralNorm(0.9), MatrixMeasure(0.9), Monotone(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "constraint",
+    [InfNorm(0.9), PerronFrobenius(0.9), SpectralNorm(0.9), MatrixMeasure(0.9), Monotone(0.1)],
+    ids=repr,
+)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_factors_and_their_product_are_certified_alike(constraint, seed, k):
     rng = np.random.default_rng(seed)
-    params = constraint.project({"L": rng.normal(size=(N, k)), "R": rng.normal(size=(N, k))}, activations.relu)
+    params = constraint.project(
+        {"L": rng.normal(size=(N, k)), "R": rng.normal(size=(N, k))}, activations.relu
+    )
     whole = {"A": params["L"] @ params["R"].T}
-    one, two = constraint.certificate(params, activations.relu), constraint.certificate(whole, activations.relu)
+    one, two = (
+        constraint.certificate(params, activations.relu),
+        constraint.certificate(whole, activations.relu),
+    )
     assert one.proven
     assert two.proven
     assert one.contraction == pytest.approx(two.contraction, rel=1e-6)
@@ -455,7 +539,9 @@ def test_entrywise_bounds_solve_the_comparison_and_no_less(seed, n, radius):
             exact = [Fraction(float(v)) for v in bound]
             for i in range(n):
                 image = exact[i] - sum(Fraction(float(B[i, j])) * exact[j] for j in range(n))
-                assert image >= abs(Fraction(float(given_r[i]))) or not tight(certificate, bound, given_r)
+                assert image >= abs(Fraction(float(given_r[i]))) or not tight(
+                    certificate, bound, given_r
+                )
 
 
 def tight(certificate, bound, r):
@@ -472,7 +558,9 @@ def test_entrywise_is_finer_than_the_norm_and_falls_back_to_it():
     flat = InfNorm().certificate({"A": A}, activations.relu)
     np.testing.assert_allclose(flat.entrywise(residual), [[2e-3, 2e-3]], rtol=1e-12)
     assert np.all(Certificate(False, math.inf, Norm(), "", "").entrywise(residual) == math.inf)
-    broken = Certificate(True, 0.5, Norm(), "Picard", "", comparison=np.array([[1.0, -2.0], [-2.0, 1.0]]))  # no M-matrix
+    broken = Certificate(
+        True, 0.5, Norm(), "Picard", "", comparison=np.array([[1.0, -2.0], [-2.0, 1.0]])
+    )  # no M-matrix
     np.testing.assert_allclose(broken.entrywise(residual), [[2e-3, 2e-3]], rtol=1e-12)
     singular = Certificate(True, 0.5, Norm(), "Picard", "", comparison=np.zeros((2, 2)))
     np.testing.assert_allclose(singular.entrywise(residual), [[2e-3, 2e-3]], rtol=1e-12)
@@ -509,4 +597,6 @@ def test_a_hair_is_no_reason_to_quote_another_condition():
     assert found.reason.startswith("||A||_inf")
     assert min(c.contraction for c in found.others if c.proven) < found.contraction
     better = strongest({"A": 0.5 * A}, activations.relu, Unconstrained())
-    assert better.contraction <= strongest({"A": 0.5 * A}, activations.relu, InfNorm(0.9)).contraction
+    assert (
+        better.contraction <= strongest({"A": 0.5 * A}, activations.relu, InfNorm(0.9)).contraction
+    )

@@ -58,14 +58,21 @@ def by_definition(constraint, A, activation, slack=1e-9):
             return np.linalg.norm(A, 2) * L.max() <= constraint.kappa * (1 + slack)
         case MatrixMeasure():
             off = even - np.diag(np.diagonal(even))
-            return np.all(L * np.diagonal(A) + off.sum(axis=1) <= constraint.kappa + slack * (1 + np.abs(A).max()))
+            return np.all(
+                L * np.diagonal(A) + off.sum(axis=1)
+                <= constraint.kappa + slack * (1 + np.abs(A).max())
+            )
         case Monotone():
             top = np.linalg.eigvalsh((A + A.T) / 2)[-1]
             return top * L.max() <= 1 - constraint.margin + slack * (1 + np.abs(A).max())
         case BlockTriangular():
             ends = np.cumsum([0, *constraint.blocks])
             pieces = [slice(a, b) for a, b in pairwise(ends)]
-            return all(by_definition(constraint.inner, A[p, p], activation.columns(p), slack) and not A[p, : p.start].any() for p in pieces)
+            return all(
+                by_definition(constraint.inner, A[p, p], activation.columns(p), slack)
+                and not A[p, : p.start].any()
+                for p in pieces
+            )
     return True
 
 
@@ -75,7 +82,11 @@ def tame(A, dtype):
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
-@given(st.integers(0, 10**6), st.sampled_from(["float32", "float64"]), st.sampled_from([activations.relu, activations.sigmoid, mixed]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["float32", "float64"]),
+    st.sampled_from([activations.relu, activations.sigmoid, mixed]),
+)
 def test_projection_is_feasible_and_idempotent(constraint, seed, dtype, activation):
     params = {"A": tame(hard_matrix(np.random.default_rng(seed), N), dtype), "B": np.ones((N, 1))}
     projected = constraint.project(params, activation)
@@ -105,20 +116,39 @@ def normal_cone_violation(constraint, A, P):
         case Monotone():  # D is symmetric, positive semidefinite, and orthogonal to the slack
             r = 1 - constraint.margin
             slack = r * np.eye(len(A)) - (P + P.T) / 2
-            return max(np.abs(D - D.T).max(), -np.linalg.eigvalsh((D + D.T) / 2)[0], abs((D * slack).sum()) / (1 + size)) / size
+            return (
+                max(
+                    np.abs(D - D.T).max(),
+                    -np.linalg.eigvalsh((D + D.T) / 2)[0],
+                    abs((D * slack).sum()) / (1 + size),
+                )
+                / size
+            )
         case MatrixMeasure():  # D = tau (1 on the diagonal, w sign(p) off it), w at most where p = 0
             tau = np.diagonal(D)
             off = ~np.eye(len(A), dtype=bool)
-            excess = np.where(off, np.where(P != 0, np.abs(np.abs(D) - tau[:, None] * w), np.abs(D) - tau[:, None] * w), -tau[:, None])
+            excess = np.where(
+                off,
+                np.where(
+                    P != 0, np.abs(np.abs(D) - tau[:, None] * w), np.abs(D) - tau[:, None] * w
+                ),
+                -tau[:, None],
+            )
             measure = np.diagonal(P) + (np.abs(P) * w * off).sum(axis=1)
-            return max((excess / w).max(), np.abs(np.where(tau > 0, measure - constraint.kappa, 0)).max()) / (size * w.max())
+            return max(
+                (excess / w).max(), np.abs(np.where(tau > 0, measure - constraint.kappa, 0)).max()
+            ) / (size * w.max())
         case StrictlyTriangular():
             return np.abs(np.triu(D, 1)).max() / size
         case BlockTriangular():
             ends = np.cumsum([0, *constraint.blocks])
             pieces = [slice(a, b) for a, b in pairwise(ends)]
             return max(
-                max(normal_cone_violation(constraint.inner, A[p, p], P[p, p]), np.abs(D[p, p.stop :]).max(initial=0) / size) for p in pieces
+                max(
+                    normal_cone_violation(constraint.inner, A[p, p], P[p, p]),
+                    np.abs(D[p, p.stop :]).max(initial=0) / size,
+                )
+                for p in pieces
             )
     return np.abs(D).max() / size
 
@@ -126,7 +156,9 @@ def normal_cone_violation(constraint, A, P):
 @pytest.mark.parametrize("constraint", CONVEX, ids=repr)
 @given(st.integers(0, 10**6))
 def test_projection_is_the_nearest_point(constraint, seed):
-    A = 10.0 ** np.random.default_rng(seed).uniform(-1, 2) * np.random.default_rng(seed).normal(size=(N, N))
+    A = 10.0 ** np.random.default_rng(seed).uniform(-1, 2) * np.random.default_rng(seed).normal(
+        size=(N, N)
+    )
     A = np.where(np.random.default_rng(seed + 1).random((N, N)) < 0.2, 0.0, A)
     P = constraint.project({"A": A}, activations.relu)["A"]
     assert normal_cone_violation(constraint, A, P) < 1e-9
@@ -140,7 +172,9 @@ def test_no_feasible_matrix_is_nearer(constraint):
     P = constraint.project({"A": A}, activations.relu)["A"]
     distance = np.linalg.norm(A - P)
     for t in 10.0 ** rng.uniform(-6, 0, size=200):
-        Q = constraint.project({"A": P + rng.normal(size=(N, N)) * 10.0 ** rng.uniform(-3, 1)}, activations.relu)["A"]
+        Q = constraint.project(
+            {"A": P + rng.normal(size=(N, N)) * 10.0 ** rng.uniform(-3, 1)}, activations.relu
+        )["A"]
         Q = (1 - t) * P + t * Q
         assert by_definition(constraint, Q, activations.relu, 1e-7)
         assert np.linalg.norm(A - Q) >= distance * (1 - 1e-12)
@@ -152,8 +186,16 @@ def test_scaling_is_not_the_projection():
     sums = np.abs(A).sum(axis=1, keepdims=True)
     assert normal_cone_violation(InfNorm(0.9), A, 0.9 * A / sums) > 1e-3
     assert normal_cone_violation(SpectralNorm(0.9), A, 0.9 * A / np.linalg.norm(A, 2)) > 1e-3
-    assert normal_cone_violation(Monotone(0.2), A, 0.8 * A / np.linalg.eigvalsh((A + A.T) / 2)[-1]) > 1e-3
-    assert normal_cone_violation(MatrixMeasure(0.9), A, A - np.diag(np.maximum(np.diagonal(A) + sums[:, 0], 0))) > 1e-3
+    assert (
+        normal_cone_violation(Monotone(0.2), A, 0.8 * A / np.linalg.eigvalsh((A + A.T) / 2)[-1])
+        > 1e-3
+    )
+    assert (
+        normal_cone_violation(
+            MatrixMeasure(0.9), A, A - np.diag(np.maximum(np.diagonal(A) + sums[:, 0], 0))
+        )
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
@@ -164,15 +206,26 @@ def test_projection_everywhere(xp, constraint, dtype):
     params = {"A": from_host(xp, A)}
     projected = constraint.project(params, activations.relu)
     assert namespace(projected["A"]) is xp
-    np.testing.assert_allclose(host(projected["A"]), expected, rtol=1e-6 if dtype == "float32" else 1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        host(projected["A"]), expected, rtol=1e-6 if dtype == "float32" else 1e-12, atol=1e-12
+    )
     assert host(projected["A"]).dtype == dtype
     assert constraint.contains(projected, activations.relu)
     again = constraint.project(projected, activations.relu)["A"]
-    assert again is projected["A"] or (xp.__name__ == "cupy" and np.array_equal(host(again), host(projected["A"])))
-    assert constraint.certificate(projected, activations.relu).proven is not isinstance(constraint, Unconstrained)
+    assert again is projected["A"] or (
+        xp.__name__ == "cupy" and np.array_equal(host(again), host(projected["A"]))
+    )
+    assert constraint.certificate(projected, activations.relu).proven is not isinstance(
+        constraint, Unconstrained
+    )
 
 
-@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12), st.sampled_from(["float32", "float64"]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.sampled_from(["float32", "float64"]),
+)
 def test_weighted_balls_are_feasible_and_idempotent(seed, n, k, dtype):
     rng = np.random.default_rng(seed)
     A = tame(hard_matrix(rng, max(n, k))[:n, :k], dtype)
@@ -181,17 +234,26 @@ def test_weighted_balls_are_feasible_and_idempotent(seed, n, k, dtype):
     assert np.all((np.abs(P.astype(float)) * w).sum(axis=1) <= r)
     assert weighted_l1_ball_rows(P, r, w) is P
     eps = 100 * np.finfo(dtype).eps
-    np.testing.assert_allclose(weighted_l1_ball_rows(A, r, np.ones(k)), l1_ball_rows(A, r), rtol=eps, atol=eps * r.max())
+    np.testing.assert_allclose(
+        weighted_l1_ball_rows(A, r, np.ones(k)), l1_ball_rows(A, r), rtol=eps, atol=eps * r.max()
+    )
 
 
-@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from(["float32", "float64"]), st.floats(-5, 0.99))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 12),
+    st.sampled_from(["float32", "float64"]),
+    st.floats(-5, 0.99),
+)
 def test_measures_are_feasible_and_idempotent(seed, n, dtype, kappa):
     rng = np.random.default_rng(seed)
     A, eta = tame(hard_matrix(rng, n), dtype), 10.0 ** rng.uniform(-3, 3, size=n)
     P = measure_rows(A, kappa, eta)
     assert measure_rows(P, kappa, eta) is P
     off = np.abs(P.astype(float)) * eta / eta[:, None] * (1 - np.eye(n))
-    assert np.all(np.diagonal(P).astype(float) + off.sum(axis=1) <= kappa + 1e-13 * (1 + off.sum(axis=1)))
+    assert np.all(
+        np.diagonal(P).astype(float) + off.sum(axis=1) <= kappa + 1e-13 * (1 + off.sum(axis=1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,10 +278,16 @@ def test_measures_are_feasible_and_idempotent(seed, n, dtype, kappa):
         lambda: BlockTriangular((2, 1), 0.9),
         lambda: BlockTriangular((2, 1), InfNorm()).project({"A": np.eye(4)}, activations.relu),
         lambda: InfNorm(0.9, weights=(1.0, 1.0)).project({"A": np.eye(3)}, activations.relu),
-        lambda: StrictlyTriangular().project({"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu),
-        lambda: BlockTriangular((2,), InfNorm()).contains({"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu),
+        lambda: StrictlyTriangular().project(
+            {"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu
+        ),
+        lambda: BlockTriangular((2,), InfNorm()).contains(
+            {"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu
+        ),
         lambda: Monotone(1.0),
-        lambda: MatrixMeasure(-0.5).project({"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu),
+        lambda: MatrixMeasure(-0.5).project(
+            {"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu
+        ),
     ],
 )
 def test_bad_input_is_refused(call):
@@ -245,10 +313,15 @@ def test_factors_are_made_feasible(constraint, seed, k, dtype):
     L, R = hard_matrix(rng, N)[:, :k], hard_matrix(rng, N)[:, :k]
     if seed % 3 == 0 and k > 1:  # heavy cancellation in L R^T
         L[:, 0], R[:, 0] = L[:, 1] * (1 + 1e-6), -R[:, 1]
-    params = {"L": np.clip(L, -1e12, 1e12).astype(dtype), "R": np.clip(R, -1e12, 1e12).astype(dtype)}
+    params = {
+        "L": np.clip(L, -1e12, 1e12).astype(dtype),
+        "R": np.clip(R, -1e12, 1e12).astype(dtype),
+    }
     projected = constraint.project(params, activations.relu)
     assert constraint.contains(projected, activations.relu)
-    assert projected["R"] is params["R"] or isinstance(constraint, Monotone)  # which scales both alike
+    assert projected["R"] is params["R"] or isinstance(
+        constraint, Monotone
+    )  # which scales both alike
     assert constraint.project(projected, activations.relu)["L"] is projected["L"]
     exact = projected["L"].astype(float) @ projected["R"].astype(float).T
     assert by_definition(constraint, exact, activations.relu, slack=1e-9)
@@ -259,14 +332,22 @@ def test_clipped_factors_are_the_nearest_matrix():
     L, R = rng.normal(size=(N, 2)), rng.normal(size=(N, 2))
     ball = SpectralNorm(0.9)
     P = ball.project({"L": L, "R": R}, activations.relu)
-    np.testing.assert_allclose(P["L"] @ P["R"].T, ball.project({"A": L @ R.T}, activations.relu)["A"], atol=1e-12)
+    np.testing.assert_allclose(
+        P["L"] @ P["R"].T, ball.project({"A": L @ R.T}, activations.relu)["A"], atol=1e-12
+    )
 
 
 # -------------------------------------------------------------------------------- activations of several components
 
 
 @pytest.mark.parametrize(
-    "constraint", [InfNorm(0.9), InfNorm(0.5, (1.0, 2.0, 2.0, 2.0, 0.1, 1.0)), PerronFrobenius(0.9), SpectralNorm(0.9)]
+    "constraint",
+    [
+        InfNorm(0.9),
+        InfNorm(0.5, (1.0, 2.0, 2.0, 2.0, 0.1, 1.0)),
+        PerronFrobenius(0.9),
+        SpectralNorm(0.9),
+    ],
 )
 @pytest.mark.parametrize("factors", [False, True])
 @given(st.integers(0, 10**6), st.sampled_from(["float32", "float64"]))
@@ -278,11 +359,20 @@ def test_block_norms_are_made_feasible(constraint, factors, seed, dtype):
     key = "L" if factors else "A"
     assert constraint.contains(projected, together)
     assert np.array_equal(constraint.project(projected, together)[key], projected[key])
-    exact = (projected["L"].astype(float) @ projected["R"].astype(float).T) if factors else projected["A"].astype(float)
+    exact = (
+        (projected["L"].astype(float) @ projected["R"].astype(float).T)
+        if factors
+        else projected["A"].astype(float)
+    )
     eta = np.array(getattr(constraint, "weights", None) or np.ones(N))[[0, 1, 4, 5]]
     starts, ends = [0, 1, 4, 5], [1, 4, 5, 6]
     gamma = np.array([1.0, 0.5, 1.0, 1.0])
-    norms = np.array([[np.linalg.norm(exact[a:b, c:d], 2) for c, d in zip(starts, ends)] for a, b in zip(starts, ends)])
+    norms = np.array(
+        [
+            [np.linalg.norm(exact[a:b, c:d], 2) for c, d in zip(starts, ends)]
+            for a, b in zip(starts, ends)
+        ]
+    )
     norms = gamma[:, None] * norms * eta / eta[:, None]
     if isinstance(constraint, InfNorm):
         assert norms.sum(axis=1).max() <= constraint.kappa * (1 + 1e-12)
@@ -291,7 +381,12 @@ def test_block_norms_are_made_feasible(constraint, factors, seed, dtype):
 
 
 def test_conditions_refuse_what_they_say_nothing_about():
-    for constraint in (MatrixMeasure(), Monotone(), StrictlyTriangular(), BlockTriangular((2, 4), MatrixMeasure())):
+    for constraint in (
+        MatrixMeasure(),
+        Monotone(),
+        StrictlyTriangular(),
+        BlockTriangular((2, 4), MatrixMeasure()),
+    ):
         assert "together" in constraint.refusal(together) or "fit" in constraint.refusal(together)
     assert "weights differ" in InfNorm(0.9, ETA).refusal(together)
     assert not InfNorm(0.9, (1.0, 2.0, 2.0, 2.0, 0.1, 1.0)).refusal(together)
@@ -309,7 +404,9 @@ def test_conditions_refuse_what_they_say_nothing_about():
             assert not constraint.refusal(mine)
             assert constraint.contains(constraint.project({"A": np.ones((N, N))}, mine), mine)
             proven = constraint.certificate({"A": np.zeros((N, N))}, mine).proven
-            assert proven == isinstance(constraint, StrictlyTriangular)  # without feedback any phi will do
+            assert proven == isinstance(
+                constraint, StrictlyTriangular
+            )  # without feedback any phi will do
         assert not constraint.refusal(activations.sigmoid)
 
 
@@ -324,7 +421,9 @@ def test_the_scaling_comes_near_the_spectral_radius(seed, n):
     assert np.all(s > 0)
     assert c == factor_of(B, s)
     assert c >= radius * (1 - 1e-3) - 1e-3 * np.abs(B).max() * (radius == 0)
-    if np.all(np.linalg.matrix_power(B + np.eye(n), n) > 0) and B.max() < 1e4 * B.min() + 1e300 * (B.min() == 0):  # irreducible
+    if np.all(np.linalg.matrix_power(B + np.eye(n), n) > 0) and B.max() < 1e4 * B.min() + 1e300 * (
+        B.min() == 0
+    ):  # irreducible
         assert c <= radius * (1 + 1e-2)
 
 
@@ -365,7 +464,11 @@ def test_the_bound_of_the_spectral_norm_is_one(seed, r, c):
     rng = np.random.default_rng(seed)
     A = hard_matrix(rng, 9)[:r, :c]
     scale = np.abs(A).max()
-    true = 0.0 if scale == 0 else float(scale * np.linalg.norm((A / scale).astype(np.longdouble).astype(float), 2))
+    true = (
+        0.0
+        if scale == 0
+        else float(scale * np.linalg.norm((A / scale).astype(np.longdouble).astype(float), 2))
+    )
     assert true * (1 - 1e-15) <= spectral_bound(A) <= true * (1 + 1e-9)
 
 
@@ -375,7 +478,9 @@ def test_the_bound_of_the_spectral_norm_is_one(seed, r, c):
 def digits_like(rng):
     """Ten noisy patterns."""
     labels = rng.integers(0, 10, 60)
-    return (rng.normal(size=(10, 8))[labels] + 0.3 * rng.normal(size=(60, 8))).astype("float32"), labels
+    return (rng.normal(size=(10, 8))[labels] + 0.3 * rng.normal(size=(60, 8))).astype(
+        "float32"
+    ), labels
 
 
 @pytest.mark.parametrize("factors", [False, True])
@@ -394,7 +499,9 @@ def test_training_does_not_leave_the_set(constraint, factors):
         model.params = model.project(optimizer.step(model.params, pull(dY)[1]))
         assert constraint.contains(model.params, model.activation)
     assert float(value) < float(first)
-    assert constraint.certificate(model.params, model.activation).proven or isinstance(constraint, Unconstrained)
+    assert constraint.certificate(model.params, model.activation).proven or isinstance(
+        constraint, Unconstrained
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -416,15 +523,21 @@ def test_which_sets_contract(constraint):
     inner = constraint
     while isinstance(inner, BlockTriangular):
         inner = inner.inner
-    assert constraint.contracts == isinstance(inner, (InfNorm, PerronFrobenius, SpectralNorm, StrictlyTriangular))
+    assert constraint.contracts == isinstance(
+        inner, (InfNorm, PerronFrobenius, SpectralNorm, StrictlyTriangular)
+    )
 
 
 def test_a_pattern_needs_a_projection_that_keeps_zeros():
     pattern = Pattern(A=np.triu(np.ones((N, N), bool)))
     for constraint in CONSTRAINTS:
-        if constraint.keeps_zeros and not isinstance(constraint, (StrictlyTriangular, BlockTriangular)):
+        if constraint.keeps_zeros and not isinstance(
+            constraint, (StrictlyTriangular, BlockTriangular)
+        ):
             model = ImplicitModel(3, 2, N, constraint=constraint, pattern=pattern, rng=0)
-            model.params = model.project({**model.params, "A": (3 * np.triu(np.ones((N, N)))).astype("float32")})
+            model.params = model.project(
+                {**model.params, "A": (3 * np.triu(np.ones((N, N)))).astype("float32")}
+            )
         elif not constraint.keeps_zeros:
             with pytest.raises(InputError, match="does not keep the zeros"):
                 ImplicitModel(3, 2, N, constraint=constraint, pattern=pattern)

@@ -24,7 +24,9 @@ from pyidl.wellposed.monotone import Monotone
 from pyidl.wellposed.spectral import SpectralNorm, spectral_bound
 
 BUILT_IN = [activations.named(name) for name in activations.builtin.BUILT_IN]
-STEEP = Activation("steep", lambda z: 2 * np.maximum(z, 0), lambda z: 2.0 * (z > 0), slope_range=(0.0, 2.0))
+STEEP = Activation(
+    "steep", lambda z: 2 * np.maximum(z, 0), lambda z: 2.0 * (z > 0), slope_range=(0.0, 2.0)
+)
 TOGETHER = Blocks((activations.softmax, 3), (activations.layer_norm(0.5), 3), (activations.silu, 2))
 UPWARD = [a for a in BUILT_IN if not Monotone().refusal(a)]
 SEEDS = st.integers(0, 10**6)
@@ -89,7 +91,9 @@ def exact(A):
 
 
 def times(A, B):
-    return [[sum((x * y for x, y in zip(row, column)), Fraction(0)) for column in zip(*B)] for row in A]
+    return [
+        [sum((x * y for x, y in zip(row, column)), Fraction(0)) for column in zip(*B)] for row in A
+    ]
 
 
 def transposed(A):
@@ -163,14 +167,18 @@ def test_cholesky_without_a_margin_is_caught():
             return False
 
     assert any(claimed and not true for seed in range(20) for claimed, true in claims(seed, naive))
-    assert any(claimed for claimed, _ in claims(0, bounds.is_below))  # and the test above is not empty
+    assert any(
+        claimed for claimed, _ in claims(0, bounds.is_below)
+    )  # and the test above is not empty
 
 
 @given(SEEDS, st.integers(2, 6), st.integers(1, 2), DTYPES)
 def test_bounds_of_factors_hold_in_exact_arithmetic(seed, n, k, dtype):
     L, R = factors(np.random.default_rng(seed), n, k, dtype)
     A = times(exact(L), transposed(exact(R)))
-    size = float(np.sum(np.linalg.norm(L.astype(float), axis=0) * np.linalg.norm(R.astype(float), axis=0)))
+    size = float(
+        np.sum(np.linalg.norm(L.astype(float), axis=0) * np.linalg.norm(R.astype(float), axis=0))
+    )
     norm, top = bounds.factored_spectral_bound(L, R), bounds.factored_eigenvalue_bound(L, R)
     assert really_a_norm_bound(A, norm)
     assert really_below(part(A), top)
@@ -191,7 +199,11 @@ def by_power_iteration(A, steps=50):
     return np.linalg.norm(A @ x)
 
 
-@pytest.mark.parametrize("twin", [by_power_iteration, lambda A: np.linalg.norm(A, 2)], ids=["power iteration", "LAPACK's value"])
+@pytest.mark.parametrize(
+    "twin",
+    [by_power_iteration, lambda A: np.linalg.norm(A, 2)],
+    ids=["power iteration", "LAPACK's value"],
+)
 def test_what_only_approaches_the_norm_is_caught(twin):
     rng = np.random.default_rng(0)
     drawn = [rng.normal(size=(5, 5)) for _ in range(20)]
@@ -216,7 +228,9 @@ def test_beyond_the_dense_order_a_krylov_method_guesses(monkeypatch):
     monkeypatch.setattr(bounds, "DENSE", 10)
     assert spectral_bound(A) == pytest.approx(direct, rel=1e-8)
     assert spectral_bound(A) >= np.linalg.norm(A, 2)
-    monkeypatch.setattr(bounds, "_guess", lambda S: 0.5 * float(np.linalg.eigvalsh(S)[-1]))  # a bad guess costs tightness, not truth
+    monkeypatch.setattr(
+        bounds, "_guess", lambda S: 0.5 * float(np.linalg.eigvalsh(S)[-1])
+    )  # a bad guess costs tightness, not truth
     assert direct * (1 - 1e-9) <= spectral_bound(A) <= 4 * direct
 
 
@@ -224,9 +238,15 @@ def test_bounds_at_the_ends_of_the_range():
     rng = np.random.default_rng(0)
     A = rng.normal(size=(6, 6))
     for scale in (1e-300, 1e300):
-        assert np.linalg.norm(A, 2) <= spectral_bound(A * scale) / scale * (1 + 1e-15) <= np.linalg.norm(A, 2) * (1 + 1e-12)
+        assert (
+            np.linalg.norm(A, 2)
+            <= spectral_bound(A * scale) / scale * (1 + 1e-15)
+            <= np.linalg.norm(A, 2) * (1 + 1e-12)
+        )
     assert spectral_bound(np.zeros((3, 3))) == 0
-    assert spectral_bound(np.full((2, 2), np.nan)) == spectral_bound(np.array([[np.inf]])) == math.inf
+    assert (
+        spectral_bound(np.full((2, 2), np.nan)) == spectral_bound(np.array([[np.inf]])) == math.inf
+    )
     assert bounds.factored_spectral_bound(np.full((2, 1), np.inf), np.zeros((2, 1))) == math.inf
     assert bounds.factored_spectral_bound(np.full((2, 1), 1e-300), np.full((2, 1), 1e-300)) > 0
     assert not bounds.is_below(np.full((2, 2), np.nan), 1.0)
@@ -252,14 +272,20 @@ def projected(constraint, A, activation=activations.relu):
 
 @pytest.mark.parametrize("constraint", SETS, ids=str)
 @given(SEEDS, st.integers(1, 12), DTYPES)
-def test_projection_is_feasible_idempotent_and_leaves_what_is_inside_alone(constraint, seed, n, dtype):
+def test_projection_is_feasible_idempotent_and_leaves_what_is_inside_alone(
+    constraint, seed, n, dtype
+):
     A = adversarial(np.random.default_rng(seed), n).astype(dtype)
     P = projected(constraint, A)
     assert P.dtype == dtype
     assert constraint.contains({"A": P}, activations.relu)
     assert projected(constraint, P) is P
     S = P.astype(float)
-    top = np.linalg.norm(S, 2) if isinstance(constraint, SpectralNorm) else np.linalg.eigvalsh((S + S.T) / 2)[-1]
+    top = (
+        np.linalg.norm(S, 2)
+        if isinstance(constraint, SpectralNorm)
+        else np.linalg.eigvalsh((S + S.T) / 2)[-1]
+    )
     assert top <= 0.9 + 1e-14 * np.linalg.norm(S, 2)
     inside = constraint.contains({"A": A}, activations.relu)
     assert (P is A) == inside
@@ -278,7 +304,13 @@ def test_projection_is_the_nearest_point_and_firmly_nonexpansive(constraint, see
     unit = n**0.5 * inside * (1 + 2 * np.linalg.norm(A) + 2 * np.linalg.norm(B))
     assert np.linalg.norm(P - nearest(constraint, A)) <= unit
     assert np.sum((P - Q) * (A - B)) >= np.sum((P - Q) ** 2) - unit * (1 + np.linalg.norm(A - B))
-    for X in [Q, *(projected(constraint, P + 10.0 ** rng.uniform(-4, 1) * rng.normal(size=(n, n))) for _ in range(5))]:
+    for X in [
+        Q,
+        *(
+            projected(constraint, P + 10.0 ** rng.uniform(-4, 1) * rng.normal(size=(n, n)))
+            for _ in range(5)
+        ),
+    ]:
         assert np.linalg.norm(A - X) >= np.linalg.norm(A - P) - unit
 
 
@@ -299,10 +331,16 @@ def test_projection_everywhere(xp, constraint, dtype):
     assert_close(P["A"], projected(constraint, A), rtol=0, atol=0, xp=xp)
     assert constraint.contains(P, activations.relu)
     given = {"L": from_host(xp, L), "R": from_host(xp, R)}
-    P, Q = constraint.project(given, activations.relu), constraint.project({"L": L, "R": R}, activations.relu)
+    P, Q = (
+        constraint.project(given, activations.relu),
+        constraint.project({"L": L, "R": R}, activations.relu),
+    )
     for key in "LR":
         assert_close(P[key], Q[key], rtol=0, atol=0, xp=xp)
-    assert constraint.certificate(P, activations.relu).contraction == constraint.certificate(Q, activations.relu).contraction
+    assert (
+        constraint.certificate(P, activations.relu).contraction
+        == constraint.certificate(Q, activations.relu).contraction
+    )
 
 
 @pytest.mark.parametrize("constraint", SETS, ids=str)
@@ -318,14 +356,25 @@ def test_factors_are_made_feasible(constraint, seed, n, k, dtype):
     again = constraint.project(P, activations.relu)
     assert all(again[key] is P[key] for key in P)
     A = P["L"].astype(float) @ P["R"].astype(float).T
-    top = np.linalg.norm(A, 2) if isinstance(constraint, SpectralNorm) else np.linalg.eigvalsh((A + A.T) / 2)[-1]
-    size = float(np.sum(np.linalg.norm(P["L"].astype(float), axis=0) * np.linalg.norm(P["R"].astype(float), axis=0)))
+    top = (
+        np.linalg.norm(A, 2)
+        if isinstance(constraint, SpectralNorm)
+        else np.linalg.eigvalsh((A + A.T) / 2)[-1]
+    )
+    size = float(
+        np.sum(
+            np.linalg.norm(P["L"].astype(float), axis=0)
+            * np.linalg.norm(P["R"].astype(float), axis=0)
+        )
+    )
     assert top <= 0.9 + 1e-13 * size
     if isinstance(constraint, SpectralNorm):
         assert P["R"] is R
         product = L.astype(float) @ R.astype(float).T
         scale = np.linalg.norm(L.astype(float)) * np.linalg.norm(R.astype(float))
-        inside = 4 * (2 * np.finfo(dtype).eps + (4 * (L.shape[1] + 4) ** 2 + 2 * n * L.shape[1]) * bounds.EPS)
+        inside = 4 * (
+            2 * np.finfo(dtype).eps + (4 * (L.shape[1] + 4) ** 2 + 2 * n * L.shape[1]) * bounds.EPS
+        )
         assert np.linalg.norm(A - nearest(constraint, product)) <= n**0.5 * inside * (1 + scale)
     assert constraint.certificate(P, activations.relu).proven
 
@@ -371,10 +420,14 @@ def test_a_matrix_just_outside_is_not_certified():
 def test_the_radius_follows_the_lipschitz_constant():
     A = 10 * orthogonal(np.random.default_rng(0), 8)
     for activation, L in ((activations.sigmoid, 0.25), (STEEP, 2.0), (activations.relu, 1.0)):
-        assert np.linalg.norm(projected(SpectralNorm(0.8), A, activation), 2) == pytest.approx(0.8 / L, rel=1e-9)
+        assert np.linalg.norm(projected(SpectralNorm(0.8), A, activation), 2) == pytest.approx(
+            0.8 / L, rel=1e-9
+        )
         P = projected(Monotone(0.2), A, activation)
         assert np.linalg.eigvalsh((P + P.T) / 2)[-1] == pytest.approx(0.8 / L, rel=1e-9)
-    assert np.linalg.norm(projected(SpectralNorm(0.8), A, TOGETHER), 2) == pytest.approx(0.8 / max(TOGETHER.row_lipschitz(8)), rel=1e-9)
+    assert np.linalg.norm(projected(SpectralNorm(0.8), A, TOGETHER), 2) == pytest.approx(
+        0.8 / max(TOGETHER.row_lipschitz(8)), rel=1e-9
+    )
 
 
 def test_what_is_refused_and_what_is_unknown():
@@ -403,7 +456,9 @@ def steepest(activation):
 def test_no_pair_of_states_beats_the_factor_of_picard(seed, activation, thin):
     rng, n = np.random.default_rng(seed), 8
     L, R = rng.normal(size=(2, n, 2))
-    params = SpectralNorm(rng.uniform(0.05, 0.99)).project({"L": L, "R": R} if thin else {"A": 3 * adversarial(rng, n)}, activation)
+    params = SpectralNorm(rng.uniform(0.05, 0.99)).project(
+        {"L": L, "R": R} if thin else {"A": 3 * adversarial(rng, n)}, activation
+    )
     A = params["L"] @ params["R"].T if thin else params["A"]
     certificate = SpectralNorm(0.5).certificate(params, activation)
     assert certificate.proven
@@ -414,14 +469,20 @@ def test_no_pair_of_states_beats_the_factor_of_picard(seed, activation, thin):
     if activation is not TOGETHER:
         Z[::2] = steepest(activation) - X[::2] @ A.T
     moved = certificate.norm(activation.phi((X + D) @ A.T + Z) - activation.phi(X @ A.T + Z))
-    assert np.all(moved <= certificate.contraction * certificate.norm(D) * (1 + 1e-9) + 1e-13 * (1 + np.abs(Z).max()))
+    assert np.all(
+        moved
+        <= certificate.contraction * certificate.norm(D) * (1 + 1e-9)
+        + 1e-13 * (1 + np.abs(Z).max())
+    )
 
 
 def test_the_factor_of_picard_is_attained():
     A = projected(SpectralNorm(0.9), np.random.default_rng(0).normal(size=(5, 5)))
     d = np.linalg.svd(A)[2][0]
     moved = np.linalg.norm(activations.relu(A @ d + 9) - activations.relu(np.full(5, 9.0)))
-    assert moved == pytest.approx(SpectralNorm().certificate({"A": A}, activations.relu).contraction, rel=1e-11)
+    assert moved == pytest.approx(
+        SpectralNorm().certificate({"A": A}, activations.relu).contraction, rel=1e-11
+    )
 
 
 def proximal(psi, u, alpha):
@@ -440,7 +501,9 @@ def test_no_pair_of_states_beats_the_factor_of_forward_backward(seed, activation
     rng = np.random.default_rng(seed)
     constraint = Monotone(rng.uniform(0.02, 0.98))
     L, R = rng.normal(size=(2, n, 1))
-    params = constraint.project({"L": L, "R": R} if thin else {"A": adversarial(rng, n, 10)}, activation)
+    params = constraint.project(
+        {"L": L, "R": R} if thin else {"A": adversarial(rng, n, 10)}, activation
+    )
     A = params["L"] @ params["R"].T if thin else params["A"]
     certificate = constraint.certificate(params, activation)
     assert certificate.proven
@@ -457,19 +520,36 @@ def test_no_pair_of_states_beats_the_factor_of_forward_backward(seed, activation
     before = certificate.norm(D)
 
     def step(x):
-        return proximal(lambda y: activation.phi(y) / g, (1 - alpha) * x + alpha * (x @ (g * A).T + Z), alpha)
+        return proximal(
+            lambda y: activation.phi(y) / g, (1 - alpha) * x + alpha * (x @ (g * A).T + Z), alpha
+        )
 
     after = certificate.norm(step(X + D) - step(X))
-    assert np.all(after <= certificate.contraction * before * (1 + 1e-9) + 1e-12 * (1 + np.abs(Z).max() + np.abs(X).max()))
+    assert np.all(
+        after
+        <= certificate.contraction * before * (1 + 1e-9)
+        + 1e-12 * (1 + np.abs(Z).max() + np.abs(X).max())
+    )
 
 
-@given(SEEDS, st.sampled_from([*UPWARD, STEEP]), st.integers(1, 8), st.sampled_from(["spectral", "monotone", "factors"]))
+@given(
+    SEEDS,
+    st.sampled_from([*UPWARD, STEEP]),
+    st.integers(1, 8),
+    st.sampled_from(["spectral", "monotone", "factors"]),
+)
 def test_no_state_is_further_from_the_solution_than_is_proven(seed, activation, n, kind):
     """The problem is made from its solution, so that the error is known."""
     rng = np.random.default_rng(seed)
-    constraint = SpectralNorm(rng.uniform(0.1, 0.99)) if kind == "spectral" else Monotone(rng.uniform(0.01, 0.9))
+    constraint = (
+        SpectralNorm(rng.uniform(0.1, 0.99))
+        if kind == "spectral"
+        else Monotone(rng.uniform(0.01, 0.9))
+    )
     L, R = rng.normal(size=(2, n, 1))
-    params = constraint.project({"L": L, "R": R} if kind == "factors" else {"A": adversarial(rng, n, 10)}, activation)
+    params = constraint.project(
+        {"L": L, "R": R} if kind == "factors" else {"A": adversarial(rng, n, 10)}, activation
+    )
     A = params["L"] @ params["R"].T if kind == "factors" else params["A"]
     certificate = constraint.certificate(params, activation)
     Y = np.where(rng.random((80, 1)) < 0.5, rng.normal(size=(80, n)), steepest(activation))
@@ -477,7 +557,9 @@ def test_no_state_is_further_from_the_solution_than_is_proven(seed, activation, 
     Z = Y - solution @ A.T
     D = rng.normal(size=(80, n))
     D[::3] = np.linalg.eigh((A + A.T) / 2)[1][:, -1]
-    D[1::3] = np.linalg.svd(np.eye(n) - activation.lipschitz * A)[2][-1]  # what moves the residual least
+    D[1::3] = np.linalg.svd(np.eye(n) - activation.lipschitz * A)[2][
+        -1
+    ]  # what moves the residual least
     D *= 10.0 ** rng.uniform(-3, 1, size=(80, 1))
     X = solution + D
     residual = certificate.norm(activation.phi(X @ A.T + Z) - X)
@@ -496,7 +578,9 @@ def test_the_error_bound_is_attained():
         assert error <= certificate.error(residual) <= error * (1 + 1e-6)
 
 
-@given(SEEDS, st.integers(1, 5), st.sampled_from([SpectralNorm(0.99), Monotone(0.01), Monotone(0.7)]))
+@given(
+    SEEDS, st.integers(1, 5), st.sampled_from([SpectralNorm(0.99), Monotone(0.01), Monotone(0.7)])
+)
 def test_what_is_proven_is_a_p_matrix(seed, n, constraint):
     """For relu there is one solution for every input iff every principal minor of I - A is positive; exactly."""
     A = projected(constraint, adversarial(np.random.default_rng(seed), n))
@@ -511,11 +595,18 @@ def test_what_is_proven_is_a_p_matrix(seed, n, constraint):
 
 def test_the_p_matrix_oracle_can_fail():
     A = np.array([[0.0, 1.5], [1.5, 0.0]])  # 1 - 2.25 < 0
-    assert not all(p > 0 for p in pivots([[(i == j) - a for j, a in enumerate(row)] for i, row in enumerate(exact(A))]))
+    assert not all(
+        p > 0
+        for p in pivots(
+            [[(i == j) - a for j, a in enumerate(row)] for i, row in enumerate(exact(A))]
+        )
+    )
     assert not any(constraint.certificate({"A": A}, activations.relu).proven for constraint in SETS)
 
 
-@given(SEEDS, st.sampled_from([activations.relu, activations.tanh, activations.sigmoid]), st.booleans())
+@given(
+    SEEDS, st.sampled_from([activations.relu, activations.tanh, activations.sigmoid]), st.booleans()
+)
 def test_three_starts_reach_one_point(seed, activation, monotone):
     rng, n = np.random.default_rng(seed), 6
     constraint = Monotone(0.4) if monotone else SpectralNorm(0.9)
@@ -523,23 +614,47 @@ def test_three_starts_reach_one_point(seed, activation, monotone):
     certificate = constraint.certificate({"A": A}, activation)
     problem = Affine(Full(A), rng.normal(size=(3, n)), activation)
     starts = [None, 10 * rng.normal(size=(3, n)), np.full((3, n), -100.0)]
-    solvers = [ForwardBackward(tol=1e-9, max_iter=20000), PeacemanRachford(tol=1e-9)] if monotone else [Picard(tol=1e-9)]
+    solvers = (
+        [ForwardBackward(tol=1e-9, max_iter=20000), PeacemanRachford(tol=1e-9)]
+        if monotone
+        else [Picard(tol=1e-9)]
+    )
     solutions = [solver(problem, x0) for solver in solvers for x0 in starts]
     for s in solutions:
         assert s.converged.all()
-        residuals = [certificate.norm(activation.phi(t.value @ A.T + problem.offset) - t.value) for t in (s, solutions[0])]
-        assert np.all(certificate.norm(s.value - solutions[0].value) <= certificate.error(residuals[0] + residuals[1]) + 1e-12)
+        residuals = [
+            certificate.norm(activation.phi(t.value @ A.T + problem.offset) - t.value)
+            for t in (s, solutions[0])
+        ]
+        assert np.all(
+            certificate.norm(s.value - solutions[0].value)
+            <= certificate.error(residuals[0] + residuals[1]) + 1e-12
+        )
 
 
 def test_words_and_a_factor_that_rounds_to_one():
     text = repr(SpectralNorm(0.9).certificate({"A": 0.5 * np.eye(3)}, activations.relu))
-    for words in ("exists and is unique", "0.5 per step", "Euclidean", "||A||_2 = 0.5", "relu is 1-Lipschitz"):
+    for words in (
+        "exists and is unique",
+        "0.5 per step",
+        "Euclidean",
+        "||A||_2 = 0.5",
+        "relu is 1-Lipschitz",
+    ):
         assert words in text
     text = repr(Monotone().certificate({"A": 0.5 * np.eye(3)}, activations.relu))
-    for words in ("exists and is unique", "ForwardBackward", "(A + A^T) / 2 is 0.5", "|I - A|_2 = 0.5"):
+    for words in (
+        "exists and is unique",
+        "ForwardBackward",
+        "(A + A^T) / 2 is 0.5",
+        "|I - A|_2 = 0.5",
+    ):
         assert words in text
     assert Monotone().certificate({"A": 0.5 * np.eye(3)}, STEEP).proven is False
-    assert Monotone().certificate({"A": 2 * np.eye(3)}, activations.sigmoid).applies_to == "ForwardBackward for x / 0.25"
+    assert (
+        Monotone().certificate({"A": 2 * np.eye(3)}, activations.sigmoid).applies_to
+        == "ForwardBackward for x / 0.25"
+    )
     spin = Monotone().certificate({"A": np.array([[0.0, 1e12], [-1e12, 0.0]])}, activations.relu)
     assert spin.proven
     assert spin.contraction == 1

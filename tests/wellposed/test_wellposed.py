@@ -52,7 +52,9 @@ def by_root_finding(row, radius):
     below = np.abs(row) - np.abs(row).max()
     if np.abs(row).sum() <= radius:
         return row
-    t = brentq(lambda t: np.maximum(below + t, 0).sum() - radius, 0, radius, xtol=1e-300, rtol=1e-15)
+    t = brentq(
+        lambda t: np.maximum(below + t, 0).sum() - radius, 0, radius, xtol=1e-300, rtol=1e-15
+    )
     return np.sign(row) * np.maximum(below + t, 0)
 
 
@@ -61,11 +63,21 @@ def test_projection_is_exact(seed, n, k, radius):
     A = adversarial(np.random.default_rng(seed), n, k)
     P = l1_ball_rows(A, radius)
     for row, projected in zip(A, P):
-        np.testing.assert_allclose(projected, by_root_finding(row, radius), rtol=1e-9, atol=1e-9 * max(radius, 1e-3))
+        np.testing.assert_allclose(
+            projected, by_root_finding(row, radius), rtol=1e-9, atol=1e-9 * max(radius, 1e-3)
+        )
 
 
-@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 60), st.floats(0.01, 100), st.sampled_from(["float32", "float64"]))
-def test_projection_is_feasible_idempotent_and_leaves_feasible_rows_alone(seed, n, k, radius, dtype):
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 8),
+    st.integers(1, 60),
+    st.floats(0.01, 100),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_projection_is_feasible_idempotent_and_leaves_feasible_rows_alone(
+    seed, n, k, radius, dtype
+):
     A = adversarial(np.random.default_rng(seed), n, k).astype(dtype)
     P = l1_ball_rows(A, radius)
     assert P.dtype == dtype
@@ -83,7 +95,9 @@ def test_nothing_feasible_is_nearer(seed, k):
     rng = np.random.default_rng(seed)
     a, radius = adversarial(rng, 1, k), 1.0
     p = l1_ball_rows(a, radius)
-    others = np.concatenate([p + 10.0 ** rng.uniform(-6, 1) * rng.normal(size=(100, k)), rng.normal(size=(100, k))])
+    others = np.concatenate(
+        [p + 10.0 ** rng.uniform(-6, 1) * rng.normal(size=(100, k)), rng.normal(size=(100, k))]
+    )
     others *= np.minimum(1, radius / np.maximum(np.abs(others).sum(axis=1, keepdims=True), 1e-300))
     others[:100] = 0.5 * (others[:100] + p)
     distance = np.linalg.norm(a - p)
@@ -94,7 +108,9 @@ def test_nothing_feasible_is_nearer(seed, k):
 def test_projection_does_not_expand(seed):
     rng = np.random.default_rng(seed)
     A, B = adversarial(rng, 5, 9), adversarial(rng, 5, 9)
-    assert np.linalg.norm(l1_ball_rows(A, 1.0) - l1_ball_rows(B, 1.0)) <= np.linalg.norm(A - B) * (1 + 1e-12)
+    assert np.linalg.norm(l1_ball_rows(A, 1.0) - l1_ball_rows(B, 1.0)) <= np.linalg.norm(A - B) * (
+        1 + 1e-12
+    )
 
 
 def test_a_cheaper_rescaling_is_not_the_projection():
@@ -107,7 +123,9 @@ def test_projection_everywhere(xp):
     A = adversarial(np.random.default_rng(0), 6, 40)
     radii = np.linspace(0.1, 5, 6)
     rows = [by_root_finding(row, radius) for row, radius in zip(A, radii)]
-    assert_close(l1_ball_rows(from_host(xp, A), radii), np.stack(rows), rtol=1e-9, atol=1e-12, xp=xp)
+    assert_close(
+        l1_ball_rows(from_host(xp, A), radii), np.stack(rows), rtol=1e-9, atol=1e-12, xp=xp
+    )
 
 
 def test_bounds_and_weights_may_live_with_the_matrix(xp):
@@ -124,7 +142,10 @@ def test_projection_of_a_large_matrix():
     assert np.abs(P).sum(axis=1, dtype=np.float64).max() <= 0.99
 
 
-@pytest.mark.parametrize(("A", "radius"), [(np.ones(3), 1.0), (np.ones((2, 2)), 0.0), (np.ones((2, 2)), -1.0), (np.ones((2, 2)), np.nan)])
+@pytest.mark.parametrize(
+    ("A", "radius"),
+    [(np.ones(3), 1.0), (np.ones((2, 2)), 0.0), (np.ones((2, 2)), -1.0), (np.ones((2, 2)), np.nan)],
+)
 def test_bad_projections_are_refused(A, radius):
     with pytest.raises(InputError):
         l1_ball_rows(A, radius)
@@ -139,12 +160,17 @@ def test_kappa_must_make_a_contraction(kappa):
         InfNorm(kappa)
 
 
-@pytest.mark.parametrize("activation", [*BUILT_IN, Blocks((activations.relu, 3), (activations.silu, 3), (activations.sigmoid, 4))])
+@pytest.mark.parametrize(
+    "activation",
+    [*BUILT_IN, Blocks((activations.relu, 3), (activations.silu, 3), (activations.sigmoid, 4))],
+)
 def test_the_radius_follows_the_lipschitz_constant_row_by_row(activation):
     A = 10 * np.random.default_rng(0).normal(size=(10, 10))
     params = InfNorm(0.9).project({"A": A, "B": A}, activation)
     assert params["B"] is A
-    np.testing.assert_allclose(np.array(activation.row_lipschitz(10)) * row_sums(params), 0.9, rtol=1e-9)
+    np.testing.assert_allclose(
+        np.array(activation.row_lipschitz(10)) * row_sums(params), 0.9, rtol=1e-9
+    )
     assert InfNorm(0.9).contains(params, activation)
     assert not InfNorm(0.899).contains(params, activation)
     assert InfNorm(0.9).certificate(params, activation).contraction == pytest.approx(0.9, rel=1e-9)
@@ -214,7 +240,12 @@ def test_certificate_in_numbers():
         c.steps(0.0, first=1.0)
 
 
-@given(st.integers(0, 10**6), st.sampled_from([*BUILT_IN, activations.leaky_relu(0.3)]), st.integers(1, 12), st.floats(0.05, 0.99))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([*BUILT_IN, activations.leaky_relu(0.3)]),
+    st.integers(1, 12),
+    st.floats(0.05, 0.99),
+)
 def test_no_pair_of_states_beats_the_certified_factor(seed, activation, n, kappa):
     """Random search, sign vectors aligned with the rows of A, and pairs around the steepest point of the activation."""
     rng = np.random.default_rng(seed)
@@ -225,11 +256,17 @@ def test_no_pair_of_states_beats_the_certified_factor(seed, activation, n, kappa
     steepest = np.linspace(-6, 6, 4001)
     steepest = steepest[np.argmax(np.abs(activation.dphi(steepest)))]
     X = rng.normal(size=(200, n))
-    D = np.where(rng.random((200, 1)) < 0.5, np.sign(A)[rng.integers(0, n, 200)], rng.normal(size=(200, n)))
+    D = np.where(
+        rng.random((200, 1)) < 0.5, np.sign(A)[rng.integers(0, n, 200)], rng.normal(size=(200, n))
+    )
     D *= 10.0 ** rng.uniform(-5, 1, size=(200, 1))
     Z[::2] = steepest - X[::2] @ A.T  # there, f moves as fast as it can
     moved = np.abs(activation.phi((X + D) @ A.T + Z) - activation.phi(X @ A.T + Z)).max(axis=1)
-    assert np.all(moved <= factor * np.abs(D).max(axis=1) * (1 + 1e-9) + 1e-14 * (1 + np.abs(X).max() + np.abs(Z).max()))
+    assert np.all(
+        moved
+        <= factor * np.abs(D).max(axis=1) * (1 + 1e-9)
+        + 1e-14 * (1 + np.abs(X).max() + np.abs(Z).max())
+    )
 
 
 def test_the_factor_is_attained():
@@ -237,21 +274,36 @@ def test_the_factor_is_attained():
     A = np.array([[0.5, -0.4], [0.1, 0.2]])
     factor = InfNorm().certificate({"A": A}, activations.relu).contraction
     d = np.sign(A[0])
-    assert np.abs(activations.relu(A @ d + 5) - activations.relu(np.full(2, 5.0))).max() == pytest.approx(factor, rel=1e-12)
+    assert np.abs(
+        activations.relu(A @ d + 5) - activations.relu(np.full(2, 5.0))
+    ).max() == pytest.approx(factor, rel=1e-12)
 
 
-@given(st.integers(0, 10**6), st.sampled_from(BUILT_IN), st.sampled_from([0.3, 0.9, 0.99]), st.booleans())
-def test_several_starts_reach_one_point_within_the_certified_steps_and_error(seed, activation, kappa, factors):
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(BUILT_IN),
+    st.sampled_from([0.3, 0.9, 0.99]),
+    st.booleans(),
+)
+def test_several_starts_reach_one_point_within_the_certified_steps_and_error(
+    seed, activation, kappa, factors
+):
     rng = np.random.default_rng(seed)
     ball, n = InfNorm(kappa), 10
-    drawn = {"L": rng.normal(size=(n, 2)), "R": rng.normal(size=(n, 2))} if factors else {"A": rng.normal(size=(n, n))}
+    drawn = (
+        {"L": rng.normal(size=(n, 2)), "R": rng.normal(size=(n, 2))}
+        if factors
+        else {"A": rng.normal(size=(n, n))}
+    )
     params = ball.project(drawn, activation)
     certificate = ball.certificate(params, activation)
     assert certificate.proven
     matrix = LowRank(params["L"], params["R"]) if factors else Full(params["A"])
     problem = Affine(matrix, 3 * rng.normal(size=(4, n)), activation)
     solver = Fallback(Picard(), Picard(damping=0.5))
-    solutions = [solver(problem, x0) for x0 in (None, 10 * rng.normal(size=(4, n)), np.full((4, n), -100.0))]
+    solutions = [
+        solver(problem, x0) for x0 in (None, 10 * rng.normal(size=(4, n)), np.full((4, n), -100.0))
+    ]
     for s in solutions:
         assert s.converged.all()
         distance = np.abs(s.value - solutions[0].value).max(axis=1)
@@ -260,13 +312,22 @@ def test_several_starts_reach_one_point_within_the_certified_steps_and_error(see
     traced = Picard(tol=1e-8)(problem, trace=True)
     first = traced.trace[0]
     for i in range(4):
-        needed = int(np.argmax(traced.trace[:, i] <= 1e-8)) if np.any(traced.trace[:, i] <= 1e-8) else None
+        needed = (
+            int(np.argmax(traced.trace[:, i] <= 1e-8))
+            if np.any(traced.trace[:, i] <= 1e-8)
+            else None
+        )
         assert needed is None or needed <= certificate.steps(1e-8, first=float(first[i]))
 
 
 def test_words():
     text = repr(InfNorm(0.9).certificate({"A": 0.5 * np.eye(3)}, activations.relu))
-    for part in ("exists and is unique for every input", "0.5 per step", "||A||_inf = 0.5", "relu is 1-Lipschitz"):
+    for part in (
+        "exists and is unique for every input",
+        "0.5 per step",
+        "||A||_inf = 0.5",
+        "relu is 1-Lipschitz",
+    ):
         assert part in text
 
 

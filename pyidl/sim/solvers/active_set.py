@@ -1,15 +1,19 @@
 r"""The optimum on a guessed support: a primal-dual active-set method, row by row.
 
-Let S be the support of w, with signs s, and let ``q'(w) = s (c + d |w|)`` on the present pieces of the penalty (c = lam, d = 0 for L1).
-Then w and the multiplier nu of the bound solve the linear system
+Let S be the support of w, with signs s, and let ``q'(w) = s (c + d |w|)`` on the
+present pieces of the penalty (c = lam, d = 0 for L1). Then w and the multiplier nu of
+the bound solve the linear system
 
     (G_SS + diag d) w = h_S - c s - nu s_a,        s_a . w_a = kappa,  or nu = 0 where the bound is slack.
 
-Entries that come out with the other sign leave S; entries outside with ``|h - G w| > q'(0) + nu`` enter, with the sign of that correlation.
-This is Newton's method for the nonsmooth optimality conditions: from a support that is nearly right it ends after a few systems with the
-exact optimum, and from elsewhere it may not end at all. So it proves nothing, and its result counts only where its duality gap is smaller.
+Entries that come out with the other sign leave S; entries outside with ``|h - G w| >
+q'(0) + nu`` enter, with the sign of that correlation. This is Newton's method for the
+nonsmooth optimality conditions: from a support that is nearly right it ends after a few
+systems with the exact optimum, and from elsewhere it may not end at all. So it proves
+nothing, and its result counts only where its duality gap is smaller.
 
-Source: Hintermüller, Ito, Kunisch, "The primal-dual active set strategy as a semismooth Newton method", SIAM J. Optim. 13(3), 2003.
+Source: Hintermüller, Ito, Kunisch, "The primal-dual active set strategy as a semismooth
+Newton method", SIAM J. Optim. 13(3), 2003.
 """
 
 from __future__ import annotations
@@ -34,7 +38,10 @@ def work(W: Array) -> float:
 
 
 def guess(problem: Problem, W: Array) -> Array:
-    """The optimum of every row as its support suggests; a row itself where the systems are singular. Not projected."""
+    """The optimum of every row as its support suggests.
+
+    A row itself where the systems are singular. Not projected.
+    """
     G, H, rows = to_numpy(problem.G), to_numpy(problem.H), np.array(to_numpy(W))
     allowed = np.ones(H.shape, bool) if problem.mask is None else to_numpy(problem.mask)
     for i in range(len(rows)):
@@ -45,11 +52,20 @@ def guess(problem: Problem, W: Array) -> Array:
     return from_host(namespace(W), rows)
 
 
-def _row(G: np.ndarray, h: np.ndarray, w: np.ndarray, allowed: np.ndarray, ball: int, radius: float, penalty: Penalty) -> np.ndarray | None:
+def _row(
+    G: np.ndarray,
+    h: np.ndarray,
+    w: np.ndarray,
+    allowed: np.ndarray,
+    ball: int,
+    radius: float,
+    penalty: Penalty,
+) -> np.ndarray | None:
     """One row, or None."""
     k = len(h)
     held = np.arange(k) < ball
-    # So little that it counts only where the data cannot tell: duplicate columns, more weights than samples.
+    # So little that it counts only where the data cannot tell: duplicate columns, more
+    # weights than samples.
     shift = 1e-12 * float(np.mean(np.diagonal(G)))
     for _ in range(ROUNDS):
         S = np.flatnonzero(w)
@@ -66,7 +82,9 @@ def _row(G: np.ndarray, h: np.ndarray, w: np.ndarray, allowed: np.ndarray, ball:
         g = h - v @ G[S]
         turned = v * s < 0
         entering = allowed & (w == 0) & (np.abs(g) > (penalty.slope + nu * held) * (1.0 + 1e-10))
-        settled = all(np.array_equal(a, b) for a, b in zip(penalty.pieces(np.abs(v)), (c, d), strict=True))
+        settled = all(
+            np.array_equal(a, b) for a, b in zip(penalty.pieces(np.abs(v)), (c, d), strict=True)
+        )
         w = np.zeros(k)
         w[S] = np.where(turned, 0.0, v)
         if not turned.any() and not entering.any() and settled:
@@ -78,10 +96,21 @@ def _row(G: np.ndarray, h: np.ndarray, w: np.ndarray, allowed: np.ndarray, ball:
 
 
 def _system(
-    K: np.ndarray, shift: float, target: np.ndarray, bounded: np.ndarray, radius: float, v: np.ndarray, nu: float
+    K: np.ndarray,
+    shift: float,
+    target: np.ndarray,
+    bounded: np.ndarray,
+    radius: float,
+    v: np.ndarray,
+    nu: float,
 ) -> tuple[np.ndarray, float]:
-    """``(v, nu)`` of the linear system from an earlier pair: repeated, it undoes what the shift in K has changed."""
-    step, by_nu = np.linalg.solve(K, np.stack([target - nu * bounded - K @ v + shift * v, bounded], axis=1)).T
+    """``(v, nu)`` of the linear system from an earlier pair.
+
+    Repeated, it undoes what the shift in K has changed.
+    """
+    step, by_nu = np.linalg.solve(
+        K, np.stack([target - nu * bounded - K @ v + shift * v, bounded], axis=1)
+    ).T
     v, fall = v + step, float(bounded @ by_nu)
     change = max((float(bounded @ v) - radius) / fall, -nu) if fall > 0 else 0.0
     return v - change * by_nu, nu + change

@@ -1,18 +1,22 @@
 r"""The alternating direction method of multipliers, with one factorisation for all rows and all step sizes.
 
-Split ``minimise f(x) + p(y)`` subject to ``x = y``, f the loss, p the penalty with mask and bound; u is the multiplier over rho:
+Split ``minimise f(x) + p(y)`` subject to ``x = y``, f the loss, p the penalty with mask
+and bound; u is the multiplier over rho:
 
     x = (G + rho I)^{-1} (h + rho (y - u)),
     y' = prox_{p / rho}(c x + (1 - c) y + u),    c = 1.6,
     u' = u + c x + (1 - c) y - y'.
 
-With ``G = Q diag(e) Q^T``, factored once, ``(G + rho I)^{-1} = Q diag(1 / (e + rho)) Q^T`` for every rho, so every row has a rho of its own
-and changes it for the price of a division. It is changed where the residuals ``|x - y| / max(|x|, |y|)`` and ``|y' - y| / |u|`` differ by
-more than a factor two, less and less often, so that in the end it stands. y is returned: feasible, with exact zeros.
+With ``G = Q diag(e) Q^T``, factored once, ``(G + rho I)^{-1} = Q diag(1 / (e + rho))
+Q^T`` for every rho, so every row has a rho of its own and changes it for the price of a
+division. It is changed where the residuals ``|x - y| / max(|x|, |y|)`` and ``|y' - y| /
+|u|`` differ by more than a factor two, less and less often, so that in the end it
+stands. y is returned: feasible, with exact zeros.
 
-Source: Boyd, Parikh, Chu, Peleato, Eckstein, "Distributed optimization and statistical learning via the alternating direction method of
-multipliers", Found. Trends Mach. Learn. 3(1), 2011, sections 3.4 and 6.4; Wohlberg, "ADMM penalty parameter selection by residual
-balancing", 2017 (relative residuals).
+Source: Boyd, Parikh, Chu, Peleato, Eckstein, "Distributed optimization and statistical
+learning via the alternating direction method of multipliers", Found. Trends Mach.
+Learn. 3(1), 2011, sections 3.4 and 6.4; Wohlberg, "ADMM penalty parameter selection by
+residual balancing", 2017 (relative residuals).
 """
 
 from __future__ import annotations
@@ -68,7 +72,9 @@ class _Steps:
         with np.errstate(over="ignore"):  # u is 0 where neither penalty nor bound is felt
             dual = _norm(self.y - before) / xp.maximum(_norm(self.u), TINY)
         factor = xp.clip(xp.sqrt(primal / xp.maximum(dual, TINY)), 0.2, 5.0)
-        factor = xp.where((factor > 0.5) & (factor < 2.0) | (primal == 0), xp.ones_like(factor), factor)
+        factor = xp.where(
+            (factor > 0.5) & (factor < 2.0) | (primal == 0), xp.ones_like(factor), factor
+        )
         self.rho, self.u = self.rho * factor, self.u / factor
 
     def keep(self, kept: np.ndarray) -> None:

@@ -1,8 +1,10 @@
 """A solver of row problems is a frozen configuration that, called with a `Problem`, returns `Rows`.
 
-Iterations hand their feasible iterate to `iterate`, which measures the duality gap of every row, keeps the best rows seen, lets rows go
-that are good enough, and from time to time guesses the optimum from the signs of an iterate (`pyidl.sim.solvers.active_set`). A guess costs
-some factorisations for each row; it is made when the steps since the last one have cost as much, so guessing takes half of the time.
+Iterations hand their feasible iterate to `iterate`, which measures the duality gap of
+every row, keeps the best rows seen, lets rows go that are good enough, and from time to
+time guesses the optimum from the signs of an iterate (`pyidl.sim.solvers.active_set`).
+A guess costs some factorisations for each row; it is made when the steps since the last
+one have cost as much, so guessing takes half of the time.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ SMALL_FACTOR = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Weights and what is known of them. All but W and the factors live on the host, shape (r,).
+    """Weights and what is known of them.
+
+    All but W and the factors live on the host, shape (r,).
 
     Parameters
     ----------
@@ -68,7 +72,8 @@ class RowSolver(ABC):
     Parameters
     ----------
     tol : float
-        A row is done when ``gap <= tol max(P, 1e-8 |z|^2 / (2m))``, or when the gap is the rounding of float64.
+        A row is done when ``gap <= tol max(P, 1e-8 |z|^2 / (2m))``, or when the gap is
+        the rounding of float64.
     max_iter : int
         Largest number of steps.
 
@@ -83,7 +88,9 @@ class RowSolver(ABC):
 
     def __post_init__(self) -> None:
         if not (is_real(self.tol) and 0 < self.tol < 1):
-            raise InputError(f"tol is {self.tol!r}; it is relative to the objective and lies between 0 and 1")
+            raise InputError(
+                f"tol is {self.tol!r}; it is relative to the objective and lies between 0 and 1"
+            )
         object.__setattr__(self, "tol", float(self.tol))
         if not (is_whole(self.max_iter) and self.max_iter >= 1):
             raise InputError(f"max_iter is {self.max_iter!r}; an integer is needed, at least 1")
@@ -101,10 +108,14 @@ class RowSolver(ABC):
             If some rows did not reach the tolerance; the best rows met are returned.
         """
         start = problem.zeros() if start is None else problem.project(start)
-        rows = self._without_free(problem, start) if problem.has_free else self._solve(problem, start)
+        rows = (
+            self._without_free(problem, start) if problem.has_free else self._solve(problem, start)
+        )
         missed = int(np.count_nonzero(~rows.converged))
         if missed:
-            worst = float(np.max(rows.gap[~rows.converged] / np.maximum(rows.scale[~rows.converged], TINY)))
+            worst = float(
+                np.max(rows.gap[~rows.converged] / np.maximum(rows.scale[~rows.converged], TINY))
+            )
             warnings.warn(
                 f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; the largest is {worst:.2e} after "
                 f"{int(rows.n_iter.max(initial=0))} steps ({rows.method}). Raise max_iter or tol, or add a ridge",
@@ -124,7 +135,9 @@ class RowSolver(ABC):
         for rows, free in free_groups(problem):
             group = problem.take(rows)
             reduced, spectrum = group.eliminate(free)
-            found = self._solve(reduced, take_rows(xp, start, rows)[:, :n]) if n else _nothing(reduced)
+            found = (
+                self._solve(reduced, take_rows(xp, start, rows)[:, :n]) if n else _nothing(reduced)
+            )
             # Columns of [A, b, 0] in the order of the weights.
             place = np.full(k, n + len(free))
             place[:n], place[free] = np.arange(n), n + np.arange(len(free))
@@ -135,14 +148,25 @@ class RowSolver(ABC):
             index, back = from_host(xp, free), from_host(xp, place)
             for _ in range(2):  # the second time corrects the rounding of the first
                 g = xp.take(group.correlation(W), index, axis=1)
-                b = xp.concat([spectrum.solve(g), xp.zeros((len(rows), 1), dtype=xp.float64)], axis=1)
+                b = xp.concat(
+                    [spectrum.solve(g), xp.zeros((len(rows), 1), dtype=xp.float64)], axis=1
+                )
                 W = W + xp.take(b, back, axis=1)
             g = xp.take(group.correlation(W), index, axis=1)
             doubt = xp.take(group.doubt(W), index, axis=1)
             missing, rounding = (spectrum.missing(part, doubt) for part in (g, 0.0 * g))
             numbers.append(rows)
-            converged = found.converged & (missing <= np.maximum(self.tol * found.scale, 8.0 * rounding))
-            parts.append(replace(found, W=W, gap=np.minimum(found.gap + missing, found.scale), converged=converged))
+            converged = found.converged & (
+                missing <= np.maximum(self.tol * found.scale, 8.0 * rounding)
+            )
+            parts.append(
+                replace(
+                    found,
+                    W=W,
+                    gap=np.minimum(found.gap + missing, found.scale),
+                    converged=converged,
+                )
+            )
         order = np.argsort(np.concatenate(numbers))
 
         def joined(name: str) -> np.ndarray:
@@ -151,7 +175,16 @@ class RowSolver(ABC):
         W = take_rows(xp, xp.concat([part.W for part in parts]), order)
         words = f"{parts[0].method}; weights without penalty eliminated"
         factors = parts[0].factors if len(parts) == 1 else None
-        return Rows(W, joined("gap"), joined("objective"), joined("n_iter"), joined("converged"), words, joined("scale"), factors)
+        return Rows(
+            W,
+            joined("gap"),
+            joined("objective"),
+            joined("n_iter"),
+            joined("converged"),
+            words,
+            joined("scale"),
+            factors,
+        )
 
 
 def _nothing(problem: Problem) -> Rows:
@@ -159,7 +192,15 @@ def _nothing(problem: Problem) -> Rows:
     r = problem.H.shape[0]
     objective = 0.5 * to_numpy(problem.square)
     scale = np.maximum(objective, problem.measure(problem.H).scale)
-    return Rows(problem.H, np.zeros(r), objective, np.zeros(r, int), np.ones(r, bool), "least squares", scale)
+    return Rows(
+        problem.H,
+        np.zeros(r),
+        objective,
+        np.zeros(r, int),
+        np.ones(r, bool),
+        "least squares",
+        scale,
+    )
 
 
 class Advance(Protocol):
@@ -183,7 +224,11 @@ class Best:
     def __init__(self, problem: Problem, start: Array, tol: float) -> None:
         self.W, self.tol = start, tol
         m = problem.measure(start)
-        self.gap, self.objective, self.converged = m.gap.copy(), m.objective.copy(), m.enough(tol).copy()
+        self.gap, self.objective, self.converged = (
+            m.gap.copy(),
+            m.objective.copy(),
+            m.enough(tol).copy(),
+        )
         self.floor = m.scale
         self.n_iter = np.zeros(len(m.gap), int)
 
@@ -194,7 +239,11 @@ class Best:
         if len(better):
             at = rows[better]
             self.W = put_rows(namespace(W), self.W, at, W, better)
-            self.gap[at], self.objective[at], self.converged[at] = m.gap[better], m.objective[better], m.enough(self.tol)[better]
+            self.gap[at], self.objective[at], self.converged[at] = (
+                m.gap[better],
+                m.objective[better],
+                m.enough(self.tol)[better],
+            )
 
 
 def iterate(solver: RowSolver, problem: Problem, start: Array, advance: Advance, name: str) -> Rows:
@@ -225,5 +274,15 @@ def iterate(solver: RowSolver, problem: Problem, start: Array, advance: Advance,
             best.offer(rows, W, here.measure(W), steps)
             leave(W)
             guessed, since = guessed + left - len(rows), 0.0
-    words = f"{name}, {steps} steps" + (f", {guessed} of {len(best.gap)} rows finished on their supports" if guessed else "")
-    return Rows(best.W, best.gap, best.objective, best.n_iter, best.converged, words, np.maximum(best.objective, best.floor))
+    words = f"{name}, {steps} steps" + (
+        f", {guessed} of {len(best.gap)} rows finished on their supports" if guessed else ""
+    )
+    return Rows(
+        best.W,
+        best.gap,
+        best.objective,
+        best.n_iter,
+        best.converged,
+        words,
+        np.maximum(best.objective, best.floor),
+    )

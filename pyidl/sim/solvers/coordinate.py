@@ -1,17 +1,21 @@
 r"""Coordinate descent on an active set, for very sparse rows.
 
-With the others fixed, the best value of weight j is, for ``v = w_j + g_j / G_jj``, g = h - G w, and the multiplier nu of the bound,
+With the others fixed, the best value of weight j is, for ``v = w_j + g_j / G_jj``, g =
+h - G w, and the multiplier nu of the bound,
 
     w_j = prox_{q / G_jj}( soft(v, nu / G_jj) )        (nu = 0 off the ball).
 
-All rows take it together, and ``g -= G_j (w_j' - w_j)`` is needed on the active columns only: those with a weight of some row, and those
-that would enter. They are looked for in all columns, by one product, before every round of sweeps.
+All rows take it together, and ``g -= G_j (w_j' - w_j)`` is needed on the active columns
+only: those with a weight of some row, and those that would enter. They are looked for
+in all columns, by one product, before every round of sweeps.
 
-The bound couples its weights, and coordinates alone can get stuck on it, so it is left to nu: ``|a(nu)|_1`` falls as nu grows, and
-``|a(nu)|_1 = kappa`` is solved by secants between rounds, inside a bracket. What is returned is projected, and its gap measured.
+The bound couples its weights, and coordinates alone can get stuck on it, so it is left
+to nu: ``|a(nu)|_1`` falls as nu grows, and ``|a(nu)|_1 = kappa`` is solved by secants
+between rounds, inside a bracket. What is returned is projected, and its gap measured.
 
-Source: Friedman, Hastie, Tibshirani, "Regularization paths for generalized linear models via coordinate descent", J. Stat. Softw. 33(1),
-2010, section 2.2 (covariance updates).
+Source: Friedman, Hastie, Tibshirani, "Regularization paths for generalized linear
+models via coordinate descent", J. Stat. Softw. 33(1), 2010, section 2.2 (covariance
+updates).
 """
 
 from __future__ import annotations
@@ -31,17 +35,26 @@ __all__ = ["CoordinateDescent"]
 
 
 class _Steps:
-    """Rows are columns here, so that a coordinate of all of them is contiguous; on the host: a coordinate is too small for a device."""
+    """Rows are columns here, so that a coordinate of all of them is contiguous.
+
+    On the host: a coordinate is too small for a device.
+    """
 
     def __init__(self, problem: Problem, start: Array) -> None:
         self.xp, self.penalty, self.radius = namespace(start), problem.penalty, problem.radius
-        self.G, self.H, self.W = to_numpy(problem.G), to_numpy(problem.H).T.copy(), to_numpy(start).T.copy()
+        self.G, self.H, self.W = (
+            to_numpy(problem.G),
+            to_numpy(problem.H).T.copy(),
+            to_numpy(start).T.copy(),
+        )
         self.allowed = None if problem.mask is None else to_numpy(problem.mask).T.copy()
         k, r = self.W.shape
         self.held = (np.arange(k) < problem.ball).astype(float)
         self.ball, self.problem = problem.ball, problem
         # Half of what keeps all bounded weights zero: supports grow from small ones.
-        top = np.abs(to_numpy(problem.masked(problem.H)))[:, : problem.ball].max(axis=1, initial=0.0)
+        top = np.abs(to_numpy(problem.masked(problem.H)))[:, : problem.ball].max(
+            axis=1, initial=0.0
+        )
         self.nu = 0.5 * np.maximum(top - self.penalty.slope, 0.0)
         self.low, self.high = np.zeros(r), np.full(r, np.inf)
         self.before = np.full((2, r), np.nan)  # nu and |a|_1 of the round before
@@ -49,7 +62,9 @@ class _Steps:
 
     def step(self, count: int) -> Array:
         g = self.H - self.G @ self.W
-        enter = (np.abs(g) > self.penalty.slope + self.nu * self.held[:, None]) & (np.diagonal(self.G) > 0)[:, None]
+        enter = (np.abs(g) > self.penalty.slope + self.nu * self.held[:, None]) & (
+            np.diagonal(self.G) > 0
+        )[:, None]
         if self.allowed is not None:
             enter &= self.allowed
         S = np.flatnonzero((enter | (self.W != 0)).any(axis=1))
@@ -84,7 +99,9 @@ class _Steps:
         over = a - self.radius
         self.low = np.where(over > 0, np.maximum(self.low, self.nu), self.low)
         self.high = np.where(over <= 0, np.minimum(self.high, self.nu), self.high)
-        crossed = self.low >= self.high  # rounds are not exact: forget a bracket that contradicts itself
+        crossed = (
+            self.low >= self.high
+        )  # rounds are not exact: forget a bracket that contradicts itself
         self.low, self.high = np.where(crossed, 0.0, self.low), np.where(crossed, np.inf, self.high)
         diagonal = np.maximum(np.diagonal(self.G)[: self.ball], np.finfo(np.float64).tiny)[:, None]
         first = np.sum((self.W[: self.ball] != 0) / diagonal, axis=0)
@@ -107,7 +124,9 @@ class _Steps:
 
 @dataclass(frozen=True)
 class CoordinateDescent(RowSolver):
-    """Sweeps over the active weights, on the host; fast where few of them differ from zero.
+    """Sweeps over the active weights, on the host.
+
+    Fast where few of them differ from zero.
 
     Examples
     --------

@@ -3,11 +3,13 @@ r"""The accelerated proximal gradient method on the Gram matrix, restarted.
     x' = prox_{p / L}(y + (h - G y) / L),    L = the largest eigenvalue of G,
     y' = x' + (t - 1) / t' (x' - x),         t' = (1 + (1 + 4 t^2)^(1/2)) / 2,
 
-and t = 1 again for a row where the momentum points uphill, ``(y - x').(x' - x) > 0``. One product a step instead of ADMM's two, but many
-more steps where G is ill-conditioned.
+and t = 1 again for a row where the momentum points uphill, ``(y - x').(x' - x) > 0``.
+One product a step instead of ADMM's two, but many more steps where G is
+ill-conditioned.
 
-Source: Beck, Teboulle, "A fast iterative shrinkage-thresholding algorithm for linear inverse problems", SIAM J. Imaging Sci. 2(1), 2009;
-O'Donoghue, Candès, "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 15, 2015.
+Source: Beck, Teboulle, "A fast iterative shrinkage-thresholding algorithm for linear
+inverse problems", SIAM J. Imaging Sci. 2(1), 2009; O'Donoghue, Candès, "Adaptive
+restart for accelerated gradient schemes", Found. Comput. Math. 15, 2015.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class _Steps:
     def step(self, count: int) -> Array:
         xp = namespace(self.x)
         for _ in range(count):
-            x = self.problem.prox(self.y + self.step_size * self.problem.correlation(self.y), self.step_size)
+            x = self.problem.prox(
+                self.y + self.step_size * self.problem.correlation(self.y), self.step_size
+            )
             uphill = xp.sum(_moves(self.y, x, self.x), axis=1, keepdims=True) > 0
             self.t, momentum = _ahead(self.t, uphill)
             self.x, self.y = x, _beyond(x, self.x, momentum)
@@ -75,7 +79,9 @@ def _beyond(x: Any, before: Any, momentum: Any) -> Any:
 
 @dataclass(frozen=True)
 class FISTA(RowSolver):
-    """One matrix product a step for all rows, any penalty, any mask; for well-conditioned data, or memory for one matrix only.
+    """One matrix product a step for all rows, any penalty, any mask.
+
+    For well-conditioned data, or memory for one matrix only.
 
     Examples
     --------

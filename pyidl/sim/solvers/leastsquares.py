@@ -1,4 +1,7 @@
-"""Least squares alone, ``W = H G^+`` on the allowed entries: the fit without any bound, and whether it happens to keep the bound."""
+"""Least squares alone, ``W = H G^+`` on the allowed entries.
+
+The fit without any bound, and whether it happens to keep the bound.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ __all__ = ["LeastSquares"]
 class LeastSquares(RowSolver):
     """One pseudo-inverse; the bound is ignored, and broken bounds are told.
 
-    It is for comparison: a model made from rows beyond their bound is not known to be well-posed. Rows within the bound are optimal for the
-    bounded problem too.
+    It is for comparison: a model made from rows beyond their bound is not known to be
+    well-posed. Rows within the bound are optimal for the bounded problem too.
 
     Raises
     ------
@@ -38,7 +41,9 @@ class LeastSquares(RowSolver):
     def __call__(self, problem: Problem, start: Array | None = None) -> Rows:
         """Solve all rows; `start` plays no part."""
         if not (isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0):
-            raise InputError(f"least squares knows no penalty {problem.penalty}; use Ridge or NoPenalty, or another solver")
+            raise InputError(
+                f"least squares knows no penalty {problem.penalty}; use Ridge or NoPenalty, or another solver"
+            )
         rows = self._without_free(replace(problem, ball=0, radius=None), problem.zeros())
         if problem.radius is None:
             return rows
@@ -54,7 +59,12 @@ class LeastSquares(RowSolver):
             WellPosednessWarning,
             stacklevel=2,
         )
-        return replace(rows, gap=np.where(broken, np.inf, rows.gap), converged=rows.converged & ~broken, method=words)
+        return replace(
+            rows,
+            gap=np.where(broken, np.inf, rows.gap),
+            converged=rows.converged & ~broken,
+            method=words,
+        )
 
     def _solve(self, problem: Problem, start: Array) -> Rows:
         raise NotImplementedError("least squares has no free weights to spare")

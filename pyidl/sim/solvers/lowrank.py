@@ -1,17 +1,20 @@
 r"""Rows of low rank, ``A = L R^T``: projected gradient on the factors.
 
-Without penalty on B, which is eliminated, the loss is ``f(A) = sum_i a_i G a_i / 2 - h_i a_i``, with gradient ``E = A G - H``, and by the
-chain rule
+Without penalty on B, which is eliminated, the loss is ``f(A) = sum_i a_i G a_i / 2 -
+h_i a_i``, with gradient ``E = A G - H``, and by the chain rule
 
     dL = E R,        dR = E^T L.
 
-A step is taken in L, then in R, each of the length 1 / Lipschitz constant of that gradient (``|R^T G R|`` and ``|L^T L| |G|``); after each,
-R is made orthonormal, which leaves A as it is, and the rows of L that exceed their bound are scaled onto it. A step that does not make f
-smaller is halved, so f never grows. The first factors are those of the best A of this rank without bound: with ``G = S^2`` and Q the
-leading left singular vectors of ``H G^+ S``, ``A = Q Q^T H G^+``.
+A step is taken in L, then in R, each of the length 1 / Lipschitz constant of that
+gradient (``|R^T G R|`` and ``|L^T L| |G|``); after each, R is made orthonormal, which
+leaves A as it is, and the rows of L that exceed their bound are scaled onto it. A step
+that does not make f smaller is halved, so f never grows. The first factors are those of
+the best A of this rank without bound: with ``G = S^2`` and Q the leading left singular
+vectors of ``H G^+ S``, ``A = Q Q^T H G^+``.
 
-The set of matrices of rank k is not convex: what is reached is stationary, not proven optimal. The gap that is reported is the one to the
-best A of *any* rank, so it is a true bound, and it need not become small.
+The set of matrices of rank k is not convex: what is reached is stationary, not proven
+optimal. The gap that is reported is the one to the best A of *any* rank, so it is a
+true bound, and it need not become small.
 """
 
 from __future__ import annotations
@@ -32,17 +35,23 @@ from pyidl.wellposed.infnorm import scale_factors
 __all__ = ["LowRank"]
 
 PATIENCE = 10
-"""Steps over which the loss must fall by `tol` of its value; otherwise the factors count as stationary."""
+"""Steps over which the loss must fall by `tol` of its value.
+
+Otherwise the factors count as stationary.
+"""
 
 
 @dataclass(frozen=True)
 class LowRank(RowSolver):
-    """A of at most a given rank, B free or with a ridge; without mask and L1, which do not go with a rank.
+    """A of at most a given rank, B free or with a ridge.
+
+    Without mask and L1, which do not go with a rank.
 
     Parameters
     ----------
     tol : float
-        The factors count as stationary when ten steps make the objective smaller by less than this part of it; `converged` says that.
+        The factors count as stationary when ten steps make the objective smaller by
+        less than this part of it; `converged` says that.
     max_iter : int
         Largest number of steps.
     rank : int
@@ -51,7 +60,8 @@ class LowRank(RowSolver):
     Raises
     ------
     InputError
-        If the rank is not positive, or the problem has a mask or a penalty that is not quadratic, or bounds other weights than A's.
+        If the rank is not positive, or the problem has a mask or a penalty that is not
+        quadratic, or bounds other weights than A's.
     """
 
     rank: int = 10
@@ -74,7 +84,9 @@ class LowRank(RowSolver):
         L, R = self._first(problem)
         loss, recent, steps = _loss(problem, L, R), [np.inf], 0
         size = float(namespace(L).max(namespace(L).linalg.eigvalsh(problem.G)))
-        while steps < self.max_iter and not recent[0] - loss <= self.tol * max(abs(loss), np.finfo(float).tiny):
+        while steps < self.max_iter and not recent[0] - loss <= self.tol * max(
+            abs(loss), np.finfo(float).tiny
+        ):
             E = (L @ R.T) @ problem.G - problem.H
             inner = R.T @ problem.G @ R
             L, R, loss = _descend(problem, L, R, loss, E @ R, None, _size(inner))
@@ -85,12 +97,23 @@ class LowRank(RowSolver):
         m = problem.measure(problem.project(W))
         words = f"projected gradient on factors of rank {self.rank}, {steps} steps; the gap is to the best A of any rank"
         done = np.full(len(m.gap), steps < self.max_iter)
-        return Rows(W, m.gap, m.objective, np.full(len(m.gap), steps), done, words, np.maximum(m.objective, m.scale), (L, R))
+        return Rows(
+            W,
+            m.gap,
+            m.objective,
+            np.full(len(m.gap), steps),
+            done,
+            words,
+            np.maximum(m.objective, m.scale),
+            (L, R),
+        )
 
     def _first(self, problem: Problem) -> tuple[Array, Array]:
         spectrum = Spectrum.of(problem.G)
         xp, free = namespace(problem.G), spectrum.solve(problem.H)
-        U = xp.linalg.svd((free @ spectrum.Q) * xp.sqrt(spectrum.values), full_matrices=False)[0][:, : self.rank]
+        U = xp.linalg.svd((free @ spectrum.Q) * xp.sqrt(spectrum.values), full_matrices=False)[0][
+            :, : self.rank
+        ]
         return _bounded(problem, U, free.T @ U)
 
 
@@ -109,14 +132,20 @@ def _size(M: Any) -> float:
 def _loss(problem: Problem, L: Any, R: Any) -> float:
     """``sum |r_i|^2 / 2``."""
     xp, A = namespace(L), L @ R.T
-    return float(to_numpy(0.5 * xp.sum(problem.square) + xp.sum(A * (0.5 * (A @ problem.G) - problem.H))))
+    return float(
+        to_numpy(0.5 * xp.sum(problem.square) + xp.sum(A * (0.5 * (A @ problem.G) - problem.H)))
+    )
 
 
-def _descend(problem: Problem, L: Any, R: Any, loss: float, dL: Any, dR: Any, curvature: float) -> tuple[Any, Any, float]:
+def _descend(
+    problem: Problem, L: Any, R: Any, loss: float, dL: Any, dR: Any, curvature: float
+) -> tuple[Any, Any, float]:
     """A step in one factor, halved until the loss falls; none after thirty halvings."""
     step = 1.0 / max(curvature, np.finfo(float).tiny)
     for _ in range(30):
-        trial = _bounded(problem, L if dL is None else L - step * dL, R if dR is None else R - step * dR)
+        trial = _bounded(
+            problem, L if dL is None else L - step * dL, R if dR is None else R - step * dR
+        )
         new = _loss(problem, *trial)
         if new < loss:
             return (*trial, new)
