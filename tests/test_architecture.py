@@ -3,70 +3,26 @@
 import ast
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rooms import LEVEL, PACKAGE, ROOT, arrows, imported, room_of, sources
 
 import pyidl
-
-PACKAGE = Path(pyidl.__file__).parent
-ROOT = PACKAGE.parent
-
-LEVELS = [
-    {"errors", "typing"},
-    {"arrays"},
-    {"activations", "matrices", "losses", "metrics", "optim"},
-    {"wellposed", "solvers"},
-    {"cells"},
-    {"equilibrium"},
-    {"layers"},
-    {"recurrent", "attention"},
-    {"certify", "io", "testing", "plotting"},
-    {"training"},
-    {"sim"},
-    {"sklearn", "interop"},
-    {"__init__"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-
-# Imports within one level that are allowed, besides those within one folder.
-NEIGHBOURS: set[tuple[str, str]] = {("errors", "typing")}
 
 # What a room of its own may import, and nothing else.
 OPTIONAL = {"sklearn", "torch", "onnx"}
 
 # Names that NumPy gained after 2.0, the oldest version that pyidl supports.
 AFTER_NUMPY_2_0 = {"astype", "cumulative_sum", "cumulative_prod", "unstack", "matvec", "vecmat"}
-
-
-def room_of(module):
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
-
-
-def imported(source):
-    """Modules of pyidl that a source imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "pyidl")
-        elif isinstance(node, ast.ImportFrom) and (
-            node.level or (node.module or "").split(".")[0] == "pyidl"
-        ):
-            assert not node.level, "relative imports hide the level"
-            if node.module == "pyidl":
-                yield from (f"pyidl.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
-                yield from (
-                    f"{node.module}.{alias.name}" for alias in node.names
-                )  # a module, perhaps
 
 
 def violations(module, source):
@@ -79,15 +35,9 @@ def violations(module, source):
         other = room_of(name)
         if other not in LEVEL:
             wrong.append(f"{module} imports {name}, which has no level")
-        elif other != own and LEVEL[other] >= LEVEL[own] and (own, other) not in NEIGHBOURS:
+        elif other != own and LEVEL[other] >= LEVEL[own]:
             wrong.append(f"{module} (level {LEVEL[own]}) imports {name} (level {LEVEL[other]})")
     return wrong
-
-
-def sources():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path
 
 
 @pytest.mark.parametrize(
@@ -268,30 +218,117 @@ def test_importing_pyidl_is_light():
 
 
 def lines_of_docstrings(tree):
-    """Of the module, its classes and functions, and of constants: whatever string is a statement."""
+    """Numbers of lines in docstrings: whatever string is a statement."""
     strings = (
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     )
+    found = set()
+    for node in strings:
+        if isinstance(node.value.value, str):
+            found |= set(range(node.lineno, node.end_lineno + 1))
+    return found
+
+
+def lines_of_code(text, first=1, last=None):
+    """How many lines are neither docstring nor comment nor blank."""
+    docstrings, lines = lines_of_docstrings(ast.parse(text)), text.splitlines()
     return sum(
-        node.end_lineno - node.lineno + 1 for node in strings if isinstance(node.value.value, str)
+        i not in docstrings and bool(lines[i - 1].split("#")[0].strip())
+        for i in range(first, (last or len(lines)) + 1)
     )
 
 
-def test_files_are_short():
-    """At most 400 lines; docstrings are not counted, blank lines and comments are."""
-    lengths = {}
-    for _, path in sources():
-        text = path.read_text()
-        lengths[path.name] = text.count("\n") - lines_of_docstrings(ast.parse(text))
-    assert {name: n for name, n in lengths.items() if n > 400} == {}
-    assert (
-        lines_of_docstrings(
-            ast.parse('"""One."""\n\ndef f():\n    """Two\n\n    lines."""\n    return "none"\n')
-        )
-        == 4
-    )
+def test_lines_of_code_are_counted():
+    text = '"""One."""\n\n# a comment\ndef f():\n    """Two\n\n    lines."""\n    return "none"\n'
+    assert lines_of_docstrings(ast.parse(text)) == {1, 5, 6, 7}
+    assert lines_of_code(text) == 2
+
+
+@pytest.mark.parametrize(("module", "path"), list(sources()), ids=str)
+def test_files_and_functions_are_short(module, path):
+    """400 lines of code a file, 60 a function; docstrings of 88 columns."""
+    text = path.read_text()
+    assert lines_of_code(text) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert lines_of_code(text, node.lineno, node.end_lineno) <= 60, node.name
+    lines = text.splitlines()
+    wide = [i for i in lines_of_docstrings(ast.parse(text)) if len(lines[i - 1]) > 88]
+    assert wide == []
+
+
+def test_every_room_has_its_level_and_arrows_are_few():
+    """Folders, and files at the top; the picture in docs/design.md is drawn from them."""
+    rooms = {room_of(module) for module, _ in sources()}
+    assert rooms == set(LEVEL)
+    assert len(arrows()) <= 160
+
+
+WINGS = ("recurrent", "attention", "sim", "sklearn", "interop", "cli")
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_can_be_taken_away(wing, tmp_path):
+    """Its folder, its lines in `__init__`, and the files above it that bear its name."""
+    package = tmp_path / "pyidl"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(package / wing)
+    for path in package.rglob(f"*{wing}*.py"):
+        path.unlink()
+    if wing == "cli":
+        (package / "__main__.py").unlink()
+    top = package / "__init__.py"
+    gone, text = set(), top.read_text()
+    for node in reversed(ast.parse(text).body):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(f"pyidl.{wing}"):
+            gone |= {alias.name for alias in node.names}
+            lines = text.splitlines()
+            text = "\n".join(lines[: node.lineno - 1] + lines[node.end_lineno :])
+    text = re.sub(rf"^(from pyidl import .*?)\b{wing}, ", r"\1", text, flags=re.M)
+    text = re.sub("|".join(rf'    "{name}",\n' for name in gone | {wing}), "", text)
+    top.write_text(text + "\n")
+    code = f"""
+import importlib, pkgutil, sys
+sys.path.insert(0, {str(tmp_path)!r})
+import pyidl
+assert pyidl.__file__.startswith({str(tmp_path)!r})
+for found in pkgutil.walk_packages(pyidl.__path__, "pyidl."):
+    try:
+        loaded = importlib.import_module(found.name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in {sorted(OPTIONAL)!r}:
+            raise
+assert all(hasattr(pyidl, name) for name in pyidl.__all__)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+PUBLIC = (
+    "activations losses optim metrics solvers wellposed sim testing plotting training layers io"
+)
+
+
+@pytest.mark.parametrize("name", [*PUBLIC.split(), "certify", "sklearn", "interop", "arrays"])
+def test_what_users_import_by_module_path_is_there(name):
+    if name in OPTIONAL:
+        pytest.importorskip(name)
+    importlib.import_module(f"pyidl.{name}")
+
+
+def test_what_the_page_on_writing_your_own_teaches_has_one_address():
+    """The table of docs/write_your_own.md: each name is public where it says, and nowhere else."""
+    page = (ROOT / "docs" / "write_your_own.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(pyidl[\w.]*)` \|", page, re.M)
+    assert len(rows) >= 20
+    for name, module in rows:
+        assert name in importlib.import_module(module).__all__, (name, module)
+        others = {m for m in ("pyidl", *(f"pyidl.{room}" for room in LEVEL if room[0] != "_"))}
+        for other in others - {module, "pyidl"}:
+            if importlib.util.find_spec(other) and other != "pyidl.sklearn":
+                assert name not in importlib.import_module(other).__all__, (name, other)
 
 
 def test_public_signatures_take_no_unnamed_options():
