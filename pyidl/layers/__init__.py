@@ -1,6 +1,6 @@
 """Layers and models: callables that return ``(Y, pullback)``."""
 
-from pyidl.layers.base import Layer, Pullback
+from pyidl.layers.base import Call, Explicit, Layer, Pullback, check_dtype
 from pyidl.layers.composite import Composite
 from pyidl.layers.dropout import Dropout
 from pyidl.layers.embedding import Embedding, PositionEmbedding
@@ -11,9 +11,11 @@ from pyidl.layers.residual import Residual
 from pyidl.layers.sequential import Sequential
 
 __all__ = [
+    "Call",
     "Composite",
     "Dropout",
     "Embedding",
+    "Explicit",
     "ImplicitModel",
     "Layer",
     "LayerNorm",
@@ -23,4 +25,5 @@ __all__ = [
     "Pullback",
     "Residual",
     "Sequential",
+    "check_dtype",
 ]
