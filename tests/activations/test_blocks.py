@@ -24,7 +24,8 @@ from pyidl import (
 from pyidl.activations import Blocks, VectorActivation, layer_norm, named, softmax
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.matrices.structure import Full, Tiled
+from pyidl.matrices.full import Full
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers.image import Jacobians, Phi
 from pyidl.solvers.problem import Affine
 from pyidl.testing import check_activation, check_pullback

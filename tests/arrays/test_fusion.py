@@ -30,7 +30,7 @@ from pyidl.arrays.backend import namespace
 from pyidl.arrays.fusion import fused
 from pyidl.attention import maps, weighted_mean
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.optim import adam
 from pyidl.sim import penalties
 from pyidl.sim.solvers import admm, fista

@@ -19,7 +19,7 @@ from pyidl import activations, losses, optim, sim, solvers
 from pyidl.arrays import kernels
 from pyidl.attention import ImplicitAttentionHead
 from pyidl.layers import ImplicitModel, LayerNorm, Linear, Residual, Sequential
-from pyidl.matrices.structure import LowRank
+from pyidl.matrices.low_rank import LowRank
 from pyidl.recurrent import ImplicitRNN
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import (

@@ -14,8 +14,10 @@ from pyidl import ImplicitModel, Pattern, activations, losses, optim, wellposed
 from pyidl.activations import Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.matrices.pattern import Groups, levels
-from pyidl.matrices.structure import Full, LowRank, Tiled
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers import Auto, Direct, Picard, Status, Substitution
 from pyidl.solvers.problem import Affine
 

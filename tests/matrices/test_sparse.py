@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from pyidl import ImplicitModel, Pattern, activations, load, save, solvers
 from pyidl.errors import InputError
 from pyidl.matrices import sparse
-from pyidl.matrices.structure import Full, Sparse, read_model
+from pyidl.matrices.full import Full
+from pyidl.matrices.read import read_model
+from pyidl.matrices.sparse import Sparse
 
 P, Q, N = 5, 3, 24
 
