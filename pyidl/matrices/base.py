@@ -40,10 +40,10 @@ class Matrix(Protocol):
     ...         return self.d
     ...     def off_diagonal(self, scale):
     ...         return Diagonal(0.0 * self.d)
-    >>> from pyidl import Picard, activations
+    >>> from pyidl import activations, solvers
     >>> from pyidl.solvers.problem import Affine
     >>> A = Diagonal(np.array([0.5, 0.2]))
-    >>> Picard()(Affine(A, np.ones((1, 2)), activations.relu)).value.round(9)
+    >>> solvers.Picard()(Affine(A, np.ones((1, 2)), activations.relu)).value.round(9)
     array([[2.  , 1.25]])
     """
 
