@@ -23,7 +23,7 @@ from conftest import require_gpu
 from kernel_compilers import C_TYPE, as_cupy_writes_it, cupy_headers, library
 
 import pyidl
-from pyidl import activations, losses, testing
+from pyidl import activations, testing
 from pyidl.activations import Activation
 from pyidl.arrays import fusion
 from pyidl.arrays.backend import namespace
@@ -62,11 +62,6 @@ def functions():
         (maps._difference, "TTTdd"),
         (weighted_mean._inverse, "Td"),
     )
-    found["squared error"], found["absolute error"] = (
-        (losses._squared, "TT"),
-        (losses._absolute, "TT"),
-    )
-    found["Huber's"], found["logistic loss"] = (losses._huber, "TTd"), (losses._logistic, "TT")
     found["soft"], found["prox of the elastic net"] = (
         (penalties.soft, "Td"),
         (penalties._elastic_net, "TTdd"),
