@@ -89,9 +89,10 @@ class WellPosednessWarning(PyidlWarning):
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is one real number, of Python, of NumPy, or an array without dimensions.
+    """Whether it is one real number.
 
-    A boolean is none, nor is "0.9" or 10**400.
+    One of Python or NumPy, or an array without dimensions; no boolean, nor "0.9" or
+    10**400.
     """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
