@@ -299,8 +299,8 @@ def check_activation(
     report = _check_slopes(activation, z, rtol)
     _check_homogeneous(activation, z, 1e-12)
     _check_equations(activation, z, generator)
-    blocks = isinstance(activation, Blocks)
-    for part in [b.activation for b in activation.blocks] if blocks else [activation]:
+    blocks = activation.blocks if isinstance(activation, Blocks) else ()
+    for part in [b.activation for b in blocks] or [activation]:
         _check_curvature(part, span, generator)
         for function in (part.phi, part.dphi):
             if isinstance(function, fused):
