@@ -256,7 +256,8 @@ def to_device(a: Any, device: str) -> Array:
     if int(index or current) != current:
         raise DeviceError(
             f"device {device!r} was asked for, but the current GPU is cuda:{current}, and new "
-            f"arrays are made there; choose the other one first, by cupy.cuda.Device({index}).use() "
+            "arrays are made there; choose the other one first, "
+            f"by cupy.cuda.Device({index}).use() "
             f"or by the environment variable CUDA_VISIBLE_DEVICES={index}"
         )
     elsewhere = isinstance(a, cupy.ndarray) and a.device.id != current
