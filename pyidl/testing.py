@@ -119,7 +119,7 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     Y, pull = exact(U, rng=seed)
     G = from_host(xp, generator.normal(size=Y.shape))
     dU, grads = pull(G)
-    _check_contract(exact, pull, G, dU, grads)
+    _check_contract(exact, pull, G, grads)
 
     def output(name: str, value: Any) -> float:
         if name == "U":
@@ -135,14 +135,14 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
             point = exact.params[key]
             found[key] = _compare(key, point, g, support, output, generator, rtol)
     report = GradientReport({name: error for name, (error, _) in found.items()})
-    if not report.max_error <= rtol:
-        measured, derived = found[report.worst][1]
-        raise GradientMismatchError(
-            f"the gradient of {type(layer).__name__} with respect to {report.worst} is wrong: "
-            f"along a random direction the pullback says {derived:.10g}, central differences "
-            f"{measured:.10g}, a relative error of {report.max_error:.3g} where {rtol:.3g} "
-            "is allowed; compare the derivative with the line above it"
-        )
+    measured, derived = found[report.worst][1]
+    _require(
+        report.max_error <= rtol,
+        f"the gradient of {type(layer).__name__} with respect to {report.worst} is wrong: "
+        f"along a random direction the pullback says {derived:.10g}, central differences "
+        f"{measured:.10g}, a relative error of {report.max_error:.3g} where {rtol:.3g} "
+        "is allowed; compare the derivative with the line above it",
+    )
     return report
 
 
@@ -186,33 +186,37 @@ def _compare(
     )
 
 
-def _check_contract(layer: Layer, pull: Any, G: Array, dU: Any, grads: Mapping[str, Array]) -> None:
+def _require(holds: Any, otherwise: str) -> None:
+    """What a check asserts, and what it says where that does not hold."""
+    if not holds:
+        raise GradientMismatchError(otherwise)
+
+
+def _check_contract(layer: Layer, pull: Any, G: Array, grads: Mapping[str, Array]) -> None:
     """The promises of a pullback that need no differences."""
     name = type(layer).__name__
-    if set(grads) != set(layer.params):
-        raise GradientMismatchError(
-            f"the pullback of {name} returns gradients of {sorted(grads)}, "
-            f"its parameters are {sorted(layer.params)}"
-        )
+    _require(
+        set(grads) == set(layer.params),
+        f"the pullback of {name} returns gradients of {sorted(grads)}, "
+        f"its parameters are {sorted(layer.params)}",
+    )
     for key, p in layer.params.items():
-        if grads[key].shape != p.shape or grads[key].dtype != p.dtype:
-            raise GradientMismatchError(
-                f"the gradient of {name} with respect to {key} has {grads[key].shape}, "
-                f"{grads[key].dtype}; {key} has {p.shape}, {p.dtype}"
-            )
-    again, skipped = pull(G), pull(G, inputs=False)
-    if skipped[0] is not None:
-        raise GradientMismatchError(
-            f"the pullback of {name} returns an input gradient although inputs=False"
+        _require(
+            grads[key].shape == p.shape and grads[key].dtype == p.dtype,
+            f"the gradient of {name} with respect to {key} has {grads[key].shape}, "
+            f"{grads[key].dtype}; {key} has {p.shape}, {p.dtype}",
         )
+    again, skipped = pull(G), pull(G, inputs=False)
+    _require(
+        skipped[0] is None,
+        f"the pullback of {name} returns an input gradient although inputs=False",
+    )
     for key, g in grads.items():
-        if any(
-            not np.array_equal(to_numpy(g), to_numpy(other[1][key])) for other in (again, skipped)
-        ):
-            raise GradientMismatchError(
-                f"the pullback of {name}, called again with the same cotangent, "
-                f"returns another gradient of {key}"
-            )
+        _require(
+            all(np.array_equal(to_numpy(g), to_numpy(x[1][key])) for x in (again, skipped)),
+            f"the pullback of {name}, called again with the same cotangent, "
+            f"returns another gradient of {key}",
+        )
 
 
 def _dot(a: Array, b: Array) -> float:
@@ -315,11 +319,11 @@ def _check_kept(
     for dtype in ("float32", "float64"):
         for label, function in functions.items():
             y = function(*(a.astype(dtype) for a in (z, *others)))
-            if y.shape != z.shape or y.dtype != dtype:
-                raise GradientMismatchError(
-                    f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; "
-                    "it must keep both"
-                )
+            _require(
+                y.shape == z.shape and y.dtype == dtype,
+                f"{label} of {name!r} turns {z.shape}, {dtype}, into {y.shape}, {y.dtype}; "
+                "it must keep both",
+            )
 
 
 def _one_sided(activation: Activation, z: np.ndarray, d: Any, h: Any) -> tuple[Any, Any]:
@@ -330,11 +334,11 @@ def _one_sided(activation: Activation, z: np.ndarray, d: Any, h: Any) -> tuple[A
 
 def _check_smooth(name: str, smooth: np.ndarray, share: float) -> None:
     """At most points there is no kink."""
-    if smooth.mean() < share:
-        raise GradientMismatchError(
-            f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; "
-            "it is not piecewise smooth"
-        )
+    _require(
+        smooth.mean() >= share,
+        f"phi of {name!r} has a kink at {1 - smooth.mean():.1%} of random points; "
+        "it is not piecewise smooth",
+    )
 
 
 def _check_slopes(activation: Activation, z: np.ndarray, rtol: float) -> ActivationReport:
@@ -348,29 +352,28 @@ def _check_slopes(activation: Activation, z: np.ndarray, rtol: float) -> Activat
     report = ActivationReport(
         float(error.max()), (float(slope[smooth].min()), float(slope[smooth].max()))
     )
-    if not report.max_error <= rtol:
-        i = np.unravel_index(int(error.argmax()), error.shape)
-        raise GradientMismatchError(
-            f"dphi of {name!r} is wrong at z = {z[i]:.6g}: it says {derived[i]:.8g}, "
-            f"central differences {slope[i]:.8g}"
-        )
+    i = np.unravel_index(int(error.argmax()), error.shape)
+    _require(
+        report.max_error <= rtol,
+        f"dphi of {name!r} is wrong at z = {z[i]:.6g}: it says {derived[i]:.8g}, "
+        f"central differences {slope[i]:.8g}",
+    )
     if activation.slope_range is not None:
         low, high = activation.slope_range
-        if report.slope_range[0] < low - 1e-6 or report.slope_range[1] > high + 1e-6:
-            raise GradientMismatchError(
-                f"{name!r} claims slopes in [{low:.6g}, {high:.6g}], "
-                f"but has slopes in {report.slope_range}"
-            )
+        _require(
+            low - 1e-6 <= report.slope_range[0] and report.slope_range[1] <= high + 1e-6,
+            f"{name!r} claims slopes in [{low:.6g}, {high:.6g}], "
+            f"but has slopes in {report.slope_range}",
+        )
     return report
 
 
 def _check_homogeneous(activation: Activation, z: np.ndarray, rtol: float) -> None:
     """``phi(3 z) = 3 phi(z)``, if that is claimed."""
-    if activation.homogeneous and not np.allclose(
-        activation.phi(3.0 * z), 3.0 * activation.phi(z), rtol=rtol, atol=0.0
-    ):
-        raise GradientMismatchError(
-            f"{activation.name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)"
+    if activation.homogeneous:
+        _require(
+            np.allclose(activation.phi(3.0 * z), 3.0 * activation.phi(z), rtol=rtol, atol=0.0),
+            f"{activation.name!r} claims phi(t z) = t phi(z), but phi(3 z) differs from 3 phi(z)",
         )
 
 
@@ -380,16 +383,18 @@ def _check_equations(activation: Activation, z: np.ndarray, generator: np.random
     if activation.scalar_solve is not None:
         d = generator.uniform(-0.9, 0.9, z.shape)
         x = activation.scalar_solve(z, d)
-        if not np.allclose(phi(d * x + z), x, rtol=1e-10, atol=1e-10):
-            raise GradientMismatchError(f"scalar_solve of {name!r} does not solve x = phi(d x + r)")
+        _require(
+            np.allclose(phi(d * x + z), x, rtol=1e-10, atol=1e-10),
+            f"scalar_solve of {name!r} does not solve x = phi(d x + r)",
+        )
     if activation.resolvent is not None:
         for alpha in (0.05, 0.5, 4.0):
             y = activation.resolvent(z, alpha)
-            if not np.allclose((1.0 - alpha) * phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10):
-                raise GradientMismatchError(
-                    f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u "
-                    f"for alpha = {alpha}"
-                )
+            _require(
+                np.allclose((1.0 - alpha) * phi(y) + alpha * y, z, rtol=1e-10, atol=1e-10),
+                f"resolvent of {name!r} does not solve (1 - alpha) phi(y) + alpha y = u "
+                f"for alpha = {alpha}",
+            )
 
 
 def _check_vector(
@@ -407,19 +412,19 @@ def _check_vector(
     measured = 0.5 * np.sum(w * (right + left), axis=1)
     error = np.where(smooth, np.abs(measured - derived) / (1.0 + np.abs(measured)), 0.0)
     J = np.stack([activation.vjp(z, np.broadcast_to(e, z.shape)) for e in np.eye(n)], axis=1)
-    if not np.all(np.isfinite(J)):  # LAPACK's SVD need not return from such a matrix
-        raise GradientMismatchError(
-            f"vjp of {name!r} has {np.sum(~np.isfinite(J))} entries that are NaN or infinite "
-            "at random points"
-        )
+    _require(  # an SVD of LAPACK's need not return from such a matrix
+        np.all(np.isfinite(J)),
+        f"vjp of {name!r} has {np.sum(~np.isfinite(J))} entries that are NaN or infinite "
+        "at random points",
+    )
     singular = np.linalg.svd(J, compute_uv=False)
     report = ActivationReport(float(error.max()), (float(singular.min()), float(singular.max())))
-    if not report.max_error <= rtol:
-        i = int(error.argmax())
-        raise GradientMismatchError(
-            f"vjp of {name!r} is wrong: along a random direction it says {derived[i]:.8g}, "
-            f"central differences {measured[i]:.8g}"
-        )
+    i = int(error.argmax())
+    _require(
+        report.max_error <= rtol,
+        f"vjp of {name!r} is wrong: along a random direction it says {derived[i]:.8g}, "
+        f"central differences {measured[i]:.8g}",
+    )
     _check_norms(activation, J)
     _check_homogeneous(activation, z, 1e-10)
     return report
@@ -434,11 +439,11 @@ def _check_norms(activation: Activation, J: np.ndarray) -> None:
     alone = [(i, i + 1) for i in range(n) if not any(start <= i < stop for start, stop in together)]
     for start, stop in (*together, *alone):
         norm = float(np.linalg.norm(J[:, start:stop, start:stop], 2, axis=(1, 2)).max())
-        if norm > claims[start] * (1.0 + 1e-6):
-            raise GradientMismatchError(
-                f"{activation.name!r} claims to be {claims[start]:.6g}-Lipschitz on the components "
-                f"{start} to {stop - 1}, but has a Jacobian of norm {norm:.6g} there"
-            )
+        _require(
+            norm <= claims[start] * (1.0 + 1e-6),
+            f"{activation.name!r} claims to be {claims[start]:.6g}-Lipschitz on the components "
+            f"{start} to {stop - 1}, but has a Jacobian of norm {norm:.6g} there",
+        )
 
 
 def _check_curvature(activation: Activation, span: float, generator: np.random.Generator) -> None:
@@ -464,9 +469,9 @@ def _check_curvature(activation: Activation, span: float, generator: np.random.G
     rounding = 64 * np.finfo(np.float64).eps * (1.0 + np.abs(slope[1:]))
     excess = np.where(apart, 0.0, change - activation.curvature * gap - rounding)
     i = int(excess.argmax())
-    if excess[i] > 0:
-        raise GradientMismatchError(
-            f"{activation.name!r} claims a curvature of {activation.curvature:.6g} away from the "
-            f"kinks {activation.kinks}, but between {z[i]:.8g} and {z[i + 1]:.8g} its slope "
-            f"changes from {slope[i]:.8g} to {slope[i + 1]:.8g}, {change[i] / gap[i]:.6g} per unit"
-        )
+    _require(
+        not excess[i] > 0,
+        f"{activation.name!r} claims a curvature of {activation.curvature:.6g} away from the "
+        f"kinks {activation.kinks}, but between {z[i]:.8g} and {z[i + 1]:.8g} its slope "
+        f"changes from {slope[i]:.8g} to {slope[i + 1]:.8g}, {change[i] / gap[i]:.6g} per unit",
+    )

@@ -45,7 +45,7 @@ class LowRank:
         return y
 
     def grads(self, name: str, v: Any, x: Any) -> dict[str, Any]:
-        """From ``dA = v^T x``: ``dL = dA R = v^T (x R)``, ``dR = dA^T L = x^T (v L)``."""
+        """``dL = dA R = v^T (x R)``, ``dR = dA^T L = x^T (v L)``, as dA = v^T x."""
         return {"L": v.T @ (x @ self.R), "R": x.T @ (v @ self.L)}
 
     @property

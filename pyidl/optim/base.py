@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.arrays.backend import astype, freeze, is_array, looks_are_free, namespace, to_numpy
-from pyidl.errors import InputError, expect, is_real
+from pyidl.errors import InputError, expect, is_real, is_whole
 from pyidl.optim.schedules import Schedule, check_positive
 from pyidl.typing import Array, Params
 
@@ -183,7 +182,7 @@ class Optimizer(ABC):
 
     @count.setter
     def count(self, new: int) -> None:
-        if isinstance(new, bool) or not isinstance(new, numbers.Integral) or int(new) < 0:
+        if not (is_whole(new) and new >= 0):
             raise InputError(f"count is {new!r}; it is a number of steps, 0, 1, 2, ...")
         self._count = int(new)
 
