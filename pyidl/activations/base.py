@@ -200,7 +200,7 @@ class Activation:
     def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
         """``(start, stop)`` of the blocks of components on which phi acts as a whole.
 
-        None for a componentwise phi.
+        There are none for a componentwise phi.
         """
         return ()
 
@@ -214,6 +214,10 @@ def _finite(several: Any) -> bool:
     return isinstance(several, (tuple, list)) and all(
         is_real(number) and math.isfinite(number) for number in several
     )
+
+
+def _side_by_side(z: Any, parts: Iterable[Any]) -> Any:
+    return namespace(z).concat(list(parts), axis=-1)
 
 
 def _divide(phi: Callable[..., Any], r: Any, d: Any) -> Any:
@@ -299,29 +303,26 @@ class Blocks(Activation):
         """The number of components that the blocks cover."""
         return self.blocks[-1].stop
 
-    def _joined(self, z: Any, parts: Iterable[Any]) -> Any:
-        return namespace(z).concat(list(parts), axis=-1)
-
     def _phi(self, z: Any, out: Any = None) -> Any:
         if out is None:
-            return self._joined(z, (b.activation(b.of(z)) for b in self.blocks))
+            return _side_by_side(z, (b.activation(b.of(z)) for b in self.blocks))
         for b in self.blocks:
             b.activation(b.of(z), out=b.of(out))
         return out
 
     def _dphi(self, z: Any) -> Any:
-        return self._joined(z, (b.activation.dphi(b.of(z)) for b in self.blocks))
+        return _side_by_side(z, (b.activation.dphi(b.of(z)) for b in self.blocks))
 
     def _solve(self, r: Any, d: Any) -> Any:
         parts = (
             b.activation.scalar_solve(b.of(r), b.of(d))  # type: ignore[misc]
             for b in self.blocks
         )
-        return self._joined(r, parts)
+        return _side_by_side(r, parts)
 
     def _resolvent(self, u: Any, alpha: float) -> Any:
         parts = (b.activation.resolvent(b.of(u), alpha) for b in self.blocks)  # type: ignore[misc]
-        return self._joined(u, parts)
+        return _side_by_side(u, parts)
 
     def columns(self, members: slice | np.ndarray) -> Activation:
         """That of some of the components, in their order.
@@ -350,7 +351,7 @@ class Blocks(Activation):
 
     def vjp(self, z: Any, w: Any) -> Any:
         """``J(z)^T w``, block by block."""
-        return self._joined(z, (b.activation.vjp(b.of(z), b.of(w)) for b in self.blocks))
+        return _side_by_side(z, (b.activation.vjp(b.of(z), b.of(w)) for b in self.blocks))
 
     def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
         """Those of the parts, where they stand."""

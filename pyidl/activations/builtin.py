@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import resolvents
-from pyidl.activations.base import Activation, Blocks
-from pyidl.activations.blocks import VectorActivation, layer_norm, softmax
+from pyidl.activations.base import Activation
 from pyidl.activations.blocks import named as _vector_named
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
@@ -22,22 +21,17 @@ from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, expect, is_real
 
 __all__ = [
-    "Activation",
-    "Blocks",
-    "VectorActivation",
     "abs",
     "elu",
     "gelu",
     "hard_tanh",
     "identity",
-    "layer_norm",
     "leaky_relu",
     "named",
     "relu",
     "sigmoid",
     "silu",
     "sin",
-    "softmax",
     "softplus",
     "softsign",
     "tanh",

@@ -31,7 +31,6 @@ __all__ = [
     "WORK",
     "Sparse",
     "compressed",
-    "off_diagonal",
     "product",
     "zeros",
 ]
@@ -98,20 +97,6 @@ def product(S: Any, x: Any, out: Any = None) -> Any:
     return out
 
 
-def off_diagonal(S: Any, scale: Any) -> Any:
-    """``diag(scale) (A - diag(A))``.
-
-    The zeros that take the place of the diagonal are stored.
-    """
-    xp, csr, entries = namespace(scale), _library(namespace(scale)), S.tocoo()
-    data = xp.where(
-        entries.row == entries.col,
-        xp.zeros_like(entries.data),
-        xp.take(scale, entries.row) * entries.data,
-    )
-    return csr((data, (entries.row, entries.col)), shape=S.shape)
-
-
 def zeros(A: Array) -> int:
     """How many entries of A are zero (one wait on a GPU)."""
     xp = namespace(A)
@@ -161,6 +146,15 @@ class Sparse(Full):
         return Sparse(self.A.T, self.gains, None, self.turned, self.stored)
 
     def off_diagonal(self, scale: Any) -> Sparse:
-        """A copy, with its own compressed rows."""
-        stored = off_diagonal(self.stored, scale)
+        """``diag(scale) (A - diag(A))``, a copy with its own compressed rows.
+
+        The zeros that take the place of the diagonal are stored.
+        """
+        xp, entries = namespace(scale), self.stored.tocoo()
+        data = xp.where(
+            entries.row == entries.col,
+            xp.zeros_like(entries.data),
+            xp.take(scale, entries.row) * entries.data,
+        )
+        stored = _library(xp)((data, (entries.row, entries.col)), shape=self.stored.shape)
         return Sparse(super().off_diagonal(scale).A, None, None, stored, stored.T)
