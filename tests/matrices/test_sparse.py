@@ -1,4 +1,7 @@
-"""Matrices in compressed rows: the same answers and gradients as full ones, wherever A, B, C and D are multiplied."""
+"""Matrices in compressed rows.
+
+The same answers and gradients as full ones, wherever A, B, C and D are multiplied.
+"""
 
 import sys
 import types
@@ -33,7 +36,10 @@ def thin(shape, density, rng):
 
 
 def sparse_model(seed=0, dtype="float64", density=0.15, **options):
-    """A model with few nonzero entries, full and compressed. Without a pattern its units form a ring, so that A is one block."""
+    """A model with few nonzero entries, full and compressed.
+
+    Without a pattern its units form a ring, so that A is one block.
+    """
     rng, model = (
         np.random.default_rng(seed),
         random_model(ImplicitModel, P, Q, N, dtype=dtype, **options),
