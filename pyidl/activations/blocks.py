@@ -57,6 +57,11 @@ class VectorActivation(Activation):
     homogeneous : bool
         Whether ``phi(t z) = t phi(z)`` for all t >= 0.
 
+    Raises
+    ------
+    InputError
+        If phi or vjp is no function, or `lipschitz` is not positive and finite.
+
     Examples
     --------
     >>> mean = VectorActivation(
