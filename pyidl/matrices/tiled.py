@@ -129,9 +129,10 @@ class Tiled:
             out = xp.empty((m, self.A.shape[0]), dtype=x.dtype)
         if out is None or not in_order:
             parts = [
-                xp.zeros((m, size), dtype=x.dtype) if part is None else part
+                xp.zeros((m, size), dtype=x.dtype)
+                if (part := self.product(i, pieces)) is None
+                else part
                 for i, size in enumerate(self.row_groups.sizes)
-                for part in (self.product(i, pieces),)
             ]
             joined = self.row_groups.join(parts)
             if out is None:
