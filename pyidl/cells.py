@@ -17,7 +17,7 @@ import numpy as np
 from pyidl.activations import Activation
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
-from pyidl.matrices.structure import Matrix
+from pyidl.matrices.base import Matrix
 from pyidl.solvers.image import Jacobians, Times
 from pyidl.solvers.problem import Affine, Problem, sizes
 from pyidl.solvers.solution import Solution

@@ -89,7 +89,11 @@ class WellPosednessWarning(PyidlWarning):
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is one real number, of Python, of NumPy, or an array without dimensions; a boolean is none, nor is "0.9" or 10**400."""
+    """Whether it is one real number.
+
+    One of Python or NumPy, or an array without dimensions; no boolean, nor "0.9" or
+    10**400.
+    """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -107,9 +111,33 @@ def is_whole(value: Any) -> bool:
 
 
 def expect(name: str, value: Any, kind: Any, wanted: str) -> None:
-    """Refuse by name what is no instance of `kind` or, where that is a word, has no such method (a class has none: it lacks an instance).
+    """Refuse by name what is not of this kind.
 
-    An instance of ``type(None)`` is None: ``kind=(Solver, NoneType)`` admits both.
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    value : object
+        What was given.
+    kind : type, tuple of types, or str
+        What it must be an instance of; ``(Solver, NoneType)`` admits None too. A word
+        is the name of a method that it must have (a class has none: it lacks an
+        instance).
+    wanted : str
+        The cure.
+
+    Raises
+    ------
+    InputError
+        ``"{name} is {value}; {wanted}"``.
+
+    Examples
+    --------
+    >>> expect("epochs", 3, int, "give a number of epochs")
+    >>> expect("epochs", "three", int, "give a number of epochs")
+    Traceback (most recent call last):
+    ...
+    pyidl.errors.InputError: epochs is 'three'; give a number of epochs
     """
     if isinstance(kind, str):
         fits = callable(getattr(value, kind, None)) and not isinstance(value, type)
@@ -117,9 +145,8 @@ def expect(name: str, value: Any, kind: Any, wanted: str) -> None:
         fits = isinstance(value, kind)
     if not fits:
         given = repr(value)
-        raise InputError(
-            f"{name} is {given if len(given) <= 100 else given[:97] + '...'}; {wanted}"
-        )
+        given = given if len(given) <= 100 else given[:97] + "..."
+        raise InputError(f"{name} is {given}; {wanted}")
 
 
 def expect_flags(owner: Any, *names: str) -> None:

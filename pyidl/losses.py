@@ -1,14 +1,30 @@
-r"""Losses: ``loss(Y, target) -> (value, dY)``, the mean over samples and its derivative.
+r"""Losses, each with its derivative under it.
 
-With weights w the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 is the
-same as a sample that is there twice. The loss l_i of one sample is the mean over its
-entries (its positions, for `cross_entropy`). Weights (m, T) weigh the positions of
-sequences: i then counts all of them, and zeros are a mask, behind which targets need
-only be admissible. The value is an array without dimensions, so that nothing waits for
-a GPU.
+    loss(Y, target, weights=None) -> (value, dY)
+
+The value is the mean over samples, dY its derivative with respect to Y. With weights w
+the mean is ``sum_i w_i l_i / sum_i w_i``, so that a weight of 2 is the same as a sample
+that is there twice. The loss l_i of one sample is the mean over its entries (its
+positions, for `cross_entropy`). Weights (m, T) weigh the positions of sequences: i then
+counts all of them, and zeros are a mask, behind which targets need only be admissible.
+The value is an array without dimensions, so that nothing waits for a GPU.
 
 A loss that is too large for its dtype makes the value inf (on a GPU, also a sum of
 losses that is); the derivative is then still right, as long as y - t fits.
+
+Any function with this contract is a loss for `pyidl.fit`; the argument `weights` is
+needed only where weights are given.
+
+Examples
+--------
+A loss of your own, the mean of ``log cosh(y - t)`` with the derivative ``tanh(y - t)``:
+
+>>> def log_cosh(Y, target):
+...     E = Y - target
+...     return np.mean(np.logaddexp(E, -E) - np.log(2.0)), np.tanh(E) / E.size
+>>> value, dY = log_cosh(np.array([[0.0], [1.0]]), np.zeros((2, 1)))
+>>> round(float(value), 4), dY.round(4).ravel()
+(0.2169, array([0.    , 0.3808]))
 """
 
 from __future__ import annotations
@@ -20,7 +36,6 @@ import numpy as np
 
 from pyidl.arrays import backend
 from pyidl.arrays.backend import looks_are_free, namespace
-from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array, Namespace
 
@@ -61,22 +76,29 @@ def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
            [2.]]))
     """
     xp, target = _real_target(Y, target)
-    loss, E = _squared(Y, target)
-    value, dY = _mean(xp, loss, E, weights)
+    E = Y - target
+    value, dY = _mean(xp, E * E, E, weights)
     dY *= 2.0  # last: before the division by the entries it might overflow
     return value, dY
-
-
-@fused
-def _squared(Y: Any, t: Any) -> tuple[Any, Any]:
-    E = Y - t
-    return E * E, E  # half the derivative
 
 
 def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     """Absolute error, ``l = mean |y - t|`` and ``dl/dy = sign(y - t) / entries``.
 
-    Arguments and errors as for `mse`.
+    Parameters
+    ----------
+    Y, target, weights
+        As for `mse`.
+
+    Returns
+    -------
+    value, dY
+        As for `mse`.
+
+    Raises
+    ------
+    InputError, DeviceMismatchError
+        As for `mse`.
 
     Examples
     --------
@@ -85,24 +107,35 @@ def mae(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
     1.0
     """
     xp, target = _real_target(Y, target)
-    loss, slope = _absolute(Y, target)
-    return _mean(xp, loss, slope, weights)
-
-
-@fused
-def _absolute(Y: Any, t: Any) -> tuple[Any, Any]:
-    xp, E = namespace(Y), Y - t
-    return xp.abs(E), xp.sign(E)
+    E = Y - target
+    return _mean(xp, xp.abs(E), xp.sign(E), weights)
 
 
 def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> tuple[Any, Any]:
-    """Squared near 0, absolute beyond delta.
+    """``e^2 / 2`` for ``|e| <= delta``, else ``delta (|e| - delta / 2)``, e = y - t.
 
-    ``e^2 / 2`` for ``|e| <= delta``, else ``delta (|e| - delta / 2)``, e = y - t.
+    Squared near 0, absolute beyond delta. With c = clip(e, -delta, delta) both branches
+    are ``c (e - c / 2)``, and the derivative is c.
 
-    With c = clip(e, -delta, delta) both branches are ``c (e - c / 2)``, and the
-    derivative is c. Arguments and errors as for `mse`.
+    Parameters
+    ----------
+    Y, target, weights
+        As for `mse`.
+    delta : float
+        Half the width of the quadratic part.
 
+    Returns
+    -------
+    value, dY
+        As for `mse`.
+
+    Raises
+    ------
+    InputError, DeviceMismatchError
+        As for `mse`, and if delta is not positive and finite.
+
+    Notes
+    -----
     Source: Huber, "Robust estimation of a location parameter", Ann. Math. Statist.
     35(1), 1964.
 
@@ -117,62 +150,63 @@ def huber(Y: Array, target: Any, *, delta: float = 1.0, weights: Any = None) -> 
             f"delta is {delta!r}; the width of the quadratic part must be positive and finite"
         )
     xp, target = _real_target(Y, target)
-    loss, slope = _huber(Y, target, float(delta))
-    return _mean(xp, loss, slope, weights)
-
-
-@fused
-def _huber(Y: Any, t: Any, delta: Any) -> tuple[Any, Any]:
-    E = Y - t
-    c = namespace(Y).clip(E, -delta, delta)
-    return c * (E - 0.5 * c), c
+    E = Y - target
+    c = xp.clip(E, -float(delta), float(delta))
+    return _mean(xp, c * (E - 0.5 * c), c, weights)
 
 
 def binary_cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
-    """For logits y and targets t in [0, 1].
+    """``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = (sigmoid(y) - t) / entries``.
 
-    ``l = mean (log(1 + e^y) - t y)`` and ``dl/dy = sigmoid(y) - t``.
+    For logits y and targets t in [0, 1]. Since ``log(1 + e^y) = max(y, 0) + log(1 +
+    e^{-|y|})``, nothing overflows, and for t = 0 or 1 a small loss keeps its digits.
 
-    Since ``log(1 + e^y) = max(y, 0) + log(1 + e^{-|y|})``, nothing overflows, and for t
-    = 0 or 1 a small loss keeps its digits. Arguments and errors as for `mse`.
+    Parameters
+    ----------
+    Y, target, weights
+        As for `mse`.
+
+    Returns
+    -------
+    value, dY
+        As for `mse`.
+
+    Raises
+    ------
+    InputError, DeviceMismatchError
+        As for `mse`, and if a target lies outside [0, 1] (looked at on the CPU only).
 
     Examples
     --------
-    >>> value, dY = binary_cross_entropy(np.array([[0.0], [1000.0]]), np.array([[1.0], [1.0]]))
+    >>> Y, target = np.array([[0.0], [1000.0]]), np.array([[1.0], [1.0]])
+    >>> value, dY = binary_cross_entropy(Y, target)
     >>> round(float(value), 4)
     0.3466
     """
     xp, target = _real_target(Y, target)
     if looks_are_free(xp) and not bool(xp.all((target >= 0) & (target <= 1))):
         raise InputError(
-            "the targets of binary_cross_entropy are probabilities, between 0 and 1; labels -1, 1 become (1 + t) / 2"
+            "the targets of binary_cross_entropy are probabilities, between 0 and 1; "
+            "labels -1, 1 become (1 + t) / 2"
         )
-    loss, slope = _logistic(Y, target)
-    return _mean(xp, loss, slope, weights)
-
-
-@fused
-def _logistic(Y: Any, t: Any) -> tuple[Any, Any]:
-    xp = namespace(Y)
-    loss = xp.maximum(Y, 0.0) - t * Y + xp.log1p(xp.exp(-xp.abs(Y)))
-    return loss, backend.expit(xp, Y) - t
+    loss = xp.maximum(Y, 0.0) - target * Y + xp.log1p(xp.exp(-xp.abs(Y)))
+    return _mean(xp, loss, backend.expit(xp, Y) - target, weights)
 
 
 def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
-    """For logits y over q classes and probabilities t.
+    """``l = -sum_k t_k log softmax(y)_k``, ``dl/dy = (sum_k t_k) softmax(y) - t``.
 
-    ``l = -sum_k t_k log softmax(y)_k``, ``dl/dy = (sum_k t_k) softmax(y) - t``.
-
-    The sum is 1, but only up to rounding; kept, it makes dY the derivative of the value
-    for any t.
+    For logits y over q classes and probabilities t. Their sum is 1, but only up to
+    rounding; kept, it makes dY the derivative of the value for any t.
 
     Parameters
     ----------
     Y : array, shape (m, q) or (m, T, q)
         Logits; large ones are safe, since the largest is subtracted. With T positions,
         l is their mean, and ``e^value`` is the perplexity of a language model.
-    target : array of integers, shape (m,) or (m, T), or of probabilities, with the shape of Y
-        Labels in 0, ..., q - 1; or rows that are nonnegative and sum to 1.
+    target : array
+        Labels, integers in 0, ..., q - 1 of shape (m,) or (m, T); or probabilities with
+        the shape of Y, rows that are nonnegative and sum to 1.
     weights : array, shape (m,) or (m, T), optional
         Nonnegative weights of the samples, or of their positions.
 
@@ -218,11 +252,13 @@ def _check_output(Y: Array) -> Namespace:
     xp = namespace(Y)
     if Y.dtype not in (xp.float32, xp.float64):
         raise InputError(
-            f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it: cast the model to float32 or float64"
+            f"Y has dtype {Y.dtype}; a loss is differentiated with respect to it: "
+            "cast the model to float32 or float64"
         )
     if Y.ndim == 0 or Y.size == 0:
         raise InputError(
-            f"Y has shape {Y.shape}; a loss needs at least one sample, along the first axis, and one entry of each"
+            f"Y has shape {Y.shape}; a loss needs at least one sample, along the first axis, "
+            "and one entry of each"
         )
     return xp
 
@@ -245,13 +281,17 @@ def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:
     if target.shape != Y.shape:
         hint = f"; reshape it, target.reshape({Y.shape})" if target.size == Y.size else ""
         raise InputError(
-            f"target has shape {target.shape}, Y has {Y.shape}; they must be equal, nothing is broadcast{hint}"
+            f"target has shape {target.shape}, Y has {Y.shape}; they must be equal, "
+            f"nothing is broadcast{hint}"
         )
     return xp, target
 
 
 def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
-    """The given probabilities, or those that labels stand for, 1 at the label and 0 elsewhere; and their sums."""
+    """The given probabilities, or those that labels stand for, and their sums.
+
+    A label stands for 1 at its place and 0 elsewhere.
+    """
     if Y.ndim < 2:
         raise InputError(
             f"Y has shape {Y.shape}; cross_entropy takes logits (m, classes) or (m, T, classes)"
@@ -262,21 +302,25 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
         mass = xp.sum(t, axis=-1, keepdims=True)
         if looks_are_free(xp) and not bool(xp.all(t >= 0) & xp.all(xp.abs(mass - 1.0) < 1e-3)):
             raise InputError(
-                "the target has the shape of Y, but its rows are no probabilities: nonnegative, with sum 1; divide by the sum"
+                "the target has the shape of Y, but its rows are no probabilities: nonnegative, "
+                "with sum 1; divide by the sum"
             )
         return t, mass
     if given.shape != Y.shape[:-1]:
         raise InputError(
-            f"target has shape {given.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, and probabilities {Y.shape}"
+            f"target has shape {given.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, "
+            f"and probabilities {Y.shape}"
         )
     if not backend.is_integral(given):
         raise InputError(
-            f"the labels have dtype {given.dtype}; cast them to integers, or give probabilities with the shape {Y.shape}"
+            f"the labels have dtype {given.dtype}; cast them to integers, "
+            f"or give probabilities with the shape {Y.shape}"
         )
     labels = given if xp is np and type(given) is np.ndarray else _real(xp, Y, target, "target")
     if looks_are_free(xp) and (int(xp.min(labels)) < 0 or int(xp.max(labels)) >= q):
         raise InputError(
-            f"the labels lie between {int(xp.min(labels))} and {int(xp.max(labels))}; with {q} classes they are 0, ..., {q - 1}"
+            f"the labels lie between {int(xp.min(labels))} and {int(xp.max(labels))}; "
+            f"with {q} classes they are 0, ..., {q - 1}"
         )
     labels = backend.astype(xp, labels, xp.int64)  # in uint8 the classes 0 and 256 would be one
     one_hot = backend.astype(xp, labels[..., None] == xp.arange(q, dtype=xp.int64), Y.dtype)
@@ -302,12 +346,14 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
     if w.shape not in (loss.shape[:1], positions):
         other = f", or of the positions {positions}" if len(positions) > 1 else ""
         raise InputError(
-            f"weights has shape {w.shape}; one for each of the {loss.shape[0]} samples{other} is needed"
+            f"weights has shape {w.shape}; one for each of the {loss.shape[0]} samples{other} "
+            "is needed"
         )
     largest = xp.max(w)
     if looks_are_free(xp) and not (bool(xp.min(w) >= 0) and bool(largest > 0)):
         raise InputError(
-            f"weights lie between {float(xp.min(w))} and {float(largest)}; they must be nonnegative, and not all zero"
+            f"weights lie between {float(xp.min(w))} and {float(largest)}; "
+            "they must be nonnegative, and not all zero"
         )
     w = w / largest  # their sum could overflow, and every slope would be 0
     w = w / (xp.sum(w) * (loss.size // w.size))

@@ -1,6 +1,7 @@
 """Metrics: ``metric(Y, target) -> float``, for reports; nothing is differentiated.
 
-They are computed on the host, in float64.
+They are computed on the host, in float64. Any function with this contract is a metric
+for `pyidl.fit`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["accuracy", "r2"]
 def accuracy(Y: Array, target: Any) -> float:
     """Share of samples whose largest logit stands at the label.
 
-    With a single logit, whose sign says 1 or 0.
+    A single logit says 1 where it is positive, and 0 elsewhere.
 
     Parameters
     ----------
@@ -27,6 +28,11 @@ def accuracy(Y: Array, target: Any) -> float:
         Logits.
     target : array of whole numbers, shape (m,) or (m, T)
         Labels in 0, ..., q - 1; for a single logit 0 or 1, and also of shape (m, 1).
+
+    Returns
+    -------
+    float
+        In [0, 1].
 
     Raises
     ------
@@ -52,25 +58,32 @@ def accuracy(Y: Array, target: Any) -> float:
         said, classes = logits.argmax(axis=-1), logits.shape[-1]
     if labels.shape != said.shape:
         raise InputError(
-            f"the target's labels have shape {labels.shape}; for logits {logits.shape} they must have {said.shape}"
+            f"the target's labels have shape {labels.shape}; for logits {logits.shape} they must "
+            f"have {said.shape}"
         )
     strangers = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
     if strangers.size:
         raise InputError(
-            f"{strangers.size} labels belong to no class, the first is {strangers[0]:g}; they are 0, ..., {classes - 1}"
+            f"{strangers.size} labels belong to no class, the first is {strangers[0]:g}; "
+            f"they are 0, ..., {classes - 1}"
         )
     return float(np.mean(said == labels))
 
 
 def r2(Y: Array, target: Any) -> float:
-    """``1 - sum (t - y)^2 / sum (t - mean t)^2``, the mean taken for each output.
+    """``1 - sum (t - y)^2 / sum (t - mean t)^2``, the coefficient of determination.
 
-    1 is perfect, 0 is as good as the mean.
+    The mean is taken for each output. 1 is perfect, 0 is as good as the mean.
 
     Parameters
     ----------
     Y, target : arrays of one shape, (m, ...)
         With at least two different targets.
+
+    Returns
+    -------
+    float
+        At most 1.
 
     Raises
     ------
@@ -86,7 +99,8 @@ def r2(Y: Array, target: Any) -> float:
     said, truth = _host(Y, "Y"), _host(target, "target")
     if said.shape != truth.shape:
         raise InputError(
-            f"Y has shape {said.shape}, target {truth.shape}; they must be equal, nothing is broadcast"
+            f"Y has shape {said.shape}, target {truth.shape}; they must be equal, "
+            "nothing is broadcast"
         )
     if truth.ndim == 0 or truth.size == 0:
         raise InputError(
@@ -94,13 +108,13 @@ def r2(Y: Array, target: Any) -> float:
         )
     if np.all(truth == truth[:1]):  # the sum below would be 0 only up to rounding
         raise InputError(
-            f"all {len(truth)} targets are equal, so r2 has nothing to explain; report the squared error instead"
+            f"all {len(truth)} targets are equal, so r2 has nothing to explain; "
+            "report the squared error instead"
         )
     deviation = truth - truth.mean(axis=0)
     unit = np.max(np.abs(deviation))  # in other units the squares may overflow, or vanish
-    return 1.0 - float(np.sum(((truth - said) / unit) ** 2)) / float(
-        np.sum((deviation / unit) ** 2)
-    )
+    missed, whole = (float(np.sum((e / unit) ** 2)) for e in (truth - said, deviation))
+    return 1.0 - missed / whole
 
 
 def _host(x: Any, name: str) -> np.ndarray:

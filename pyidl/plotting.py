@@ -1,6 +1,6 @@
-r"""Pictures of a training run, a solve, a spectrum, a pattern.
+r"""Pictures of a training run, a solve, a spectrum, a pattern, and attention.
 
-Each function draws into the `Axes` it is given, or makes one.
+Each function draws into the `Axes` that it is given, or makes one, and returns it.
 
 The bounds that are drawn follow from a certificate. Let ``f(x) = phi(A x + z)``
 contract by c in some norm, for every phi with slopes up to L_i; among them is ``phi(y)
@@ -50,7 +50,9 @@ class _Records(Protocol):
 def training(
     history: _Records, keys: Sequence[str] | None = None, *, ax: Axes | None = None
 ) -> Axes:
-    """Recorded numbers over the epochs, on a logarithmic scale where all of them are positive.
+    """Recorded numbers over the epochs.
+
+    The scale is logarithmic where all of them are positive.
 
     Parameters
     ----------
@@ -61,10 +63,25 @@ def training(
     ax : Axes, optional
         Where to draw.
 
+    Returns
+    -------
+    Axes
+        The given ones, or those of a new figure.
+
     Raises
     ------
     InputError
         If the history has no epochs, or not this number.
+
+    Examples
+    --------
+    >>> model = pyidl.ImplicitModel(1, 1, 4, rng=0)
+    >>> U, adam = np.ones((4, 1)), pyidl.optim.Adam()
+    >>> history = pyidl.fit(
+    ...     model, (U, U), loss=pyidl.losses.mse, optimizer=adam, epochs=2, verbose=0
+    ... )
+    >>> training(history).get_yscale()
+    'log'
     """
     expect("history", getattr(history, "records", history), tuple, "give what fit returned")
     expect("keys", keys, (list, tuple, NoneType), "name some of the history's numbers, in a list")
@@ -77,7 +94,8 @@ def training(
     missing = [key for key in chosen if key not in known]
     if missing or not chosen:
         raise InputError(
-            f"keys: the history has no {', '.join(map(str, missing)) or 'loss'}; it has {', '.join(known)}"
+            f"keys: the history has no {', '.join(map(str, missing)) or 'loss'}; "
+            f"it has {', '.join(known)}"
         )
     ax = _axes(ax)
     for key in chosen:
@@ -90,8 +108,11 @@ def training(
 
 
 def residuals(
-    solutions: Solution | Mapping[str, Solution], certificate: Certificate | None = None, *, ax: Axes | None = None
-) -> Axes:  # fmt: skip
+    solutions: Solution | Mapping[str, Solution],
+    certificate: Certificate | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
     """The residual of every step over its tolerance, of the worst sample.
 
     A solve ends below 1.
@@ -106,10 +127,22 @@ def residuals(
     ax : Axes, optional
         Where to draw.
 
+    Returns
+    -------
+    Axes
+        The given ones, or those of a new figure.
+
     Raises
     ------
     InputError
         If a solution has no trace, or there is none.
+
+    Examples
+    --------
+    >>> model = pyidl.ImplicitModel(3, 2, 5, rng=0)
+    >>> solution = model.equilibrium(np.ones((4, 3)), trace=True)
+    >>> residuals(solution, model.certificate()).get_xlabel()
+    'steps after the first'
     """
     expect(
         "solutions",
@@ -138,7 +171,9 @@ def residuals(
 
 
 def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = None) -> Axes:
-    """How fast each sample converged, the mean factor per step ``(r_k / r_0)^(1/k)``, beside the factor that is certified.
+    """How fast each sample converged, beside the factor that is certified.
+
+    Counted is the mean factor per step, ``(r_k / r_0)^(1/k)``.
 
     Parameters
     ----------
@@ -149,10 +184,23 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
     ax : Axes, optional
         Where to draw.
 
+    Returns
+    -------
+    Axes
+        The given ones, or those of a new figure.
+
     Raises
     ------
     InputError
         If the solution has no trace, or no sample took two steps.
+
+    Examples
+    --------
+    >>> model = pyidl.ImplicitModel(3, 2, 5, dtype="float64", rng=0)
+    >>> U = np.random.default_rng(0).normal(size=(4, 3))
+    >>> solution = model.equilibrium(U, trace=True)
+    >>> rates(solution, model.certificate()).get_ylabel()
+    'samples'
     """
     expect("certificate", certificate, Certificate, "give model.certificate()")
     trace = _trace(solution)
@@ -160,7 +208,8 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
     moved = np.flatnonzero((steps > 0) & (trace[0] > 0))
     if not moved.size:
         raise InputError(
-            "no sample took two steps, so none has a rate; start further from the solution, or lower tol"
+            "no sample took two steps, so none has a rate; "
+            "start further from the solution, or lower tol"
         )
     observed = (trace[steps[moved], moved] / trace[0, moved]) ** (1.0 / steps[moved])
     ax = _axes(ax)
@@ -178,10 +227,11 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
 
 
 def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
-    """The eigenvalues of A in the plane, rows times their Lipschitz constants, and the bound that the model's certificate puts on them.
+    """The eigenvalues of diag(L) A in the plane, and their certified bound.
 
-    A contraction of the plain iteration by c keeps them in the circle of radius c. The
-    other conditions keep their real parts below 1.
+    L holds the Lipschitz constants of the activation, one a row of A. A contraction of
+    the plain iteration by c keeps them in the circle of radius c. The other conditions
+    keep their real parts below 1.
 
     Parameters
     ----------
@@ -190,10 +240,20 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw.
 
+    Returns
+    -------
+    Axes
+        The given ones, or those of a new figure.
+
     Raises
     ------
     InputError
         If the model has no such parameter.
+
+    Examples
+    --------
+    >>> spectrum(pyidl.ImplicitModel(3, 2, 5, rng=0)).get_xlabel()
+    'real part'
     """
     expect("model", model, Layer, "give an implicit model")
     params = {
@@ -206,13 +266,12 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
         )
     with np.errstate(over="ignore", invalid="ignore"):
         A = params["A"] if "A" in params else params["L"] @ params["R"].T
-    lipschitz = np.asarray(activation.row_lipschitz(len(A)) or [1.0] * len(A))
-    with np.errstate(over="ignore", invalid="ignore"):
+        lipschitz = np.asarray(activation.row_lipschitz(len(A)) or [1.0] * len(A))
         A = lipschitz[:, None] * A
     if not np.all(np.isfinite(A)):
         raise InputError(
-            f"{np.sum(~np.isfinite(A))} entries of A, times slopes, are too large for float64, and have "
-            "no spectrum; project the parameters: model.project(model.params)"
+            f"{np.sum(~np.isfinite(A))} entries of A, times slopes, are too large for float64, "
+            "and have no spectrum; project the parameters: model.project(model.params)"
         )
     eigenvalues, certificate = np.linalg.eigvals(A), model.certificate()
     ax, span = _axes(ax), max(0.5, float(np.max(np.abs(eigenvalues))))
@@ -245,7 +304,9 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
 
 
 def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
-    """Where a square matrix is not zero, its units in the order in which they can be solved, and the blocks that are solved together.
+    """Where a square matrix is not zero, and the blocks that are solved together.
+
+    Its units stand in the order in which they can be solved.
 
     Parameters
     ----------
@@ -254,10 +315,20 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
     ax : Axes, optional
         Where to draw.
 
+    Returns
+    -------
+    Axes
+        The given ones, or those of a new figure.
+
     Raises
     ------
     InputError
         If A is not a square matrix.
+
+    Examples
+    --------
+    >>> sparsity(np.triu(np.ones((4, 4)), 1)).get_title()
+    '38% of A is not zero'
     """
     if not is_array(A):
         raise InputError(f"A is {type(A).__name__}; an array is needed, such as model.params['A']")
@@ -265,11 +336,8 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
         raise InputError(f"A has shape {A.shape}; a pattern is drawn of a square matrix")
     support = to_numpy(A) != 0
     groups = levels(support)
-    order = (
-        np.arange(len(support))
-        if groups is None
-        else np.concatenate([np.arange(len(support))[m] for m in groups.members])
-    )
+    units = np.arange(len(support))
+    order = units if groups is None else np.concatenate([units[m] for m in groups.members])
     ax = _axes(ax)
     from matplotlib.patches import Rectangle
 
@@ -300,7 +368,7 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
 def attention(
     weights: Array, names: Sequence[str] | None = None, *, ax: Axes | None = None
 ) -> Axes:
-    """How much each position attends to each other one, as an image with a scale beside it.
+    """How much each position attends to each other one, with a scale beside it.
 
     Parameters
     ----------
@@ -311,11 +379,22 @@ def attention(
     ax : Axes, optional
         Where to draw.
 
+    Returns
+    -------
+    Axes
+        The given ones, or those of a new figure.
+
     Raises
     ------
     InputError
         If `weights` is not a matrix of numbers that are not negative, or there are not
         S names.
+
+    Examples
+    --------
+    >>> ax = attention(np.full((2, 2), 0.5), ["she", "sings"])
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['she', 'sings']
     """
     if not is_array(weights):
         raise InputError(
@@ -329,7 +408,8 @@ def attention(
     shown = to_numpy(weights)
     if not np.all(shown >= 0):
         raise InputError(
-            f"the smallest weight is {shown.min():.3g}; attention weights are numbers >= 0, as after a softmax"
+            f"the smallest weight is {shown.min():.3g}; attention weights are numbers >= 0, "
+            "as after a softmax"
         )
     if names is not None and len(names) != shown.shape[1]:
         raise InputError(
@@ -365,7 +445,8 @@ def _trace(solution: Solution) -> np.ndarray:
     expect("solution", solution, Solution, "give what model.equilibrium(U, trace=True) returns")
     if solution.trace is None:
         raise InputError(
-            "the solution has no trace; solve with trace=True: model.equilibrium(U, trace=True), pull.solve(dY, trace=True)"
+            "the solution has no trace; solve with trace=True: "
+            "model.equilibrium(U, trace=True), pull.solve(dY, trace=True)"
         )
     return solution.trace
 

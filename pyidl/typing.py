@@ -1,7 +1,4 @@
-"""The types that signatures use.
-
-An array of any library, and flat dictionaries of them.
-"""
+"""The types of signatures: arrays of any library, and flat dictionaries of them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,10 @@ from helpers import host
 from pyidl import activations
 from pyidl.arrays.backend import from_host
 from pyidl.cells import FunctionCell
-from pyidl.matrices.structure import Full, LowRank, Tiled, read
+from pyidl.matrices.full import Full
+from pyidl.matrices.growth import with_gains
+from pyidl.matrices.low_rank import LowRank
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -54,7 +57,9 @@ FAMILIES = {f.__name__: f for f in (gaussian, nonnegative, stiff, turning)}
 def affine(A, Z, activation=activations.relu, dtype="float64", xp=np):
     """``X = phi(X A^T + Z)`` with the structure of A as a model reads it."""
     return Affine(
-        read(Full(from_host(xp, np.array(A, dtype)))), from_host(xp, np.array(Z, dtype)), activation
+        with_gains(Full(from_host(xp, np.array(A, dtype)))),
+        from_host(xp, np.array(Z, dtype)),
+        activation,
     )
 
 

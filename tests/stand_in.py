@@ -1,10 +1,12 @@
-"""A stand-in for CuPy on machines without a GPU: NumPy underneath, but as strict as CuPy is.
+"""A stand-in for CuPy on machines without a GPU: NumPy underneath, as strict as CuPy.
 
-It refuses NumPy operands, implicit conversion, and arrays of a device that is not the current one, returns arrays without
-dimensions where NumPy returns scalars, and has only the names that CuPy has, with the parameters that they have there. It counts how
-often the host waits for a value (`waits`), sends one (`uploads`), and starts work (`launches`: at least the kernels that CuPy would
-launch, where a function of several kernels counts as one). So the code path that is taken on a GPU runs in every test run. It says
-nothing about speed or rounding on a real device.
+It refuses NumPy operands, implicit conversion, and arrays of a device that is not the
+current one, returns arrays without dimensions where NumPy returns scalars, and has only
+the names that CuPy has, with the parameters that they have there. It counts how often
+the host waits for a value (`waits`), sends one (`uploads`), and starts work
+(`launches`: at least the kernels that CuPy would launch, where a function of several
+kernels counts as one). So the code path that is taken on a GPU runs in every test run.
+It says nothing about speed or rounding on a real device.
 """
 
 import itertools
@@ -23,7 +25,8 @@ PARAMETERS = {
         str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines()
     )
 }
-"""What CuPy has, and the parameters of its functions where they can be read (test_architecture.py compares them with CuPy's)."""
+"""What CuPy has, and the parameters of its functions where they can be read
+(test_architecture.py compares them with CuPy's)."""
 SCALARS = (bool, int, float, type(None), str, slice, type(Ellipsis), np.dtype, type)
 VIEWS = {
     "reshape",
@@ -62,7 +65,8 @@ class ndarray:
 
     def __array__(self, *arguments, **options):
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
         )
 
     def __reduce__(self):
@@ -116,7 +120,8 @@ def bare(x):
     if isinstance(x, ndarray):
         if x.device.id != Device.current:
             raise ValueError(
-                f"Array device must be same as the current device: array device = {x.device.id} while current = {Device.current}"
+                "Array device must be same as the current device: "
+                f"array device = {x.device.id} while current = {Device.current}"
             )
         return x._a
     if isinstance(x, (list, tuple)):
@@ -140,7 +145,8 @@ def wrapped(function, name):
             len(arguments) <= len(parameters) and set(options) <= set(parameters[len(arguments) :])
         ):
             raise TypeError(
-                f"cupy.{name} has the parameters {parameters}; got {len(arguments)} and {sorted(options)}"
+                f"cupy.{name} has the parameters {parameters}; "
+                f"got {len(arguments)} and {sorted(options)}"
             )
         cupy.waits += name in WAITING
         cupy.launches += name not in VIEWS
@@ -287,7 +293,10 @@ class ElementwiseKernel:
 
 
 class RawKernel:
-    """What a kernel of pyidl.arrays.kernels computes, sample by sample in NumPy; test_kernels.py compares its text with that."""
+    """What a kernel of pyidl.arrays.kernels computes, sample by sample in NumPy.
+
+    Test_kernels.py compares its text with that.
+    """
 
     def __init__(self, code, name):
         self.compute = PLAIN[name]
@@ -412,7 +421,10 @@ def no_numbers(a):
 
 
 def inv(a):
-    """That of one matrix comes from a solve; of several, from another routine, which gives up."""
+    """That of one matrix comes from a solve.
+
+    Of several, from another routine, which gives up.
+    """
     return without_error(np.linalg.inv, no_numbers if a.ndim == 2 else np.copy)(a)
 
 

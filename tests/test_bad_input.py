@@ -215,7 +215,9 @@ INSIDE = {
     "pyidl.errors",
     "pyidl.arrays.backend",
     "pyidl.arrays.batch",
-    "pyidl.matrices.structure",
+    "pyidl.matrices.base",
+    "pyidl.matrices.growth",
+    "pyidl.matrices.read",
     "pyidl.wellposed.projections",
 }
 # Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the cell's own business.

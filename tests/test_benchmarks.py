@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pyidl import activations, solvers
-from pyidl.matrices.structure import Full, LowRank
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers.problem import Affine
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"

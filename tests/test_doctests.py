@@ -14,6 +14,7 @@ OPTIONAL = {
     "pyidl.interop.torch": "torch",
     "pyidl.interop.torchidl": "torch",
     "pyidl.sklearn": "sklearn",
+    "pyidl.plotting": "matplotlib",
 }
 OPTIONAL |= {f"pyidl.interop.{name}": "onnx" for name in ("onnx", "onnx_graph", "onnx_layers")}
 

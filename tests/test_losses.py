@@ -1,4 +1,5 @@
-"""Losses against central differences, against each other, and against everything that must be refused."""
+"""Losses against central differences, against each other, and against everything that
+must be refused."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ LOGITS = [(5, 4), (3, 2, 4)]
 
 
 def draw(loss, shape, rng):
-    """Y and target, with Y - target away from the kinks of mae and huber by far more than a difference step."""
+    """Y and target, with Y - target away from the kinks of mae and huber by far more
+    than a difference step."""
     if loss is losses.binary_cross_entropy:
         return rng.normal(size=shape), rng.uniform(size=shape)
     target = rng.normal(size=shape)
@@ -44,7 +46,8 @@ def probabilities(rng, shape):
 
 
 def check_gradient(loss, Y, *, h=1e-5):
-    """Every entry of dY by the central difference of order 4, whose error is of the order of h^4 and eps / h."""
+    """Every entry of dY by the central difference of order 4, whose error is of the
+    order of h^4 and eps / h."""
     _, dY = loss(Y)
     numeric = np.empty_like(Y)
     for i in np.ndindex(*Y.shape):
@@ -55,7 +58,7 @@ def check_gradient(loss, Y, *, h=1e-5):
     assert_close(dY, numeric, rtol=0, atol=1e-7 * np.abs(dY).max())
 
 
-# ------------------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------- values
 
 
 def test_values_by_hand():
@@ -153,7 +156,7 @@ def test_lists_and_integers_are_cast_to_the_dtype_of_Y():
     )
 
 
-# ------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -200,11 +203,14 @@ def test_slopes_at_kinks():
     assert np.array_equal(losses.huber(zero + 1.0, zero)[1], zero + 0.5)
 
 
-# ------------------------------------------------------------------------------------------------- properties
+# --------------------------------------------------------------------------- properties
 
 
 def every_loss(rng, m):
-    """(loss, Y, target) for m samples: the real losses, and cross_entropy with labels and probabilities."""
+    """(loss, Y, target) for m samples.
+
+    The real losses, and cross_entropy with labels and probabilities.
+    """
     for loss in REAL:
         yield (loss, *draw(loss, (m, 3), rng))
     for shape in ((m, 4), (m, 2, 4)):
@@ -390,12 +396,13 @@ def test_a_small_binary_cross_entropy_keeps_its_digits():
     assert_close(value, np.asarray(math.log1p(math.exp(-30.0))), rtol=1e-14)
 
 
-# ------------------------------------------------------------------------------------------------- weights of positions
+# ----------------------------------------------------------------- weights of positions
 
 
 @pytest.mark.parametrize("loss", [losses.mse, losses.huber, losses.cross_entropy])
 def test_weights_of_positions(loss, xp):
-    """The mean is that over all positions as samples, and what has weight 0 can be any admissible target."""
+    """The mean is that over all positions as samples, and what has weight 0 can be any
+    admissible target."""
     rng = np.random.default_rng(8)
     Y, w = (
         rng.normal(size=(3, 4, 5)),
@@ -420,7 +427,7 @@ def test_weights_of_positions(loss, xp):
         loss(Y, target, weights=w.T)
 
 
-# ------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------- refusals
 
 Y21 = np.ones((2, 1))
 Y23 = np.zeros((2, 3))
@@ -526,7 +533,7 @@ def test_Y_must_be_an_array():
         losses.mse([[1.0]], np.ones((1, 1)))
 
 
-# ------------------------------------------------------------------------------------------------- on a GPU
+# ----------------------------------------------------------------------------- on a GPU
 
 
 def test_without_looking_at_values_the_results_are_the_same(monkeypatch):

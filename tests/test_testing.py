@@ -301,6 +301,13 @@ def test_good_activations_pass():
     assert check_activation(blocks).max_error < 1e-6
 
 
+def test_blocks_are_tried_with_their_scalar_solutions():
+    """d is then different for every entry, and is cut along its last axis."""
+    blocks = activations.Blocks((activations.relu, 2), (activations.abs, 4))
+    assert blocks.scalar_solve is not None
+    assert check_activation(blocks).max_error < 1e-6
+
+
 def test_a_false_curvature_is_caught_inside_blocks():
     lying = Activation("lying", np.sin, np.cos, lipschitz=1.0, curvature=0.5)
     with pytest.raises(GradientMismatchError, match="'lying' claims a curvature"):

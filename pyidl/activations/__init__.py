@@ -1,6 +1,7 @@
 """Activations, each with its derivative under it.
 
-Built-in ones, those of several components, and your own.
+Built-in ones (`builtin`), those of several components (`blocks`), and your own: an
+`Activation` is a pair of functions, and what is known of their slopes.
 """
 
 from pyidl.activations.base import Activation, Blocks

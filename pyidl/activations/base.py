@@ -1,6 +1,4 @@
-"""What a componentwise activation ``x_i = phi(z_i)`` is.
-
-Its derivative, and what is known of its slopes.
+"""What a componentwise activation ``x_i = phi(z_i)`` is, and several side by side.
 
 Well-posedness needs one number: with slopes ``phi'`` in ``[lo, hi]``, phi is Lipschitz
 with ``L = max(|lo|, |hi|)``. The fixed point ``x = phi(A x + z)`` then contracts in the
@@ -16,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, NamedTuple
@@ -75,11 +73,28 @@ class Activation:
         ``ready(like)`` returns phi for NumPy arrays of that shape, called as ``phi(z,
         out=x)``: a ufunc, and what it needs.
 
+    Raises
+    ------
+    InputError
+        If a function is none, or a number is not finite or out of range.
+
+    Warns
+    -----
+    WellPosednessWarning
+        If nothing is known of the slopes.
+
     Examples
     --------
     >>> from pyidl import activations
-    >>> cube = activations.Activation("bend", lambda z: z - z**3 / 3, lambda z: 1 - z**2, lipschitz=1.0)
-    >>> cube.nonexpansive
+    >>> bend = activations.Activation(
+    ...     "bend",
+    ...     phi=lambda z: z / (1 + z * z) ** 0.5,
+    ...     dphi=lambda z: (1 + z * z) ** -1.5,
+    ...     slope_range=(0.0, 1.0),
+    ... )
+    >>> bend.nonexpansive, bend(np.array([0.0, 0.75]))
+    (True, array([0. , 0.6]))
+    >>> pyidl.testing.check_activation(bend).max_error < 1e-6
     True
     """
 
@@ -100,54 +115,54 @@ class Activation:
     def __post_init__(self) -> None:
         expect("name", self.name, str, "it is what messages and files call the activation")
         expect_flags(self, "homogeneous", "divides", "takes_out")
-        if not (callable(self.phi) and callable(self.dphi)):
-            raise InputError(
-                f"activation {self.name!r}: phi and dphi must be functions of an array"
-            )
+
+        def demand(holds: bool, what: str) -> None:
+            if not holds:
+                raise InputError(f"activation {self.name!r}: {what}")
+
+        demand(
+            callable(self.phi) and callable(self.dphi),
+            "phi and dphi must be functions of an array",
+        )
         for name, takes in (
             ("scalar_solve", "two arguments"),
             ("resolvent", "two arguments"),
             ("ready", "an array"),
         ):
-            expect(
-                f"{name} of {self.name!r}",
-                getattr(self, name),
-                (Callable, NoneType),
-                f"it must be a function of {takes}, or None",
-            )
-        lipschitz, slopes = self.lipschitz, self.slope_range
+            wanted = f"it must be a function of {takes}, or None"
+            kind = (Callable, NoneType)
+            expect(f"{name} of {self.name!r}", getattr(self, name), kind, wanted)
+        L, slopes, c = self.lipschitz, self.slope_range, self.curvature
         if slopes is not None:
-            if not (_finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1]):
-                raise InputError(
-                    f"activation {self.name!r}: slope_range {slopes} must be two finite numbers, the smaller one first"
-                )
-            lipschitz = max(-slopes[0], slopes[1]) if lipschitz is None else lipschitz
-        if not (lipschitz is None or (is_real(lipschitz) and 0 < lipschitz < math.inf)):
-            raise InputError(
-                f"activation {self.name!r}: lipschitz is {lipschitz!r}, it must be positive and finite"
+            demand(
+                _finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1],
+                f"slope_range {slopes} must be two finite numbers, the smaller one first",
             )
-        if slopes is None and lipschitz is not None:
-            slopes = (-lipschitz, lipschitz)
-        if lipschitz is None:
+            L = max(-slopes[0], slopes[1]) if L is None else L
+        demand(
+            L is None or (is_real(L) and 0 < L < math.inf),
+            f"lipschitz is {L!r}, it must be positive and finite",
+        )
+        if L is None:
             warnings.warn(
-                f"activation {self.name!r} has neither lipschitz nor slope_range, so no model with it can be certified; "
-                "give one (pyidl.testing.check_activation measures it)",
+                f"activation {self.name!r} has neither lipschitz nor slope_range, so no model with "
+                "it can be certified; give one (pyidl.testing.check_activation measures it)",
                 WellPosednessWarning,
                 stacklevel=3,
             )
-        if not (
-            self.curvature is None or (is_real(self.curvature) and 0 <= self.curvature < math.inf)
-        ):
-            raise InputError(
-                f"activation {self.name!r}: curvature is {self.curvature!r}; it must be a finite number, at least 0, or None"
-            )
-        if not _finite(self.kinks):
-            raise InputError(
-                f"activation {self.name!r}: kinks are {self.kinks!r}; they must be finite numbers, in a tuple"
-            )
+        elif slopes is None:
+            slopes = (-L, L)
+        demand(
+            c is None or (is_real(c) and 0 <= c < math.inf),
+            f"curvature is {c!r}; it must be a finite number, at least 0, or None",
+        )
+        demand(
+            _finite(self.kinks),
+            f"kinks are {self.kinks!r}; they must be finite numbers, in a tuple",
+        )
         if self.divides and self.scalar_solve is None:
             object.__setattr__(self, "scalar_solve", functools.partial(_divide, self.phi))
-        object.__setattr__(self, "lipschitz", lipschitz)
+        object.__setattr__(self, "lipschitz", L)
         object.__setattr__(self, "slope_range", slopes)
         object.__setattr__(self, "kinks", tuple(sorted(float(kink) for kink in self.kinks)))
 
@@ -179,13 +194,13 @@ class Activation:
         return self.lipschitz is not None and self.lipschitz <= 1
 
     def columns(self, members: slice | np.ndarray) -> Activation:
-        """The activation of some of the components: the same for all of them."""
+        """The activation of some of the components: here the same for all of them."""
         return self
 
     def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
         """``(start, stop)`` of the blocks of components on which phi acts as a whole.
 
-        None for a componentwise phi.
+        There are none for a componentwise phi.
         """
         return ()
 
@@ -201,22 +216,40 @@ def _finite(several: Any) -> bool:
     )
 
 
+def _side_by_side(z: Any, parts: Iterable[Any]) -> Any:
+    return namespace(z).concat(list(parts), axis=-1)
+
+
 def _divide(phi: Callable[..., Any], r: Any, d: Any) -> Any:
     return phi(r / (1.0 - d))
 
 
 class _Block(NamedTuple):
-    """The columns ``start:stop`` of the state, and their activation."""
+    """An activation, and the columns ``start:stop`` of the state on which it acts."""
 
     activation: Activation
     start: int
     stop: int
+
+    def of(self, z: Any) -> Any:
+        """These columns, the last axis of z; a view."""
+        return z[..., self.start : self.stop]
 
 
 class Blocks(Activation):
     """Several activations side by side.
 
     The first ``n_1`` components, the next ``n_2``, and so on.
+
+    Parameters
+    ----------
+    *blocks : (Activation, int)
+        Activations with their numbers of components.
+
+    Raises
+    ------
+    InputError
+        If one of them is no such pair.
 
     Examples
     --------
@@ -238,33 +271,31 @@ class Blocks(Activation):
             for b in blocks
         ):
             raise InputError(
-                f"blocks are {blocks}; give pairs (activation, width), such as Blocks((relu, 64), (tanh, 32))"
+                f"blocks are {blocks}; give pairs (activation, width), "
+                "such as Blocks((relu, 64), (tanh, 32))"
             )
-        pieces, start = [], 0
-        for activation, width in blocks:
-            pieces.append(_Block(activation, start, start + width))
-            start += width
-        object.__setattr__(self, "blocks", tuple(pieces))
-        slopes = [a.slope_range for a, _ in blocks if a.slope_range is not None]
-        bounds = [a.lipschitz for a, _ in blocks if a.lipschitz is not None]
-        known = len(slopes) == len(blocks)
+        parts = [a for a, _ in blocks]
+        stops = [int(stop) for stop in np.cumsum([width for _, width in blocks])]
+        starts = [0, *stops[:-1]]
+        object.__setattr__(self, "blocks", tuple(map(_Block, parts, starts, stops)))
+        slopes = [a.slope_range for a in parts if a.slope_range is not None]
+        bounds = [a.lipschitz for a in parts if a.lipschitz is not None]
+        known = len(slopes) == len(parts)
         super().__init__(
             name="Blocks(" + ", ".join(f"({a.name}, {width})" for a, width in blocks) + ")",
             phi=self._phi,
             dphi=self._dphi,
-            lipschitz=max(bounds) if len(bounds) == len(blocks) else None,
+            lipschitz=max(bounds) if len(bounds) == len(parts) else None,
             slope_range=(min(lo for lo, _ in slopes), max(hi for _, hi in slopes))
             if known
             else None,
-            homogeneous=all(a.homogeneous for a, _ in blocks),
-            scalar_solve=self._solve
-            if all(a.scalar_solve is not None for a, _ in blocks)
-            else None,
-            divides=all(a.divides for a, _ in blocks),
+            homogeneous=all(a.homogeneous for a in parts),
+            scalar_solve=self._solve if all(a.scalar_solve is not None for a in parts) else None,
+            divides=all(a.divides for a in parts),
             takes_out=True,
-            resolvent=self._resolvent if all(a.resolvent is not None for a, _ in blocks) else None,
+            resolvent=self._resolvent if all(a.resolvent is not None for a in parts) else None,
         )
-        if self.vector_blocks(start):
+        if self.vector_blocks(self.width):
             object.__setattr__(self, "slope_range", None)
 
     @property
@@ -274,28 +305,24 @@ class Blocks(Activation):
 
     def _phi(self, z: Any, out: Any = None) -> Any:
         if out is None:
-            return namespace(z).concat(
-                [b.activation(z[..., b.start : b.stop]) for b in self.blocks], axis=-1
-            )
+            return _side_by_side(z, (b.activation(b.of(z)) for b in self.blocks))
         for b in self.blocks:
-            b.activation(z[..., b.start : b.stop], out=out[..., b.start : b.stop])
+            b.activation(b.of(z), out=b.of(out))
         return out
 
     def _dphi(self, z: Any) -> Any:
-        return namespace(z).concat(
-            [b.activation.dphi(z[..., b.start : b.stop]) for b in self.blocks], axis=-1
-        )
+        return _side_by_side(z, (b.activation.dphi(b.of(z)) for b in self.blocks))
 
     def _solve(self, r: Any, d: Any) -> Any:
-        parts = [
-            b.activation.scalar_solve(r[..., b.start : b.stop], d[b.start : b.stop])
+        parts = (
+            b.activation.scalar_solve(b.of(r), b.of(d))  # type: ignore[misc]
             for b in self.blocks
-        ]  # type: ignore[misc]
-        return namespace(r).concat(parts, axis=-1)
+        )
+        return _side_by_side(r, parts)
 
     def _resolvent(self, u: Any, alpha: float) -> Any:
-        parts = [b.activation.resolvent(u[..., b.start : b.stop], alpha) for b in self.blocks]  # type: ignore[misc]
-        return namespace(u).concat(parts, axis=-1)
+        parts = (b.activation.resolvent(b.of(u), alpha) for b in self.blocks)  # type: ignore[misc]
+        return _side_by_side(u, parts)
 
     def columns(self, members: slice | np.ndarray) -> Activation:
         """That of some of the components, in their order.
@@ -310,25 +337,21 @@ class Blocks(Activation):
             )
             if len(place) and not whole:
                 raise InputError(
-                    f"{self.name} acts on the components {start} to {stop - 1} together; some of them have no activation alone"
+                    f"{self.name} acts on the components {start} to {stop - 1} together; "
+                    "some of them have no activation alone"
                 )
-        owner = np.repeat(np.arange(len(self.blocks)), [b.stop - b.start for b in self.blocks])[
-            members
-        ]
+        widths = [b.stop - b.start for b in self.blocks]
+        owner = np.repeat(np.arange(len(widths)), widths)[members]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        runs = np.diff(starts, append=len(owner))
         parts = [
-            (self.blocks[owner[i]].activation, int(w))
-            for i, w in zip(starts, np.diff(starts, append=len(owner)), strict=True)
+            (self.blocks[owner[i]].activation, int(w)) for i, w in zip(starts, runs, strict=True)
         ]
         return parts[0][0] if len(parts) == 1 else Blocks(*parts)
 
     def vjp(self, z: Any, w: Any) -> Any:
         """``J(z)^T w``, block by block."""
-        parts = [
-            b.activation.vjp(z[..., b.start : b.stop], w[..., b.start : b.stop])
-            for b in self.blocks
-        ]
-        return namespace(z).concat(parts, axis=-1)
+        return _side_by_side(z, (b.activation.vjp(b.of(z), b.of(w)) for b in self.blocks))
 
     def vector_blocks(self, n: int) -> tuple[tuple[int, int], ...]:
         """Those of the parts, where they stand."""

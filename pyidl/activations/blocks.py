@@ -1,7 +1,6 @@
-r"""Activations that act on all components of a block together.
+r"""Softmax and layer norm, each with its transposed derivative under it.
 
-Softmax and layer norm, each with its transposed derivative under it.
-
+They act on all components of a block together.
 Such a phi has a Jacobian J(z), and no slopes. What a pullback needs is the product
 ``J(z)^T w``, written by hand: the *vjp*. Lipschitz constants are those of the Euclidean
 norm of the block.
@@ -58,6 +57,11 @@ class VectorActivation(Activation):
     homogeneous : bool
         Whether ``phi(t z) = t phi(z)`` for all t >= 0.
 
+    Raises
+    ------
+    InputError
+        If phi or vjp is no function, or `lipschitz` is not positive and finite.
+
     Examples
     --------
     >>> mean = VectorActivation(
@@ -109,7 +113,8 @@ class VectorActivation(Activation):
         if isinstance(members, slice) and members == slice(None):
             return self
         raise InputError(
-            f"{self.name} acts on its components together; some of them have no activation of their own"
+            f"{self.name} acts on its components together; "
+            "some of them have no activation of their own"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,9 +131,8 @@ def _no_slopes(name: str, z: Any) -> Any:
 
 
 def _softmax(z: Any) -> Any:
-    xp = namespace(
-        z
-    )  # p does not change when a number is taken from all z_i; e^z then does not overflow
+    xp = namespace(z)
+    # p does not change when a number is taken from all z_i; e^z then does not overflow
     e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
@@ -139,12 +143,11 @@ def _softmax_vjp(z: Any, w: Any) -> Any:
 
 
 def normed(z: Any, eps: float) -> tuple[Any, Any]:
-    """``(y, r)`` with y = c / r, along the last axis.
-
-    C is divided by its size before it is squared.
-    """
+    """``(y, r)`` with y = c / r, along the last axis."""
     xp = namespace(z)
     c = z - xp.mean(z, axis=-1, keepdims=True)
+    # it is divided by its size before it is squared, and no square overflows or
+    # vanishes
     size = xp.max(xp.abs(c), axis=-1, keepdims=True)
     size = xp.maximum(size, xp.full_like(size, math.sqrt(eps)))
     c = c / size
@@ -174,6 +177,16 @@ def layer_norm(eps: float = 1.0) -> VectorActivation:
 
     ``1 / sqrt(eps)`` is its Lipschitz constant.
 
+    Parameters
+    ----------
+    eps : float
+        What bounds it.
+
+    Raises
+    ------
+    InputError
+        If eps is not positive and finite.
+
     Examples
     --------
     >>> layer_norm()(np.array([1.0, 4.0, 7.0])).round(3)
@@ -181,7 +194,8 @@ def layer_norm(eps: float = 1.0) -> VectorActivation:
     """
     if not (is_real(eps) and 0 < float(eps) < math.inf):
         raise InputError(
-            f"eps of layer_norm is {eps!r}; it must be positive and finite; it bounds the Lipschitz constant 1 / sqrt(eps)"
+            f"eps of layer_norm is {eps!r}; it must be positive and finite; "
+            "it bounds the Lipschitz constant 1 / sqrt(eps)"
         )
     return _layer_norm_of(float(eps))
 
@@ -197,7 +211,7 @@ def _layer_norm_of(eps: float) -> VectorActivation:
 
 
 def named(name: str) -> Activation | None:
-    """Return the built-in activation of that name, or None for a name that is not built in."""
+    """The built-in activation of that name, or None for a name that is not built in."""
     if name.startswith("layer_norm(") and name.endswith(")"):
         return layer_norm(float(name[len("layer_norm(") : -1]))
     return softmax if name == "softmax" else None

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import resolvents
-from pyidl.activations.base import Activation, Blocks
-from pyidl.activations.blocks import VectorActivation, layer_norm, softmax
+from pyidl.activations.base import Activation
 from pyidl.activations.blocks import named as _vector_named
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
@@ -22,22 +21,17 @@ from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, expect, is_real
 
 __all__ = [
-    "Activation",
-    "Blocks",
-    "VectorActivation",
     "abs",
     "elu",
     "gelu",
     "hard_tanh",
     "identity",
-    "layer_norm",
     "leaky_relu",
     "named",
     "relu",
     "sigmoid",
     "silu",
     "sin",
-    "softmax",
     "softplus",
     "softsign",
     "tanh",
@@ -52,10 +46,7 @@ class _BuiltIn(Activation):
 
 
 def _into(function: Callable[..., Any], *operands: Any, out: Any) -> Any:
-    """Call an elementwise function of the namespace.
-
-    ``out=`` is passed only where it is wanted.
-    """
+    """Call an elementwise function, with ``out=`` only where it is wanted."""
     return function(*operands) if out is None else function(*operands, out=out)
 
 
@@ -64,11 +55,8 @@ def _zero(z: Any) -> Any:
 
     NumPy's maximum with a number takes twice as long as with a row (measured, 2.4).
     """
-    return (
-        namespace(z).zeros_like(z[0, ...])
-        if z.size > 2**14 and z.ndim > 1 and z.shape[0] > 1
-        else 0.0
-    )
+    large = z.size > 2**14 and z.ndim > 1 and z.shape[0] > 1
+    return namespace(z).zeros_like(z[0, ...]) if large else 0.0
 
 
 # In every pair below phi comes first and its derivative stands under it. Where `out` is
@@ -77,8 +65,7 @@ def _zero(z: Any) -> Any:
 
 @fused
 def _relu(z: Any, out: Any = None) -> Any:
-    xp = namespace(z)
-    return xp.maximum(z, _zero(z)) if out is None else xp.maximum(z, _zero(z), out=out)
+    return _into(namespace(z).maximum, z, _zero(z), out=out)
 
 
 @fused
@@ -87,9 +74,8 @@ def _drelu(z: Any) -> Any:
 
 
 def _leaky_relu(z: Any, out: Any = None, *, slope: float) -> Any:
-    xp = namespace(
-        z
-    )  # slope < 1, so the larger of z and slope z is z on the right of 0 and slope z on the left
+    xp = namespace(z)
+    # slope < 1, so the larger one is z on the right of 0 and slope z on the left
     s = _into(xp.multiply, z, slope, out=out)
     return _into(xp.maximum, s, z, out=out)
 
@@ -150,9 +136,8 @@ def _dsigmoid(z: Any) -> Any:
 
 @fused
 def _softplus(z: Any, out: Any = None) -> Any:
-    return _into(
-        namespace(z).logaddexp, z, 0.0, out=out
-    )  # log(e^z + e^0), with derivative e^z / (e^z + 1): the sigmoid
+    # log(e^z + e^0), with derivative e^z / (e^z + 1): the sigmoid
+    return _into(namespace(z).logaddexp, z, 0.0, out=out)
 
 
 @fused
@@ -183,9 +168,8 @@ def _gelu(z: Any, out: Any = None) -> Any:
 def _dgelu(z: Any) -> Any:
     xp = namespace(z)
     distribution = 0.5 * (1.0 + backend.erf(xp, z * math.sqrt(0.5)))
-    density = xp.exp(-0.5 * xp.clip(z, -40.0, 40.0) ** 2) / math.sqrt(
-        2.0 * math.pi
-    )  # 0 beyond, and no square overflows
+    # 0 beyond 40, where no square overflows
+    density = xp.exp(-0.5 * xp.clip(z, -40.0, 40.0) ** 2) / math.sqrt(2.0 * math.pi)
     return distribution + z * density
 
 
@@ -245,14 +229,18 @@ _SILU_SLOPE = 1.0998393194
 _GELU_SLOPE = 1.1289041452
 
 # The largest |phi''|, rounded outwards, in the order of the table below.
-#   tanh      2 t (1 - t^2), t = tanh z, is largest at t^2 = 1/3:                4 / (3 sqrt 3) = 0.76980...
-#   softsign  2 / (1 + |z|)^3 is largest at 0. phi' is continuous there: no kink 2
-#   sigmoid   s (1 - s) (1 - 2 s) is largest at s = (1 - 1 / sqrt 3) / 2:        sqrt(3) / 18 = 0.096225...
-#   softplus  s (1 - s) is largest at 0:                                         1/4
-#   silu      s (1 - s) (2 - z tanh(z / 2)) is largest at 0; it falls to -0.033  1/2
-#   gelu      (2 - z^2) Phi'(z) is largest at 0; it falls to -0.108 at z = +-2   sqrt(2 / pi) = 0.797884...
-#   elu       e^z on the left of 0, 0 on the right. phi' is continuous: no kink  1
-#   sin       |sin z|                                                            1
+#   tanh      4 / (3 sqrt 3) = 0.76980...   2 t (1 - t^2), t = tanh z, at t^2 = 1/3
+#   softsign  2                             2 / (1 + |z|)^3 at 0, where phi' is
+#                                           continuous: no kink
+#   sigmoid   sqrt(3) / 18 = 0.096225...    s (1 - s) (1 - 2 s) at s = (1 - 1 / sqrt 3) / 2
+#   softplus  1/4                           s (1 - s) at 0
+#   silu      1/2                           s (1 - s) (2 - z tanh(z / 2)) at 0; it falls
+#                                           to -0.033
+#   gelu      sqrt(2 / pi) = 0.797884...    (2 - z^2) Phi'(z) at 0; it falls to -0.108 at
+#                                           z = +-2
+#   elu       1                             e^z on the left of 0, 0 on the right, where
+#                                           phi' is continuous: no kink
+#   sin       1                             |sin z|
 _TANH_BEND, _SIGMOID_BEND, _GELU_BEND = 0.7698003590, 0.0962250449, 0.7978845609
 
 
@@ -365,6 +353,16 @@ abs = _BuiltIn(
 def leaky_relu(slope: float = 0.01) -> Activation:
     """``max(z, slope z)`` with 0 < slope < 1.
 
+    Parameters
+    ----------
+    slope : float
+        On the left of 0.
+
+    Raises
+    ------
+    InputError
+        If the slope does not lie between 0 and 1.
+
     Examples
     --------
     >>> from pyidl import activations
@@ -412,7 +410,23 @@ BUILT_IN = {
 
 
 def named(name: str) -> Activation | None:
-    """Return the built-in activation of that name, as files hold it, or None for a name that is not built in."""
+    """The built-in activation of that name, as files hold it.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"relu"`` or ``"leaky_relu(0.1)"``.
+
+    Returns
+    -------
+    Activation or None
+        None for a name that is not built in.
+
+    Examples
+    --------
+    >>> named("tanh"), named("leaky_relu(0.1)"), named("mine")
+    (tanh, leaky_relu(0.1), None)
+    """
     expect("name", name, str, "give the name of an activation, such as 'relu'")
     if name.startswith("leaky_relu(") and name.endswith(")"):
         return leaky_relu(float(name[len("leaky_relu(") : -1]))

@@ -1,10 +1,9 @@
-r"""Proximal maps.
+r"""Resolvents: the y with ``(1 - alpha) phi(y) + alpha y = u``, alpha > 0.
 
-For u and alpha > 0, the y with ``(1 - alpha) phi(y) + alpha y = u``, entry by entry.
-
-A nondecreasing phi with slopes in [0, 1] is the proximal map of a convex f (Moreau):
-``x = phi(y)`` iff y - x lies in the subdifferential of f at x. Hence x is the proximal
-map of alpha f at u, that is u - x lies in alpha times that set, iff
+They are found entry by entry, and lead to proximal maps: a nondecreasing phi with
+slopes in [0, 1] is the proximal map of a convex f (Moreau): ``x = phi(y)`` iff y - x
+lies in the subdifferential of f at x. Hence x is the proximal map of alpha f at u, that
+is u - x lies in alpha times that set, iff
 
     u - x = alpha (y - x)    <=>    (1 - alpha) phi(y) + alpha y = u,      x = phi(y).
 
@@ -90,9 +89,6 @@ def _solve(a: float, b: float, w: Any, alpha: float) -> Any:
         t = low if a >= 0 else high
         for _ in range(5 + math.ceil(abs(math.log(alpha)))):
             x = xp.tanh(t)
-            # the derivative of a tanh t + b t is a (1 - tanh^2 t) + b, between b and a
-            # + b
-            t = xp.minimum(
-                xp.maximum(t - (a * x + b * t - size) / (a * (1.0 - x * x) + b), low), high
-            )
+            slope = a * (1.0 - x * x) + b  # of a tanh t + b t, between b and a + b
+            t = xp.minimum(xp.maximum(t - (a * x + b * t - size) / slope, low), high)
     return xp.sign(w) * t

@@ -1,6 +1,14 @@
-"""Arrays on two devices.
+"""Arrays on two devices: whose they are, and how they move.
 
-Whose they are, how they come in, and what the libraries lack.
+This is the address for your own activations, cells, layers and losses:
+
+    namespace                whose arrays these are: ``xp``
+    device_of, to_device, to_numpy    where they live, and how they get elsewhere
+    take_rows, put_rows      some samples of a batch
+    fused                    an elementwise function that is one kernel on a GPU
+
+What the library needs besides stands in `pyidl.arrays.backend` (how outside data come
+in, what libraries lack), `batch`, `fusion`, `kernels` and `tracing`.
 """
 
 from pyidl.arrays.backend import device_of, namespace, to_device, to_numpy

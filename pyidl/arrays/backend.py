@@ -63,7 +63,7 @@ def _cupy() -> Any:
 
 
 def _in_standard(x: Any) -> bool:
-    """Whether it is an array, not the class of one, of a library that implements the standard."""
+    """Whether it is an array of a library that implements the standard, no class."""
     return hasattr(x, "__array_namespace__") and not isinstance(x, type)
 
 
@@ -81,7 +81,7 @@ def is_array(x: object) -> bool:
 
 
 def namespace(*arrays: object) -> Namespace:
-    """Return the module that owns `arrays`.
+    """Return the module that owns `arrays`: numpy, cupy, or another library.
 
     Raises
     ------
@@ -110,7 +110,8 @@ def namespace(*arrays: object) -> Namespace:
     if len(homes) > 1:
         names = " and ".join(sorted(device for _, device in homes))
         raise DeviceMismatchError(
-            f"arrays on {names} met in one call; bring them together with to_device(array, device) or model.to(device)"
+            f"arrays on {names} met in one call; "
+            "bring them together with to_device(array, device) or model.to(device)"
         )
     module, device = homes.pop()
     if module == "cupy":
@@ -124,12 +125,10 @@ def namespace(*arrays: object) -> Namespace:
 
 def _elsewhere(device: str, what: str, how: str) -> DeviceMismatchError:
     """Arrays of one GPU, while another one is current."""
-    there, current = (
-        device.removeprefix("cuda:").removesuffix(" (cupy)"),
-        _cupy().cuda.runtime.getDevice(),
-    )
+    there = device.removeprefix("cuda:").removesuffix(" (cupy)")
     return DeviceMismatchError(
-        f"{what} on cuda:{there}, but the current GPU is cuda:{current}, and new arrays are made there; "
+        f"{what} on cuda:{there}, but the current GPU is cuda:{_cupy().cuda.runtime.getDevice()}, "
+        "and new arrays are made there; "
         f"call cupy.cuda.Device({there}).use() first, or move {how}"
     )
 
@@ -145,7 +144,8 @@ def _home(a: object) -> tuple[str, str]:
         name = cast(Any, a).__array_namespace__().__name__
         return name, name
     raise TypeError(
-        f"expected an array of NumPy or CuPy, got {type(a).__name__}; convert it with numpy.asarray first"
+        f"expected an array of NumPy or CuPy, got {type(a).__name__}; "
+        "convert it with numpy.asarray first"
     )
 
 
@@ -161,15 +161,30 @@ def writes_in_place(xp: Namespace) -> bool:
 
 
 def device_of(a: Array) -> str:
-    """``"cpu"``, ``"cuda:0"``, ... or the name of another array library."""
-    module, words = _home(a)
-    return "cpu" if module == "numpy" else words.split(" ")[0]
+    """``"cpu"``, ``"cuda:0"``, ... or the name of another array library.
+
+    Raises
+    ------
+    TypeError
+        If it is no array.
+
+    Examples
+    --------
+    >>> device_of(np.ones(3))
+    'cpu'
+    """
+    return _home(a)[1].split(" ")[0]
 
 
 def to_numpy(a: Any) -> np.ndarray:
-    """Copy to the host if need be (a synchronisation on a GPU).
+    """The array on the host; from a GPU a copy, for which the host waits.
 
     For files, figures, and per-sample bookkeeping.
+
+    Examples
+    --------
+    >>> to_numpy([1.0, 2.0])
+    array([1., 2.])
     """
     cupy = _cupy()
     if cupy is not None and isinstance(a, cupy.ndarray):
@@ -183,13 +198,23 @@ def from_host(xp: Namespace, a: np.ndarray) -> Array:
 
 
 def to_device(a: Any, device: str) -> Array:
-    """Move an array: ``"cpu"`` gives NumPy.
-
-    ``"cuda"`` gives CuPy, on its current GPU, and so does that GPU's name, such as
-    ``"cuda:1"``.
+    """Move an array, to the host or to the current GPU.
 
     One GPU at a time: CuPy makes new arrays on its current GPU, so models and data have
     to live there.
+
+    Parameters
+    ----------
+    a : array
+        Of NumPy or CuPy, or what NumPy reads as one.
+    device : str
+        ``"cpu"`` gives NumPy, ``"cuda"`` CuPy on its current GPU, and so does that
+        GPU's name, such as ``"cuda:1"``.
+
+    Returns
+    -------
+    array
+        The array itself where it lives there already.
 
     Raises
     ------
@@ -198,6 +223,11 @@ def to_device(a: Any, device: str) -> Array:
     DeviceError
         If CuPy is not installed, is older than 14.1.1, finds no such GPU, or another
         one is current.
+
+    Examples
+    --------
+    >>> to_device(np.ones(2), "cpu")
+    array([1., 1.])
     """
     if device == "cpu":
         return to_numpy(a)
@@ -208,24 +238,27 @@ def to_device(a: Any, device: str) -> Array:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"device {device!r} needs CuPy, which is not installed; install the extra cuda12 or cuda13 of implicit-pyidl"
+            f"device {device!r} needs CuPy, which is not installed; "
+            "install the extra cuda12 or cuda13 of implicit-pyidl"
         ) from error
-    if not hasattr(
-        cupy, "matrix_transpose"
-    ):  # a name of the array-API standard that came with 14.1
+    if not hasattr(cupy, "matrix_transpose"):  # a name of the standard that came with 14.1
         raise DeviceError(
-            f"CuPy {cupy.__version__} lacks functions that pyidl needs; install 14.1.1 or newer: by the extra cuda12 or cuda13"
+            f"CuPy {cupy.__version__} lacks functions that pyidl needs; "
+            "install 14.1.1 or newer: by the extra cuda12 or cuda13"
         )
     count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(
-            f"device {device!r} was asked for, but CuPy finds {count} GPUs; check the driver with nvidia-smi, or use 'cpu'"
+            f"device {device!r} was asked for, but CuPy finds {count} GPUs; "
+            "check the driver with nvidia-smi, or use 'cpu'"
         )
     current = cupy.cuda.Device().id
     if int(index or current) != current:
         raise DeviceError(
-            f"device {device!r} was asked for, but the current GPU is cuda:{current}, and new arrays are made there; choose the other one "
-            f"first, by cupy.cuda.Device({index}).use() or by the environment variable CUDA_VISIBLE_DEVICES={index}"
+            f"device {device!r} was asked for, but the current GPU is cuda:{current}, and new "
+            "arrays are made there; choose the other one first, "
+            f"by cupy.cuda.Device({index}).use() "
+            f"or by the environment variable CUDA_VISIBLE_DEVICES={index}"
         )
     elsewhere = isinstance(a, cupy.ndarray) and a.device.id != current
     return cast(Array, cupy.asarray(a, copy=True) if elsewhere else cupy.asarray(a))
@@ -240,18 +273,12 @@ def on_device_of(a: Array) -> AbstractContextManager[Any]:
 
 
 def looks_are_free(xp: Namespace) -> bool:
-    """Whether looking at a value costs nothing but the look.
-
-    On a GPU the host waits for the device first.
-    """
+    """Whether the host may look at a value at once; for a GPU's it waits first."""
     return bool(xp.__name__ != "cupy")
 
 
 def synchronize(xp: Namespace) -> None:
-    """Wait until the device has done its work (needed before reading a clock).
-
-    Nothing to wait for on the CPU.
-    """
+    """Wait until the device has done its work; needed before reading a clock."""
     if xp.__name__ == "cupy":
         xp.cuda.get_current_stream().synchronize()
 
@@ -260,13 +287,27 @@ def synchronize(xp: Namespace) -> None:
 
 
 def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
-    """Admit outside data.
+    """Admit outside data: a finite real array of `xp` with the given dtype.
 
-    A finite real array of `xp` with the given dtype, copied only if it must be cast.
+    It is copied only if it must be cast. Real and integer arrays are cast; nested lists
+    and data frames are read by NumPy first. Complex, object, string and masked arrays
+    are refused, and so is every NaN or infinity, before any work is done.
 
-    Real and integer arrays are cast; nested lists and data frames are read by NumPy
-    first. Complex, object, string and masked arrays are refused, and so is every NaN or
-    infinity, before any work is done.
+    Parameters
+    ----------
+    x : array, or what NumPy reads as one
+        What a caller gave.
+    name : str
+        What messages call it.
+    xp : module
+        The library in which it is wanted.
+    dtype : {"float32", "float64"}
+        The dtype in which it is wanted.
+
+    Returns
+    -------
+    array
+        The given one where nothing is to be done.
 
     Raises
     ------
@@ -275,6 +316,11 @@ def as_real(x: Any, *, name: str, xp: Namespace, dtype: str) -> Array:
     DeviceMismatchError
         If `x` is an array of another library than `xp`, or of a GPU that is not the
         current one.
+
+    Examples
+    --------
+    >>> as_real([1, 2], name="U", xp=np, dtype="float64")
+    array([1., 2.])
     """
     if type(x) is np.ndarray and xp is np and x.dtype == dtype and _has_finite_squares(x):
         return cast(Array, x)  # nothing is to be done
@@ -303,8 +349,8 @@ def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[
             if bad.any():
                 where = tuple(int(i) for i in np.argwhere(bad)[0])
                 raise InputError(
-                    f"{name} has {int(bad.sum())} entries that are NaN, infinite, or too large for {dtype} (the first at {where}); "
-                    "clean or rescale the data first"
+                    f"{name} has {int(bad.sum())} entries that are NaN, infinite, or too large "
+                    f"for {dtype} (the first at {where}); clean or rescale the data first"
                 )
     return arrays
 
@@ -315,7 +361,8 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
         return cast(Array, x)
     if isinstance(x, np.ma.MaskedArray):
         raise InputError(
-            f"{name} is a masked array, and masked entries have no value here; fill them first, {name}.filled(...)"
+            f"{name} is a masked array, and masked entries have no value here; "
+            f"fill them first, {name}.filled(...)"
         )
     if not is_array(x):
         host = read_array(x, name)
@@ -324,7 +371,8 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
     elif _home(x)[0] != xp.__name__:
         there = "cpu" if xp is np else "cuda"
         raise DeviceMismatchError(
-            f"{name} lives on {_home(x)[1]}, the model on {xp.__name__}; move one of them: model.to(...) or to_device({name}, {there!r})"
+            f"{name} lives on {_home(x)[1]}, the model on {xp.__name__}; "
+            f"move one of them: model.to(...) or to_device({name}, {there!r})"
         )
     else:
         array = x
@@ -341,7 +389,8 @@ def as_generator(rng: Rng) -> np.random.Generator:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"rng is {rng!r}; use a numpy.random.Generator, a seed (an integer, at least 0), or None"
+            f"rng is {rng!r}; "
+            "use a numpy.random.Generator, a seed (an integer, at least 0), or None"
         ) from error
 
 
@@ -388,9 +437,8 @@ def _has_finite_squares(*arrays: np.ndarray) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         for a in arrays:
             flat = a.ravel(order="K")
-            if not (
-                a.flags.forc and math.isfinite(flat.dot(flat))
-            ):  # what is not one piece is to be joined first
+            # what is not one piece would have to be joined first
+            if not (a.flags.forc and math.isfinite(flat.dot(flat))):
                 return False
     return True
 
@@ -398,27 +446,23 @@ def _has_finite_squares(*arrays: np.ndarray) -> bool:
 def is_frozen(a: Any) -> bool:
     """Whether an array of NumPy is read-only and owns its memory.
 
-    It is then kept, and not copied.
-
-    Such an array changes only if it is made writeable again, or through a view that is
-    older than its being read-only. Both are acts against a promise that was made on
-    purpose; a view that is read-only, on the other hand, says nothing about its owner.
+    It is then kept, and not copied. Such an array changes only if it is made writeable
+    again, or through a view that is older than its being read-only. Both are acts
+    against a promise that was made on purpose; a view that is read-only, on the other
+    hand, says nothing about its owner.
     """
     return type(a) is np.ndarray and not a.flags.writeable and a.flags.owndata
 
 
 def frozen(xp: Namespace, a: Any) -> Any:
-    """A copy that is read-only where the library knows how.
-
-    The array itself where it is frozen.
-    """
+    """A copy, read-only where the library knows how; what is frozen, as it is."""
     return a if is_frozen(a) else freeze(xp.asarray(a, copy=True))
 
 
 def freeze(a: Any) -> Any:
-    """The array itself, just made and seen by nobody.
+    """The same array, read-only where the library knows how.
 
-    Read-only where the library knows how.
+    For one that was just made and that nobody else has seen.
     """
     if isinstance(a, np.ndarray):
         a.flags.writeable = False
@@ -428,9 +472,8 @@ def freeze(a: Any) -> Any:
 def own(admitted: Array, given: Any) -> Array:
     """What `as_real` made of `given`, in memory that the caller cannot write into.
 
-    For a pullback.
-
-    That is a copy, unless the cast was one, or the array is frozen.
+    A pullback keeps it. That is a copy, unless the cast was one, or the array is
+    frozen.
     """
     cast_anew = is_array(given) and given.dtype != admitted.dtype
     if cast_anew or is_frozen(admitted):
@@ -442,7 +485,10 @@ def own(admitted: Array, given: Any) -> Array:
 
 
 def astype(xp: Namespace, a: Any, dtype: Any) -> Any:
-    """Cast to a dtype of `xp` or to one named by a string, without a copy where it has it (NumPy 2.0 lacks ``xp.astype``)."""
+    """Cast to a dtype of `xp`, or to one named by a string.
+
+    Without a copy where the array has it. (NumPy 2.0 lacks ``xp.astype``.)
+    """
     target = getattr(xp, dtype) if isinstance(dtype, str) else dtype
     if writes_in_place(xp):
         return xp.asarray(a, dtype=target)

@@ -18,25 +18,55 @@ from pyidl.typing import Namespace
 __all__ = ["CHUNK", "change_and_size", "max_abs", "put_rows", "sum_rows", "take_rows"]
 
 CHUNK = 2**15
-"""Entries that a pass over a NumPy array handles at a time, so that its intermediate results stay in the cache."""
+"""Entries that a pass over a NumPy array handles at a time.
+
+So its intermediate results stay in the cache.
+"""
 
 FEW = 512
 """Up to this many sums of rows a product with zeros and ones is formed."""
 
 
 def take_rows(xp: Namespace, a: Any, rows: np.ndarray) -> Any:
-    """Some rows of an array, numbered on the host."""
+    """Some rows of an array, numbered on the host: ``a[rows]``, a copy.
+
+    Examples
+    --------
+    >>> take_rows(np, np.array([[1.0], [2.0], [3.0]]), np.array([2, 0]))
+    array([[3.],
+           [1.]])
+    """
     return a.take(rows, axis=0) if xp is np else xp.take(a, from_host(xp, rows), axis=0)
 
 
 def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: np.ndarray) -> Any:
-    """``target[rows] = source[chosen]``, in place where the library can."""
+    """``target[rows] = source[chosen]``, in place where the library can.
+
+    Parameters
+    ----------
+    xp : module
+        The library of both arrays.
+    target, source : array
+        One sample a row. Where both have the same shape, and where all rows of both are
+        meant, `rows` and `chosen` are equal.
+    rows, chosen : numpy.ndarray of int
+        Numbers of rows, each at most once.
+
+    Returns
+    -------
+    array
+        `target`, or a new array where the library cannot write.
+
+    Examples
+    --------
+    >>> target, source = np.zeros((3, 1)), np.array([[5.0]])
+    >>> put_rows(np, target, np.array([2]), source, np.array([0])).T
+    array([[0., 0., 5.]])
+    """
     if writes_in_place(xp):
         if len(rows) == len(target) == len(source):
             target[...] = source
-        elif target.shape == source.shape and 2 * len(rows) > len(
-            target
-        ):  # then rows and chosen are the same
+        elif target.shape == source.shape and 2 * len(rows) > len(target):
             rest = from_host(xp, np.delete(np.arange(len(target)), rows))
             kept = target[rest]
             target[...] = source
@@ -50,29 +80,27 @@ def put_rows(xp: Namespace, target: Any, rows: np.ndarray, source: Any, chosen: 
 
 
 def sum_rows(xp: Namespace, source: Any, place: Any, count: int) -> Any:
-    """``out[k] = sum of source[i] over all i with place[i] = k``, k = 0, ..., count - 1: the transpose of `take`, always in the same order.
+    """``out[k] = sum of source[i] over all i with place[i] = k``, k < count.
 
-    On NumPy a sparse product, 40 times as fast as ``add.at``. Elsewhere (a GPU's atomic
-    additions come in any order, and a run could not be repeated to the last bit) the
-    product with the matrix of zeros and ones, or for many k, of which it would be
-    nearly all zeros, sums over the sorted rows.
+    The transpose of `take_rows`, added up in the same order every time. On NumPy a
+    sparse product, 40 times as fast as ``add.at``. Elsewhere (a GPU's atomic additions
+    come in any order, and a run could not be repeated to the last bit) the product with
+    the matrix of zeros and ones, or for many k, of which it would be nearly all zeros,
+    sums over the sorted rows.
     """
     if xp is np:
         from scipy.sparse import csr_array
 
-        starts = np.arange(len(place) + 1)
-        return (
-            csr_array(
-                (np.ones(len(place), source.dtype), place, starts), shape=(len(place), count)
-            ).T
-            @ source
-        )
+        m = len(place)
+        ones = np.ones(m, source.dtype)
+        return csr_array((ones, place, np.arange(m + 1)), shape=(m, count)).T @ source
     if count <= FEW:
         one_hot = xp.arange(count, dtype=place.dtype)[:, None] == place[None, :]
         return astype(xp, one_hot, source.dtype) @ source
     order = xp.argsort(place)
     keys, sums = xp.take(place, order), xp.take(source, order, axis=0)
-    reach = 1  # sums[i] is that of the last `reach` rows up to i, as far as they have the key of i
+    # sums[i] is that of the last `reach` rows up to i, as far as they have the key of i
+    reach = 1
     while reach < keys.shape[0]:
         same = (keys[reach:] == keys[:-reach])[:, None]
         sums = xp.concat([sums[:reach, :], sums[reach:, :] + xp.where(same, sums[:-reach, :], 0.0)])
@@ -105,10 +133,10 @@ def max_abs(xp: Namespace, a: Any, factor: Any = None) -> Any:
 
 
 def change_and_size(xp: Namespace, image: Any, x: Any) -> np.ndarray:
-    """``max |image - x|`` and ``max |x|`` of every sample, (2, m), float64, on the host (one wait on a GPU).
+    """``max |image - x|`` and ``max |x|`` of every sample, (2, m), float64.
 
-    On NumPy both are formed in pieces that fit the cache, on CuPy in one kernel; no
-    array of the size of x is allocated.
+    On the host: one wait on a GPU. On NumPy both are formed in pieces that fit the
+    cache, on CuPy in one kernel; no array of the size of x is allocated.
     """
     if xp.__name__ == "cupy":
         return to_numpy(kernels.measure(xp, image, x))
@@ -137,7 +165,7 @@ def change_and_size(xp: Namespace, image: Any, x: Any) -> np.ndarray:
 
 
 def _row_max(a: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
-    """The largest entry of every row of a nonnegative contiguous array, NaN where there is one.
+    """The largest entry of every row of a nonnegative contiguous array, or NaN.
 
     The bits of nonnegative numbers, read as integers, are in the order of the numbers,
     infinity and NaN last; their maximum takes half the time, for no NaN is looked for.

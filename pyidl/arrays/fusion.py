@@ -1,6 +1,12 @@
-"""Elementwise functions that are one kernel on a GPU.
+"""Elementwise functions that are one kernel on a GPU: ``@fused`` above a function.
 
-``@fused`` above a function of arrays, which is written once.
+What for: on CuPy every array function is a launch. With fusion a step of a solve is two
+launches, a product and one kernel, and Adam is one for each parameter (counted on the
+stand-in and on the emulated card, tests/arrays/test_waits.py; no real card has timed
+them, docs/gpu.md). So it stands where launches are many: above activations, their
+derivatives and resolvents, the steps of solvers, and Adam, and not above a loss, which
+is computed once in a training step. On NumPy it costs 0.3 to 0.5 us a call (measured,
+docs/design.md).
 
 On NumPy, and other libraries, the function runs as it stands, an array operation after
 the other. On CuPy each of those operations would be a kernel of its own; instead the
@@ -28,11 +34,13 @@ __all__ = ["fused"]
 
 
 class fused:  # noqa: N801 - a decorator, as property is one
-    """A function of arrays of one dtype that can be broadcast together, and of numbers; the first operand is an array.
+    """An elementwise function that is one kernel on a GPU.
 
-    Each entry of what it returns, an array or a tuple of them, is computed from the
-    entries that belong to it, by array functions that work entry by entry. It changes
-    no operand and depends on nothing else: on a GPU it is traced once.
+    Its operands are arrays of one dtype that can be broadcast together, and numbers;
+    the first one is an array. Each entry of what it returns, an array or a tuple of
+    them, is computed from the entries that belong to it, by array functions that work
+    entry by entry. It changes no operand and depends on nothing else: on a GPU it is
+    traced once.
 
     Parameters
     ----------
@@ -83,24 +91,33 @@ class fused:  # noqa: N801 - a decorator, as property is one
                 )
                 outputs = () if out is None else out if isinstance(out, tuple) else (out,)
                 return _kernel(xp, self, ("T", *kinds))(first, *operands, *outputs)
-        return (
-            self.function(first, *others) if out is None else self.function(first, *others, out=out)
-        )
+        if out is None:
+            return self.function(first, *others)
+        return self.function(first, *others, out=out)
 
     def text(self, *kinds: str) -> tuple[str, str, str]:
-        """Inputs, outputs and statements of the kernel for operands that are ``"T"``, ``"bool"``, or numbers, ``"double"``."""
+        """Inputs, outputs and statements of the kernel.
+
+        Parameters
+        ----------
+        *kinds : {"T", "double", "bool"}
+            What the operands are: arrays, numbers, arrays of truth values.
+
+        Raises
+        ------
+        InputError
+            If something in the function is not elementwise.
+        """
         statements: list[str] = []
         try:
-            results = self.function(
-                *(Variable(statements, kind, f"a{i}") for i, kind in enumerate(kinds))
-            )
-            values = [
-                text_of("T", value)
-                for value in (results if isinstance(results, tuple) else (results,))
-            ]
+            operands = [Variable(statements, kind, f"a{i}") for i, kind in enumerate(kinds)]
+            results = self.function(*operands)
+            several = results if isinstance(results, tuple) else (results,)
+            values = [text_of("T", value) for value in several]
         except (AttributeError, TypeError) as error:
             raise InputError(
-                f"{self!r} cannot be one kernel: {error}; use elementwise array functions, or leave out @fused"
+                f"{self!r} cannot be one kernel: {error}; use elementwise array functions, "
+                "or leave out @fused"
             ) from error
         if len(values) > 1:  # an output may be an input too: all are read before one is written
             statements += [f"const T y{i} = {value}" for i, value in enumerate(values)]
@@ -117,11 +134,8 @@ class fused:  # noqa: N801 - a decorator, as property is one
     def __reduce__(self) -> Any:
         """By its name where that is its own, as functions are."""
         name = getattr(self, "__qualname__", "")
-        return (
-            name
-            if getattr(sys.modules.get(self.__module__), name, None) is self
-            else (fused, (self.function,))
-        )
+        known = getattr(sys.modules.get(self.__module__), name, None) is self
+        return name if known else (fused, (self.function,))
 
 
 def _kind(a: Any, dtype: Any) -> str:

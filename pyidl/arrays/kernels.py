@@ -1,13 +1,18 @@
-"""Kernels for CuPy that need more than one entry at a time, one block of threads a sample; elementwise ones are in `pyidl.arrays.fusion`.
+"""Kernels for CuPy that need several entries at a time: one block of threads a sample.
 
     measure   max |a - b|,  max |b|
     mix       Anderson's step (its derivation is in `pyidl.solvers.anderson`)
 
-On other libraries the callers do the same with array functions. Sums and maxima of a
-block are taken in a fixed order, in float64, so that a solve can be repeated to the
-last bit. A block has up to 1024 threads, and a card 65536 registers for them: the
-compiler has to know (`__launch_bounds__`), or a kernel that uses more than 64 is not
-launched.
+What for: on CuPy every array function is a launch, and a step of a solve is two. A
+measurement is one more, and so is all of Anderson's method (counted on the emulated
+card, tests/arrays/test_waits.py; no real card has timed them, docs/gpu.md). On other
+libraries the callers do the same with array functions. Kernels of single entries are in
+`pyidl.arrays.fusion`.
+
+Sums and maxima of a block are taken in a fixed order, in float64, so that a solve can
+be repeated to the last bit. A block has up to 1024 threads, and a card 65536 registers
+for them: the compiler has to know (`__launch_bounds__`), or a kernel that uses more
+than 64 is not launched.
 """
 
 from __future__ import annotations
@@ -22,10 +27,14 @@ from pyidl.typing import Namespace
 __all__ = ["measure", "mix"]
 
 MEMORY = 64
-"""So many differences of Anderson's method fit the memory that the threads of a block share (48 KiB, K^2 numbers of 8 bytes)."""
+"""So many differences of Anderson's method fit the memory that a block shares.
+
+That is 48 KiB, for K^2 numbers of 8 bytes.
+"""
 
 BLOCKS = """
-__device__ double larger(double a, double b) { return b > a || b != b ? b : a; }  // NaN is the largest
+// NaN is the largest
+__device__ double larger(double a, double b) { return b > a || b != b ? b : a; }
 
 __device__ double block_reduce(double value, double* room, bool add)
 {   // the sum, or the largest, of the values of all threads of the block; all of them hear it
@@ -43,7 +52,8 @@ __device__ double block_reduce(double value, double* room, bool add)
 """
 
 MEASURE = """
-extern "C" __global__ __launch_bounds__(1024) void measure(const T* a, const T* b, double* out, long long n)
+extern "C" __global__ __launch_bounds__(1024) void measure(
+    const T* a, const T* b, double* out, long long n)
 {
     __shared__ double room[1024];
     long long first = blockIdx.x * n;
@@ -61,7 +71,8 @@ extern "C" __global__ __launch_bounds__(1024) void measure(const T* a, const T* 
 MIX = """
 __device__ void solve(const double* gram, const double* right, double ridge, double* gamma)
 {   // H gamma = dF . F, differences scaled to length 1; 0 for those that are 0
-    __shared__ double H[K][K], inverse[K];  // one thread comes here; as its own, every thread of the card would have room for them
+    // One thread comes here. Were H its own, every thread of the card would have room for one.
+    __shared__ double H[K][K], inverse[K];
     for (int i = 0; i < K; ++i) {
         double length = sqrt(gram[i * K + i]);
         inverse[i] = length > 0 && length - length == 0 ? 1 / length : 0;
@@ -88,19 +99,22 @@ __device__ void solve(const double* gram, const double* right, double ridge, dou
 }
 
 extern "C" __global__ __launch_bounds__(1024) void mix(
-    const long long* rows, const T* y, T* image, T* F, T* G, T* dF, T* dG, double* gram, T* size, T* plain,
-    long long n, int slot, int known, double ridge)
+    const long long* rows, const T* y, T* image, T* F, T* G, T* dF, T* dG,
+    double* gram, T* size, T* plain, long long n, int slot, int known, double ridge)
 {
     __shared__ double room[1024], gamma[K];
     long long s = blockIdx.x, past = gridDim.x * n;  // dF[j] begins at j * past
-    y += rows[s] * n; image += rows[s] * n; F += s * n; G += s * n; dF += s * n; dG += s * n;
+    y += rows[s] * n; image += rows[s] * n;
+    F += s * n; G += s * n; dF += s * n; dG += s * n;
 
     double change = 0;  // max |F(y)|, F(y) = image - y
-    for (long long i = threadIdx.x; i < n; i += blockDim.x) change = larger(change, fabs(image[i] - y[i]));
+    for (long long i = threadIdx.x; i < n; i += blockDim.x)
+        change = larger(change, fabs(image[i] - y[i]));
     change = block_reduce(change, room, false);
     bool good = plain[s] > 0 || change < size[s];
 
-    double row[K] = {}, right[K] = {};  // dF_j . dF_slot and dF_j . F; a point that is no good is dropped, and leaves zeros
+    // dF_j . dF_slot and dF_j . F; a point that is no good is dropped, and leaves zeros
+    double row[K] = {}, right[K] = {};
     for (long long i = threadIdx.x; i < n; i += blockDim.x) {
         T f = image[i] - y[i];
         T df = good ? f - F[i] : T(0), dg = good ? image[i] - G[i] : T(0);
@@ -145,7 +159,7 @@ def _block(xp: Any, name: str, dtype: str, memory: int) -> Any:
 
 
 def source(name: str, dtype: str, memory: int = 1) -> str:
-    """The text of ``"measure"`` or ``"mix"`` for this dtype, and for so many differences."""
+    """The text of ``"measure"`` or ``"mix"``, for a dtype and so many differences."""
     kind = "float" if dtype == "float32" else "double"
     return f"typedef {kind} T;\n#define K {memory}\n{BLOCKS}{MEASURE if name == 'measure' else MIX}"
 
@@ -168,14 +182,26 @@ def measure(xp: Namespace, a: Any, b: Any) -> Any:
 
 
 def mix(
-    xp: Namespace, rows: Any, y: Any, image: Any, F: Any, G: Any, dF: Any, dG: Any, gram: Any, size: Any, plain: Any,
-    slot: int, known: int, ridge: float,
+    xp: Namespace, rows: Any, y: Any, image: Any, F: Any, G: Any, dF: Any, dG: Any,
+    gram: Any, size: Any, plain: Any, slot: int, known: int, ridge: float,
 ) -> None:  # fmt: skip
-    """On CuPy: Anderson's step for some rows of y and of its image, which is overwritten by what follows.
+    """On CuPy: Anderson's step for some rows of y.
 
-    Row s of all other arrays belongs to row ``rows[s]`` of y. F and G, size and plain
-    are those of the last good point; dF and dG, (k, m, n), the differences, of which
-    `known` exist and that in `slot` is new.
+    Parameters
+    ----------
+    rows : array of int64, shape (m,)
+        Row s of all arrays but y and image belongs to row ``rows[s]`` of these.
+    y, image : array
+        The point, and its image, which is overwritten by what follows.
+    F, G, size, plain : array
+        Residual, image, largest entry of the residual, and whether nothing was mixed,
+        at the last good point.
+    dF, dG : array, shape (k, m, n)
+        The differences, of which `known` exist and that in `slot` is new.
+    gram : array, shape (m, k, k)
+        The products ``dF_i . dF_j``.
+    ridge : float
+        What is added to the diagonal of the normal equations.
     """
     y, whole = _whole(xp, y, F), _whole(xp, image, F)
     n = F.size // F.shape[0]
@@ -188,5 +214,8 @@ def mix(
 
 
 def _whole(xp: Namespace, a: Any, like: Any) -> Any:
-    """The array as a kernel expects it, its entries in order and of the dtype of `like`; itself where it is so."""
+    """The array as a kernel expects it, itself where it is so.
+
+    Its entries are in order, and of the dtype of `like`.
+    """
     return xp.ascontiguousarray(a, dtype=like.dtype)

@@ -1,14 +1,22 @@
-"""An array library that computes nothing.
+"""An array library that computes nothing: its functions write the text of a kernel.
 
-Its arrays are the variables of a kernel, and its functions write the kernel's text.
+Its arrays are the variables of the kernel.
 
-    z * (1.0 - xp.exp(z))    writes    const T t0 = exp(z); const T t1 = T(1.0) - t0; const T t2 = z * t1
+    z * (1.0 - xp.exp(z))
+
+    writes    const T t0 = exp(z); const T t1 = T(1.0) - t0; const T t2 = z * t1
 
 So an elementwise function of arrays becomes a kernel in CUDA's C++ by being called once
 (`pyidl.arrays.fusion` does). A variable is a ``T``, an entry of an array; a ``double``,
 a number that is told at every call; or a ``bool``. As with arrays, a number takes the
 dtype of the entry that it meets, numbers meet in float64, and NaN passes through maxima
 and minima.
+
+The library is this module, as NumPy is the module `numpy`: by the array-API standard an
+array names the module that owns it (``__array_namespace__``), and that is how
+`pyidl.arrays.namespace` finds ``xp`` for a variable too. A function that is one line of
+text stands in a table, and `__getattr__` makes it when ``xp.exp`` is looked up; one
+that is more stands at the end of the file. What is in neither cannot be in a kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +31,8 @@ import numpy as np
 
 __all__ = ["Variable", "text_of", "write"]
 
-T, double = "T", "double"  # as dtypes
+T, double = "T", "double"
+"""The dtypes: `pyidl.arrays.backend.astype` looks them up by their names."""
 
 
 def _table(text: str) -> dict[str, str]:
@@ -88,7 +97,7 @@ OPERATORS = _table("""
 
 
 def __getattr__(name: str) -> Any:
-    """A function of the tables above."""
+    """A function of the tables: Python asks here for what a module lacks (PEP 562)."""
     if name in VALUES:
         return functools.partial(write, VALUES[name])
     if name in CONDITIONS:
@@ -98,30 +107,44 @@ def __getattr__(name: str) -> Any:
     )
 
 
+def _named(name: str) -> Any:
+    """The function of that name, from the tables or written out below."""
+    return getattr(sys.modules[__name__], name)
+
+
 class Variable:
-    """An entry of an array, or a number, in the kernel whose statements these are."""
+    """An entry of an array, or a number, in the kernel whose statements these are.
+
+    Parameters
+    ----------
+    statements : list of str
+        Of the kernel; what is done to a variable is appended.
+    kind : {"T", "double", "bool"}
+        An entry, a number, or a condition; also its dtype.
+    name : str
+        In the kernel.
+    """
 
     shape: tuple[int, ...] = ()
     ndim, size = 0, 1
 
     def __init__(self, statements: list[str], kind: str, name: str) -> None:
         self.statements, self.kind, self.name = statements, kind, name
-
-    @property
-    def dtype(self) -> str:
-        """Its kind: what `astype` takes."""
-        return self.kind
+        self.dtype = kind
 
     def __array_namespace__(self) -> Any:
+        """What `namespace` is to return: the module that you are reading."""
         return sys.modules[__name__]
 
     def __array_ufunc__(self, function: Any, method: str, *operands: Any) -> Any:
+        """``np.exp(z)``, where ``xp.exp(z)`` was meant: NumPy asks its operand."""
         if method != "__call__":
             raise TypeError(f"{function.__name__}.{method} works on several entries")
-        return getattr(sys.modules[__name__], function.__name__)(*operands)
+        return _named(function.__name__)(*operands)
 
     def __array_function__(self, function: Any, types: Any, operands: Any, options: Any) -> Any:
-        return getattr(sys.modules[__name__], function.__name__)(*operands, **options)
+        """The same for NumPy's functions that are no ufuncs, such as ``np.where``."""
+        return _named(function.__name__)(*operands, **options)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -131,11 +154,12 @@ class Variable:
 
 def _operator(name: str, mirrored: bool) -> Any:
     def call(*operands: Any) -> Any:
-        return getattr(sys.modules[__name__], name)(*(operands[::-1] if mirrored else operands))
+        return _named(name)(*(operands[::-1] if mirrored else operands))
 
     return call
 
 
+# z + 1 calls add(z, 1), and 1 + z, which Python turns into z.__radd__(1), add(1, z).
 for _python, _array in OPERATORS.items():
     setattr(Variable, _python, _operator(_array, _python.startswith("__r")))
 
@@ -172,17 +196,13 @@ def text_of(kind: str, a: Any) -> str:
 def where(condition: Any, a: Any, b: Any) -> Variable:
     """``condition ? a : b``."""
     kind = "double" if all(isinstance(x, Variable) and x.kind == "double" for x in (a, b)) else "T"
-    return write(
-        f"{{}} ? {text_of(kind, a)} : {text_of(kind, b)}", _condition(condition), kind=kind
-    )
-
-
-def _condition(a: Variable) -> Variable:
-    return a if a.kind == "bool" else write("{} != 0", a, kind="bool")
+    if condition.kind != "bool":
+        condition = write("{} != 0", condition, kind="bool")
+    return write(f"{{}} ? {text_of(kind, a)} : {text_of(kind, b)}", condition, kind=kind)
 
 
 def power(a: Any, b: Any) -> Variable:
-    """Squares and cubes as products."""
+    """``a^b``; squares and cubes are products."""
     if not isinstance(b, Variable) and b in (2, 3):
         return write(" * ".join(["{0}"] * int(b)), a)
     return write("pow({}, {})", a, b)
@@ -190,11 +210,10 @@ def power(a: Any, b: Any) -> Variable:
 
 def clip(a: Any, low: Any, high: Any, out: None = None) -> Variable:
     """``min(max(a, low), high)``."""
-    larger = (
-        write(VALUES["maximum"], a, low)
-        if isinstance(a, Variable) or isinstance(low, Variable)
-        else max(a, low)
-    )
+    if isinstance(a, Variable) or isinstance(low, Variable):
+        larger = write(VALUES["maximum"], a, low)
+    else:  # two numbers of Python, clipped by a variable
+        larger = max(a, low)
     return write(VALUES["minimum"], larger, high)
 
 
@@ -208,24 +227,20 @@ def logaddexp(a: Any, b: Any, out: None = None) -> Variable:
 
 
 def astype(a: Variable, dtype: str, copy: bool = False) -> Variable:
-    """A condition as 1 or 0."""
-    return (
-        write("{}", a, kind=dtype)
-        if dtype == a.kind
-        else write(f"{dtype}({a.name})", a, kind=dtype)
-    )
+    """The variable as another kind; of a condition 1 or 0."""
+    return write("{}" if dtype == a.kind else f"{dtype}({a.name})", a, kind=dtype)
 
 
 def zeros_like(a: Any) -> float:
-    """0: a number becomes an entry where it meets one."""
+    """The number 0, which becomes an entry where it meets one."""
     return 0.0
 
 
 def ones_like(a: Any) -> float:
-    """1."""
+    """The number 1, as above."""
     return 1.0
 
 
 def full_like(a: Any, value: Any) -> Any:
-    """The value."""
+    """The value itself, a number or a variable."""
     return value

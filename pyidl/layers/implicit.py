@@ -30,9 +30,9 @@ from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers import initializers
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.tolerance import solvers_at
-from pyidl.matrices import sparse, structure
+from pyidl.matrices import read, sparse
+from pyidl.matrices.base import Matrix
 from pyidl.matrices.pattern import Pattern
-from pyidl.matrices.structure import Matrix
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail, settle
@@ -294,7 +294,7 @@ class ImplicitModel(Layer):
 
     def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
         before, doubtful = self.__dict__.get("_maps"), not self.constraint.contracts
-        maps = structure.read_model(checked, self.pattern, before, doubtful, self.sparse_below)
+        maps = read.read_model(checked, self.pattern, before, doubtful, self.sparse_below)
         return [(self, {"_params": checked, "_maps": maps})]
 
     @property

@@ -1,22 +1,19 @@
-"""A as the solvers see it: whole, in compressed rows, in factors, in tiles.
+"""A, B, C, D as the solvers see them, and where they may differ from zero.
 
-And where it may differ from zero.
+    Full      whole
+    Sparse    few entries nonzero, in compressed rows
+    LowRank   factors ``L R^T`` that are never multiplied out
+    Tiled     in tiles, the zero ones left out
+
+`Matrix` is what all of them promise. A `Pattern` prescribes zeros; which structure a
+model's parameters have is read once, when they are set (`pyidl.matrices.read`).
 """
 
+from pyidl.matrices.base import Matrix
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.matrices.pattern import Pattern
-from pyidl.matrices.structure import (
-    Full,
-    LowRank,
-    Matrix,
-    Sparse,
-    Tiled,
-)
+from pyidl.matrices.sparse import Sparse
+from pyidl.matrices.tiled import Tiled
 
-__all__ = [
-    "Full",
-    "LowRank",
-    "Matrix",
-    "Pattern",
-    "Sparse",
-    "Tiled",
-]
+__all__ = ["Full", "LowRank", "Matrix", "Pattern", "Sparse", "Tiled"]

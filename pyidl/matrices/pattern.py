@@ -1,4 +1,4 @@
-"""Which entries of A, B, C, D may differ from zero, and what follows for the order of the state.
+"""Which entries of A, B, C, D may differ from zero, and the order that follows.
 
 The units that feed each other, directly or through others, form a *strongly connected
 component* of A's pattern. Taken in topological order, the components make A block
@@ -34,17 +34,31 @@ __all__ = ["Groups", "Pattern", "levels"]
 
 @dataclass(frozen=True)
 class Groups:
-    """A partition of the columns of an array, in the order in which they are to be solved."""
+    """A partition of the columns of an array, in the order of solving.
+
+    Parameters
+    ----------
+    members : tuple of slice or numpy.ndarray
+        The columns of each group.
+    sizes : tuple of int
+        How many they are.
+    cyclic : tuple of bool
+        Whether units of the group feed each other or themselves, in a cycle.
+    layers : tuple of int
+        How many layers a group without cycles has: so many applications of the map are
+        exact. Empty for one each.
+
+    Examples
+    --------
+    >>> groups = Groups.of([np.array([2]), np.array([0, 1])], [False, True])
+    >>> groups.members[0], groups.piece(np.array([[5, 6, 7]]), 1)
+    (slice(2, 3, None), array([[5, 6]]))
+    """
 
     members: tuple[slice | np.ndarray, ...]
     sizes: tuple[int, ...]
     cyclic: tuple[bool, ...]
-    """Whether units of the group feed each other or themselves, in a cycle."""
     layers: tuple[int, ...] = ()
-    """How many layers a group without cycles has.
-
-    So many applications of the map are exact. Empty for one each.
-    """
 
     @classmethod
     def of(
@@ -76,37 +90,55 @@ class Groups:
     def piece(self, x: Any, i: int) -> Any:
         """The columns of one group."""
         member = self.members[i]
-        return (
-            x[:, member]
-            if isinstance(member, slice)
-            else namespace(x).take(x, from_host(namespace(x), member), axis=1)
-        )
+        if isinstance(member, slice):
+            return x[:, member]
+        return namespace(x).take(x, from_host(namespace(x), member), axis=1)
 
     def join(self, pieces: list[Any]) -> Any:
         """Put the columns back where `cut` took them from."""
         xp = namespace(pieces[0])
         if self.in_order:
-            order = sorted(range(len(pieces)), key=lambda i: self.members[i].start)  # type: ignore[union-attr]
-            return (
-                pieces[order[0]]
-                if len(order) == 1
-                else xp.concat([pieces[i] for i in order], axis=1)
-            )
+            starts = [member.start for member in self.members]  # type: ignore[union-attr]
+            pieces = [pieces[i] for i in np.argsort(starts)]
+            return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=1)
         places = np.concatenate([np.arange(sum(self.sizes))[member] for member in self.members])
         return xp.take(xp.concat(pieces, axis=1), from_host(xp, np.argsort(places)), axis=1)
 
 
 MOST, SMALLEST = 32, 8
-"""A pattern with cycles is solved block by block if it has at most 32 blocks, or blocks of 8 units on average."""
+"""A pattern with cycles is solved block by block if it has few blocks, or large ones.
+
+At most 32 of them, or 8 units in each on average.
+"""
 
 
 def levels(support: np.ndarray) -> Groups | None:
     """The blocks of a square pattern in topological order.
 
     Single units are gathered by depth, those that feed themselves apart from the
-    others; a larger component is a block of its own. None where every unit feeds every
-    other, directly or not, and where there are cycles and so many small blocks that
-    going through them takes longer than iterating over the whole.
+    others; a larger component is a block of its own.
+
+    Parameters
+    ----------
+    support : numpy.ndarray of bool, shape (n, n)
+        Where A may be nonzero.
+
+    Returns
+    -------
+    Groups or None
+        None where every unit feeds every other, directly or not, and where there are
+        cycles and so many small blocks that going through them takes longer than
+        iterating over the whole.
+
+    Raises
+    ------
+    InputError
+        If it is not a square boolean matrix of NumPy.
+
+    Examples
+    --------
+    >>> levels(np.triu(np.ones((3, 3), bool), 1)).members
+    (slice(2, 3, None), slice(1, 2, None), slice(0, 1, None))
     """
     if not (
         isinstance(support, np.ndarray)
@@ -115,7 +147,8 @@ def levels(support: np.ndarray) -> Groups | None:
         and support.shape[0] == support.shape[1]
     ):
         raise InputError(
-            f"support is {type(support).__name__} {getattr(support, 'shape', '')}; a square boolean NumPy matrix is needed"
+            f"support is {type(support).__name__} {getattr(support, 'shape', '')}; "
+            "a square boolean NumPy matrix is needed"
         )
     n = len(support)
     if np.count_nonzero(support) > n * n - (n - 1) or _all_reach(support):
@@ -139,15 +172,12 @@ def levels(support: np.ndarray) -> Groups | None:
             break
         depth[:] = deeper
     lists, kinds = [], []
+    alone, own_depth = size[label] == 1, depth[label]
     for level in range(int(depth.max()) + 1):
-        here = depth[label] == level
-        alone = size[label] == 1
-        for units, kind in (
-            (here & alone & ~cyclic[label], False),
-            (here & alone & cyclic[label], True),
-        ):
-            if units.any():
-                lists.append(np.flatnonzero(units))
+        for kind in (False, True):
+            units = np.flatnonzero((own_depth == level) & alone & (cyclic[label] == kind))
+            if units.size:
+                lists.append(units)
                 kinds.append(kind)
         for component in np.flatnonzero((depth == level) & (size > 1)):
             lists.append(np.flatnonzero(label == component))
@@ -188,10 +218,13 @@ def _all_reach(support: np.ndarray) -> bool:
 class Pattern:
     """Where A (n, n), B (n, p), C (q, n) and D (q, p) may be nonzero.
 
-    Boolean arrays, kept on the host, or None where everything may.
-
     Entries outside stay zero, and neither their products nor their gradients are
     computed.
+
+    Parameters
+    ----------
+    A, B, C, D : boolean array, optional
+        Kept on the host; None where everything may be nonzero.
 
     Raises
     ------
@@ -221,23 +254,37 @@ class Pattern:
             mask = to_numpy(mask).copy() if is_array(mask) else mask
             if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.ndim == 2):
                 raise InputError(
-                    f"the pattern of {name} is {type(mask).__name__} {getattr(mask, 'dtype', '')}; use a boolean matrix"
+                    f"the pattern of {name} is {type(mask).__name__} "
+                    f"{getattr(mask, 'dtype', '')}; use a boolean matrix"
                 )
             mask.flags.writeable = False
             object.__setattr__(self, name, mask)
 
     @classmethod
     def feed_forward(cls, *widths: int) -> Pattern:
-        """That of a feed-forward network: `widths` of input, hidden layers, output.
+        """That of a feed-forward network.
 
-        The last hidden layer comes first in x.
+        The last hidden layer comes first in the state, ``x = (x_L, ..., x_1)``, so that
+        A is strictly block upper triangular.
 
-        Source: El Ghaoui et al. 2021: x = (x_L, ..., x_1), A strictly block upper
-        triangular.
+        Parameters
+        ----------
+        *widths : int
+            Of the input, of the hidden layers, and of the output.
+
+        Raises
+        ------
+        InputError
+            If there is no hidden layer, or a width is no positive number.
+
+        Notes
+        -----
+        Source: El Ghaoui et al. 2021.
         """
         if len(widths) < 3 or min(widths) < 1:
             raise InputError(
-                f"feed_forward takes the widths of input, at least one hidden layer, and output; got {widths}"
+                "feed_forward takes the widths of input, at least one hidden layer, and output; "
+                f"got {widths}"
             )
         p, *hidden, q = widths
         ends = sum(hidden) - np.cumsum([0, *hidden])  # layer l occupies ends[l + 1] : ends[l]

@@ -26,7 +26,10 @@ __all__ = ["Adam", "AdamW"]
 
 @dataclass(eq=False, repr=False)
 class Adam(Optimizer):
-    """``theta <- theta - lr m^ / (sqrt(v^) + eps)``, with running means m, v of g and g^2, corrected for their start at 0.
+    """``theta <- theta - lr m^ / (sqrt(v^) + eps)``.
+
+    Here m and v are running means of g and g^2, corrected for their start at 0: after k
+    steps ``m^ = m / (1 - b1^k)`` and ``v^ = v / (1 - b2^k)``.
 
     Parameters
     ----------
@@ -58,7 +61,8 @@ class Adam(Optimizer):
     def _validate(self) -> None:
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise InputError(
-                f"betas is {self.betas!r}; two numbers are needed, the shares of the past in m and v"
+                f"betas is {self.betas!r}; "
+                "two numbers are needed, the shares of the past in m and v"
             )
         self.betas = (below(1.0, "betas[0]", self.betas[0]), below(1.0, "betas[1]", self.betas[1]))
         self.eps = check_positive("eps", self.eps)
@@ -79,9 +83,12 @@ class Adam(Optimizer):
 
 @fused
 def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, eps: Any, rate: Any) -> Any:
-    """``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``p <- p + rate m / (sqrt(v) + eps)``.
+    """The new p, m and v, in new arrays.
 
-    Returns new arrays (p, m, v). The corrections for the start at 0 are in the numbers:
+        m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
+        p <- p + rate m / (sqrt(v) + eps)
+
+    The corrections for the start at 0 are in the numbers:
     with c = sqrt(1 - b2^k), ``m^ / (sqrt(v / c^2) + eps)`` is ``m^ c / (sqrt(v) + eps
     c)``.
     """
@@ -101,7 +108,10 @@ def _adam(p: Any, g: Any, m: Any, v: Any, b1: Any, b2: Any, eps: Any, rate: Any)
 
 
 def _over(spare: Any, name: str, *operands: Any) -> Any:
-    """What a function of the library gives, in the place of an array that is not needed any more."""
+    """What a function of the library gives, in the place of `spare` if it can be.
+
+    `spare` is an array that is not needed any more.
+    """
     if type(spare) is np.ndarray:  # a new array may lie in memory that is in no cache
         return getattr(np, name)(*operands, out=spare)
     return getattr(namespace(spare), name)(*operands)
@@ -128,7 +138,8 @@ class AdamW(Adam):
 
     Examples
     --------
-    >>> AdamW(0.1, weight_decay=0.5).step({"w": np.array([1.0])}, {"w": np.array([0.0])})["w"]
+    >>> optimizer = AdamW(0.1, weight_decay=0.5)
+    >>> optimizer.step({"w": np.array([1.0])}, {"w": np.array([0.0])})["w"]
     array([0.95])
     """
 

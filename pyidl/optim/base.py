@@ -1,4 +1,4 @@
-r"""Optimisers: ``step(params, grads) -> params``, new arrays every time, the old ones untouched.
+r"""Optimisers: ``step(params, grads) -> params``, new arrays, the old ones untouched.
 
 An optimiser is the one stateful object of the library: a configuration, fixed when it
 is built, a flat dictionary `state` of arrays, and the number of steps `count`. Both can
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.arrays.backend import astype, freeze, is_array, looks_are_free, namespace, to_numpy
-from pyidl.errors import InputError, expect, is_real
+from pyidl.errors import InputError, expect, is_real, is_whole
 from pyidl.optim.schedules import Schedule, check_positive
 from pyidl.typing import Array, Params
 
@@ -27,16 +26,62 @@ __all__ = ["Optimizer", "below"]
 
 @dataclass(eq=False, repr=False)
 class Optimizer(ABC):
-    """What all optimisers share: the step count, the state, clipping, and the door."""
+    """What all optimisers share: the step count, the state, clipping, and the door.
+
+    A subclass is a dataclass with ``eq=False, repr=False``, whose fields are its
+    configuration. It says how one parameter moves:
+
+        _validate()                    check the fields, and put them into normal form
+        slots                          names of the arrays kept for each parameter
+        _update(p, g, own, lr)         the new parameter, and the new arrays
+
+    Everything else is written here, once.
+
+    Parameters
+    ----------
+    learning_rate : float or Schedule
+        Positive; or a function of the number of steps taken.
+    clip_norm : float, optional
+        Gradients are scaled down together so that their common Euclidean norm is at
+        most this.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
+    Examples
+    --------
+    One that keeps a running maximum of the gradient, entry by entry, and divides by it:
+
+    >>> @dataclass(eq=False, repr=False)
+    ... class Max(Optimizer):
+    ...     _: KW_ONLY
+    ...     forget: float = 0.9
+    ...     def _validate(self):
+    ...         self.forget = below(1.0, "forget", self.forget)
+    ...     @property
+    ...     def slots(self):
+    ...         return ("largest",)
+    ...     def _update(self, p, g, own, lr):
+    ...         size = np.abs(g)
+    ...         if own[0] is not None:
+    ...             size = np.maximum(size, self.forget * own[0])
+    ...         return p - lr * g / size, (size,)
+    >>> optimizer = Max(0.5)
+    >>> optimizer.step({"w": np.array([1.0, 1.0])}, {"w": np.array([2.0, -3.0])})["w"]
+    array([0.5, 1.5])
+    >>> optimizer, optimizer.state
+    (Max(0.5), 1 steps, {'largest.w': array([2., 3.])})
+    """
 
     learning_rate: float | Schedule
     _: KW_ONLY
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.learning_rate, type) or not callable(
-            self.learning_rate
-        ):  # the class of a schedule is none
+        # a schedule is callable; so is its class, which is none
+        if isinstance(self.learning_rate, type) or not callable(self.learning_rate):
             self.learning_rate = check_positive("learning_rate", self.learning_rate)
         if self.clip_norm is not None:
             self.clip_norm = check_positive("clip_norm", self.clip_norm)
@@ -47,7 +92,8 @@ class Optimizer(ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         if "_state" in self.__dict__ and name not in ("state", "count", "_state", "_count"):
             raise AttributeError(
-                f"{name} cannot be set: an optimiser is fixed when it is built; build another, hand it `state` and `count`"
+                f"{name} cannot be set: an optimiser is fixed when it is built; "
+                "build another, hand it `state` and `count`"
             )
         super().__setattr__(name, value)
 
@@ -67,9 +113,22 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(self, p: Any, g: Any, own: list[Any], lr: float) -> tuple[Any, tuple[Any, ...]]:
-        """The new parameter, and what is kept; `own` holds None before the first step.
+        """The new value of one parameter, and what is kept of it.
 
-        No array is written into.
+        Parameters
+        ----------
+        p, g : array
+            The parameter and its gradient, which may be read but not written into.
+        own : list of array
+            What is kept, in the order of `slots`; None before the first step. Not to be
+            written into either.
+        lr : float
+            The learning rate of this step.
+
+        Returns
+        -------
+        p : array
+        kept : tuple of arrays, one for each slot
         """
 
     # ------------------------------------------------------------------------ its state
@@ -86,7 +145,8 @@ class Optimizer(ABC):
     def state(self, new: Mapping[str, Any]) -> None:
         if not isinstance(new, Mapping):
             raise InputError(
-                f"the state is {new!r}; a mapping of names to arrays is needed, such as `state` gave"
+                f"the state is {new!r}; "
+                "a mapping of names to arrays is needed, such as `state` gave"
             )
         for key, a in new.items():
             slot, _, name = str(key).partition(".")
@@ -97,16 +157,19 @@ class Optimizer(ABC):
                     else "keeps no state"
                 )
                 raise InputError(
-                    f"{key!r} is no state of {type(self).__name__}, which {kept}; set what `state` gave"
+                    f"{key!r} is no state of {type(self).__name__}, which {kept}; "
+                    "set what `state` gave"
                 )
             if not is_array(a) or (slot == "k" and not _counts(a)):
                 raise InputError(
-                    f"the state {key!r} is {a!r}; an array is needed, and for k a number of steps, from 1 on"
+                    f"the state {key!r} is {a!r}; an array is needed, "
+                    "and for k a number of steps, from 1 on"
                 )
             missing = [f"{other}.{name}" for other in self.slots if f"{other}.{name}" not in new]
             if missing:
                 raise InputError(
-                    f"{', '.join(missing)} is missing from the state; a run goes on only with all of it"
+                    f"{', '.join(missing)} is missing from the state; "
+                    "a run goes on only with all of it"
                 )
         self._state = {
             key: freeze(_copy(a, to_host=key.startswith("k."))) for key, a in new.items()
@@ -114,12 +177,12 @@ class Optimizer(ABC):
 
     @property
     def count(self) -> int:
-        """Steps taken."""
+        """The number of steps taken."""
         return self._count
 
     @count.setter
     def count(self, new: int) -> None:
-        if isinstance(new, bool) or not isinstance(new, numbers.Integral) or int(new) < 0:
+        if not (is_whole(new) and new >= 0):
             raise InputError(f"count is {new!r}; it is a number of steps, 0, 1, 2, ...")
         self._count = int(new)
 
@@ -135,7 +198,8 @@ class Optimizer(ABC):
             rate = math.nan
         if not 0 <= rate < math.inf:
             raise InputError(
-                f"the schedule gives {given!r} at step {self._count}; a learning rate is finite and not negative"
+                f"the schedule gives {given!r} at step {self._count}; "
+                "a learning rate is finite and not negative"
             )
         return rate
 
@@ -144,9 +208,9 @@ class Optimizer(ABC):
     def step(self, params: Params, grads: Mapping[str, Array]) -> dict[str, Array]:
         """Return new parameters, read-only.
 
-        Those without a gradient stay the very same arrays.
+        Those without a gradient stay the same arrays.
 
-        A layer keeps such arrays as they are when they are set, without a copy.
+        A layer keeps read-only arrays as they are when they are set, without a copy.
 
         Parameters
         ----------
@@ -154,6 +218,10 @@ class Optimizer(ABC):
             Left as they are.
         grads : mapping of str to array
             For some or all of the parameters.
+
+        Returns
+        -------
+        dict of str to array
 
         Raises
         ------
@@ -164,6 +232,25 @@ class Optimizer(ABC):
             If parameter, gradient and state live on different devices. Nothing is
             changed then.
         """
+        self._check(params, grads)
+        lr, state, new = self.current_rate, dict(self._state), dict(params)
+        scale = None if self.clip_norm is None or not grads else _clip_factor(grads, self.clip_norm)
+        for key, g in grads.items():
+            xp = namespace(g)
+            if scale is not None:
+                g = g * astype(xp, scale, g.dtype)
+            own = [state.get(f"{slot}.{key}") for slot in self.slots]
+            p, after = self._update(params[key], g, own, lr)
+            new[key] = freeze(xp.asarray(p))  # NumPy turns arrays without dimensions into scalars
+            state |= {
+                f"{slot}.{key}": freeze(a if slot == "k" else xp.asarray(a))
+                for slot, a in zip(self.slots, after, strict=True)
+            }
+        self._state, self._count = state, self._count + 1
+        return new
+
+    def _check(self, params: Params, grads: Mapping[str, Array]) -> None:
+        """Refuse gradients that do not fit the parameters, or the state."""
         for name, arrays in (("params", params), ("grads", grads)):
             expect(
                 name,
@@ -174,7 +261,8 @@ class Optimizer(ABC):
         unknown = sorted(set(grads) - set(params))
         if unknown:
             raise InputError(
-                f"there are gradients of {', '.join(unknown)}, but the parameters are {', '.join(params)}; leave them out"
+                f"there are gradients of {', '.join(unknown)}, "
+                f"but the parameters are {', '.join(params)}; leave them out"
             )
         slots = [slot for slot in self.slots if slot != "k"]
         for key, g in grads.items():
@@ -183,23 +271,11 @@ class Optimizer(ABC):
             namespace(p, g, *kept)
             for a in (g, *kept):
                 if a.shape != p.shape or a.dtype != p.dtype:
-                    what = f"{'gradient' if a is g else 'state'} {a.dtype} of shape {a.shape}; for a changed model use a new optimiser"
-                    raise InputError(f"parameter {key} is {p.dtype} of shape {p.shape}, its {what}")
-        lr, state, new = self.current_rate, dict(self._state), dict(params)
-        scale = None if self.clip_norm is None or not grads else _clip_factor(grads, self.clip_norm)
-        for key, g in grads.items():
-            xp = namespace(g)
-            own = [state.get(f"{slot}.{key}") for slot in self.slots]
-            p, after = self._update(
-                params[key], g if scale is None else g * astype(xp, scale, g.dtype), own, lr
-            )
-            new[key] = freeze(xp.asarray(p))  # NumPy turns arrays without dimensions into scalars
-            state |= {
-                f"{slot}.{key}": freeze(a if slot == "k" else xp.asarray(a))
-                for slot, a in zip(self.slots, after, strict=True)
-            }
-        self._state, self._count = state, self._count + 1
-        return new
+                    raise InputError(
+                        f"parameter {key} is {p.dtype} of shape {p.shape}, its "
+                        f"{'gradient' if a is g else 'state'} {a.dtype} of shape {a.shape}; "
+                        "for a changed model use a new optimiser"
+                    )
 
     def __repr__(self) -> str:
         chosen = [f for f in dataclasses.fields(self)[1:] if getattr(self, f.name) != f.default]
@@ -211,7 +287,10 @@ class Optimizer(ABC):
 
 
 def _clip_factor(grads: Mapping[str, Array], clip_norm: float) -> Any:
-    """``min(1, clip / norm)`` of all gradients together, as an array without dimensions; 1 where the norm is 0."""
+    """``min(1, clip / norm)`` of all gradients together, 1 where the norm is 0.
+
+    An array without dimensions.
+    """
     xp = namespace(*grads.values())
     with np.errstate(over="ignore"):
         square = sum(xp.sum(astype(xp, g, "float64") ** 2) for g in grads.values())

@@ -1,9 +1,10 @@
-"""Learning-rate schedules.
+"""Learning-rate schedules: from the steps taken to the learning rate of the next one.
 
-From the number of steps already taken to the learning rate of the next one.
+    lr(k),    k = 0, 1, 2, ...
 
 They are functions of the step count alone, so that a run which is resumed goes on where
-it was.
+it was. Any function of a whole number will do, such as ``lambda k: 0.1 / (1 + k)``; the
+classes below check what they are given, and have a `repr` that says it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pyidl.errors import InputError, is_real, is_whole
 __all__ = ["Constant", "Cosine", "Exponential", "Piecewise", "Schedule", "check_positive"]
 
 Schedule = Callable[[int], float]
-"""Any function of the step count will do."""
+"""From the number of steps taken, 0, 1, 2, ..., to a finite rate, at least 0."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    """``lr(k) = peak (k + 1) / warmup`` in the first `warmup` steps, then half a cosine from `peak` down to `final`.
+    """A linear rise to `peak`, then half a cosine down to `final`.
+
+        lr(k) = peak (k + 1) / warmup,                              k < warmup,
+        lr(k) = final + (peak - final) (1 + cos(pi s)) / 2,         k >= warmup,
+
+    with ``s = (k - warmup) / (steps - warmup)``, at most 1.
 
     Parameters
     ----------
@@ -174,17 +180,14 @@ class Piecewise:
         if not (isinstance(self.boundaries, Collection) and isinstance(self.values, Collection)):
             raise InputError(f"{self} makes no sense: boundaries and values are tuples")
         _whole("boundaries", *self.boundaries)
-        if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(
-            set(self.boundaries)
-        ):
+        increasing = list(self.boundaries) == sorted(set(self.boundaries))
+        if len(self.values) != len(self.boundaries) + 1 or not increasing:
             raise InputError(
-                f"{self} makes no sense: increasing boundaries, and one value more than boundaries, are needed"
+                f"{self} makes no sense: increasing boundaries, "
+                "and one value more than boundaries, are needed"
             )
-        object.__setattr__(
-            self,
-            "values",
-            tuple(check_positive("the learning rate", value) for value in self.values),
-        )
+        rates = tuple(check_positive("the learning rate", value) for value in self.values)
+        object.__setattr__(self, "values", rates)
 
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
@@ -192,10 +195,7 @@ class Piecewise:
 
 
 def check_positive(name: str, value: Any) -> float:
-    """Refuse what is not a positive and finite number.
-
-    Return it as Python's, also one of a GPU.
-    """
+    """The number as Python's, also one of a GPU, if it is positive and finite."""
     if not (is_real(value) and 0 < float(value) < math.inf):
         raise InputError(f"{name} is {value!r}; it must be a positive and finite number")
     return float(value)

@@ -19,7 +19,10 @@ __all__ = ["SGD"]
 
 @dataclass(eq=False, repr=False)
 class SGD(Optimizer):
-    """``v <- mu v + g, theta <- theta - lr v``, with ``g + mu v`` in place of v for Nesterov; decay adds ``decay * theta`` to g.
+    """``v <- mu v + g``, ``theta <- theta - lr v``.
+
+    For Nesterov's method ``g + mu v`` stands in place of v. Decay adds a multiple of
+    theta to g.
 
     Parameters
     ----------
@@ -56,7 +59,8 @@ class SGD(Optimizer):
         self.weight_decay = below(math.inf, "weight_decay", self.weight_decay)
         if not isinstance(self.nesterov, bool) or (self.nesterov and not self.momentum):
             raise InputError(
-                f"nesterov is {self.nesterov!r} and momentum {self.momentum}; it is True or False, and True needs momentum"
+                f"nesterov is {self.nesterov!r} and momentum {self.momentum}; "
+                "it is True or False, and True needs momentum"
             )
 
     @property

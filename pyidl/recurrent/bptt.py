@@ -38,7 +38,9 @@ from pyidl.cells import AffineCell
 from pyidl.equilibrium import EquilibriumPullback, settled
 from pyidl.errors import ConvergenceError
 from pyidl.layers.timeline import Timeline
-from pyidl.matrices.structure import Full, Matrix, Tiled
+from pyidl.matrices.base import Matrix
+from pyidl.matrices.full import Full
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.typing import Array, Grads, Namespace

@@ -35,8 +35,8 @@ from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.timeline import Timeline
 from pyidl.layers.tolerance import solvers_at
+from pyidl.matrices.full import Full
 from pyidl.matrices.pattern import Pattern
-from pyidl.matrices.structure import Full
 from pyidl.recurrent.bptt import Backward, Path, Step, back, gradients, unroll
 from pyidl.recurrent.cell import ImplicitRNNCell
 from pyidl.recurrent.error_bound import Recurrence

@@ -226,7 +226,7 @@ class Anderson(Iterative):
 
     Examples
     --------
-    >>> from pyidl.matrices.structure import Full
+    >>> from pyidl.matrices.full import Full
     >>> from pyidl import activations
     >>> from pyidl.solvers import Picard
     >>> from pyidl.solvers.problem import Affine

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from pyidl.arrays.batch import put_rows, take_rows
-from pyidl.matrices.structure import Full, Tiled
+from pyidl.matrices.full import Full
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.base import Iterative, Solver
 from pyidl.solvers.cost import ORDINARY, Costs

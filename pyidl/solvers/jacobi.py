@@ -182,7 +182,7 @@ class Jacobi(Iterative):
     --------
     >>> from pyidl import activations
     >>> from pyidl.solvers import Picard
-    >>> from pyidl.matrices.structure import Full
+    >>> from pyidl.matrices.full import Full
     >>> A = np.array([[0.98, 0.01], [0.0, 0.95]])
     >>> stiff = Affine(Full(A), np.ones((1, 2)), activations.relu)
     >>> int(Jacobi()(stiff).n_iter[0]) <= 6, int(Picard()(stiff).n_iter[0]) > 1000

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.arrays.batch import change_and_size, take_rows
-from pyidl.matrices.structure import LowRank
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers.problem import Affine, Problem, pieces
 from pyidl.solvers.solution import Solution
 

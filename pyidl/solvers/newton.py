@@ -124,7 +124,7 @@ class Newton(Iterative):
     Examples
     --------
     >>> from pyidl import activations
-    >>> from pyidl.matrices.structure import Full
+    >>> from pyidl.matrices.full import Full
     >>> slow = Affine(Full(np.array([[0.9999]])), np.ones((1, 1)), activations.relu)
     >>> Newton()(slow).n_iter.tolist()
     [2]

@@ -37,8 +37,8 @@ from pyidl.arrays.backend import (
 )
 from pyidl.arrays.batch import CHUNK, change_and_size, max_abs, take_rows
 from pyidl.arrays.fusion import fused
+from pyidl.matrices.base import Matrix
 from pyidl.matrices.pattern import Groups
-from pyidl.matrices.structure import Matrix
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
@@ -209,7 +209,7 @@ class Affine(Problem):
     Examples
     --------
     >>> from pyidl import activations
-    >>> from pyidl.matrices.structure import Full
+    >>> from pyidl.matrices.full import Full
     >>> half = Affine(Full(np.array([[0.5]])), np.ones((1, 1)), activations.relu)
     >>> half.f(np.array([[2.0]]))
     array([[2.]])

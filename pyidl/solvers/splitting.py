@@ -50,7 +50,8 @@ from pyidl.arrays.backend import all_finite, astype, to_numpy
 from pyidl.arrays.batch import change_and_size
 from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
-from pyidl.matrices.structure import Full, Matrix
+from pyidl.matrices.base import Matrix
+from pyidl.matrices.full import Full
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.loop import PATIENCE, iterate

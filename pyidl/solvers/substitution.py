@@ -24,7 +24,7 @@ import numpy as np
 from pyidl.arrays.backend import to_numpy
 from pyidl.arrays.batch import max_abs
 from pyidl.errors import InputError, expect
-from pyidl.matrices.structure import Tiled
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers.base import Solver
 from pyidl.solvers.cost import ORDINARY, Costs
 from pyidl.solvers.loop import resolve_tol

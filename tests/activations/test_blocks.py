@@ -1,4 +1,7 @@
-"""Activations of several components together: derivative, constants, their place in Blocks, models, solvers and files."""
+"""Activations of several components together.
+
+Derivative, constants, their place in Blocks, models, solvers and files.
+"""
 
 import copy
 import pickle
@@ -24,7 +27,8 @@ from pyidl import (
 from pyidl.activations import Blocks, VectorActivation, layer_norm, named, softmax
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.matrices.structure import Full, Tiled
+from pyidl.matrices.full import Full
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers.image import Jacobians, Phi
 from pyidl.solvers.problem import Affine
 from pyidl.testing import check_activation, check_pullback
@@ -51,7 +55,7 @@ def inputs(m=7, seed=0):
     return np.random.default_rng(seed).normal(size=(m, 4))
 
 
-# ------------------------------------------------------------------------------------------------------- the functions
+# ------------------------------------------------------------------------ the functions
 
 
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
@@ -206,7 +210,7 @@ def test_names_copies_and_in_place_form(activation):
     assert named("softmin") is None
 
 
-# ----------------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------- the model
 
 
 def test_the_cell_chooses_its_problem():
@@ -229,19 +233,27 @@ def test_the_cell_chooses_its_problem():
     )
 
 
-@pytest.mark.parametrize("solver", [solvers.Jacobi(), solvers.Anderson(splitting=True), solvers.Newton(), solvers.Substitution(),
-                                    solvers.PeacemanRachford(), solvers.ForwardBackward()], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "solver",
+    [
+        solvers.Jacobi(),
+        solvers.Anderson(splitting=True),
+        solvers.Newton(),
+        solvers.Substitution(),
+        solvers.PeacemanRachford(),
+        solvers.ForwardBackward(),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize(
     "options",
     [{}, {"pattern": Pattern.feed_forward(4, 5, 4, 3, 3)}, {"rank": 2}],
     ids=["full", "tiled", "factors"],
 )
 def test_solvers_that_need_slopes_refuse_by_name(solver, options):
-    U = inputs()
-    with pytest.raises(
-        InputError,
-        match=rf"^{type(solver).__name__ if solver != solvers.Anderson(splitting=True) else 'Jacobi'} .*together",
-    ):
+    U, name = inputs(), type(solver).__name__
+    refused_by = "Jacobi" if solver == solvers.Anderson(splitting=True) else name
+    with pytest.raises(InputError, match=rf"^{refused_by} .*together"):
         model(forward=solver, **options)(U)
     _, pull = model(adjoint=solver, **options)(U)
     with pytest.raises(InputError, match="together"):
@@ -270,7 +282,10 @@ def test_the_others_find_the_same_point_and_gradient(solver, options, xp):
 
 
 def test_a_block_triangular_matrix_is_multiplied_by_its_tiles():
-    """Groups may cut through a softmax, so it is not solved group by group; the products are those of the tiles all the same."""
+    """Groups may cut through a softmax, so it is not solved group by group.
+
+    The products are those of the tiles all the same.
+    """
     masked = model(pattern=Pattern.feed_forward(4, 5, 4, 3, 3))
     assert isinstance(masked.maps["A"], Tiled)
     assert masked.equilibrium(inputs()).method == "Auto(Picard)"
@@ -295,7 +310,10 @@ def test_alone_in_a_batch_and_shuffled():
 
 
 def test_an_adjoint_is_solved_where_no_iteration_contracts():
-    """At a point where layer norm stretches tenfold: the adjoint ends in GMRES or a direct solve, as for a componentwise phi."""
+    """At a point where layer norm stretches tenfold.
+
+    The adjoint ends in GMRES or a direct solve, as for a componentwise phi.
+    """
     rng = np.random.default_rng(4)
     A, Y, G = (
         np.linalg.qr(rng.normal(size=(12, 12)))[0],

@@ -141,9 +141,9 @@ def test_special_functions(xp):
     z = np.concatenate([np.linspace(-30, 30, 101), [-800.0, 800.0]])
     assert_close(backend.expit(xp, from_host(xp, z)), scipy.special.expit(z), rtol=1e-14, xp=xp)
     assert_close(backend.erf(xp, from_host(xp, z)), scipy.special.erf(z), rtol=1e-14, xp=xp)
-    positive = np.abs(
-        z[None]
-    )  # each library sums in an order of its own: without cancellation, two times as many roundings as terms
+    # Each library sums in an order of its own: without cancellation, two times as many
+    # roundings as terms.
+    positive = np.abs(z[None])
     assert_close(
         backend.cumsum(xp, from_host(xp, positive), axis=1),
         np.cumsum(positive, axis=1),
@@ -185,7 +185,10 @@ def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
 
 
 def test_a_row_that_is_not_finite_spoils_its_own_sum_only(xp):
-    """What a sum over sorted rows, and a sparse product, promise; a product with zeros does not."""
+    """What a sum over sorted rows, and a sparse product, promise.
+
+    A product with zeros does not.
+    """
     place, source = (
         np.array([4, 0, 4, 3, 0, 1]),
         np.array([[1.0], [np.inf], [2.0], [3.0], [4.0], [5.0]]),

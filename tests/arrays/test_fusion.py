@@ -1,7 +1,9 @@
-"""Elementwise functions that become kernels, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
+"""Elementwise functions that become kernels, without a GPU.
 
-The text is written by the function itself, traced. It has to give what the function gives on NumPy, at infinities, NaN and the ends of the
-range too. Every function in pyidl that is marked `fused` is tested here (test_no_function_is_forgotten).
+Their text is compiled by NVRTC, and run as C++ on the host. It is written by the
+function itself, traced, and has to give what the function gives on NumPy, at
+infinities, NaN and the ends of the range too. Every function in pyidl that is marked
+`fused` is tested here (test_no_function_is_forgotten).
 """
 
 import copy
@@ -23,14 +25,14 @@ from conftest import require_gpu
 from kernel_compilers import C_TYPE, as_cupy_writes_it, cupy_headers, library
 
 import pyidl
-from pyidl import activations, losses, testing
+from pyidl import activations, testing
 from pyidl.activations import Activation
 from pyidl.arrays import fusion
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.fusion import fused
 from pyidl.attention import maps, weighted_mean
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.optim import adam
 from pyidl.sim import penalties
 from pyidl.sim.solvers import admm, fista
@@ -62,11 +64,6 @@ def functions():
         (maps._difference, "TTTdd"),
         (weighted_mean._inverse, "Td"),
     )
-    found["squared error"], found["absolute error"] = (
-        (losses._squared, "TT"),
-        (losses._absolute, "TT"),
-    )
-    found["Huber's"], found["logistic loss"] = (losses._huber, "TTd"), (losses._logistic, "TT")
     found["soft"], found["prox of the elastic net"] = (
         (penalties.soft, "Td"),
         (penalties._elastic_net, "TTdd"),
@@ -93,7 +90,10 @@ def texts(name):
 
 
 def source(name, dtype, entry, loop):
-    """A function that applies a kernel to every entry, as CuPy's template does; a number is an array of one entry."""
+    """A function that applies a kernel to every entry, as CuPy's template does.
+
+    A number is an array of one entry.
+    """
     T, (inputs, outputs, text) = C_TYPE[dtype], texts(name)
     ins, outs = ([p.split() for p in parameters.split(", ")] for parameters in (inputs, outputs))
     types = {"T": T, "float64": "double", "bool": "bool"}
@@ -134,7 +134,8 @@ def test_functions_compile_for_a_gpu(ndim, dtype, compiled):
     assert written.keys() == texts_of.keys()
     for entry, ptx in written.items():
         name = texts_of[entry][0]
-        # in the precision of the arrays: numbers are told in float64, and CUDA reduces large arguments of sin and cos in it
+        # in the precision of the arrays: numbers are told in float64, and CUDA reduces
+        # large arguments of sin and cos in it
         assert (
             b".f64" not in ptx or dtype == "float64" or "d" in FUNCTIONS[name][1] or "sin" in name
         ), name
@@ -251,7 +252,7 @@ def test_a_wrong_text_is_noticed(on_the_host):
         np.testing.assert_allclose(np.fmax(z, 0.0), activations.relu(z), rtol=8 * eps, atol=4 * eps)
 
 
-# ------------------------------------------------------------------------------------------------- functions of a user
+# ------------------------------------------------------------------ functions of a user
 
 
 def everything(z):
@@ -356,16 +357,18 @@ def expression(rng, depth):
     if kind < 3:
         return f"({a} {'+-*/'[rng.integers(4)]} {b})"
     if kind < 5:
-        return f"np.{['tanh', 'sin', 'exp', 'abs', 'arctan', 'sign', 'negative', 'square'][rng.integers(8)]}({a})"
+        names = ["tanh", "sin", "exp", "abs", "arctan", "sign", "negative", "square"]
+        return f"np.{names[rng.integers(8)]}({a})"
     if kind == 5:
         return f"np.{['maximum', 'minimum', 'logaddexp'][rng.integers(3)]}({a}, {b})"
     if kind == 6:
         return f"np.clip({a}, -1, {b})"
+    signs = ["<", "<=", ">", ">=", "!="]
     compared = [
-        f"({expression(rng, depth - 1)} + 0 * z {['<', '<=', '>', '>=', '!='][rng.integers(5)]} {c})"
-        for c in (a, b)
+        f"({expression(rng, depth - 1)} + 0 * z {signs[rng.integers(5)]} {c})" for c in (a, b)
     ]
-    return f"np.where({['', '~'][rng.integers(2)]}{compared[0]} {'&|'[rng.integers(2)]} {compared[1]}, {a}, {b})"
+    negated, both = ["", "~"][rng.integers(2)], "&|"[rng.integers(2)]
+    return f"np.where({negated}{compared[0]} {both} {compared[1]}, {a}, {b})"
 
 
 def test_random_functions(tmp_path, monkeypatch):
@@ -403,7 +406,8 @@ def card(request):
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", C_TYPE)
 def test_functions_on_a_card(name, dtype, card):
-    """Beside NumPy: whole, in some columns and rows, without entries, as a single one, and into given arrays, the first operand too."""
+    """Beside NumPy: whole, in some columns and rows, without entries, as a single one,
+    and into given arrays, the first operand too."""
     function, eps = FUNCTIONS[name][0], float(np.finfo(dtype).eps)
     for view in (lambda a: a, lambda a: a[::2, ::3], lambda a: a[:0, :], lambda a: a[1, 1, ...]):
         there, here = [], []
@@ -492,7 +496,10 @@ def by_name(z):
 
 
 def test_an_activation_of_ones_own_is_one_kernel(cupy):
-    """On the stand-in: two launches a step with @fused, six without; the same numbers."""
+    """On the stand-in: two launches a step with @fused, six without.
+
+    The same numbers.
+    """
     plain = Activation("slow", slow_tanh, dslow_tanh, slope_range=(0.0, 1.0))
     marked = Activation("slow", fused(slow_tanh), fused(dslow_tanh), slope_range=(0.0, 1.0))
     testing.check_activation(marked)
@@ -557,7 +564,10 @@ def test_what_is_left_out_is_no_operand_of_a_kernel(cupy):
 
 
 def test_functions_of_a_user_do_not_pile_up():
-    """Activations that are made in a loop are let go: no table of functions is without bound."""
+    """Activations that are made in a loop are let go.
+
+    No table of functions is without bound.
+    """
     assert all(
         table.cache_info().maxsize
         for table in (fusion._kernel, problem._sum_and_image, splitting._proximal_map)

@@ -1,4 +1,5 @@
-"""The measurements for a GPU run to their end on NumPy, on the stand-in and on CuPy, so that they do not fail where it counts."""
+"""The measurements for a GPU run to their end on NumPy, on the stand-in and on CuPy, so
+that they do not fail where it counts."""
 
 import configparser
 import importlib.util
@@ -58,7 +59,8 @@ def test_the_script_is_a_shell_script():
 
 @pytest.mark.parametrize("major", [12, 13])
 def test_the_extras_name_their_wheels(major):
-    """One wheel for each CUDA, with CUDA's libraries, from the release on that has all names."""
+    """One wheel for each CUDA, with CUDA's libraries, from the release on that has all
+    names."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     requirement = Requirement(config["options.extras_require"][f"cuda{major}"].strip())

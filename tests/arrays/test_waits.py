@@ -1,7 +1,8 @@
-"""How often the host waits for a GPU, counted on the stand-in, and of CuPy itself on the emulated card: in no step, once a measurement.
+"""How often the host waits for a GPU: in no step, once a measurement.
 
-A wait costs more than a step of a small problem, and ends the overlap of the host's work with the device's. So every solver, layer and
-training step has an explicit bound here.
+Counted on the stand-in, and of CuPy itself on the emulated card. A wait costs more than
+a step of a small problem, and ends the overlap of the host's work with the device's. So
+every solver, layer and training step has an explicit bound here.
 """
 
 import sys
@@ -19,7 +20,7 @@ from pyidl import activations, losses, optim, sim, solvers
 from pyidl.arrays import kernels
 from pyidl.attention import ImplicitAttentionHead
 from pyidl.layers import ImplicitModel, LayerNorm, Linear, Residual, Sequential
-from pyidl.matrices.structure import LowRank
+from pyidl.matrices.low_rank import LowRank
 from pyidl.recurrent import ImplicitRNN
 from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import (
@@ -63,7 +64,10 @@ def there(a):
 
 
 def checks(steps):
-    """The measurements of a cold solve of so many steps: one every third at first, later one after an eighth of the steps done."""
+    """The measurements of a cold solve of so many steps.
+
+    One every third at first, later one after an eighth of the steps done.
+    """
     count, k = 0, 0
     while k < steps:
         count, k = count + 1, k + max(3, k // 8)
@@ -71,7 +75,8 @@ def checks(steps):
 
 
 def problems(name):
-    """A forward problem on the stand-in, and its adjoint, with cotangents from 1e-3 to 1e3."""
+    """A forward problem on the stand-in, and its adjoint, with cotangents from 1e-3 to
+    1e3."""
     rng = np.random.default_rng(0)
     if name == "low rank":
         L, R = rng.normal(size=(2, 40, 5))
@@ -86,7 +91,7 @@ def problems(name):
     return p, adjoint(p, x, rng.normal(size=(M, N)) * 10.0 ** rng.uniform(-3, 3, (M, 1))), x
 
 
-# ------------------------------------------------------------------------------------------------------------ counting
+# ----------------------------------------------------------------------------- counting
 
 
 def test_the_counters_count():
@@ -126,7 +131,7 @@ def test_a_mask_in_a_loop_would_be_seen():
     assert cupy.waits > checks(x.n_iter.max())
 
 
-# ------------------------------------------------------------------------------------------------------------- solvers
+# ------------------------------------------------------------------------------ solvers
 
 
 SOLVERS = {
@@ -218,7 +223,10 @@ def test_substitution_waits_for_its_cycles_only(structure):
 
 @pytest.mark.parametrize("family", ["nonnegative", "stiff"])
 def test_a_step_is_two_launches_and_nothing_is_sent(family):
-    """Picard, forward and adjoint, and its splitting: a product and a kernel; what a step allocates is nothing."""
+    """Picard, forward and adjoint, and its splitting.
+
+    A product and a kernel; what a step allocates is nothing.
+    """
     forward, backward, _ = problems(family)
     for problem in (forward, backward, split(forward), split(backward)):
         out = problem.buffers()
@@ -240,7 +248,10 @@ def test_a_measurement_is_one_launch_and_one_wait():
 
 
 def test_a_step_of_anderson_is_five_launches_and_nothing_is_sent():
-    """A plain step, all of Anderson's method, a copy into the work space, and phi; for every sample, or for some."""
+    """A plain step, all of Anderson's method, a copy into the work space, and phi.
+
+    For every sample, or for some.
+    """
     problem, _, _ = problems("nonnegative")
     for slow in (np.arange(M), np.arange(0, M, 3)):
         mixing = Mixing(problem, 3)
@@ -275,7 +286,7 @@ def test_no_step_of_anderson_sends_an_array():
     assert cupy.uploads <= 2 * cupy.waits < 2 * solution.n_iter.max()
 
 
-# -------------------------------------------------------------------------------------------- layers, training, fitting
+# ------------------------------------------------------------ layers, training, fitting
 
 
 def test_a_recurrent_network_waits_for_its_solves_only():
@@ -334,7 +345,10 @@ def test_losses_do_not_wait(loss):
 
 
 def test_a_training_step_waits_for_its_solves_and_three_doors():
-    """U, dY, and the new parameters, all at once, are looked at; value, gradients, optimiser and projection are not waited for."""
+    """U, dY, and the new parameters, all at once, are looked at.
+
+    Value, gradients, optimiser and projection are not waited for.
+    """
     rng = np.random.default_rng(0)
     model = moved(ImplicitModel(5, 3, 20, rng=0), cupy)
     data = there(rng.normal(size=(64, 5))), there(rng.integers(0, 3, 64))
@@ -380,7 +394,10 @@ def test_a_step_of_adam_is_one_launch_a_parameter(optimizer):
 
 @pytest.mark.parametrize(("memory", "fused"), [(kernels.MEMORY, True), (kernels.MEMORY + 1, False)])
 def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
-    """Its numbers would not fit the memory that threads share; the method is the same."""
+    """Its numbers would not fit the memory that threads share.
+
+    The method is the same.
+    """
     p, _, x = problems("nonnegative")
     calls, mix = [], kernels.mix
     monkeypatch.setattr(kernels, "mix", lambda *arguments: calls.append(1) or mix(*arguments))

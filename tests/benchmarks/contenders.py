@@ -8,7 +8,8 @@ import numpy as np
 from pyidl import activations
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
-from pyidl.matrices.structure import Full, read
+from pyidl.matrices.full import Full
+from pyidl.matrices.growth import with_gains
 from pyidl.solvers import Anderson, Auto, Jacobi, Picard
 
 
@@ -17,7 +18,7 @@ def pyidl_by(solver):
 
     def build(case):
         def run(forward, adjoint):
-            cell = AffineCell(read(Full(case.A)), Full(case.B), None, activations.relu)
+            cell = AffineCell(with_gains(Full(case.A)), Full(case.B), None, activations.relu)
             x, pull = equilibrium(
                 cell, case.U, forward=solver.at(forward), adjoint=solver.at(adjoint)
             )

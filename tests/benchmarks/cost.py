@@ -22,7 +22,7 @@ from scipy.optimize import nnls
 
 from pyidl import activations
 from pyidl.arrays.batch import change_and_size
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.direct import CHUNK, solve_each
 from pyidl.solvers.problem import Affine

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl.matrices.structure import Full, LowRank
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers.problem import Problem
 
 

@@ -26,7 +26,7 @@ import pyidl
 from pyidl import activations, losses, optim, sim, solvers
 from pyidl.arrays.backend import to_numpy
 from pyidl.layers import Embedding, ImplicitModel, Linear, Sequential
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.recurrent import ImplicitRNN
 from pyidl.solvers.cost import Costs
 from pyidl.solvers.image import Times

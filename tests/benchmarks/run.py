@@ -34,7 +34,8 @@ from pyidl import ImplicitModel, ImplicitRNN, Pattern, activations, losses, opti
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Full, LowRank
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers import Auto, Picard
 from pyidl.solvers.problem import Affine
 

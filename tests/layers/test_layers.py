@@ -32,7 +32,7 @@ from pyidl.errors import (
     GradientConvergenceWarning,
     InputError,
 )
-from pyidl.matrices import structure
+from pyidl.matrices import read
 from pyidl.recurrent import bptt
 
 P, Q, N = 4, 3, 10
@@ -343,9 +343,9 @@ def test_bad_parameters_leave_the_model_as_it_was(case, nested):
 @pytest.mark.parametrize(
     ("model", "room", "name", "count"),
     [
-        (Sequential(build(), ImplicitModel(Q, 2, 6, rng=1)), structure, "read_model", 1),
-        (Sequential(build(), ImplicitModel(Q, 2, 6, rng=1)), structure, "read_model", 2),
-        (ImplicitRNN(P, Q, 2, N, rng=0), structure, "read_model", 1),
+        (Sequential(build(), ImplicitModel(Q, 2, 6, rng=1)), read, "read_model", 1),
+        (Sequential(build(), ImplicitModel(Q, 2, 6, rng=1)), read, "read_model", 2),
+        (ImplicitRNN(P, Q, 2, N, rng=0), read, "read_model", 1),
         (ImplicitRNN(P, Q, 2, N, rng=0), bptt.Step, "of", 1),
     ],
 )

@@ -11,7 +11,7 @@ from pyidl import activations
 from pyidl.arrays import backend
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 
 RNG = np.random.default_rng(0)
 ROWS, SEQUENCES = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 5, 3))

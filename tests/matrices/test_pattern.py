@@ -1,4 +1,7 @@
-"""Block triangular models: the order is found, one pass is exact, and what a pattern forbids stays zero."""
+"""Block triangular models.
+
+The order is found, one pass is exact, and what a pattern forbids stays zero.
+"""
 
 from itertools import pairwise
 
@@ -14,8 +17,10 @@ from pyidl import ImplicitModel, Pattern, activations, losses, optim, wellposed
 from pyidl.activations import Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.matrices.pattern import Groups, levels
-from pyidl.matrices.structure import Full, LowRank, Tiled
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers import Auto, Direct, Picard, Status, Substitution
 from pyidl.solvers.problem import Affine
 
@@ -23,7 +28,8 @@ WIDTHS = (5, 7, 6, 4, 3)
 
 
 def network(rng, widths=WIDTHS):
-    """Weights and biases, and the same network as an implicit model, the last layer first in x."""
+    """Weights and biases, and the same network as an implicit model, the last layer
+    first in x."""
     weights = [rng.normal(size=(b, a)) / a**0.5 for a, b in pairwise(widths)]
     biases = [rng.normal(size=b) for b in widths[1:]]
     n, ends = sum(widths[1:-1]), sum(widths[1:-1]) - np.cumsum([0, *widths[1:-1]])
@@ -256,7 +262,10 @@ def test_residual_and_tolerance_are_those_of_one_group():
 
 
 def test_long_chains_are_joined_to_groups():
-    """A dense triangle of 200 units is 200 layers of one: groups of 15 of them, each exact after 15 applications."""
+    """A dense triangle of 200 units is 200 layers of one.
+
+    Groups of 15 of them, each exact after 15 applications.
+    """
     groups = levels(np.tri(200, k=-1, dtype=bool))
     assert groups.sizes == (15,) * 13 + (5,)
     assert groups.layers == groups.sizes
@@ -272,7 +281,10 @@ def test_long_chains_are_joined_to_groups():
 @pytest.mark.parametrize("renumbered", [False, True])
 @pytest.mark.parametrize("size", [0.1, 3.0])
 def test_a_long_chain_is_solved_exactly(n, renumbered, size):
-    """Entries that make every iteration grow beyond bounds first: states and gradients are those of plain substitution, to rounding."""
+    """Entries that make every iteration grow beyond bounds first.
+
+    States and gradients are those of plain substitution, to rounding.
+    """
     rng = np.random.default_rng(n)
     A = size * np.triu(rng.normal(size=(n, n)), 1) / n**0.5
     if renumbered:
@@ -369,7 +381,10 @@ def test_a_model_with_a_pattern_is_an_object_like_any_other(tmp_path):
 
 
 def test_failures_inside_a_block_are_reported():
-    """A block that diverges behind one that is fine: the status and the residual are those of the worst block."""
+    """A block that diverges behind one that is fine.
+
+    The status and the residual are those of the worst block.
+    """
     A = np.zeros((4, 4))
     A[2, 0] = 1.0
     A[2:, 2:] += np.array([[0.0, 2.0], [2.0, 0.0]])

@@ -1,4 +1,7 @@
-"""Matrices in compressed rows: the same answers and gradients as full ones, wherever A, B, C and D are multiplied."""
+"""Matrices in compressed rows.
+
+The same answers and gradients as full ones, wherever A, B, C and D are multiplied.
+"""
 
 import sys
 import types
@@ -14,7 +17,9 @@ from hypothesis import strategies as st
 from pyidl import ImplicitModel, Pattern, activations, load, save, solvers
 from pyidl.errors import InputError
 from pyidl.matrices import sparse
-from pyidl.matrices.structure import Full, Sparse, read_model
+from pyidl.matrices.full import Full
+from pyidl.matrices.read import read_model
+from pyidl.matrices.sparse import Sparse
 
 P, Q, N = 5, 3, 24
 
@@ -31,7 +36,10 @@ def thin(shape, density, rng):
 
 
 def sparse_model(seed=0, dtype="float64", density=0.15, **options):
-    """A model with few nonzero entries, full and compressed. Without a pattern its units form a ring, so that A is one block."""
+    """A model with few nonzero entries, full and compressed.
+
+    Without a pattern its units form a ring, so that A is one block.
+    """
     rng, model = (
         np.random.default_rng(seed),
         random_model(ImplicitModel, P, Q, N, dtype=dtype, **options),

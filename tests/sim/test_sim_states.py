@@ -26,7 +26,7 @@ from pyidl import (
 from pyidl.activations import Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Tiled
+from pyidl.matrices.tiled import Tiled
 
 PHIS = [activations.relu, activations.tanh, activations.sigmoid, activations.leaky_relu(0.2)]
 

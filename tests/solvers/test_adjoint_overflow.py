@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.solvers import GMRES, Direct, Status
 from pyidl.solvers.image import Times
 from pyidl.solvers.problem import Affine

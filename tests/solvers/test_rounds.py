@@ -12,7 +12,9 @@ from problems import FAMILIES, adjoint, affine, linear
 
 from pyidl import ImplicitModel, Pattern, activations
 from pyidl.arrays import batch as rows
-from pyidl.matrices.structure import Full, LowRank, read
+from pyidl.matrices.full import Full
+from pyidl.matrices.growth import with_gains
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -258,7 +260,7 @@ def test_what_has_no_solution_does_not_converge(dtype, solver):
         A = singular(seed, dtype)
         n, one = len(A), np.ones((1, len(A)), dtype)
         p = affine(A, one, activations.relu, dtype)
-        q = linear(read(Full(np.ascontiguousarray(A.T))), one, one, np.ones(1))
+        q = linear(with_gains(Full(np.ascontiguousarray(A.T))), one, one, np.ones(1))
         for which, problem in (("forward", p), ("adjoint", q)):
             for x0 in (None, np.full((1, n), 1e3, dtype), np.full((1, n), 1e6, dtype)):
                 s = solver(problem, x0)

@@ -15,7 +15,8 @@ from pyidl.arrays.backend import from_host
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Full, LowRank
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers import Anderson, Auto, Direct, Fallback, Phantom, Picard, Status
 from pyidl.solvers.problem import Affine, Problem
 

@@ -7,7 +7,9 @@ from helpers import host
 from problems import ADJOINT, FORWARD, adjoint, adjoint_solution, splits
 
 from pyidl import activations
-from pyidl.matrices.structure import Full, read, read_model
+from pyidl.matrices.full import Full
+from pyidl.matrices.growth import with_gains
+from pyidl.matrices.read import read_model
 from pyidl.solvers import Auto, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.wellposed import Unconstrained
@@ -53,7 +55,7 @@ def test_all_solvers_find_the_same_point(constraint, activation, dtype):
         x = host(x).astype(float)
         return activation.phi(x @ A.T + Z) - x
 
-    fine = Auto()(Affine(read(Full(A)), Z, activation))
+    fine = Auto()(Affine(with_gains(Full(A)), Z, activation))
     assert fine.converged.all()
     slack = certificate.entrywise(residual(fine.value))
     full = Affine(Full(p.matrix.dense()), p.offset, activation)

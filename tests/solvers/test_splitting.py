@@ -11,7 +11,10 @@ from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks, resolvents
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Full, LowRank, Tiled, read
+from pyidl.matrices.full import Full
+from pyidl.matrices.growth import with_gains
+from pyidl.matrices.low_rank import LowRank
+from pyidl.matrices.tiled import Tiled
 from pyidl.solvers import Auto, ForwardBackward, Newton, PeacemanRachford, Picard, Status
 from pyidl.solvers.auto import DENSE
 from pyidl.solvers.problem import Affine
@@ -376,7 +379,9 @@ def test_low_rank_and_tiled_matrices_are_multiplied_out():
 
 
 def doubtful(A, Z, activation=activations.relu):
-    return Affine(read(Full(np.array(A, float)), doubtful=True), np.array(Z, float), activation)
+    return Affine(
+        with_gains(Full(np.array(A, float)), doubtful=True), np.array(Z, float), activation
+    )
 
 
 def test_auto_repairs_where_picard_fails():

@@ -23,7 +23,9 @@ from pyidl import ImplicitModel, InfNorm, activations
 from pyidl.activations import Activation, Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
-from pyidl.matrices.structure import Full, LowRank, read
+from pyidl.matrices.full import Full
+from pyidl.matrices.growth import with_gains
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -370,7 +372,9 @@ def test_auto_does_not_choose_what_would_be_refused():
     p = affine(np.diag([0.9, -1.5]), np.ones((1, 2)), activations.abs)
     assert p.matrix.gains[1] < p.matrix.gains[0]
     assert residual(p, Auto()(p).value).max() < 1e-11
-    q = linear(read(Full(np.eye(2) * 0.95)), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))
+    q = linear(
+        with_gains(Full(np.eye(2) * 0.95)), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1)
+    )
     np.testing.assert_allclose(Auto()(q).value, 1.09 / (1 - 1.09 * 0.95), rtol=1e-9)
 
 
@@ -711,12 +715,12 @@ def test_own_activation_with_a_closed_form():
 
 def test_the_gains_are_read_where_the_diagonal_is_large():
     rng = np.random.default_rng(0)
-    assert read(Full(FAMILIES["gaussian"](30, 0.99, rng))).gains is None
-    picard, jacobi = read(Full(FAMILIES["stiff"](60, 0.99, rng))).gains
+    assert with_gains(Full(FAMILIES["gaussian"](30, 0.99, rng))).gains is None
+    picard, jacobi = with_gains(Full(FAMILIES["stiff"](60, 0.99, rng))).gains
     assert picard > 0.8 > 0.4 > jacobi
-    turned, split = read(Full(FAMILIES["turning"](40, 1.2, rng))).gains
+    turned, split = with_gains(Full(FAMILIES["turning"](40, 1.2, rng))).gains
     assert turned < 1.0 < split
-    assert read(Full(np.diag([0.9, 0.1]))).gains[1] == 0.0
+    assert with_gains(Full(np.diag([0.9, 0.1]))).gains[1] == 0.0
     assert Substitution().at(1e-3).inner == Picard(tol=1e-3)
 
 

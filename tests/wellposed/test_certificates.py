@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyidl import ImplicitModel, Linear, Sequential, activations
 from pyidl.activations import Activation
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.solvers import Jacobi, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.wellposed import (

@@ -15,7 +15,7 @@ from pyidl import activations
 from pyidl.activations import Activation, Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.matrices.structure import Full
+from pyidl.matrices.full import Full
 from pyidl.solvers import ForwardBackward, PeacemanRachford, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.solvers.splitting import _best_step

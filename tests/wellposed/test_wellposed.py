@@ -14,7 +14,8 @@ from pyidl import InfNorm, activations
 from pyidl.activations import Activation, Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
-from pyidl.matrices.structure import Full, LowRank
+from pyidl.matrices.full import Full
+from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers import Fallback, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.wellposed.certificate import Certificate, Norm
