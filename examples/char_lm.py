@@ -1,8 +1,9 @@
 """A character model on text that every Python has, with attention at a fixed point: ``python examples/char_lm.py [epochs [figure]]``.
 
-The text is that of `help()`, pydoc_data.topics. Two models learn it that differ in one thing, whether a head hears its own output: in
-the second, R = 0, attention is the usual one-shot map. Beside them, a table of pairs of characters. Then the first model goes on from a
-prompt, one character at a time, with caches.
+The text is that of `help()`, pydoc_data.topics. Two models learn it that differ in one
+thing, whether a head hears its own output: in the second, R = 0, attention is the usual
+one-shot map. Beside them, a table of pairs of characters. Then the first model goes on
+from a prompt, one character at a time, with caches.
 """
 
 import sys

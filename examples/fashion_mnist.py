@@ -1,6 +1,7 @@
 """Fashion-MNIST, 60,000 images: ``python examples/fashion_mnist.py [folder]``.
 
-The folder holds the usual four idx files, plain or gzipped. Without an argument Debian's package is used.
+The folder holds the usual four idx files, plain or gzipped. Without an argument
+Debian's package is used.
 """
 
 import gzip

@@ -1,8 +1,9 @@
 """Who says /ae/? 640 utterances of nine speakers, of 7 to 29 steps each: ``python examples/japanese_vowels.py [folder]``.
 
-The data (Kudo, Toyama, Shimbo 1999; UCI archive) come with the package aeon, ``pip install --no-deps aeon``; its files are read, the
-package itself is not imported. Or give a folder with JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts. The network reads each
-utterance in one direction; what lies beyond its length is not computed.
+The data (Kudo, Toyama, Shimbo 1999; UCI archive) come with the package aeon, ``pip
+install --no-deps aeon``; its files are read, the package itself is not imported. Or
+give a folder with JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts. The network reads
+each utterance in one direction; what lies beyond its length is not computed.
 """
 
 import importlib.util

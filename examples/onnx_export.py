@@ -1,7 +1,8 @@
 """Implicit layers as ONNX files, run by onnxruntime: ``python examples/onnx_export.py``; the extra `onnx`.
 
-A classifier, a recurrent network and a transformer block. Either each solve is a loop that ends at a tolerance, and the file says for
-every sample whether it did; or it is a fixed number of steps, as many as the certificate asks for.
+A classifier, a recurrent network and a transformer block. Either each solve is a loop
+that ends at a tolerance, and the file says for every sample whether it did; or it is a
+fixed number of steps, as many as the certificate asks for.
 """
 
 import numpy as np
@@ -45,8 +46,9 @@ for name, (model, U) in models.items():
         f"{file}: {converged.sum()} of {len(U)} samples converged; largest difference {np.abs(Y - model.predict(U)).max():.1e}"
     )
 
-# A fixed number of steps: those after which the certificate puts the residual of every input below 1e-5. Entries of the first step are at
-# most 1 in size, as those of tanh are, and norms grow with the entries.
+# A fixed number of steps: those after which the certificate puts the residual of every
+# input below 1e-5. Entries of the first step are at most 1 in size, as those of tanh
+# are, and norms grow with the entries.
 model = pyidl.ImplicitModel(
     30, 10, 60, activation=pyidl.activations.tanh, constraint=pyidl.wellposed.InfNorm(0.5), rng=1
 )

@@ -1,14 +1,17 @@
 """A task that needs iteration, and a head whose fixed point solves it: ``python examples/pointers.py [steps [figure]]``.
 
-Tokens form trees. Each says its name and the name of its parent; a root is its own parent, and it alone says a value. The answer, at every
-token, is the value of its root: a chain of pointers is to be followed, of a length that nobody tells. With q_i the name of the parent of
-i, k_j the name of j, and a sharp attention, the head's equation is
+Tokens form trees. Each says its name and the name of its parent; a root is its own
+parent, and it alone says a value. The answer, at every token, is the value of its root:
+a chain of pointers is to be followed, of a length that nobody tells. With q_i the name
+of the parent of i, k_j the name of j, and a sharp attention, the head's equation is
 
     o_i = v_parent(i),    v_j = (the value, if j is a root) + rho o_j,
 
-so at the fixed point a token h hops from its root holds rho^h times the value; rho < 1 is what makes it unique. Feedback through values
-alone, so it is certified for any sharpness. One-shot attention, R = 0, sees one hop; a stack of such heads, one hop or a few for each.
-Models learn from trees of at most HOPS hops, and are tried on deeper ones.
+so at the fixed point a token h hops from its root holds rho^h times the value; rho < 1
+is what makes it unique. Feedback through values alone, so it is certified for any
+sharpness. One-shot attention, R = 0, sees one hop; a stack of such heads, one hop or a
+few for each. Models learn from trees of at most HOPS hops, and are tried on deeper
+ones.
 """
 
 import sys

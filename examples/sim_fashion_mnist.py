@@ -1,8 +1,10 @@
 """A trained network becomes an implicit model, by convex optimisation: ``python examples/sim_fashion_mnist.py [folder [figure]]``.
 
-A network 784-64-32-16-10 is trained on Fashion-MNIST (the folder holds the four idx files; Debian's package is looked for; without
-either, the digits of scikit-learn). Its states on 2,000 images are all that the implicit models see. Printed: what each of them keeps of
-the accuracy, how many weights it needs, how near to the optimum it is; and how the network and its models fare under attack.
+A network 784-64-32-16-10 is trained on Fashion-MNIST (the folder holds the four idx
+files; Debian's package is looked for; without either, the digits of scikit-learn). Its
+states on 2,000 images are all that the implicit models see. Printed: what each of them
+keeps of the accuracy, how many weights it needs, how near to the optimum it is; and how
+the network and its models fare under attack.
 """
 
 import functools
@@ -92,7 +94,8 @@ def show(title, result, seconds):
     )
 
 
-# Without feedback no bound is needed, and inference is one pass; a weight between units counts more than one from the input.
+# Without feedback no bound is needed, and inference is one pass; a weight between units
+# counts more than one from the input.
 chain = {"constraint": wellposed.StrictlyTriangular(), "pattern": "block_triangular"}
 recipes = {
     "any feedback, row sums 0.99": functools.partial(sim.fit, penalty=sim.L1(10 / m)),

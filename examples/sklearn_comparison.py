@@ -1,7 +1,9 @@
 """Implicit estimators beside scikit-learn's perceptrons, on its five small data sets: ``python examples/sklearn_comparison.py [repeats]``.
 
-All have the same budget: hidden units, epochs, batches, Adam's rate, ridge; inputs (and targets) standardised. Five-fold cross-validation,
-repeated with other folds and seeds. Accuracy for classes, R2 for the diabetes data; mean, and standard deviation over all folds.
+All have the same budget: hidden units, epochs, batches, Adam's rate, ridge; inputs (and
+targets) standardised. Five-fold cross-validation, repeated with other folds and seeds.
+Accuracy for classes, R2 for the diabetes data; mean, and standard deviation over all
+folds.
 """
 
 import sys

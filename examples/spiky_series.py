@@ -1,7 +1,8 @@
 """The spiky series: a noisy sine with bursts, one step ahead, by an implicit RNN, beside two baselines that it has to beat.
 
-The recipe is that of Decugis et al., "The extrapolation power of implicit models", IJCAI 2024: 10,000 points, spikiness 7, scaled to
-[-1, 1], windows of 60 (59 seen, one foretold), the first 60 % for training.
+The recipe is that of Decugis et al., "The extrapolation power of implicit models",
+IJCAI 2024: 10,000 points, spikiness 7, scaled to [-1, 1], windows of 60 (59 seen, one
+foretold), the first 60 % for training.
 """
 
 import time

@@ -1,7 +1,9 @@
 """An implicit layer in a network of PyTorch: ``python examples/torch_layer.py``; the extras `torch` and `examples`.
 
-A convolution of torch, 60 implicit units of pyidl, a linear layer of torch, trained on the handwritten digits by torch's Adam. After each
-step the implicit parameters go to the nearest ones that are well-posed. Then the layer is taken out, certified, and saved without torch.
+A convolution of torch, 60 implicit units of pyidl, a linear layer of torch, trained on
+the handwritten digits by torch's Adam. After each step the implicit parameters go to
+the nearest ones that are well-posed. Then the layer is taken out, certified, and saved
+without torch.
 """
 
 import numpy as np

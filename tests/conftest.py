@@ -15,7 +15,8 @@ import pytest
 import stand_in
 from hypothesis import HealthCheck, settings
 
-# The default run repeats the same examples, so that a red run means a change; --hypothesis-profile=search draws new ones.
+# The default run repeats the same examples, so that a red run means a change;
+# --hypothesis-profile=search draws new ones.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 settings.register_profile("pyidl", derandomize=True, max_examples=40, **COMMON)
 settings.register_profile("search", max_examples=200, print_blob=True, **COMMON)
@@ -48,7 +49,10 @@ def require_gpu():
 
 @pytest.fixture(scope="session")
 def compiled():
-    """From a text to PTX, or to the machine code of an architecture, by NVRTC. CuPy brings it with its extra ctk."""
+    """From a text to PTX, or to the machine code of an architecture, by NVRTC.
+
+    CuPy brings it with its extra ctk.
+    """
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
         nvrtc.getVersion()

@@ -1,10 +1,12 @@
 """A stand-in for CuPy on machines without a GPU: NumPy underneath, but as strict as CuPy is.
 
-It refuses NumPy operands, implicit conversion, and arrays of a device that is not the current one, returns arrays without
-dimensions where NumPy returns scalars, and has only the names that CuPy has, with the parameters that they have there. It counts how
-often the host waits for a value (`waits`), sends one (`uploads`), and starts work (`launches`: at least the kernels that CuPy would
-launch, where a function of several kernels counts as one). So the code path that is taken on a GPU runs in every test run. It says
-nothing about speed or rounding on a real device.
+It refuses NumPy operands, implicit conversion, and arrays of a device that is not the
+current one, returns arrays without dimensions where NumPy returns scalars, and has only
+the names that CuPy has, with the parameters that they have there. It counts how often
+the host waits for a value (`waits`), sends one (`uploads`), and starts work
+(`launches`: at least the kernels that CuPy would launch, where a function of several
+kernels counts as one). So the code path that is taken on a GPU runs in every test run.
+It says nothing about speed or rounding on a real device.
 """
 
 import itertools

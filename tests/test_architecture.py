@@ -112,7 +112,10 @@ def test_the_checker_catches(module, source):
 
 
 def cycle(graph):
-    """A cycle of imports among these modules and what they import, or None. A folder's own __init__ only gathers names."""
+    """A cycle of imports among these modules and what they import, or None.
+
+    A folder's own __init__ only gathers names.
+    """
     done, path = set(), []
 
     def visit(module):

@@ -204,7 +204,8 @@ DOORS = {
     "entrywise": (MODEL.certificate().entrywise, {"residual": np.ones((2, 3))}),
 }
 
-# What pyidl returns, or is subclassed; and what is called in the middle of a computation, with what has been checked.
+# What pyidl returns, or is subclassed; and what is called in the middle of a
+# computation, with what has been checked.
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended Solution Status Moments Path Problem Report Rows
 SIMResult Solved Run ActivationReport GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
@@ -218,7 +219,8 @@ INSIDE = {
     "pyidl.matrices.structure",
     "pyidl.wellposed.projections",
 }
-# Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the cell's own business.
+# Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the
+# cell's own business.
 FREE = {
     ("to_device", "a"),
     ("model(U)", "rng"),

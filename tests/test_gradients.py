@@ -299,7 +299,8 @@ def test_every_layer_and_combination(name, xp):
     if layer.params:
         layer = layer if xp is np else _moved_deep(layer, xp)
     assert check_pullback(layer, from_host(xp, U)).max_error < 1e-6
-    # dot test against the derivative of the map: <G, J d> = <J^T G, d>, J d by a fourth-order difference of smooth layers
+    # dot test against the derivative of the map: <G, J d> = <J^T G, d>, J d by a
+    # fourth-order difference of smooth layers
     assert "implicit" in name or "relu" in repr(layer) or _dot_test(layer, from_host(xp, U)) < 1e-9
 
 

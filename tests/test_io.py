@@ -213,7 +213,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
             pyidl.save(folder, MODELS["implicit"]())
 
 
-# -------------------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------- bad files
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def check_gradient(loss, Y, *, h=1e-5):
     assert_close(dY, numeric, rtol=0, atol=1e-7 * np.abs(dY).max())
 
 
-# ------------------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------- values
 
 
 def test_values_by_hand():
@@ -153,7 +153,7 @@ def test_lists_and_integers_are_cast_to_the_dtype_of_Y():
     )
 
 
-# ------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -200,7 +200,7 @@ def test_slopes_at_kinks():
     assert np.array_equal(losses.huber(zero + 1.0, zero)[1], zero + 0.5)
 
 
-# ------------------------------------------------------------------------------------------------- properties
+# --------------------------------------------------------------------------- properties
 
 
 def every_loss(rng, m):
@@ -390,7 +390,7 @@ def test_a_small_binary_cross_entropy_keeps_its_digits():
     assert_close(value, np.asarray(math.log1p(math.exp(-30.0))), rtol=1e-14)
 
 
-# ------------------------------------------------------------------------------------------------- weights of positions
+# ----------------------------------------------------------------- weights of positions
 
 
 @pytest.mark.parametrize("loss", [losses.mse, losses.huber, losses.cross_entropy])
@@ -420,7 +420,7 @@ def test_weights_of_positions(loss, xp):
         loss(Y, target, weights=w.T)
 
 
-# ------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------- refusals
 
 Y21 = np.ones((2, 1))
 Y23 = np.zeros((2, 3))
@@ -526,7 +526,7 @@ def test_Y_must_be_an_array():
         losses.mse([[1.0]], np.ones((1, 1)))
 
 
-# ------------------------------------------------------------------------------------------------- on a GPU
+# ----------------------------------------------------------------------------- on a GPU
 
 
 def test_without_looking_at_values_the_results_are_the_same(monkeypatch):

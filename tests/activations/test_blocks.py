@@ -51,7 +51,7 @@ def inputs(m=7, seed=0):
     return np.random.default_rng(seed).normal(size=(m, 4))
 
 
-# ------------------------------------------------------------------------------------------------------- the functions
+# ------------------------------------------------------------------------ the functions
 
 
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
@@ -206,7 +206,7 @@ def test_names_copies_and_in_place_form(activation):
     assert named("softmin") is None
 
 
-# ----------------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------- the model
 
 
 def test_the_cell_chooses_its_problem():

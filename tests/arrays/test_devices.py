@@ -242,7 +242,7 @@ def test_sim_runs_there_and_refuses_what_is_elsewhere():
         sim.Moments.of(there(U), U)
 
 
-# ------------------------------------------------------------------------------------------------------- several GPUs
+# ------------------------------------------------------------------------- several GPUs
 
 
 def test_one_gpu_at_a_time(two_gpus):

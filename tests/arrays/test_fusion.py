@@ -1,7 +1,8 @@
 """Elementwise functions that become kernels, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
 
-The text is written by the function itself, traced. It has to give what the function gives on NumPy, at infinities, NaN and the ends of the
-range too. Every function in pyidl that is marked `fused` is tested here (test_no_function_is_forgotten).
+The text is written by the function itself, traced. It has to give what the function
+gives on NumPy, at infinities, NaN and the ends of the range too. Every function in
+pyidl that is marked `fused` is tested here (test_no_function_is_forgotten).
 """
 
 import copy
@@ -134,7 +135,8 @@ def test_functions_compile_for_a_gpu(ndim, dtype, compiled):
     assert written.keys() == texts_of.keys()
     for entry, ptx in written.items():
         name = texts_of[entry][0]
-        # in the precision of the arrays: numbers are told in float64, and CUDA reduces large arguments of sin and cos in it
+        # in the precision of the arrays: numbers are told in float64, and CUDA reduces
+        # large arguments of sin and cos in it
         assert (
             b".f64" not in ptx or dtype == "float64" or "d" in FUNCTIONS[name][1] or "sin" in name
         ), name
@@ -251,7 +253,7 @@ def test_a_wrong_text_is_noticed(on_the_host):
         np.testing.assert_allclose(np.fmax(z, 0.0), activations.relu(z), rtol=8 * eps, atol=4 * eps)
 
 
-# ------------------------------------------------------------------------------------------------- functions of a user
+# ------------------------------------------------------------------ functions of a user
 
 
 def everything(z):

@@ -1,6 +1,7 @@
 """The kernels with a block of threads for each sample, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
 
-There the threads are real ones, which wait for each other where the kernel says so. Elementwise kernels: test_fusion.py.
+There the threads are real ones, which wait for each other where the kernel says so.
+Elementwise kernels: test_fusion.py.
 """
 
 import ctypes

@@ -1,7 +1,8 @@
 """How often the host waits for a GPU, counted on the stand-in, and of CuPy itself on the emulated card: in no step, once a measurement.
 
-A wait costs more than a step of a small problem, and ends the overlap of the host's work with the device's. So every solver, layer and
-training step has an explicit bound here.
+A wait costs more than a step of a small problem, and ends the overlap of the host's
+work with the device's. So every solver, layer and training step has an explicit bound
+here.
 """
 
 import sys
@@ -86,7 +87,7 @@ def problems(name):
     return p, adjoint(p, x, rng.normal(size=(M, N)) * 10.0 ** rng.uniform(-3, 3, (M, 1))), x
 
 
-# ------------------------------------------------------------------------------------------------------------ counting
+# ----------------------------------------------------------------------------- counting
 
 
 def test_the_counters_count():
@@ -126,7 +127,7 @@ def test_a_mask_in_a_loop_would_be_seen():
     assert cupy.waits > checks(x.n_iter.max())
 
 
-# ------------------------------------------------------------------------------------------------------------- solvers
+# ------------------------------------------------------------------------------ solvers
 
 
 SOLVERS = {
@@ -275,7 +276,7 @@ def test_no_step_of_anderson_sends_an_array():
     assert cupy.uploads <= 2 * cupy.waits < 2 * solution.n_iter.max()
 
 
-# -------------------------------------------------------------------------------------------- layers, training, fitting
+# ------------------------------------------------------------ layers, training, fitting
 
 
 def test_a_recurrent_network_waits_for_its_solves_only():

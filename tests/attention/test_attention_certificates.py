@@ -49,7 +49,7 @@ def cube(rng, Z, size=1.0):
     return rng.uniform(-size, size, (*Z.shape[:-1], Z.shape[-1] // 3))
 
 
-# ------------------------------------------------------------------------------------------------------ constants
+# ---------------------------------------------------------------------------- constants
 
 
 def test_mu_is_the_maximum():
@@ -125,7 +125,7 @@ def test_nu_bounds_the_norm(seed):
     assert np.allclose(np.abs(R[0, :, 2 * h :]).sum(axis=0), found.v)
 
 
-# --------------------------------------------------------------------------------------------------- contraction
+# -------------------------------------------------------------------------- contraction
 
 
 @CASES
@@ -265,7 +265,7 @@ def test_a_constant_that_is_too_small_is_caught():
     )
 
 
-# ---------------------------------------------------------------------------------------------------- causal masks
+# ------------------------------------------------------------------------- causal masks
 
 
 @given(st.sampled_from([*CERTIFIED, Softmax()]), st.integers(0, 10**6))
@@ -331,7 +331,7 @@ def test_token_by_token(attention, seed):
     assert max(np.abs(x - ends[0]).max() for x in ends) < 1e-8
 
 
-# ---------------------------------------------------------------------------------------- inputs, and at the solution
+# ---------------------------------------------------------- inputs, and at the solution
 
 
 @given(st.integers(0, 10**6))
@@ -477,7 +477,7 @@ def test_softmax_has_several_solutions_for_any_size_of_feedback():
     assert input_factor(c, Z, Feedback.of({"R": c.R}))[1] > 1
 
 
-# ------------------------------------------------------------------------------------------------------ projection
+# --------------------------------------------------------------------------- projection
 
 
 @given(

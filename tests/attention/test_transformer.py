@@ -108,7 +108,7 @@ UNDER = {
 }
 
 
-# --------------------------------------------------------------------------------------- the same maps, written anew
+# ---------------------------------------------------------- the same maps, written anew
 
 
 def written_anew(layer, p, U, rng):
@@ -239,7 +239,7 @@ def test_wrong_derivatives_are_found():
             check_pullback(layer, U)
 
 
-# ------------------------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------- tokens
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "uint64"])
@@ -298,7 +298,7 @@ def test_a_context_longer_than_the_table_is_refused():
             layer(bad)
 
 
-# --------------------------------------------------------------------------------------------------------------- norm
+# --------------------------------------------------------------------------------- norm
 
 
 @given(st.integers(0, 100), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([2, 3]))
@@ -335,7 +335,7 @@ def test_bad_norms_are_refused(make):
         make()
 
 
-# ------------------------------------------------------------------------------------------------------------ dropout
+# ------------------------------------------------------------------------------ dropout
 
 
 def test_dropout_draws_only_with_a_generator(xp):
@@ -374,7 +374,7 @@ def test_bad_rates_are_refused(rate):
         Dropout(rate)
 
 
-# ----------------------------------------------------------------------------------------------------------- residual
+# ----------------------------------------------------------------------------- residual
 
 
 def branch():
@@ -459,7 +459,7 @@ def test_lengths_reach_the_layer_that_takes_them():
         assert np.all(dU[i, n:] == 1)  # nothing but the branch
 
 
-# -------------------------------------------------------------------------------------------------- one token at a time
+# ------------------------------------------------------------------ one token at a time
 
 
 def test_steps_are_the_rows_of_the_whole(xp):
@@ -497,7 +497,7 @@ def test_what_looks_ahead_has_no_steps():
         Sequential(Linear(E, E), ImplicitRNN(E, E, 3, 3, rng=0)).start(1)
 
 
-# -------------------------------------------------------------------------------------------------- files and training
+# ------------------------------------------------------------------- files and training
 
 
 @pytest.mark.parametrize("name", [*CASES, *UNDER])

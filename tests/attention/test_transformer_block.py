@@ -168,7 +168,7 @@ def test_bad_blocks_are_refused(make, words):
         make()
 
 
-# ------------------------------------------------------------------------------------------------------ a language model
+# --------------------------------------------------------------------- a language model
 
 
 def language_model(seed=0, dropout=0.1, dtype="float32"):

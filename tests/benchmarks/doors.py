@@ -1,7 +1,8 @@
 """The doors to torch and ONNX beside pyidl itself: ``OMP_NUM_THREADS=1 python tests/benchmarks/doors.py``.
 
-Needs torch, onnx and onnxruntime, and torchidl if it is there. Milliseconds, on one thread: the median of rounds in which all contenders
-take their turns; a turn is the best of some calls.
+Needs torch, onnx and onnxruntime, and torchidl if it is there. Milliseconds, on one
+thread: the median of rounds in which all contenders take their turns; a turn is the
+best of some calls.
 """
 
 import time

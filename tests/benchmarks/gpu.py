@@ -4,8 +4,9 @@
     python tests/benchmarks/gpu.py products launches --out gpu.md   some sections
     python tests/benchmarks/gpu.py --dry --out gpu.md               on NumPy and tiny sizes: does every section run?
 
-Times are medians after a warm-up, by CUDA events. A section that fails says so in the file, and the next one begins. Peers (torch with
-torchidl, jaxopt) are measured where they are installed; torch's profiler also counts the kernels.
+Times are medians after a warm-up, by CUDA events. A section that fails says so in the
+file, and the next one begins. Peers (torch with torchidl, jaxopt) are measured where
+they are installed; torch's profiler also counts the kernels.
 """
 
 import argparse
@@ -161,7 +162,7 @@ def stepping(bench, p):
     return lambda: p.step(x, out), lambda: bench.xp.matmul(x, At, out=y)
 
 
-# ----------------------------------------------------------------------------------------------------------- sections
+# ----------------------------------------------------------------------------- sections
 
 
 def products(bench):
@@ -261,7 +262,10 @@ class Watched(Affine):
 
 
 def launches(bench):
-    """Kernels a step, counted by torch's profiler (which sees CuPy's too); goal: 2. And time per step, for small n that of launching."""
+    """Kernels a step, counted by torch's profiler (which sees CuPy's too); goal: 2.
+
+    And time per step, for small n that of launching.
+    """
     steps = 10 if bench.dry else 100
     if bench.card and importlib.util.find_spec("torch"):
         from torch.autograd import DeviceType

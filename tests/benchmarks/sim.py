@@ -1,8 +1,9 @@
 """SIM beside Clarabel through cvxpy: ``python tests/benchmarks/sim.py [folder of Fashion-MNIST [rows of Clarabel]]``.
 
-The 112 rows of (A, B) of a network 784-64-32-16-10 on 2,000 images, lam = 1 on the sum of squares, kappa = 0.99. Both get the same G, h
-and |z|^2; of Clarabel's rows the gap is measured by pyidl after they have been projected onto the bound. Clarabel solves some of the
-rows, and its time for all is extrapolated.
+The 112 rows of (A, B) of a network 784-64-32-16-10 on 2,000 images, lam = 1 on the sum
+of squares, kappa = 0.99. Both get the same G, h and |z|^2; of Clarabel's rows the gap
+is measured by pyidl after they have been projected onto the bound. Clarabel solves some
+of the rows, and its time for all is extrapolated.
 """
 
 import platform

@@ -26,7 +26,7 @@ def model_of(A, B, b, activation=activations.relu, dtype="float64"):
     return model
 
 
-# ------------------------------------------------------------------------------- exact oracle: ReLU in rational numbers
+# ----------------------------------------------- exact oracle: ReLU in rational numbers
 
 
 def solve_exactly(K, z):
@@ -206,7 +206,7 @@ def test_the_search_finds_forgotten_rounding(monkeypatch):
     assert any(violations(*draw(seed))[0] for seed in range(200))
 
 
-# --------------------------------------------------------------------------------------------------- known difficulties
+# ------------------------------------------------------------------- known difficulties
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-300, 1e-8, 0.5, 3.0])
@@ -268,7 +268,7 @@ def test_a_unit_at_its_kink():
         assert found.proven.tolist() == [proven]
 
 
-# ------------------------------------------------------------------------------------- smooth: long double as reference
+# ----------------------------------------------------- smooth: long double as reference
 
 
 def long_erf(z):
@@ -431,7 +431,7 @@ def test_smooth_models_with_several_solutions(seed, activation):
         assert sum(d.max() <= found.radius[i] - near for d, near in distances) <= 1
 
 
-# ---------------------------------------------------------------------------------------------------------- other forms
+# -------------------------------------------------------------------------- other forms
 
 
 def test_no_other_solution_anywhere_where_row_sums_prove_it():

@@ -45,7 +45,7 @@ def run(capsys, *arguments):
 FAST = ("--epochs", 30, "--hidden-dim", 8, "--quiet")
 
 
-# ------------------------------------------------------------------------------------------------------------ train and predict
+# -------------------------------------------------------------------- train and predict
 
 
 def test_classes_from_training_to_prediction(tmp_path, capsys):
@@ -161,7 +161,7 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
     assert "epoch" not in out
 
 
-# ------------------------------------------------------------------------------------------------------------------- wrong files
+# -------------------------------------------------------------------------- wrong files
 
 GOOD = "a,b,kind\n" + "".join(f"{i},{i * i % 7},{'xy'[i % 2]}\n" for i in range(20))
 WRONG = {
@@ -395,7 +395,7 @@ def test_notes_that_do_not_fit_the_model_are_refused(tmp_path, capsys):
     assert "was not made by 'train', or was edited" in run(capsys, "predict", edited, data)[2]
 
 
-# --------------------------------------------------------------------------------------------------------------- the other commands
+# ------------------------------------------------------------------- the other commands
 
 
 def test_certify(tmp_path, capsys):

@@ -234,7 +234,7 @@ def test_models_of_all_kinds(p, q, n, m, bias, feedthrough, low, seed):
     assert_near(run(session(export(layer)), U)[0], layer.predict(U))
 
 
-# ------------------------------------------------------------------------------------------------------------- activations
+# -------------------------------------------------------------------------- activations
 
 
 def built_in():
@@ -293,7 +293,7 @@ def test_an_activation_alone():
     assert [v.name for v in model.graph.output] == ["Y"]
 
 
-# --------------------------------------------------------------------------------------------------------------- stopping
+# ----------------------------------------------------------------------------- stopping
 
 
 def bare(n=8, kappa=0.9, dtype="float64"):
@@ -472,7 +472,7 @@ def test_certified_for_another_iteration_is_not_enough(phi):
         export(layer)
 
 
-# ---------------------------------------------------------------------------------------------------- files, refusals
+# ---------------------------------------------------------------------- files, refusals
 
 
 def test_files(tmp_path):

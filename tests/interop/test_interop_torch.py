@@ -139,7 +139,7 @@ def test_gradients_are_those_of_torch_through_the_iteration():
     torch.testing.assert_close(U.grad, V.grad, rtol=0, atol=1e-10)
 
 
-# ----------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------- memory
 
 
 def test_memory_is_shared():
@@ -267,7 +267,7 @@ def test_a_graph_serves_twice_only_if_it_is_retained():
         Y.sum().backward()
 
 
-# ----------------------------------------------------------------------------------------------- derivatives of order two
+# ------------------------------------------------------------- derivatives of order two
 
 
 def test_second_order_is_refused():
@@ -297,7 +297,7 @@ def test_transforms_of_functions():
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- dtypes
+# ------------------------------------------------------------------------------- dtypes
 
 
 def test_dtypes_follow_the_parameters():
@@ -327,7 +327,7 @@ def test_parameters_of_two_dtypes_are_refused():
         module(values(4, 3))
 
 
-# ------------------------------------------------------------------------------------------------- optimisers, projection
+# --------------------------------------------------------------- optimisers, projection
 
 
 def test_it_learns_between_modules_of_torch():
@@ -392,7 +392,7 @@ def test_zeros_of_a_pattern_stay():
     assert np.isfinite(module(values(4, 3)).detach().numpy()).all()
 
 
-# ------------------------------------------------------------------------------------------------------------ failures
+# ----------------------------------------------------------------------------- failures
 
 
 def test_failures_are_those_of_the_layer():
@@ -464,7 +464,7 @@ def test_on_a_gpu():
     torch.testing.assert_close(module(U).cpu(), host(U.cpu()), rtol=1e-10, atol=1e-10)
 
 
-# ------------------------------------------------------------------------------------------------- names, copies, files
+# ----------------------------------------------------------------- names, copies, files
 
 
 def test_the_names_are_those_of_pyidl():

@@ -46,7 +46,7 @@ def inputs(m=6, seed=0):
     return np.random.default_rng(seed).normal(size=(m, P))
 
 
-# --------------------------------------------------------------------------------------------------- what is computed
+# --------------------------------------------------------------------- what is computed
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 2}, {"bias": False}, {"feedthrough": False}])
@@ -149,7 +149,7 @@ def test_a_warm_start_changes_nothing_but_the_steps():
         model.equilibrium(inputs(), x0=np.ones((5, N)))
 
 
-# -------------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- what is refused
 
 GOOD = inputs()
 BAD_INPUTS = {
@@ -337,7 +337,7 @@ def test_bad_parameters_leave_the_model_as_it_was(case, nested):
     assert all(model.params[k] is before[k] for k in before)
 
 
-# --------------------------------------------------------------------------------------------- parameters and copies
+# ---------------------------------------------------------------- parameters and copies
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,7 @@ def test_two_threads_use_one_model():
         assert all(np.array_equal(grads[k], grads2[k]) for k in grads)
 
 
-# ------------------------------------------------------------------------------------------------- failing solves
+# ----------------------------------------------------------------------- failing solves
 
 CERTIFIED = [
     activations.relu,
@@ -598,7 +598,7 @@ def test_the_default_adjoint_repairs_itself(n):
     assert ("Auto(Direct" if n == 1 else "Auto(Jacobi") in pull.solve([[1.0]]).method
 
 
-# -------------------------------------------------------------------------------------------------------- Sequential
+# --------------------------------------------------------------------------- Sequential
 
 
 def test_sequential_is_checked_when_it_is_built():

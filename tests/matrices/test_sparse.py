@@ -31,7 +31,10 @@ def thin(shape, density, rng):
 
 
 def sparse_model(seed=0, dtype="float64", density=0.15, **options):
-    """A model with few nonzero entries, full and compressed. Without a pattern its units form a ring, so that A is one block."""
+    """A model with few nonzero entries, full and compressed.
+
+    Without a pattern its units form a ring, so that A is one block.
+    """
     rng, model = (
         np.random.default_rng(seed),
         random_model(ImplicitModel, P, Q, N, dtype=dtype, **options),

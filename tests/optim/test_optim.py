@@ -56,7 +56,7 @@ def assert_same(actual, desired):
         assert_close(actual[key], a, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------- the formulas
+# ------------------------------------------------------------------------- the formulas
 
 
 def sgd_loop(p, grads, lr, mu, nesterov, decay):
@@ -204,7 +204,7 @@ def test_a_convex_quadratic_is_minimised(xp, make, decay):
     assert_close(x, from_host(xp, np.linalg.solve(H + decay * np.eye(3), b)), rtol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------- what stays
+# --------------------------------------------------------------------------- what stays
 
 
 @every_optimizer
@@ -263,7 +263,7 @@ def test_a_parameter_that_joins_late_is_corrected_for_its_own_start():
         assert_same({"b": params["b"]}, own)
 
 
-# ------------------------------------------------------------------------------------------------- state
+# -------------------------------------------------------------------------------- state
 
 
 @every_optimizer
@@ -390,7 +390,7 @@ def test_a_count_from_a_file_is_a_number_too():
     assert type(optimizer.count) is int
 
 
-# ------------------------------------------------------------------------------------------------- clipping
+# ----------------------------------------------------------------------------- clipping
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -478,7 +478,7 @@ def test_a_clipped_gradient_that_is_not_finite_leaves_nothing_finite_or_nothing_
     assert_close(xp.isnan(new["a"]), np.array([True, False]), rtol=0, xp=xp)
 
 
-# ------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------- refusals
 
 
 @every_optimizer
@@ -602,7 +602,7 @@ def test_a_schedule_that_leaves_the_numbers(rate):
     assert optimizer.count == 1
 
 
-# ------------------------------------------------------------------------------------------------- schedules
+# ---------------------------------------------------------------------------- schedules
 
 
 def test_the_schedule_sees_the_steps_already_taken():
@@ -674,7 +674,7 @@ def test_the_configuration_is_fixed():
         assert optimizer.count == 3
 
 
-# ------------------------------------------------------------------------------------------------- whose arrays they are
+# ---------------------------------------------------------------- whose arrays they are
 
 
 @every_optimizer

@@ -97,7 +97,7 @@ def some_lengths(T, m=M):
     return 1 + (T - 1) * np.arange(m) // max(1, m - 1)
 
 
-# ------------------------------------------------------------------------------------------------------- the oracles
+# -------------------------------------------------------------------------- the oracles
 
 
 def parts(model):
@@ -305,7 +305,7 @@ def test_the_oracles_see_a_missing_term(monkeypatch):
         assert relative(grads["B"], truth["B"]) > 1e-3
 
 
-# --------------------------------------------------------------------------------------------------------- one and many
+# ------------------------------------------------------------------------- one and many
 
 
 @pytest.mark.parametrize("option", ["default", "no D", "D on the input", "rank 2", "no bias"])
@@ -512,7 +512,7 @@ def test_zero_cotangents_give_exact_zeros():
     assert not any(np.any(g) for g in pull(0 * G)[1].values())
 
 
-# ----------------------------------------------------------------------------------------------- truncation, long sequences
+# ----------------------------------------------------------- truncation, long sequences
 
 
 def test_truncation_cuts_where_it_says():
@@ -599,7 +599,7 @@ def test_memory_is_linear_in_time_with_a_small_constant():
     assert peak[2] - peak[1] < 2.1 * (peak[1] - peak[0])
 
 
-# ------------------------------------------------------------------------------------------------------- the certificate
+# ---------------------------------------------------------------------- the certificate
 
 
 def perturbed(model, U, h0, rho, rng):
@@ -754,7 +754,7 @@ def test_a_spectral_radius_below_one_is_enough():
     assert not model.recurrence().proven
 
 
-# ---------------------------------------------------------------------------------------------------------- composition
+# -------------------------------------------------------------------------- composition
 
 
 def test_stacked_layers():
@@ -832,7 +832,7 @@ def test_without_biases_the_network_is_homogeneous():
         assert relative(model.predict(scale * U) / np.float32(scale), model.predict(U)) < 1e-4
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------- what is refused
 
 
 BAD_CALLS = {

@@ -63,7 +63,7 @@ def loss(model, states, kind="states"):
     return np.mean((host(states.Y) - X @ p["C"].T - V @ p["D"].T - p["d"]) ** 2, axis=0) / 2
 
 
-# ------------------------------------------------------------------------------------------------------------- what is found
+# ------------------------------------------------------------------------ what is found
 
 
 def test_a_network_is_found_again():
@@ -197,7 +197,7 @@ def test_relaxation_keeps_the_support_and_fits_better():
     assert not np.any(again.support.A & ~strict.support.A)
 
 
-# ----------------------------------------------------------------------------------------------------------- where weights may be
+# ----------------------------------------------------------------- where weights may be
 
 
 def test_patterns():
@@ -235,7 +235,7 @@ def test_the_zeros_stay_in_further_training(tmp_path):
     assert np.array_equal(pyidl.load(tmp_path / "sim.npz").predict(NEW), model.predict(NEW))
 
 
-# ------------------------------------------------------------------------------------------------------------- penalties, solvers
+# ------------------------------------------------------------------- penalties, solvers
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_samples_without_a_fixed_point_are_dropped_and_counted(monkeypatch):
         FREE(NET, U, penalty=sim.L1(0.01))
 
 
-# ------------------------------------------------------------------------------------------------------- the same, however it comes
+# ----------------------------------------------------------- the same, however it comes
 
 
 CHUNKS = {
@@ -412,7 +412,7 @@ def test_a_perceptron_of_scikit_learn():
     assert agree.all()
 
 
-# ----------------------------------------------------------------------------------------------------------------------- the path
+# ----------------------------------------------------------------------------- the path
 
 
 def test_a_path_of_penalties():
@@ -442,7 +442,7 @@ def test_a_path_of_penalties():
         sim.path(STATES, [], score)
 
 
-# -------------------------------------------------------------------------------------------------------------------- degenerate data
+# ---------------------------------------------------------------------- degenerate data
 
 
 DEGENERATE = {

@@ -104,7 +104,10 @@ def test_the_proximal_map_with_the_ball_against_a_general_optimiser(penalty):
 
 
 def test_after_the_reverse_huber_map_a_projection_is_too_much():
-    """The order of the proximal map matters: threshold, then map. The other way round is feasible, and worse."""
+    """The order of the proximal map matters: threshold, then map.
+
+    The other way round is feasible, and worse.
+    """
     penalty, radius = sim.ReverseHuber(0.3, 1.0), np.array([0.5])
     V = np.random.default_rng(4).normal(size=(200, 4)) * 2
 
@@ -120,7 +123,7 @@ def test_after_the_reverse_huber_map_a_projection_is_too_much():
     assert np.max(objective(wrong) - objective(right)) > 0.01
 
 
-# ------------------------------------------------------------------------------------------------ the multiplier of the ball
+# ----------------------------------------------------------- the multiplier of the ball
 
 
 def by_bisection(falling, bound, high):

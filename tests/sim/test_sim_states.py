@@ -132,7 +132,7 @@ def test_plain_arrays_must_fit(layers, activation, words):
         sim.Feedforward(layers, activation)
 
 
-# ---------------------------------------------------------------------------------------------------- the exact model
+# ---------------------------------------------------------------------- the exact model
 
 
 @given(
@@ -259,7 +259,7 @@ def test_implicit_models_have_states_of_their_own():
     np.testing.assert_array_equal(alone.Y, inner.predict(samples(p=6)))
 
 
-# ------------------------------------------------------------------------------------------------------------- chunks
+# ------------------------------------------------------------------------------- chunks
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
@@ -312,7 +312,7 @@ def test_some_of_the_activations():
             sim.collect_states(net, samples(), at=at)
 
 
-# ------------------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_states_are_checked():
             sim.States(**{**given, **change})
 
 
-# -------------------------------------------------------------------------------------------------------- scikit-learn
+# ------------------------------------------------------------------------- scikit-learn
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])

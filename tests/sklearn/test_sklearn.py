@@ -70,7 +70,7 @@ def fitted(estimator, *data, **options):
         return estimator.fit(*data, **options)
 
 
-# ------------------------------------------------------------------------------------------------------- in scikit-learn's company
+# ------------------------------------------------------------ in scikit-learn's company
 
 
 def test_pipelines_searches_and_validation():
@@ -108,7 +108,7 @@ def test_names_of_columns_are_kept():
         model.predict(X[["b", "a", "c", "d"]])
 
 
-# ---------------------------------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------ answers
 
 
 def test_probabilities_and_labels():
@@ -155,7 +155,7 @@ def test_a_single_target_is_a_column_or_a_vector():
     assert np.array_equal(flat.predict(X), column.predict(X)[:, 0])
 
 
-# --------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------- training
 
 
 def test_the_same_seed_gives_the_same_model():
@@ -489,7 +489,7 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was(make, monkeypatch):
         unfitted.predict(X)
 
 
-# --------------------------------------------------------------------------------------------------------------------------- SIM
+# ---------------------------------------------------------------------------------- SIM
 
 
 def test_an_implicit_model_in_place_of_its_teacher():
@@ -527,7 +527,7 @@ def test_other_teachers_are_refused():
         SIMClassifier(ImplicitClassifier()).fit(*IRIS)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ scaling
+# ------------------------------------------------------------------------------ scaling
 
 
 def test_scalings_are_exact_for_any_size():

@@ -49,7 +49,10 @@ BAR = {
     "monotone": 2.5,
     "monotone, saturated": 2.5,
 }
-"""How many times the products of the best fixed choice `Auto` may need. On `roll` Picard ends all at once, where ReLU cuts the cycle."""
+"""How many times the products of the best fixed choice `Auto` may need.
+
+On `roll` Picard ends all at once, where ReLU cuts the cycle.
+"""
 
 EVERY = [Picard(), Picard(damping=0.3), Anderson(), Newton(), Auto()]
 
@@ -62,7 +65,7 @@ def random_rows(n, kappa, seed=0):
     return FAMILIES["gaussian"](n, kappa, np.random.default_rng(seed))
 
 
-# ------------------------------------------------------------------------------------------------------ the grid
+# ----------------------------------------------------------------------------- the grid
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_each_step_is_one_product_and_each_round_one_measurement():
     assert (counts.products, counts.measurements) == (steps, steps // 6)
 
 
-# ---------------------------------------------------------------------------------------------------- acceleration
+# ------------------------------------------------------------------------- acceleration
 
 
 @pytest.mark.parametrize("m", [1, 30, 300])
@@ -184,7 +187,7 @@ def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
         assert relative(out, X @ M.dense().T) < 1e-15
 
 
-# -------------------------------------------------------------------------------------------------- the best iterate
+# --------------------------------------------------------------------- the best iterate
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -237,7 +240,7 @@ def test_value_slopes_and_pre_activation_belong_together_at_kinks(activation, so
     assert relative(v, exact) < (1e-4 if dtype == "float32" else 1e-9)
 
 
-# ------------------------------------------------------------------------------------------ no solution, no CONVERGED
+# ------------------------------------------------------------ no solution, no CONVERGED
 
 
 def singular(seed, dtype):
@@ -296,7 +299,7 @@ def test_a_model_of_thirds_has_no_solution(dtype, solver):
         assert np.all(~s.converged | (s.residual <= 1e-2 * U[:, 0])), s
 
 
-# ------------------------------------------------------------------------------------------- strong self-inhibition
+# --------------------------------------------------------------- strong self-inhibition
 
 
 @pytest.mark.parametrize("a", [-100.0, -1e6])
@@ -345,7 +348,7 @@ def test_growth_is_what_the_loop_says():
         assert s.value[0, 0] == pytest.approx(1 / gap, rel=1e-2)
 
 
-# ------------------------------------------------------------------------------------------------- work cut in pieces
+# ------------------------------------------------------------------- work cut in pieces
 
 ALL = [Picard(), Picard(damping=0.3), Jacobi(), Anderson(), Anderson(splitting=True), Newton(), ForwardBackward(alpha=0.9),
        PeacemanRachford(), Auto()]  # fmt: skip

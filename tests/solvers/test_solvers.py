@@ -127,7 +127,7 @@ def test_tracing_changes_nothing(xp):
     assert plain.trace is None
 
 
-# -------------------------------------------------------------------------------------------------------- statuses
+# ----------------------------------------------------------------------------- statuses
 
 
 def one(A, z, solver=PICARD, activation=activations.relu, dtype="float64"):
@@ -218,7 +218,7 @@ def test_all_statuses_in_one_batch():
     assert "2 CONVERGED, 1 STAGNATED, 1 DIVERGED" in repr(together)
 
 
-# ------------------------------------------------------------------------------------------------------ arguments
+# ---------------------------------------------------------------------------- arguments
 
 
 def test_bad_arguments_are_refused():
@@ -245,7 +245,7 @@ def test_the_direct_solver_refuses_what_is_not_linear():
         Direct()(problem())
 
 
-# ---------------------------------------------------------------------------------------------------- linear solves
+# ------------------------------------------------------------------------ linear solves
 
 
 def adjoint(xp=np, n=8, m=6, kappa=0.9, dtype="float64", seed=0, scale=1.0, factors=False):
@@ -349,7 +349,7 @@ def test_zero_rows_are_solved_when_first_measured():
     assert s.converged.all()
 
 
-# ------------------------------------------------------------------------------------------------------- a cell's own
+# ------------------------------------------------------------------------- a cell's own
 
 
 def test_a_cell_of_which_only_the_map_is_known():
@@ -366,7 +366,7 @@ def test_a_cell_of_which_only_the_map_is_known():
     assert pull.forward.converged.all()
 
 
-# ----------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------- memory
 
 
 def peak(p, solver):

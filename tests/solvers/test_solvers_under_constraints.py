@@ -23,7 +23,10 @@ ACTIVATIONS = [
 
 
 def must_converge(name, constraint, dtype):
-    """Auto always; the plain iterations where they contract. (In float32 a norm that is far from the plain one may hide the tolerance.)"""
+    """Auto always; the plain iterations where they contract.
+
+    (In float32 a norm that is far from the plain one may hide the tolerance.)
+    """
     return name == "auto" or (
         name in ("picard", "damped") and constraint.contracts and dtype == "float64"
     )

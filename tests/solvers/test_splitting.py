@@ -43,7 +43,7 @@ def hard(activation=activations.relu, size=5.0, n=15, m=6, dtype="float64", seed
     return p, exact.value
 
 
-# ------------------------------------------------------------------------------------------------------ proximal maps
+# ------------------------------------------------------------------------ proximal maps
 
 
 def arguments(alpha, dtype, seed):
@@ -136,7 +136,7 @@ def test_blocks_have_a_proximal_map_where_all_parts_do():
     assert Blocks((activations.relu, 2), (activations.elu, 3)).resolvent is None
 
 
-# -------------------------------------------------------------------------------------------------------------- rates
+# -------------------------------------------------------------------------------- rates
 
 
 @given(
@@ -195,7 +195,7 @@ def test_a_rate_that_is_attained():
         assert np.all(solver(p, trace=True).trace[1:] <= 1e-14)
 
 
-# ------------------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------ answers
 
 SOLVERS = {
     "fb": ForwardBackward(max_iter=20000),
@@ -372,7 +372,7 @@ def test_low_rank_and_tiled_matrices_are_multiplied_out():
         )
 
 
-# --------------------------------------------------------------------------------------------------------------- Auto
+# --------------------------------------------------------------------------------- Auto
 
 
 def doubtful(A, Z, activation=activations.relu):
@@ -499,7 +499,7 @@ def test_the_model_reads_growths_where_its_constraint_does_not_contract():
     assert model.equilibrium(U).converged.all()
 
 
-# ---------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_the_input_and_the_start_are_not_written_into(xp):
         assert np.array_equal(host(q.map.S), S), name
 
 
-# ------------------------------------------------------------------------------------------------------------- Jacobi
+# ------------------------------------------------------------------------------- Jacobi
 
 
 @given(
@@ -336,7 +336,7 @@ def test_jacobi_refuses_by_name_and_before_it_starts():
         Jacobi()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
 
 
-# ---------------------------------------------------------------------------------------------------------------- Auto
+# --------------------------------------------------------------------------------- Auto
 
 
 def test_auto_takes_the_splitting_where_it_is_faster():
@@ -426,7 +426,7 @@ def test_a_repair_that_comes_no_closer_changes_nothing():
     assert Auto()(p).residual[0] <= first.residual[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ Anderson
+# ----------------------------------------------------------------------------- Anderson
 
 
 def test_anderson_removes_a_slow_mode():
@@ -475,7 +475,7 @@ def test_cotangents_far_from_one(solver):
         assert relative(s.value / c, base) < 2e-4
 
 
-# -------------------------------------------------------------------------------------------------------------- Newton
+# ------------------------------------------------------------------------------- Newton
 
 CYCLING = np.eye(3) - np.array([[1.0, 0, 2], [2, 1, 0], [0, 2, 1]])
 
@@ -529,7 +529,7 @@ def test_a_singular_newton_step_ends_nonfinite():
         Newton()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
 
 
-# --------------------------------------------------------------------------------------------------- linear equations
+# --------------------------------------------------------------------- linear equations
 
 
 def test_gmres_solves_in_as_many_products_as_there_are_eigenvalues():
@@ -622,7 +622,7 @@ def test_truncated_adjoints_are_never_silent_and_never_forward():
     assert pull.solve(np.ones((2, 2))).residual.max() > 1e-3
 
 
-# -------------------------------------------------------------------------------------------------------- constraints
+# -------------------------------------------------------------------------- constraints
 
 
 @pytest.mark.parametrize("solver", [Picard(), Picard(damping=0.2), Anderson(), Auto()], ids=repr)

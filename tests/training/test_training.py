@@ -286,7 +286,7 @@ def test_only_given_gradients_move():
     assert np.any(new["C"] != model.params["C"])
 
 
-# ------------------------------------------------------------------------------------------------ callbacks, resume
+# -------------------------------------------------------------------- callbacks, resume
 
 
 def test_early_stopping_says_what_it_could_watch():
@@ -438,7 +438,7 @@ def test_the_same_seed_trains_the_same_model():
     assert not np.array_equal(one.params["A"], other.params["A"])
 
 
-# ------------------------------------------------------------------------------------------------------ failed solves
+# ------------------------------------------------------------------------ failed solves
 
 
 def fragile(share):
@@ -560,7 +560,7 @@ def test_validation_counts_failures():
     assert history["val_failed"].tolist() == [50.0]
 
 
-# ------------------------------------------------------------------------------------------------------------- the door
+# ----------------------------------------------------------------------------- the door
 
 BAD_CALLS = {
     "epochs": {"epochs": 0},
@@ -748,7 +748,7 @@ def test_several_inputs_and_a_random_layer():
     assert len(set(draws)) == 15
 
 
-# ------------------------------------------------------------------------------------------------------------- progress
+# ----------------------------------------------------------------------------- progress
 
 
 def test_progress(capsys, caplog, monkeypatch):

@@ -273,7 +273,7 @@ def test_a_matrix_just_outside_is_refused(seed, n):
         assert constraint.certificate({"A": inside}, activations.relu).proven
 
 
-# ----------------------------------------------------------------------------------------------- single conditions
+# -------------------------------------------------------------------- single conditions
 
 
 def test_the_averaged_iteration_converges_at_its_rate():
@@ -463,7 +463,7 @@ def test_any_order_without_cycles_is_recognised():
     assert not strongest({"A": A}, activations.relu, InfNorm()).proven
 
 
-# ------------------------------------------------------------------------------------------- the strongest statement
+# -------------------------------------------------------------- the strongest statement
 
 
 def test_the_smallest_factor_wins():
@@ -515,7 +515,7 @@ def test_factors_and_their_product_are_certified_alike(constraint, seed, k):
     assert one.margin == pytest.approx(two.margin, rel=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------- entry by entry
+# ----------------------------------------------------------------------- entry by entry
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.floats(0.1, 0.999999))

@@ -303,7 +303,7 @@ def test_weights_can_be_compared_and_hashed():
     assert hash(ball) == hash(InfNorm(0.9, weights=(1, 2)))
 
 
-# ------------------------------------------------------------------------------------------------------------- factors
+# ------------------------------------------------------------------------------ factors
 
 
 @pytest.mark.parametrize("constraint", LOW_RANK, ids=repr)
@@ -337,7 +337,7 @@ def test_clipped_factors_are_the_nearest_matrix():
     )
 
 
-# -------------------------------------------------------------------------------- activations of several components
+# ---------------------------------------------------- activations of several components
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_conditions_refuse_what_they_say_nothing_about():
         assert not constraint.refusal(activations.sigmoid)
 
 
-# ------------------------------------------------------------------------------------------------- Perron-Frobenius
+# --------------------------------------------------------------------- Perron-Frobenius
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12))
@@ -456,7 +456,7 @@ def test_the_perron_frobenius_set_is_larger_than_the_ball():
     assert not InfNorm(0.9).contains({"A": A}, activations.relu)
 
 
-# ---------------------------------------------------------------------------------------------------- upper bounds
+# ------------------------------------------------------------------------- upper bounds
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
@@ -472,7 +472,7 @@ def test_the_bound_of_the_spectral_norm_is_one(seed, r, c):
     assert true * (1 - 1e-15) <= spectral_bound(A) <= true * (1 + 1e-9)
 
 
-# -------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------- training
 
 
 def digits_like(rng):
@@ -504,7 +504,7 @@ def test_training_does_not_leave_the_set(constraint, factors):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)

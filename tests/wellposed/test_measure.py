@@ -186,7 +186,7 @@ def test_factors_are_scaled_into_the_set(seed, n, weighted, dtype):
     assert np.array_equal(P["L"][inside], L[inside])
 
 
-# ------------------------------------------------------------------------------------------------------- certificate
+# -------------------------------------------------------------------------- certificate
 
 
 def inside(rng, n, kappa, weighted):

@@ -83,7 +83,7 @@ def factors(rng, n, k, dtype):
     return L.astype(dtype), R.astype(dtype)
 
 
-# ------------------------------------------------------------------------------------------------------------ bounds
+# ------------------------------------------------------------------------------- bounds
 
 
 def exact(A):
@@ -252,7 +252,7 @@ def test_bounds_at_the_ends_of_the_range():
     assert not bounds.is_below(np.full((2, 2), np.nan), 1.0)
 
 
-# ------------------------------------------------------------------------------------------------------- projections
+# -------------------------------------------------------------------------- projections
 
 SETS = [SpectralNorm(0.9), Monotone(0.1)]
 
@@ -299,7 +299,8 @@ def test_projection_is_the_nearest_point_and_firmly_nonexpansive(constraint, see
     A, B = (adversarial(rng, n, 10).astype(dtype) for _ in range(2))
     P, Q = (projected(constraint, M).astype(float) for M in (A, B))
     A, B = A.astype(float), B.astype(float)
-    # the projection goes inside by what the cast and the proof take, and once more by a factor of 4 if need be
+    # the projection goes inside by what the cast and the proof take, and once more by a
+    # factor of 4 if need be
     inside = 4 * (2 * np.finfo(dtype).eps + 4 * (n + 4) ** 2 * bounds.EPS)
     unit = n**0.5 * inside * (1 + 2 * np.linalg.norm(A) + 2 * np.linalg.norm(B))
     assert np.linalg.norm(P - nearest(constraint, A)) <= unit
@@ -391,7 +392,7 @@ def test_one_bad_entry_is_refused(constraint):
     assert not constraint.certificate({"A": A}, activations.relu).proven
 
 
-# ------------------------------------------------------------------------------------------------------ certificates
+# ------------------------------------------------------------------------- certificates
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 1.5, math.nan])

@@ -23,7 +23,7 @@ from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_
 
 BUILT_IN = [activations.named(name) for name in activations.builtin.BUILT_IN]
 
-# -------------------------------------------------------------------------------------------------------- projection
+# --------------------------------------------------------------------------- projection
 
 
 def adversarial(rng, n, k):
@@ -151,7 +151,7 @@ def test_bad_projections_are_refused(A, radius):
         l1_ball_rows(A, radius)
 
 
-# ----------------------------------------------------------------------------------------------------------- InfNorm
+# ------------------------------------------------------------------------------ InfNorm
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0, -0.5, 1.5, math.nan])
@@ -224,7 +224,7 @@ def test_an_unknown_lipschitz_constant_proves_nothing():
     assert InfNorm(0.5).project({"A": np.eye(2)}, mine)["A"][0, 0] == pytest.approx(0.5)
 
 
-# ------------------------------------------------------------------------------------------------------- certificate
+# -------------------------------------------------------------------------- certificate
 
 
 def test_certificate_in_numbers():
