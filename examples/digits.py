@@ -1,4 +1,7 @@
-"""Handwritten digits with an implicit model: train it, certify it, check its gradient, save it, and draw what happened."""
+"""Handwritten digits with an implicit model.
+
+Train it, certify it, check its gradient, save it, and draw what happened.
+"""
 
 from pathlib import Path
 
@@ -32,17 +35,18 @@ history = pyidl.fit(
 print(model)
 print(model.certificate())
 print(
-    f"worst gradient error against central differences (float64): {testing.check_pullback(model, U_test[:32]).max_error:.1e}"
+    "worst gradient error against central differences (float64): "
+    f"{testing.check_pullback(model, U_test[:32]).max_error:.1e}"
 )
 Y, pull = model(U_test)
 print(f"test accuracy: {metrics.accuracy(Y, t_test):.3f}")
 dY = losses.cross_entropy(Y, t_test)[1]
 print(
-    f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, adjoint {pull.solve(dY).n_iter.mean():.1f}"
+    f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, "
+    f"adjoint {pull.solve(dY).n_iter.mean():.1f}"
 )
-picard = model.replace(
-    forward=pyidl.solvers.Picard(), adjoint=pyidl.solvers.Picard()
-)  # `Auto` may solve block by block: no curve
+# `Auto` may solve block by block: no curve
+picard = model.replace(forward=pyidl.solvers.Picard(), adjoint=pyidl.solvers.Picard())
 forward, adjoint = picard.equilibrium(U_test, trace=True), picard(U_test)[1].solve(dY, trace=True)
 here = Path(__file__).parent
 pyidl.save(here / "digits.npz", model)

@@ -4,9 +4,9 @@ import importlib
 import os
 import sys
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # several workers share the cores: a thread each, which has to be said before NumPy is imported
+# several workers share the cores: a thread each, which has to be said before NumPy is
+# imported
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import array_api_strict
@@ -27,7 +27,10 @@ settings.load_profile("pyidl")
     params=["numpy", "array_api_strict", "stand_in", pytest.param("cupy", marks=pytest.mark.gpu)]
 )
 def xp(request, monkeypatch):
-    """The namespaces that pyidl runs on; CuPy where a device answers, and everywhere a stand-in with its strictness."""
+    """The namespaces that pyidl runs on.
+
+    CuPy where a device answers, and everywhere a stand-in with its strictness.
+    """
     if request.param == "stand_in":
         for name, module in stand_in.MODULES.items():
             monkeypatch.setitem(sys.modules, name, module)
@@ -61,7 +64,10 @@ def compiled():
         pytest.skip(f"NVRTC or CUDA's headers are not installed: {error}")
 
     def compiled(text, arch="compute_80"):
-        """What CuPy does with a text; PTX, or for an architecture such as sm_80 what the assembler says of it."""
+        """What CuPy makes of a text: PTX.
+
+        Or, for an architecture such as sm_80, what the assembler says of it.
+        """
         program = nvrtc.createProgram(text, "kernel.cu", (), ())
         nvrtc.compileProgram(
             program, (*options, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v")

@@ -1,4 +1,7 @@
-"""CuPy on the emulated card (`tests/emulated_card`), with the counters of the stand-in: what CuPy itself launches, sends and waits for."""
+"""CuPy on the emulated card (`tests/emulated_card`), with the counters of the stand-in.
+
+They say what CuPy itself launches, sends and waits for.
+"""
 
 import ctypes
 

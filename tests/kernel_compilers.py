@@ -1,4 +1,7 @@
-"""Compilers of kernels that need no GPU: NVRTC makes CUDA's text PTX, a compiler of C++ makes it functions of the host."""
+"""Compilers that turn a kernel's text into something to test without a GPU.
+
+NVRTC makes CUDA's text PTX, a compiler of C++ makes it functions of the host.
+"""
 
 import contextlib
 import ctypes
@@ -27,13 +30,21 @@ def library(folder, text):
 
 MODE = """
 #include <xmmintrin.h>
-extern "C" unsigned mode(unsigned next) { unsigned before = _mm_getcsr(); _mm_setcsr(next); return before; }
+extern "C" unsigned mode(unsigned next)
+{
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(next);
+    return before;
+}
 """
 
 
 @contextlib.contextmanager
 def small_numbers_flushed(folder):
-    """Numbers below the smallest normal one count as 0, as in CuPy's kernels of float32 (``-ftz=true``); here in float64 too."""
+    """Numbers below the smallest normal one count as 0.
+
+    As in CuPy's kernels of float32 (``-ftz=true``); here in float64 too.
+    """
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("a mode of x86 processors")
     mode = library(folder, MODE).mode
@@ -46,7 +57,10 @@ def small_numbers_flushed(folder):
 
 
 def as_cupy_writes_it(name, dtype, inputs, outputs, text, ndim):
-    """The kernel that CuPy puts around an elementwise text, without a GPU; arrays of two dimensions have strides."""
+    """The kernel that CuPy puts around an elementwise text, without a GPU.
+
+    Arrays of two dimensions have strides.
+    """
     import cupy
     from cupy._core import _kernel
 

@@ -44,7 +44,10 @@ def stiff(n, kappa, rng):
 
 
 def turning(n, kappa, rng):
-    """``kappa [[.5, .5], [-.5, .5]]`` on the diagonal: Picard's spectral radius is 0.71 kappa, that of the splitting nearly 1."""
+    """``kappa [[.5, .5], [-.5, .5]]`` on the diagonal.
+
+    Picard's spectral radius is 0.71 kappa, that of the splitting nearly 1.
+    """
     return np.kron(np.eye((n + 1) // 2), kappa * np.array([[0.5, 0.5], [-0.5, 0.5]]))[:n, :n]
 
 
@@ -161,7 +164,10 @@ def splits(name, p):
 
 
 def monotone(n, margin, size, rng):
-    """``(A + A^T) / 2 <= (1 - margin) I``, with equality somewhere, and a Euclidean norm of about `size`."""
+    """``(A + A^T) / 2 <= (1 - margin) I``, with equality somewhere.
+
+    And a Euclidean norm of about `size`.
+    """
     G = rng.normal(size=(n, n))
     K, S = G - G.T, G @ G.T
     A = size * (K / max(np.linalg.norm(K, 2), 1e-300) - 0.5 * S / np.linalg.norm(S, 2))

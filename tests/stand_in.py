@@ -25,7 +25,10 @@ PARAMETERS = {
         str.split, (Path(__file__).parent / "cupy_names.txt").read_text().splitlines()
     )
 }
-"""What CuPy has, and the parameters of its functions where they can be read (test_architecture.py compares them with CuPy's)."""
+"""What CuPy has, and the parameters of its functions where they can be read.
+
+test_architecture.py compares them with CuPy's.
+"""
 SCALARS = (bool, int, float, type(None), str, slice, type(Ellipsis), np.dtype, type)
 VIEWS = {
     "reshape",
@@ -64,7 +67,8 @@ class ndarray:
 
     def __array__(self, *arguments, **options):
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to "
+            "construct a NumPy array explicitly."
         )
 
     def __reduce__(self):
@@ -82,9 +86,8 @@ class ndarray:
         return wrap(self._a[bare(key)])
 
     def __setitem__(self, key, value):
-        cupy.waits += (
-            isinstance(key, ndarray) and key.dtype == bool
-        )  # so many values are taken, though it be one number
+        # so many values are taken, though it be one number
+        cupy.waits += isinstance(key, ndarray) and key.dtype == bool
         cupy.launches += 1
         self._a[bare(key)] = bare(value)
 
@@ -118,7 +121,8 @@ def bare(x):
     if isinstance(x, ndarray):
         if x.device.id != Device.current:
             raise ValueError(
-                f"Array device must be same as the current device: array device = {x.device.id} while current = {Device.current}"
+                "Array device must be same as the current device: "
+                f"array device = {x.device.id} while current = {Device.current}"
             )
         return x._a
     if isinstance(x, (list, tuple)):
@@ -142,7 +146,8 @@ def wrapped(function, name):
             len(arguments) <= len(parameters) and set(options) <= set(parameters[len(arguments) :])
         ):
             raise TypeError(
-                f"cupy.{name} has the parameters {parameters}; got {len(arguments)} and {sorted(options)}"
+                f"cupy.{name} has the parameters {parameters}; "
+                f"got {len(arguments)} and {sorted(options)}"
             )
         cupy.waits += name in WAITING
         cupy.launches += name not in VIEWS
@@ -289,7 +294,10 @@ class ElementwiseKernel:
 
 
 class RawKernel:
-    """What a kernel of pyidl.arrays.kernels computes, sample by sample in NumPy; test_kernels.py compares its text with that."""
+    """What a kernel of pyidl.arrays.kernels computes, sample by sample in NumPy.
+
+    test_kernels.py compares its text with that.
+    """
 
     def __init__(self, code, name):
         self.compute = PLAIN[name]

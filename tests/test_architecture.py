@@ -1,4 +1,8 @@
-"""The house: imports go strictly downwards, array names exist everywhere, and `import pyidl` is light."""
+"""The house.
+
+Imports go strictly downwards, array names exist everywhere, and `import pyidl` is
+light.
+"""
 
 import ast
 import functools
@@ -64,9 +68,8 @@ def imported(source):
                 yield from (f"pyidl.{alias.name}" for alias in node.names)
             else:
                 yield node.module
-                yield from (
-                    f"{node.module}.{alias.name}" for alias in node.names
-                )  # a module, perhaps
+                # a module, perhaps
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def violations(module, source):
@@ -159,7 +162,10 @@ def test_a_cycle_is_found_however_it_is_written(za, zb):
 
 
 def array_name(node):
-    """``name`` of ``xp.name`` or ``namespace(z).name``, ``linalg.name`` of ``xp.linalg.name``; None for anything else."""
+    """``name`` of ``xp.name`` or ``namespace(z).name``; None for anything else.
+
+    ``linalg.name`` of ``xp.linalg.name``.
+    """
 
     def is_xp(node):
         if isinstance(node, ast.Name):
@@ -271,7 +277,10 @@ def test_importing_pyidl_is_light():
 
 
 def lines_of_docstrings(tree):
-    """Of the module, its classes and functions, and of constants: whatever string is a statement."""
+    """The docstrings of a module: whatever string is a statement.
+
+    Its own, those of its classes and functions, and of constants.
+    """
     strings = (
         node
         for node in ast.walk(tree)

@@ -218,9 +218,8 @@ def test_the_floor_computes_what_pyidl_does():
     for key, a in floor.params.items():
         np.testing.assert_allclose(a, loop.model.params[key], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(floor.predict(U), loop.predict(U), rtol=1e-6, atol=1e-8)
-    assert (
-        0 < loop.steps[0] < floor.steps[0] + 5 * (200 // training.BATCH)
-    )  # pyidl measures every fifth step
+    # pyidl measures every fifth step
+    assert 0 < loop.steps[0] < floor.steps[0] + 5 * (200 // training.BATCH)
     assert np.abs(floor.params["A"]).sum(axis=1).max() <= training.KAPPA * (1 + 1e-14)
 
 

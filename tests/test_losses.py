@@ -1,4 +1,7 @@
-"""Losses against central differences, against each other, and against everything that must be refused."""
+"""Losses against central differences, against each other.
+
+And against everything that must be refused.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ LOGITS = [(5, 4), (3, 2, 4)]
 
 
 def draw(loss, shape, rng):
-    """Y and target, with Y - target away from the kinks of mae and huber by far more than a difference step."""
+    """Y and target, with Y - target away from the kinks of mae and huber.
+
+    By far more than a difference step.
+    """
     if loss is losses.binary_cross_entropy:
         return rng.normal(size=shape), rng.uniform(size=shape)
     target = rng.normal(size=shape)
@@ -44,7 +50,10 @@ def probabilities(rng, shape):
 
 
 def check_gradient(loss, Y, *, h=1e-5):
-    """Every entry of dY by the central difference of order 4, whose error is of the order of h^4 and eps / h."""
+    """Every entry of dY by the central difference of order 4.
+
+    Its error is of the order of h^4 and eps / h.
+    """
     _, dY = loss(Y)
     numeric = np.empty_like(Y)
     for i in np.ndindex(*Y.shape):
@@ -204,7 +213,10 @@ def test_slopes_at_kinks():
 
 
 def every_loss(rng, m):
-    """(loss, Y, target) for m samples: the real losses, and cross_entropy with labels and probabilities."""
+    """``(loss, Y, target)`` for m samples.
+
+    The real losses, and cross_entropy with labels and probabilities.
+    """
     for loss in REAL:
         yield (loss, *draw(loss, (m, 3), rng))
     for shape in ((m, 4), (m, 2, 4)):
@@ -395,7 +407,10 @@ def test_a_small_binary_cross_entropy_keeps_its_digits():
 
 @pytest.mark.parametrize("loss", [losses.mse, losses.huber, losses.cross_entropy])
 def test_weights_of_positions(loss, xp):
-    """The mean is that over all positions as samples, and what has weight 0 can be any admissible target."""
+    """The mean is that over all positions as samples.
+
+    What has weight 0 can be any admissible target.
+    """
     rng = np.random.default_rng(8)
     Y, w = (
         rng.normal(size=(3, 4, 5)),

@@ -121,7 +121,10 @@ def test_residuals_are_those_of_the_worst_sample():
     ],
 )
 def test_certified_bounds_hold(constraint, activation):
-    """The curve of the bound lies above the residuals, the circle around the eigenvalues, for whichever norm it is proven in."""
+    """The bound lies above the residuals, the circle around the eigenvalues.
+
+    For whichever norm it is proven in.
+    """
     model = picard(constraint=constraint, activation=activation, spread=3.0)
     certificate = constraint.certificate(model.params, activation)
     assert certificate.applies_to == "Picard"
@@ -142,7 +145,10 @@ def test_certified_bounds_hold(constraint, activation):
 
 
 def test_the_slack_of_a_norm_is_needed():
-    """Without it the bound would be false: a Euclidean contraction by 1/2 that first turns three entries into one."""
+    """Without it the bound would be false.
+
+    A Euclidean contraction by 1/2 that first turns three entries into one.
+    """
     solution = fake(np.array([[1.0], [0.8]]), np.array([1e-3]))
     for norm, share in (
         (Norm("Euclidean"), 2**0.5),
@@ -177,10 +183,11 @@ def test_a_monotone_model_has_its_spectrum_left_of_one():
     drawn = lines(plotting.spectrum(model))
     assert drawn["certified: real parts below 1"].get_xdata() == [1.0, 1.0]
     assert np.all(drawn["eigenvalues of A"].get_xdata() < 1)
+    # or a circle would do
     assert (
         np.hypot(drawn["eigenvalues of A"].get_xdata(), drawn["eigenvalues of A"].get_ydata()).max()
         > 1
-    )  # or a circle would do
+    )
 
 
 def test_spectrum_of_factors_and_of_a_recurrent_network():
@@ -293,6 +300,9 @@ def test_without_matplotlib_it_says_what_is_missing(monkeypatch):
 
 def test_pyplot_is_not_touched():
     """A drawing leaves no figure in the list of pyplot, and does not even load it."""
-    code = "import sys, numpy as np; from pyidl import plotting; plotting.sparsity(np.eye(3)); print('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, numpy as np; from pyidl import plotting; plotting.sparsity(np.eye(3)); "
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,4 +1,7 @@
-"""Every activation keeps its word: derivative, slopes, homogeneity, scalar fixed point, in-place form."""
+"""Every activation keeps its word.
+
+Derivative, slopes, homogeneity, scalar fixed point, in-place form.
+"""
 
 import copy
 import math
@@ -61,7 +64,10 @@ def test_claims(activation):
 
 @pytest.mark.parametrize("activation", ALL, ids=repr)
 def test_curvature_is_a_bound_that_is_attained_and_kinks_are_jumps(activation):
-    """A dense search: no slope changes faster between neighbours, and some nearly do; at every kink phi' jumps."""
+    """No slope changes faster between neighbours, and some nearly do.
+
+    A dense search; at every kink phi' jumps.
+    """
     z = np.concatenate([np.linspace(-40, 0, 400_001), np.linspace(0, 40, 400_001)[1:]])
     slope = activation.dphi(z)
     away = ~np.any(

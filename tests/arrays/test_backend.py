@@ -141,9 +141,9 @@ def test_special_functions(xp):
     z = np.concatenate([np.linspace(-30, 30, 101), [-800.0, 800.0]])
     assert_close(backend.expit(xp, from_host(xp, z)), scipy.special.expit(z), rtol=1e-14, xp=xp)
     assert_close(backend.erf(xp, from_host(xp, z)), scipy.special.erf(z), rtol=1e-14, xp=xp)
-    positive = np.abs(
-        z[None]
-    )  # each library sums in an order of its own: without cancellation, two times as many roundings as terms
+    # each library sums in an order of its own: without cancellation, two times as many
+    # roundings as terms
+    positive = np.abs(z[None])
     assert_close(
         backend.cumsum(xp, from_host(xp, positive), axis=1),
         np.cumsum(positive, axis=1),
@@ -173,10 +173,11 @@ def test_numbers_whose_sum_overflows_are_finite_all_the_same():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
     rng = np.random.default_rng(0)
+    # whole numbers: sums are exact
     place, source = (
         rng.integers(0, count, n),
         rng.integers(-9, 10, (n, 2)).astype(dtype),
-    )  # whole numbers: sums are exact
+    )
     there = np.zeros((count, 2), dtype)
     np.add.at(there, place, source)
     assert_close(

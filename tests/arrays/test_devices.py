@@ -1,4 +1,7 @@
-"""Models and data on two devices: what lives in two places is refused with the cure, every layer moves there and back."""
+"""Models and data on two devices.
+
+What lives in two places is refused with the cure; every layer moves there and back.
+"""
 
 import pickle
 import re
@@ -109,7 +112,10 @@ def inputs(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_moves_there_and_back(name, tmp_path):
-    """Outputs and gradients are those of the CPU; what comes back, by a file too, is equal to the last bit."""
+    """Outputs and gradients are those of the CPU.
+
+    What comes back, by a file too, is equal to the last bit.
+    """
     layer, U = LAYERS[name](), inputs(name)
     far = layer.to("cuda")
     assert all(type(a) is cupy.ndarray for a in far.params.values())
@@ -224,8 +230,14 @@ def test_a_penalty_from_elsewhere_is_refused():
     )
     with pytest.raises(DeviceMismatchError, match=r"cpu .* and cuda:0"):
         pyidl.fit(
-            model, data, loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0, penalty=lambda p: (0.0, {"A": np.ones((12, 12))})
-        )  # fmt: skip
+            model,
+            data,
+            loss=losses.mse,
+            optimizer=optim.Adam(),
+            epochs=1,
+            verbose=0,
+            penalty=lambda p: (0.0, {"A": np.ones((12, 12))}),
+        )
 
 
 def test_sim_runs_there_and_refuses_what_is_elsewhere():
@@ -246,7 +258,10 @@ def test_sim_runs_there_and_refuses_what_is_elsewhere():
 
 
 def test_one_gpu_at_a_time(two_gpus):
-    """CuPy makes new arrays on its current GPU, so models and data live there; the others are refused with the cure."""
+    """CuPy makes new arrays on its current GPU, so models and data live there.
+
+    The others are refused with the cure.
+    """
     model, U = LAYERS["implicit"](), inputs("implicit")
     with pytest.raises(
         DeviceError,
@@ -262,7 +277,8 @@ def test_one_gpu_at_a_time(two_gpus):
     for away in (V, there(U)):
         with pytest.raises(
             DeviceMismatchError,
-            match=r"parameters .* live on cuda:1, but the current GPU is cuda:0.*Device\(1\)\.use\(\)",
+            match=r"parameters .* live on cuda:1, but the current GPU is cuda:0"
+            r".*Device\(1\)\.use\(\)",
         ):
             other(away)
     with pytest.raises(
@@ -305,7 +321,8 @@ def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
     for name, call in calls.items():
         with pytest.raises(
             DeviceMismatchError,
-            match=r"cuda:1.* current GPU is cuda:0.*Device\(1\)\.use\(\).*to\('cuda'\)|cuda:0 .* and cuda:1",
+            match=r"cuda:1.* current GPU is cuda:0.*Device\(1\)\.use\(\).*to\('cuda'\)"
+            r"|cuda:0 .* and cuda:1",
         ):
             print(name, call())
     assert all(model.params[key] is a for key, a in before.items())
@@ -345,7 +362,10 @@ def test_a_model_travels_in_a_pickle_of_its_own_device():
 
 
 def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch, pretended):
-    """The code by which docs/cpu_or_gpu.md measures runs as it stands, and no kernel is compiled while its clock runs."""
+    """The code by which docs/cpu_or_gpu.md measures runs as it stands.
+
+    No kernel is compiled while its clock runs.
+    """
     page = (Path(__file__).parents[2] / "docs" / "cpu_or_gpu.md").read_text()
     (code,) = [
         block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "perf_counter" in block
@@ -371,7 +391,10 @@ def test_the_clock_of_the_page_starts_when_all_kernels_are_compiled(monkeypatch,
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_gradients_may_vanish_where_small_numbers_are_0(device, tmp_path, pretended):
-    """Back through 500 steps in float32, from cotangents of 1e-20 to nothing: no solve ends before a residual that it cannot reach."""
+    """Back through 500 steps in float32, from cotangents of 1e-20 to nothing.
+
+    No solve ends before a residual that it cannot reach.
+    """
     for seed in range(6):
         model = ImplicitRNN(4, 3, 8, 12, rng=seed).to(device)
         U = np.random.default_rng(seed).normal(size=(2, 500, 4)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""The emulated card itself: it computes what a card computes, and finds what a card would suffer from."""
+"""The emulated card itself.
+
+It computes what a card computes, and finds what a card would suffer from.
+"""
 
 import os
 import subprocess
@@ -28,12 +31,16 @@ def run(body, **environment):
 
 
 def kernel(name, body):
-    return f"""cupy.RawKernel(r'extern "C" __global__ void {name}(float* x, int n) {{ {body} }}', '{name}')"""
+    text = f'extern "C" __global__ void {name}(float* x, int n) {{ {body} }}'
+    return f"cupy.RawKernel(r'{text}', '{name}')"
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 700, 5000])
 def test_threads_that_wait_for_each_other(cupy, n):
-    """Sums, running sums and the numbers of the nonzero entries: barriers of blocks and warps, memory that they share, shuffles."""
+    """Sums, running sums and the numbers of the nonzero entries.
+
+    They use barriers of blocks and warps, memory that threads share, and shuffles.
+    """
     a = np.random.default_rng(0).integers(-9, 9, (3, n)).astype(float)
     b = cupy.asarray(a)
     for name, axis in (
@@ -56,7 +63,8 @@ def test_threads_that_wait_for_each_other(cupy, n):
 def test_a_shuffle_within_a_part_of_a_warp(cupy):
     text = kernel(
         "turn",
-        "int i = threadIdx.x; float y = __shfl_down_sync(0xffffffffu, x[i], 3, 8); float z = __shfl_xor_sync(0xffffffffu, y, 1); x[i] = z;",
+        "int i = threadIdx.x; float y = __shfl_down_sync(0xffffffffu, x[i], 3, 8); "
+        "float z = __shfl_xor_sync(0xffffffffu, y, 1); x[i] = z;",
     )
     x = cupy.arange(64, dtype="float32")
     eval(text)((1,), (64,), (x, np.int32(64)))
@@ -70,7 +78,10 @@ def test_memory_that_nobody_has_written_is_nan():
 
 
 def test_writing_behind_the_end_ends_the_process():
-    body = f"f = {kernel('f', 'x[threadIdx.x] = 0;')}; x = cupy.empty(64, 'float32'); f((1,), (THREADS,), (x, 64)); print('done')"
+    body = (
+        f"f = {kernel('f', 'x[threadIdx.x] = 0;')}; x = cupy.empty(64, 'float32'); "
+        "f((1,), (THREADS,), (x, 64)); print('done')"
+    )
     assert run(body.replace("THREADS", "64")).stdout == "done\n"
     assert run(body.replace("THREADS", "65")).returncode < 0
 
@@ -78,17 +89,20 @@ def test_writing_behind_the_end_ends_the_process():
 def test_a_barrier_that_some_threads_do_not_reach_ends_the_process():
     def said(condition):
         return run(
-            f"f = {kernel('f', condition + ' __syncthreads();')}; f((1,), (64,), (cupy.empty(1, 'float32'), 64))"
+            f"f = {kernel('f', condition + ' __syncthreads();')}; "
+            "f((1,), (64,), (cupy.empty(1, 'float32'), 64))"
         ).stderr
 
-    assert (
-        said("if (threadIdx.x < 40) return;") == ""
-    )  # the card does not wait for those that have ended
+    # the card does not wait for those that have ended
+    assert said("if (threadIdx.x < 40) return;") == ""
     assert "different barriers" in said("if (threadIdx.x < 40) __syncwarp(); else")
 
 
 def test_a_race_gives_another_result_in_the_other_order():
-    body = f"f = {kernel('f', 'x[0] = threadIdx.x;')}; x = cupy.empty(1, 'float32'); f((1,), (64,), (x, 64)); print(float(x[0]))"
+    body = (
+        f"f = {kernel('f', 'x[0] = threadIdx.x;')}; x = cupy.empty(1, 'float32'); "
+        "f((1,), (64,), (x, 64)); print(float(x[0]))"
+    )
     assert (run(body, EMULATED_ORDER="").stdout, run(body, EMULATED_ORDER="reversed").stdout) == (
         "63.0\n",
         "0.0\n",

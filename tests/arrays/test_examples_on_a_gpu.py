@@ -1,4 +1,7 @@
-"""Examples run on a GPU, unchanged but for one line that moves the model and its data; cut short by default, and on the stand-in."""
+"""Examples run on a GPU, unchanged but for one line that moves the model and its data.
+
+By default they are cut short, and run on the stand-in.
+"""
 
 import re
 import shutil
@@ -26,32 +29,39 @@ exec(compile({source!r}, {path!r}, "exec"), {{"__name__": "__main__", "__file__"
 LINES = {
     "digits.py": (
         r"^model = .*$",
-        f'model, U_train, U_test, t_train, t_test = model.to("cuda"), *({FAR} for a in (U_train, U_test, t_train, t_test))',
+        'model, U_train, U_test, t_train, t_test = model.to("cuda"), '
+        f"*({FAR} for a in (U_train, U_test, t_train, t_test))",
     ),
     "fashion_mnist.py": (
         r"^    model = .*$",
-        f'    model, U_train, U_test, t_train, t_test = model.to("cuda"), *({FAR} for a in (U_train, U_test, t_train, t_test))',
+        '    model, U_train, U_test, t_train, t_test = model.to("cuda"), '
+        f"*({FAR} for a in (U_train, U_test, t_train, t_test))",
     ),
     "rolling_argmax.py": (
         r"^accuracies = .*$",
-        f'models, train, test = {{n: m.to("cuda") for n, m in models.items()}}, *(tuple({FAR} for a in data) for data in (train, test))',
+        'models, train, test = {n: m.to("cuda") for n, m in models.items()}, '
+        f"*(tuple({FAR} for a in data) for data in (train, test))",
     ),
     "constraints.py": (
         r"^    model = .*$",
-        f'    model, U_train, U_test, t_train, t_test = model.to("cuda"), *({FAR} for a in (U_train, U_test, t_train, t_test))',
+        '    model, U_train, U_test, t_train, t_test = model.to("cuda"), '
+        f"*({FAR} for a in (U_train, U_test, t_train, t_test))",
     ),
     "char_lm.py": (
         r"^    model = models.*$",
-        f'    data, validation = (tuple({FAR} for a in pair) for pair in (data, validation)); model = models[name] = model.to("cuda")',
+        f"    data, validation = (tuple({FAR} for a in pair) for pair in (data, validation)); "
+        'model = models[name] = model.to("cuda")',
     ),
     "japanese_vowels.py": (
         r"^    model = .*$",
-        f'    model, *far = model.to("cuda"), *({FAR} for a in (U, lengths, labels, U_test, lengths_test, labels_test)); '
+        '    model, *far = model.to("cuda"), '
+        f"*({FAR} for a in (U, lengths, labels, U_test, lengths_test, labels_test)); "
         "U, lengths, labels, U_test, lengths_test, labels_test = far",
     ),
     "spiky_series.py": (
         r"^model = .*$",
-        f'model, U_train, t_train, U_test = model.to("cuda"), *({FAR} for a in (U_train, t_train, U_test))',
+        'model, U_train, t_train, U_test = model.to("cuda"), '
+        f"*({FAR} for a in (U_train, t_train, U_test))",
     ),
     "pointers.py": (
         r"^    batches = .*$",
@@ -109,7 +119,11 @@ CASES += [
 
 @pytest.mark.parametrize(("name", "library", "whole"), CASES)
 def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_path):
-    """Left out are `sklearn_comparison.py` and `onnx_export.py`, whose other half reads arrays of the host; torch knows no stand-in."""
+    """Nearly every example is moved here.
+
+    Left out are `sklearn_comparison.py` and `onnx_export.py`, whose other half reads
+    arrays of the host; torch knows no stand-in.
+    """
     source = (EXAMPLES / name).read_text()
     if library == "cupy":
         require_gpu()

@@ -1,4 +1,6 @@
-"""Elementwise functions that become kernels, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
+"""Elementwise functions that become kernels, without a GPU.
+
+Their text is compiled by NVRTC, and run as C++ on the host.
 
 The text is written by the function itself, traced. It has to give what the function
 gives on NumPy, at infinities, NaN and the ends of the range too. Every function in
@@ -94,7 +96,10 @@ def texts(name):
 
 
 def source(name, dtype, entry, loop):
-    """A function that applies a kernel to every entry, as CuPy's template does; a number is an array of one entry."""
+    """A function that applies a kernel to every entry, as CuPy's template does.
+
+    A number is an array of one entry.
+    """
     T, (inputs, outputs, text) = C_TYPE[dtype], texts(name)
     ins, outs = ([p.split() for p in parameters.split(", ")] for parameters in (inputs, outputs))
     types = {"T": T, "float64": "double", "bool": "bool"}
@@ -358,16 +363,19 @@ def expression(rng, depth):
     if kind < 3:
         return f"({a} {'+-*/'[rng.integers(4)]} {b})"
     if kind < 5:
-        return f"np.{['tanh', 'sin', 'exp', 'abs', 'arctan', 'sign', 'negative', 'square'][rng.integers(8)]}({a})"
+        names = ["tanh", "sin", "exp", "abs", "arctan", "sign", "negative", "square"]
+        return f"np.{names[rng.integers(8)]}({a})"
     if kind == 5:
         return f"np.{['maximum', 'minimum', 'logaddexp'][rng.integers(3)]}({a}, {b})"
     if kind == 6:
         return f"np.clip({a}, -1, {b})"
     compared = [
-        f"({expression(rng, depth - 1)} + 0 * z {['<', '<=', '>', '>=', '!='][rng.integers(5)]} {c})"
+        f"({expression(rng, depth - 1)} + 0 * z "
+        f"{['<', '<=', '>', '>=', '!='][rng.integers(5)]} {c})"
         for c in (a, b)
     ]
-    return f"np.where({['', '~'][rng.integers(2)]}{compared[0]} {'&|'[rng.integers(2)]} {compared[1]}, {a}, {b})"
+    condition = f"{['', '~'][rng.integers(2)]}{compared[0]} {'&|'[rng.integers(2)]} {compared[1]}"
+    return f"np.where({condition}, {a}, {b})"
 
 
 def test_random_functions(tmp_path, monkeypatch):
@@ -405,7 +413,11 @@ def card(request):
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", C_TYPE)
 def test_functions_on_a_card(name, dtype, card):
-    """Beside NumPy: whole, in some columns and rows, without entries, as a single one, and into given arrays, the first operand too."""
+    """Kernels beside NumPy, for every layout of their operands.
+
+    Whole, in some columns and rows, without entries, as a single one, and into given
+    arrays, the first operand too.
+    """
     function, eps = FUNCTIONS[name][0], float(np.finfo(dtype).eps)
     for view in (lambda a: a, lambda a: a[::2, ::3], lambda a: a[:0, :], lambda a: a[1, 1, ...]):
         there, here = [], []

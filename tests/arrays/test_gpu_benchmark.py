@@ -1,4 +1,7 @@
-"""The measurements for a GPU run to their end on NumPy, on the stand-in and on CuPy, so that they do not fail where it counts."""
+"""The measurements for a GPU run to their end, lest they fail where it counts.
+
+They run on NumPy, on the stand-in and on CuPy.
+"""
 
 import configparser
 import importlib.util

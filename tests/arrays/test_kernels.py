@@ -1,4 +1,6 @@
-"""The kernels with a block of threads for each sample, without a GPU: their text is compiled by NVRTC, and run as C++ on the host.
+"""The kernels with a block of threads for each sample, without a GPU.
+
+Their text is compiled by NVRTC, and run as C++ on the host.
 
 There the threads are real ones, which wait for each other where the kernel says so.
 Elementwise kernels: test_fusion.py.
@@ -28,7 +30,11 @@ def test_block_kernels_compile_for_a_gpu(dtype, memory, compiled):
 @pytest.mark.parametrize("memory", [1, 3, 5, 8, kernels.MEMORY])
 @pytest.mark.parametrize("dtype", T)
 def test_a_card_can_launch_them(dtype, memory, compiled):
-    """A multiprocessor has 65536 registers, and room for 48 KiB that a block shares; what threads have for themselves is small."""
+    """What a kernel needs fits a multiprocessor.
+
+    It has 65536 registers, and room for 48 KiB that a block shares; what threads have
+    for themselves is small.
+    """
     for name, arch in itertools.product(("measure", "mix"), ("sm_75", "sm_80", "sm_90")):
         said = compiled(kernels.source(name, dtype, memory), arch)
         registers, shared, own = (
@@ -67,7 +73,8 @@ struct Barrier {
 };
 static Barrier* meeting;
 static void __syncthreads() { meeting->wait(); }
-template <class Kernel, class... Arguments> void launch(unsigned blocks, unsigned threads, Kernel kernel, Arguments... arguments)
+template <class Kernel, class... Arguments>
+void launch(unsigned blocks, unsigned threads, Kernel kernel, Arguments... arguments)
 {
     gridDim.x = blocks; blockDim.x = threads;
     for (unsigned b = 0; b < blocks; ++b) {
@@ -84,7 +91,10 @@ template <class Kernel, class... Arguments> void launch(unsigned blocks, unsigne
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
-    """``(name, dtype, memory, blocks, threads, arguments)``: runs a kernel of the second kind as C++."""
+    """Run a kernel of the second kind as C++.
+
+    A function of ``(name, dtype, memory, blocks, threads, arguments)``.
+    """
     keys, parts = (
         [("measure", dtype, 1) for dtype in T] + [("mix", dtype, k) for dtype in T for k in (1, 3)],
         [THREADS],
@@ -93,7 +103,10 @@ def blocks(tmp_path_factory):
         text = kernels.source(name, dtype, memory).replace('extern "C" ', "")
         signature = re.search(rf"void {name}\((.*?)\)", text, re.S).group(1)
         names = ", ".join(p.split()[-1] for p in signature.split(","))
-        entry = f'extern "C" void run{i}(unsigned blocks, unsigned threads, {signature}) {{ launch(blocks, threads, {name}, {names}); }}'
+        entry = (
+            f'extern "C" void run{i}(unsigned blocks, unsigned threads, {signature})'
+            f" {{ launch(blocks, threads, {name}, {names}); }}"
+        )
         parts.append(f"namespace n{i} {{\n{text}\n{entry}\n}}\n#undef K\n")
     built = library(tmp_path_factory.mktemp("blocks"), "\n".join(parts))
 
@@ -130,7 +143,10 @@ def test_a_measurement_is_its_twin(n, threads, dtype, blocks):
     ("n", "memory", "threads"), [(1, 1, 2), (37, 3, 8), (40, 3, 1), (20, 1, 4)]
 )
 def test_a_step_of_anderson_is_its_twin(n, memory, threads, dtype, blocks):
-    """Ten steps of seven samples of nine: one that repeats itself, one with a NaN at last, all others with points that are dropped."""
+    """Ten steps of seven samples of nine.
+
+    One repeats itself, one has a NaN at last, all others have points that are dropped.
+    """
     rng, rows = np.random.default_rng(0), np.array([8, 0, 3, 1, 5, 6, 2])
     m = len(rows)
     state = [
@@ -178,14 +194,18 @@ RACE = """
 int main()
 {
     const int m = 3, n = 37, M = 5;
-    static float y[M * n], image[M * n], F[m * n], G[m * n], dF[K * m * n], dG[K * m * n], size[m], plain[m] = {1, 1, 1};
+    static float y[M * n], image[M * n], F[m * n], G[m * n], dF[K * m * n], dG[K * m * n];
+    static float size[m], plain[m] = {1, 1, 1};
     static double gram[m * K * K], out[2 * M];
     static const long long rows[m] = {4, 0, 2};
     for (int k = 0; k < 6; ++k) {
-        for (float* a : {y, image}) for (int i = 0; i < M * n; ++i) a[i] = rand() / float(RAND_MAX);
-        launch(M, 8, one::measure, (const float*)y, (const float*)image, (double*)out, (long long)n);
-        launch(m, 8, two::mix, (const long long*)rows, (const float*)y, (float*)image, (float*)F, (float*)G, (float*)dF, (float*)dG,
-               (double*)gram, (float*)size, (float*)plain, (long long)n, k % K, k < K ? k + 1 : K, 1e-6);
+        for (float* a : {y, image})
+            for (int i = 0; i < M * n; ++i) a[i] = rand() / float(RAND_MAX);
+        launch(M, 8, one::measure, (const float*)y, (const float*)image, (double*)out,
+               (long long)n);
+        launch(m, 8, two::mix, (const long long*)rows, (const float*)y, (float*)image, (float*)F,
+               (float*)G, (float*)dF, (float*)dG, (double*)gram, (float*)size, (float*)plain,
+               (long long)n, k % K, k < K ? k + 1 : K, 1e-6);
     }
 }
 """

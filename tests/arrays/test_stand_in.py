@@ -1,4 +1,7 @@
-"""The stand-in for CuPy is as strict as it claims, and a solve on it waits for nothing between two checks."""
+"""The stand-in for CuPy is as strict as it claims.
+
+And a solve on it waits for nothing between two checks.
+"""
 
 import sys
 
@@ -101,7 +104,10 @@ def test_activations_are_one_kernel(activation, dtype):
 
 
 def test_a_step_is_a_product_and_one_kernel():
-    """Forward, adjoint and split: no elementwise function of the library is called between two checks."""
+    """No elementwise function of the library is called between two checks.
+
+    Forward, adjoint and split.
+    """
     model = moved(random_model(ImplicitModel, 4, 3, 10, dtype="float64"), cupy)
     p = model._cell().bind(cupy.asarray(np.random.default_rng(0).normal(size=(6, 4))))
     x = Picard()(p)

@@ -1,4 +1,6 @@
-"""How often the host waits for a GPU, counted on the stand-in, and of CuPy itself on the emulated card: in no step, once a measurement.
+"""How often the host waits for a GPU: in no step, once a measurement.
+
+It is counted on the stand-in, and of CuPy itself on the emulated card.
 
 A wait costs more than a step of a small problem, and ends the overlap of the host's
 work with the device's. So every solver, layer and training step has an explicit bound
@@ -64,7 +66,10 @@ def there(a):
 
 
 def checks(steps):
-    """The measurements of a cold solve of so many steps: one every third at first, later one after an eighth of the steps done."""
+    """The measurements of a cold solve of so many steps.
+
+    One every third at first, later one after an eighth of the steps done.
+    """
     count, k = 0, 0
     while k < steps:
         count, k = count + 1, k + max(3, k // 8)
@@ -139,14 +144,16 @@ SOLVERS = {
     "ForwardBackward": (ForwardBackward(alpha=0.9), checks),
     "PeacemanRachford": (PeacemanRachford(), checks),
     "Auto": (Auto(), checks),
+    # a measurement, the size of the step, and the active sets
     "Newton": (
         Newton(),
         lambda steps: 3 * steps,
-    ),  # a measurement, the size of the step, and the active sets
+    ),
+    # a product, and what begins and ends a cycle
     "GMRES": (
         GMRES(),
         lambda steps: steps + 2 + steps // 20,
-    ),  # a product, and what begins and ends a cycle
+    ),
     "Direct": (Direct(), lambda steps: 2),
     "Phantom": (solvers.Phantom(), lambda steps: 1),
     "Neumann": (solvers.Neumann(), lambda steps: 1),
@@ -192,9 +199,8 @@ def test_what_auto_chooses_waits_no_more(family):
     cupy.waits = 0
     solution = Auto()(problem)
     assert solution.converged.all()
-    tries = 1 + solution.method.count(
-        "then"
-    )  # each waits by itself; a low-rank solve looks at a bound, then at a residual
+    # each waits by itself; a low-rank solve looks at a bound, then at a residual
+    tries = 1 + solution.method.count("then")
     assert cupy.waits <= (SETUP + checks(int(solution.n_iter.max()))) * (
         2 if family == "low rank" else tries
     )
@@ -219,7 +225,10 @@ def test_substitution_waits_for_its_cycles_only(structure):
 
 @pytest.mark.parametrize("family", ["nonnegative", "stiff"])
 def test_a_step_is_two_launches_and_nothing_is_sent(family):
-    """Picard, forward and adjoint, and its splitting: a product and a kernel; what a step allocates is nothing."""
+    """A step of Picard or its splitting is a product and a kernel; it allocates nothing.
+
+    Forward and adjoint.
+    """
     forward, backward, _ = problems(family)
     for problem in (forward, backward, split(forward), split(backward)):
         out = problem.buffers()
@@ -241,7 +250,10 @@ def test_a_measurement_is_one_launch_and_one_wait():
 
 
 def test_a_step_of_anderson_is_five_launches_and_nothing_is_sent():
-    """A plain step, all of Anderson's method, a copy into the work space, and phi; for every sample, or for some."""
+    """The launches of the parts of a step, for every sample or for some.
+
+    A plain step, all of Anderson's method, a copy into the work space, and phi.
+    """
     problem, _, _ = problems("nonnegative")
     for slow in (np.arange(M), np.arange(0, M, 3)):
         mixing = Mixing(problem, 3)
@@ -335,7 +347,10 @@ def test_losses_do_not_wait(loss):
 
 
 def test_a_training_step_waits_for_its_solves_and_three_doors():
-    """U, dY, and the new parameters, all at once, are looked at; value, gradients, optimiser and projection are not waited for."""
+    """U, dY, and the new parameters, all at once, are looked at.
+
+    Value, gradients, optimiser and projection are not waited for.
+    """
     rng = np.random.default_rng(0)
     model = moved(ImplicitModel(5, 3, 20, rng=0), cupy)
     data = there(rng.normal(size=(64, 5))), there(rng.integers(0, 3, 64))
@@ -404,9 +419,8 @@ def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     step.step(1)
     cupy.waits = cupy.launches = 0
     step.step(1)
-    assert cupy.launches <= bound + 6 * (
-        cupy is not stand_in.cupy
-    )  # CuPy joins arrays, and sums along a row, by two kernels
+    # CuPy joins arrays, and sums along a row, by two kernels
+    assert cupy.launches <= bound + 6 * (cupy is not stand_in.cupy)
     assert cupy.waits == 0
 
 

@@ -1,4 +1,7 @@
-"""The command line: what it does, and that every wrong file ends in one clear line and exit code 2."""
+"""The command line.
+
+What it does, and that every wrong file ends in one clear line and exit code 2.
+"""
 
 import csv
 import io
@@ -181,7 +184,8 @@ WRONG = {
     ),
     "a column of words": (
         "a,b,kind\n" + "red,1,x\nblue,2,y\n" * 9,
-        "column 'a' holds 'red', which is no number; correct it, leave out the row, or leave out the column with --ignore",
+        "column 'a' holds 'red', which is no number; correct it, leave out the row, "
+        "or leave out the column with --ignore",
     ),
     "not a number": (GOOD + "nan,2,x\n", "line 22, column 'a' holds 'nan', which is not finite"),
     "infinite": (GOOD + "1,-inf,x\n", "line 22, column 'b' holds '-inf'"),

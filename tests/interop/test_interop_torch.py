@@ -61,24 +61,47 @@ LAYERS = {
     "linear": (lambda: model(Linear, 3, 2), [(4, 3)]),
     "pointwise": (lambda: Pointwise(activations.gelu), [(4, 3)]),
     "implicit": (lambda: model(ImplicitModel, 3, 2, 6, activation=tanh), [(4, 3)]),
-    "low rank": (lambda: model(ImplicitModel, 3, 2, 6, activation=tanh, rank=2, bias=False), [(4, 3)]),
-    "without D": (lambda: model(ImplicitModel, 3, 2, 6, activation=activations.softmax, feedthrough=False), [(1, 3)]),
-    "sequential": (lambda: Sequential(model(Linear, 3, 4), tanh, model(ImplicitModel, 4, 2, 5, activation=tanh)), [(4, 3)]),
+    "low rank": (
+        lambda: model(ImplicitModel, 3, 2, 6, activation=tanh, rank=2, bias=False),
+        [(4, 3)],
+    ),
+    "without D": (
+        lambda: model(ImplicitModel, 3, 2, 6, activation=activations.softmax, feedthrough=False),
+        [(1, 3)],
+    ),
+    "sequential": (
+        lambda: Sequential(
+            model(Linear, 3, 4), tanh, model(ImplicitModel, 4, 2, 5, activation=tanh)
+        ),
+        [(4, 3)],
+    ),
     "recurrent": (lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh), [(3, 4, 2)]),
-    "h0": (lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, feedthrough="input"), [(3, 4, 2), None, (3, 3)]),
-    "lengths and h0": (lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, return_sequences=True), [(3, 4, 2), "lengths", (3, 3)]),
+    "h0": (
+        lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, feedthrough="input"),
+        [(3, 4, 2), None, (3, 3)],
+    ),
+    "lengths and h0": (
+        lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, return_sequences=True),
+        [(3, 4, 2), "lengths", (3, 3)],
+    ),
     "lengths": (
-        lambda: Bidirectional(*(model(ImplicitRNN, 2, 1, 3, 4, activation=tanh, seed=seed) for seed in (0, 1))),
+        lambda: Bidirectional(
+            *(model(ImplicitRNN, 2, 1, 3, 4, activation=tanh, seed=seed) for seed in (0, 1))
+        ),
         [(3, 4, 2), "lengths"],
     ),
-    "attention": (lambda: model(ImplicitAttentionHead, 2, 3, num_heads=2, block_size=4), [(3, 4, 2), "lengths"]),
+    "attention": (
+        lambda: model(ImplicitAttentionHead, 2, 3, num_heads=2, block_size=4),
+        [(3, 4, 2), "lengths"],
+    ),
     "transformer": (
         lambda: Sequential(
-            Embedding(5, 4, dtype="float64", rng=0), ImplicitTransformerBlock(4, 2, mlp_dim=3, block_size=4, dtype="float64", rng=1)
+            Embedding(5, 4, dtype="float64", rng=0),
+            ImplicitTransformerBlock(4, 2, mlp_dim=3, block_size=4, dtype="float64", rng=1),
         ),
         ["tokens"],
     ),
-}  # fmt: skip
+}
 
 
 def case(name):
@@ -280,7 +303,10 @@ def test_second_order_is_refused():
 
 
 def test_second_order_is_refused_also_where_a_zero_would_pass_unseen():
-    """The cotangent is constant, and the loss has a part with a gradient: a node without history would add nothing to it."""
+    """The cotangent is constant, and the loss has a part with a gradient.
+
+    A node without history would add nothing to it.
+    """
     module, U = Module(model(ImplicitModel, 3, 2, 6)), values(4, 3, grad=True)
     Y = module(U)
     (g,) = torch.autograd.grad(Y, module.B, torch.ones_like(Y), create_graph=True)
@@ -478,9 +504,8 @@ def test_the_names_are_those_of_pyidl():
     assert not module.layer.params["0.W"].any()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:You are using .torch.load.:FutureWarning"
-)  # torch 2.4 says so whatever is asked for
+# torch 2.4 says so whatever is asked for
+@pytest.mark.filterwarnings("ignore:You are using .torch.load.:FutureWarning")
 @pytest.mark.parametrize("name", ["implicit", "sequential", "lengths and h0"])
 def test_copies_compute_the_same(name):
     module, inputs = case(name)

@@ -1,4 +1,7 @@
-"""Block triangular models: the order is found, one pass is exact, and what a pattern forbids stays zero."""
+"""Block triangular models.
+
+The order is found, one pass is exact, and what a pattern forbids stays zero.
+"""
 
 from itertools import pairwise
 
@@ -71,9 +74,8 @@ def test_a_feed_forward_network_is_solved_in_one_pass(pattern, xp):
     U = rng.normal(size=(8, 5))
     Y, pull = model(from_host(xp, U))
     assert_close(Y, explicit(weights, biases, U), rtol=1e-13, atol=1e-13, xp=xp)
-    assert (
-        pull.forward.n_iter.max() <= 6
-    )  # so few units: six steps and a measurement cost no more than three groups
+    # so few units: six steps and a measurement cost no more than three groups
+    assert pull.forward.n_iter.max() <= 6
     assert not pull.forward.residual.any()
     model = model.replace(forward=Substitution(), adjoint=Substitution())
     Y, pull = model(from_host(xp, U))
@@ -256,7 +258,10 @@ def test_residual_and_tolerance_are_those_of_one_group():
 
 
 def test_long_chains_are_joined_to_groups():
-    """A dense triangle of 200 units is 200 layers of one: groups of 15 of them, each exact after 15 applications."""
+    """A dense triangle of 200 units is 200 layers of one.
+
+    Groups of 15 of them, each exact after 15 applications.
+    """
     groups = levels(np.tri(200, k=-1, dtype=bool))
     assert groups.sizes == (15,) * 13 + (5,)
     assert groups.layers == groups.sizes
@@ -272,7 +277,10 @@ def test_long_chains_are_joined_to_groups():
 @pytest.mark.parametrize("renumbered", [False, True])
 @pytest.mark.parametrize("size", [0.1, 3.0])
 def test_a_long_chain_is_solved_exactly(n, renumbered, size):
-    """Entries that make every iteration grow beyond bounds first: states and gradients are those of plain substitution, to rounding."""
+    """Entries that make every iteration grow beyond bounds first.
+
+    States and gradients are those of plain substitution, to rounding.
+    """
     rng = np.random.default_rng(n)
     A = size * np.triu(rng.normal(size=(n, n)), 1) / n**0.5
     if renumbered:
@@ -313,9 +321,8 @@ def test_structure_is_read_when_the_parameters_are_set():
     assert isinstance(first, Tiled)
     assert first.row_groups.sizes == (4, 4, 4)
     model.params = {**model.params, "A": 0.5 * upper}
-    assert (
-        model.maps["A"].row_groups is first.row_groups
-    )  # zeros have not moved: nothing is searched again
+    # zeros have not moved: nothing is searched again
+    assert model.maps["A"].row_groups is first.row_groups
     model.params = {**model.params, "A": np.eye(12) * 0.9 + 0.01}
     assert model.maps["A"].gains is not None
     assert isinstance(random_model(ImplicitModel, 3, 2, 12, rank=2).maps["A"], LowRank)
@@ -369,7 +376,10 @@ def test_a_model_with_a_pattern_is_an_object_like_any_other(tmp_path):
 
 
 def test_failures_inside_a_block_are_reported():
-    """A block that diverges behind one that is fine: the status and the residual are those of the worst block."""
+    """A block that diverges behind one that is fine.
+
+    The status and the residual are those of the worst block.
+    """
     A = np.zeros((4, 4))
     A[2, 0] = 1.0
     A[2:, 2:] += np.array([[0.0, 2.0], [2.0, 0.0]])

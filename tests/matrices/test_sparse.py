@@ -1,4 +1,7 @@
-"""Matrices in compressed rows: the same answers and gradients as full ones, wherever A, B, C and D are multiplied."""
+"""Matrices in compressed rows.
+
+The same answers and gradients as full ones, wherever A, B, C and D are multiplied.
+"""
 
 import sys
 import types
@@ -126,13 +129,11 @@ def test_answers_and_gradients_are_the_same(solver):
     (Y, pull), (Ys, pulls) = full(U), compressed(U)
     assert relative(Ys, Y) < 1e-12
     (dU, grads), (dUs, sparse_grads) = pull(dY), pulls(dY)
-    assert (
-        relative(dUs, dU) < 1e-11
-    )  # twice the tolerance of two solves, amplified by 1 / (1 - kappa)
+    # twice the tolerance of two solves, amplified by 1 / (1 - kappa)
+    assert relative(dUs, dU) < 1e-11
     assert {key for key in grads if relative(sparse_grads[key], grads[key]) > 1e-11} == set()
-    assert np.count_nonzero(sparse_grads["A"]) > np.count_nonzero(
-        full.params["A"]
-    )  # zeros may become nonzero
+    # zeros may become nonzero
+    assert np.count_nonzero(sparse_grads["A"]) > np.count_nonzero(full.params["A"])
 
 
 def test_a_large_diagonal_is_split_as_in_full():

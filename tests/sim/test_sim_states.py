@@ -1,4 +1,7 @@
-"""States of networks: what is collected, from whatever network, and the network itself as an implicit model."""
+"""States of networks.
+
+What is collected, from whatever network, and the network itself as an implicit model.
+"""
 
 import itertools
 import types
@@ -185,9 +188,8 @@ def test_a_network_is_an_implicit_model(names, bias, seed):
     ]
     net, U = Sequential(*steps), samples(p=3)
     model, states = sim.exact_model(net), sim.collect_states(net, U)
-    assert (
-        relative(model.predict(U), net.predict(U)) < 1e-11
-    )  # within the tolerance of an iteration
+    # within the tolerance of an iteration
+    assert relative(model.predict(U), net.predict(U)) < 1e-11
     exact = (
         model.replace(forward=solvers.Substitution())
         if isinstance(model.maps["A"], Tiled)

@@ -1,4 +1,7 @@
-"""The estimators: scikit-learn's own checks, with no failure expected, and what those do not ask."""
+"""The estimators.
+
+Scikit-learn's own checks, with no failure expected, and what those do not ask.
+"""
 
 import inspect
 import pickle
@@ -36,7 +39,10 @@ QUICK = [
 
 
 def every_check(*estimators):
-    """What scikit-learn asks of an estimator, a case for each question; with pytest 9 its own decorator, in 1.6, is a warning."""
+    """What scikit-learn asks of an estimator, a case for each question.
+
+    With pytest 9 its own decorator, in 1.6, is a warning.
+    """
     pairs = [pair for estimator in estimators for pair in estimator_checks_generator(estimator)]
     ids = [
         f"{type(estimator).__name__}-{check.func.__name__}-{i}"
@@ -248,9 +254,8 @@ def test_what_a_later_call_may_change():
                 call(X, y)
         model.set_params(**{name: built})
     two = ImplicitRegressor(4, random_state=0).partial_fit(X, X[:, :2])
-    with pytest.raises(
-        InputError, match="y has 1 targets a sample; the model was built for 2"
-    ):  # and not one target for both
+    # and not one target for both
+    with pytest.raises(InputError, match="y has 1 targets a sample; the model was built for 2"):
         two.partial_fit(X, y)
 
 

@@ -1,4 +1,7 @@
-"""What reaches LAPACK is finite: its SVD and eigenvalues raise, or do not return, where it is not."""
+"""What reaches LAPACK is finite.
+
+Its SVD and eigenvalues raise, or do not return, where it is not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Solver x activation x constraint x dtype: one point, forward and adjoint, within what the certificate allows two residuals to differ."""
+"""One point for every solver, activation, constraint and dtype, forward and adjoint.
+
+Within what the certificate allows two residuals to differ.
+"""
 
 import numpy as np
 import pytest
@@ -90,7 +93,10 @@ def test_all_solvers_find_the_same_point(constraint, activation, dtype):
 
 
 def test_where_picard_diverges_the_set_says_so():
-    """The broken twin of the rule above: in the sets that do not contract, Picard does fail, and Auto does not."""
+    """The broken twin of the rule above.
+
+    In the sets that do not contract, Picard does fail, and Auto does not.
+    """
     failed = 0
     for constraint in (c for c in CONSTRAINTS if not c.contracts and c != Unconstrained()):
         p, _ = problem(constraint, activations.relu, "float64", seed=3)

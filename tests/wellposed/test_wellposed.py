@@ -114,7 +114,10 @@ def test_projection_does_not_expand(seed):
 
 
 def test_a_cheaper_rescaling_is_not_the_projection():
-    """The broken twin: dividing by the norm is feasible, but the test above must know it from the nearest point."""
+    """The broken twin, which divides by the norm.
+
+    It is feasible, but the test above must know it from the nearest point.
+    """
     A = np.array([[3.0, 0.1]])
     assert np.linalg.norm(A - A / 3.1) > np.linalg.norm(A - l1_ball_rows(A, 1.0)) * (1 + 1e-4)
 
@@ -247,7 +250,11 @@ def test_certificate_in_numbers():
     st.floats(0.05, 0.99),
 )
 def test_no_pair_of_states_beats_the_certified_factor(seed, activation, n, kappa):
-    """Random search, sign vectors aligned with the rows of A, and pairs around the steepest point of the activation."""
+    """Searches for the worst pair of states.
+
+    Random search, sign vectors aligned with the rows of A, and pairs around the
+    steepest point of the activation.
+    """
     rng = np.random.default_rng(seed)
     ball = InfNorm(kappa)
     A = ball.project({"A": 3 * adversarial(rng, n, n)}, activation)["A"]
