@@ -1,4 +1,4 @@
-"""Families of problems that the solvers are compared on."""
+"""Families of problems on which the solvers are compared, and oracles of their solutions."""
 
 import numpy as np
 from helpers import host
@@ -6,7 +6,7 @@ from helpers import host
 from pyidl import activations
 from pyidl.arrays.backend import from_host
 from pyidl.cells import FunctionCell
-from pyidl.matrices.structure import Full, LowRank, Tiled, read
+from pyidl.matrices.structure import Full, read
 from pyidl.solvers import (
     GMRES,
     Anderson,
@@ -123,20 +123,6 @@ class Tanh(FunctionCell):
     def grads(self, x, u, v, inputs=True):
         s = v * (1 - self.f(x, u) ** 2)
         return s, {"W": s.T @ x}
-
-
-__all__ = [
-    "FAMILIES",
-    "Full",
-    "LowRank",
-    "Tanh",
-    "Tiled",
-    "adjoint",
-    "adjoint_solution",
-    "affine",
-    "fixed_point",
-    "residual",
-]
 
 
 FORWARD = {

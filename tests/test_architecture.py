@@ -331,7 +331,7 @@ def test_every_public_name_exists():
 def test_the_top_level_is_tidy():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode != 0:
-        pytest.skip("not a git checkout")
+        pytest.skip("needs a git checkout")
     allowed = {
         "pyidl",
         "tests",

@@ -116,7 +116,7 @@ def test_the_suite_has_56_models():
 @pytest.mark.parametrize("name", auto.FAMILIES)
 def test_every_family_is_solved_and_counted(name):
     if name == "trained":
-        pytest.importorskip("sklearn")
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     for one in auto.family(name, SMALL, full=True):
         assert one.run("forward", None)().all_converged, str(one)
         assert one.run("adjoint", None)().all_converged, str(one)
@@ -258,7 +258,7 @@ def test_calls_of_a_solve(capsys):
 
 
 def test_estimators_beside_perceptrons(capsys, monkeypatch):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pair = estimators.pair
 
     def quick(labels, seed):
@@ -272,7 +272,7 @@ def test_estimators_beside_perceptrons(capsys, monkeypatch):
 
 
 def test_a_default_is_chosen_without_the_set_it_is_judged_on(capsys, monkeypatch):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     few = {"two epochs": (0.5, {"max_iter": 2}), "one": (0.5, {"max_iter": 1})}
     monkeypatch.setattr(estimators, "SLOWEST", 1e9)
     monkeypatch.setattr(estimators, "candidates", lambda: few)

@@ -31,10 +31,8 @@ from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.wellposed import InfNorm, MatrixMeasure, StrictlyTriangular, Unconstrained
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed; it is in the extra onnx")
-ort = pytest.importorskip(
-    "onnxruntime", reason="onnxruntime is not installed; it is in the extra onnx"
-)
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from pyidl.interop.onnx import export  # noqa: E402  (after the lines that skip)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import require_gpu
 from example_runs import number, run
 from helpers import random_model
 
@@ -38,7 +39,7 @@ from pyidl.layers.base import Explicit
 from pyidl.solvers import Neumann, Picard
 from pyidl.wellposed import InfNorm
 
-torch = pytest.importorskip("torch", reason="torch is not installed; it is the extra torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from pyidl.interop import torch as interop  # noqa: E402  (after the line that skips)
 
@@ -478,9 +479,9 @@ def test_a_gpu_tensor_goes_through_dlpack(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 def test_on_a_gpu():
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    cupy = require_gpu()
     module = Module(model(ImplicitModel, 3, 2, 6, activation=tanh)).to("cuda")
     U = values(4, 3).to("cuda").requires_grad_()
     assert isinstance(module.layer.params["A"], cupy.ndarray)

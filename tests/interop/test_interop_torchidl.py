@@ -14,7 +14,7 @@ from pyidl.activations import tanh
 from pyidl.errors import InputError
 from pyidl.wellposed import InfNorm, StrictlyTriangular, Unconstrained
 
-torch = pytest.importorskip("torch", reason="torch is not installed; it is the extra torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from pyidl.interop.torch import from_torchidl, to_torchidl  # noqa: E402 (after a skip)
 

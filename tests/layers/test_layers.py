@@ -432,7 +432,7 @@ def test_a_missing_gpu_is_said():
         import cupy
 
         if cupy.is_available():
-            pytest.skip("there is a GPU")
+            pytest.skip("needs a machine without a GPU")
     except ImportError:
         pass
     with pytest.raises(DeviceError, match=r"cuda12|GPUs"):

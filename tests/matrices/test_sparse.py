@@ -204,7 +204,7 @@ class RowsLikeCupy:
 def test_every_library_gives_the_same(xp, dtype, cupyx, monkeypatch):
     """Libraries without compressed rows multiply in full."""
     if cupyx and xp is not stand_in.cupy:
-        pytest.skip("for the stand-in alone")
+        pytest.skip("is about the stand-in alone")
     if cupyx:
         module = types.SimpleNamespace(csr_matrix=rows_like_cupy)
         monkeypatch.setitem(sys.modules, "cupyx.scipy.sparse", module)

@@ -180,7 +180,7 @@ def test_a_cluster_of_two_processes_of_which_one_dies(dask, cluster, tmp_path):
     assert_same(far, local, 1e-15)
     cluster.wait_for_workers(2)
     assert set(cluster.run(os.getpid).values()) != before
-    array = pytest.importorskip("dask.array")
+    array = pytest.importorskip("dask.array", reason="Dask is not installed")
     U = np.concatenate(chunks)
     assert_same(
         sim.accumulate(sim.iter_states(network(), array.from_array(U, chunks=(20, 4)))),
@@ -200,7 +200,7 @@ def test_a_cluster_of_two_processes_of_which_one_dies(dask, cluster, tmp_path):
 
 def test_a_fit_on_a_cluster_is_the_fit_here(dask, cluster):
     """States, sums, fixed points and rows: all of them are tasks."""
-    array = pytest.importorskip("dask.array")
+    array = pytest.importorskip("dask.array", reason="Dask is not installed")
     U = samples(200)
     here = sim.fit(network(), U, penalty=sim.L1(1e-3), solver=sim.ADMM(tol=1e-9), dtype="float64")
     far = sim.fit(

@@ -503,7 +503,7 @@ def digits_like(rng):
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
 def test_training_does_not_leave_the_set(constraint, factors):
     if factors and constraint not in LOW_RANK:
-        pytest.skip("no condition on factors")
+        pytest.skip("the constraint has no condition on factors")
     U, labels = digits_like(np.random.default_rng(0))
     model = ImplicitModel(8, 10, N, constraint=constraint, rank=2 if factors else None, rng=0)
     optimizer, first = optim.Adam(0.03), None
