@@ -62,7 +62,8 @@ echo "-- the card"
 rm -rf "$folder/cache"
 mkdir -p "$folder/lib" "$folder/include/thrust"
 echo '#define THRUST_VERSION 0' > "$folder/include/thrust/version.h"
-echo 'extern "C" int cudaProfilerStart(), cudaProfilerStop();' > "$folder/include/cuda_profiler_api.h"
+echo 'extern "C" int cudaProfilerStart(), cudaProfilerStop();' \
+    > "$folder/include/cuda_profiler_api.h"
 build() { g++ -std=c++17 -O2 -fPIC -w -I"$folder/include" -I"$cuda" "$@"; }
 build -c "$source/card.cpp" -o "$folder/card.o"
 build -c "$source/libraries.cpp" -o "$folder/libraries.o"
@@ -95,7 +96,8 @@ VERSIONS
 gcc -c -fPIC "$folder/missing.c" -o "$folder/missing.o"
 card=$folder/lib/libemulated.so
 build -shared "$folder"/{card,libraries,missing}.o "$blas" \
-    -Wl,--version-script="$folder/versions" -Wl,-rpath,"$(dirname "$blas")" -ldl -lpthread -o "$card"
+    -Wl,--version-script="$folder/versions" -Wl,-rpath,"$(dirname "$blas")" \
+    -ldl -lpthread -o "$card"
 for name in libcuda.so.1 libcudart.so.13 libnvrtc.so.13 libcublas.so.13 libcublasLt.so.13 \
     libcusolver.so.12 libcusparse.so.12 libnvJitLink.so.13; do
     ln -sf libemulated.so "$folder/lib/$name"
