@@ -21,7 +21,7 @@ def compiler():
 
 
 def library(folder, text):
-    """C++, loaded."""
+    """A library of functions in C++, compiled and loaded."""
     (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + text)
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
     subprocess.run([compiler(), *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)

@@ -35,7 +35,7 @@ def test_every_section_runs(xp, tmp_path):
 
 def test_a_section_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch):
     def broken(bench):
-        """It fails."""
+        """A section that raises."""
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(gpu, "SECTIONS", [broken, gpu.determinism])

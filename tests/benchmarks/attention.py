@@ -261,6 +261,6 @@ def original(alternate):
 
 
 def attention(alternate):
-    """All four."""
+    """All four parts: steps, tiles, decoding, the original scheme."""
     for part in (steps, tiling, decoding, original):
         part(alternate)

@@ -13,6 +13,7 @@ they are installed; torch's profiler also counts the kernels.
 
 import argparse
 import importlib.util
+import inspect
 import os
 import platform
 import subprocess
@@ -766,7 +767,7 @@ def main(arguments, xp=None):
         if options.sections and section.__name__ not in options.sections:
             continue
         if not options.bare:
-            bench.say(f"\n## {section.__name__}\n\n{section.__doc__}")
+            bench.say(f"\n## {section.__name__}\n\n{inspect.getdoc(section)}")
         began = time.perf_counter()
         try:
             section(bench)
