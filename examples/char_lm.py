@@ -1,8 +1,11 @@
-"""A character model on text that every Python has, with attention at a fixed point: ``python examples/char_lm.py [epochs [figure]]``.
+"""A character model on text that every Python has, with attention at a fixed point.
 
-The text is that of `help()`, pydoc_data.topics. Two models learn it that differ in one thing, whether a head hears its own output: in
-the second, R = 0, attention is the usual one-shot map. Beside them, a table of pairs of characters. Then the first model goes on from a
-prompt, one character at a time, with caches.
+``python examples/char_lm.py [epochs [figure]]``
+
+The text is that of `help()`, pydoc_data.topics. Two models learn it that differ in one
+thing, whether a head hears its own output: in the second, R = 0, attention is the usual
+one-shot map. Beside them, a table of pairs of characters. Then the first model goes on
+from a prompt, one character at a time, with caches.
 """
 
 import sys
@@ -38,7 +41,10 @@ def windows(chunks, stride):
 
 
 def network(classes, ball):
-    """Characters and places, one block, and a logit for every character; the same initial parameters whatever the ball, but for R."""
+    """Characters and places, one block, and a logit for every character.
+
+    The same initial parameters whatever the ball, but for R.
+    """
     rng = np.random.default_rng(0)
     return pyidl.Sequential(
         pyidl.Embedding(classes, WIDTH, rng=rng),
@@ -50,7 +56,10 @@ def network(classes, ball):
 
 
 def write(model, prompt, length, rng):
-    """Characters drawn one after another, from numbers to numbers; a full context goes on from its second half."""
+    """Characters drawn one after another, from numbers to numbers.
+
+    A full context goes on from its second half.
+    """
     said, cache, begun, read = list(prompt), model.start(1), 0, 0
     for _ in range(length):
         if len(said) - begun > CONTEXT:
@@ -64,9 +73,8 @@ def write(model, prompt, length, rng):
     return said
 
 
-paragraphs = dict.fromkeys(
-    p for name in sorted(topics) for p in topics[name].split("\n\n")
-)  # some stand in several topics
+# some stand in several topics
+paragraphs = dict.fromkeys(p for name in sorted(topics) for p in topics[name].split("\n\n"))
 text = "\n\n".join(paragraphs)
 letters = sorted(set(text))
 number = {letter: i for i, letter in enumerate(letters)}
@@ -104,19 +112,22 @@ for name, ball in models.items():
     seconds, count = time.perf_counter() - began, sum(p.size for p in model.params.values())
     perplexity, solve = np.exp(histories[name]["val_loss"][-1]), histories[name]["steps"][-1]
     print(
-        f"{name}: validation perplexity {perplexity:.3f}, {count} parameters, {seconds:.0f} s, {solve:.1f} steps a solve"
+        f"{name}: validation perplexity {perplexity:.3f}, {count} parameters, {seconds:.0f} s, "
+        f"{solve:.1f} steps a solve"
     )
 
 model = models["feedback"]
 print(model.certificate())
 tokens = validation[0][:2, :8]
 print(
-    f"worst gradient error against central differences (float64): {testing.check_pullback(model, tokens).max_error:.1e}"
+    "worst gradient error against central differences (float64): "
+    f"{testing.check_pullback(model, tokens).max_error:.1e}"
 )
 began = time.perf_counter()
 said = write(model, [number[c] for c in PROMPT], 300, np.random.default_rng(0))
 print(
-    f"{300 / (time.perf_counter() - began):.0f} characters a second:\n{'-' * 80}\n{''.join(letters[c] for c in said)}\n{'-' * 80}"
+    f"{300 / (time.perf_counter() - began):.0f} characters a second:\n"
+    f"{'-' * 80}\n{''.join(letters[c] for c in said)}\n{'-' * 80}"
 )
 
 norm, head = model.layers[2].layers[0].layers[:2]

@@ -1,4 +1,7 @@
-"""Digits under every constraint, with one recipe: accuracy, steps per solve, time, and what is certified."""
+"""Digits under every constraint, with one recipe.
+
+Accuracy, steps per solve, time, and what is certified.
+"""
 
 import sys
 import time
@@ -42,7 +45,11 @@ U, labels = load_digits(return_X_y=True)
 
 
 def train(constraint, rank, seed):
-    """A model and ``(test accuracy, forward steps, adjoint steps, seconds, share certified at its solutions)``; None if training fails."""
+    """A model and its figures; None if training fails.
+
+    ``(test accuracy, forward steps, adjoint steps, seconds, share certified at its
+    solutions)``.
+    """
     U_train, U_test, t_train, t_test = train_test_split(
         U / 16, labels, test_size=0.2, stratify=labels, random_state=seed
     )
@@ -59,9 +66,8 @@ def train(constraint, rank, seed):
             rng=seed,
             verbose=0,
         )
-    except (
-        pyidl.ConvergenceError
-    ):  # more than a tenth of the samples of an epoch had no solution that was found
+    except pyidl.ConvergenceError:
+        # more than a tenth of the samples of an epoch had no solution that was found
         return None
     seconds = time.perf_counter() - began
     Y, pull = model(U_test, on_fail="warn")
@@ -77,7 +83,8 @@ def train(constraint, rank, seed):
 
 
 print(
-    "| constraint | test accuracy | steps, forward | steps, adjoint | seconds of training | certified locally | certificate of the first |"
+    "| constraint | test accuracy | steps, forward | steps, adjoint | seconds of training | "
+    "certified locally | certificate of the first |"
 )
 print("|---|---|---|---|---|---|---|", flush=True)
 found = {}
@@ -97,7 +104,8 @@ for name, (constraint, rank) in MODELS.items():
     )
     words = words.replace("|", r"\|")
     print(
-        f"| `{name}`{failed} | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | {local:.1%} | {words} |",
+        f"| `{name}`{failed} | {accuracy:.3f} | {forward:.1f} | {adjoint:.1f} | {seconds:.1f} | "
+        f"{local:.1%} | {words} |",
         flush=True,
     )
 

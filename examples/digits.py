@@ -1,4 +1,4 @@
-"""Handwritten digits with an implicit model: train it, certify it, check its gradient, save it, and draw what happened."""
+"""Handwritten digits: an implicit model is trained, certified, checked, saved, drawn."""
 
 from pathlib import Path
 
@@ -14,9 +14,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 U, labels = load_digits(return_X_y=True)  # 1,797 images of 8 x 8 pixels
-U_train, U_test, t_train, t_test = train_test_split(
-    U / 16, labels, test_size=0.2, stratify=labels, random_state=0
-)
+parts = train_test_split(U / 16, labels, test_size=0.2, stratify=labels, random_state=0)
+U_train, U_test, t_train, t_test = parts
 
 model = pyidl.ImplicitModel(64, 10, 100, constraint=pyidl.InfNorm(0.9), rng=0)
 history = pyidl.fit(
@@ -31,18 +30,15 @@ history = pyidl.fit(
 )
 print(model)
 print(model.certificate())
-print(
-    f"worst gradient error against central differences (float64): {testing.check_pullback(model, U_test[:32]).max_error:.1e}"
-)
+error = testing.check_pullback(model, U_test[:32]).max_error
+print(f"worst gradient error against central differences (float64): {error:.1e}")
 Y, pull = model(U_test)
 print(f"test accuracy: {metrics.accuracy(Y, t_test):.3f}")
 dY = losses.cross_entropy(Y, t_test)[1]
-print(
-    f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, adjoint {pull.solve(dY).n_iter.mean():.1f}"
-)
-picard = model.replace(
-    forward=pyidl.solvers.Picard(), adjoint=pyidl.solvers.Picard()
-)  # `Auto` may solve block by block: no curve
+there, back = pull.forward.n_iter.mean(), pull.solve(dY).n_iter.mean()
+print(f"steps per solve: forward {there:.1f}, adjoint {back:.1f}")
+# `Auto` may solve block by block: no curve
+picard = model.replace(forward=pyidl.solvers.Picard(), adjoint=pyidl.solvers.Picard())
 forward, adjoint = picard.equilibrium(U_test, trace=True), picard(U_test)[1].solve(dY, trace=True)
 here = Path(__file__).parent
 pyidl.save(here / "digits.npz", model)
@@ -51,16 +47,12 @@ assert np.array_equal(pyidl.to_numpy(again.predict(U_test)), pyidl.to_numpy(mode
 print("saved, reloaded: equal predictions")
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-plotting.training(history, ax=left).plot(
-    history["epoch"], 1 - history["val_accuracy"], label="test error"
-)
+plotting.training(history, ax=left)
+left.plot(history["epoch"], 1 - history["val_accuracy"], label="test error")
 plotting.residuals({"forward": forward, "adjoint": adjoint}, model.certificate(), ax=middle)
 plotting.spectrum(model, ax=right)
-for axes, title in (
-    (left, "training"),
-    (middle, "residuals of both solves"),
-    (right, "spectrum of A inside its bound"),
-):
-    axes.set_title(title)
+left.set_title("training")
+middle.set_title("residuals of both solves")
+right.set_title("spectrum of A inside its bound")
 left.legend()
 figure.savefig(here / "digits.png", dpi=120)

@@ -1,6 +1,7 @@
 """Fashion-MNIST, 60,000 images: ``python examples/fashion_mnist.py [folder]``.
 
-The folder holds the usual four idx files, plain or gzipped. Without an argument Debian's package is used.
+The folder holds the usual four idx files, plain or gzipped. Without an argument
+Debian's package is used.
 """
 
 import gzip
@@ -18,7 +19,11 @@ EPOCHS = 10
 
 
 def read_idx(folder, name):
-    """An idx file: two zero bytes, a code for the entries (8 is unsigned bytes), the number of axes, their lengths, the entries."""
+    """The entries of an idx file.
+
+    Two zero bytes, a code for the entries (8 is unsigned bytes), the number of axes,
+    their lengths, the entries.
+    """
     for path in (folder / f"{name}.gz", folder / name):
         if path.exists():
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -30,7 +35,8 @@ def read_idx(folder, name):
             shape = np.frombuffer(data, ">u4", axes, offset=4)
             return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
     sys.exit(
-        f"{folder / name}[.gz] is not there. Install the images with\n    apt-get install dataset-fashion-mnist\n"
+        f"{folder / name}[.gz] is not there. Install the images with\n"
+        "    apt-get install dataset-fashion-mnist\n"
         "or give the folder of the four idx files: python examples/fashion_mnist.py FOLDER"
     )
 
@@ -66,13 +72,15 @@ def main():
     print(f"trained in {time.perf_counter() - began:.0f} s")
     print(model.certificate())
     print(
-        f"worst gradient error against central differences (float64): {testing.check_pullback(model, U_test[:16]).max_error:.1e}"
+        "worst gradient error against central differences (float64): "
+        f"{testing.check_pullback(model, U_test[:16]).max_error:.1e}"
     )
     print(f"test accuracy: {metrics.accuracy(model.predict(U_test, batch_size=1000), t_test):.4f}")
     Y, pull = model(U_test[:1000])
     adjoint = pull.solve(losses.cross_entropy(Y, t_test[:1000])[1])
     print(
-        f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, adjoint {adjoint.n_iter.mean():.1f}"
+        f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, "
+        f"adjoint {adjoint.n_iter.mean():.1f}"
     )
     path = Path(__file__).with_suffix(".npz")
     pyidl.save(path, model)

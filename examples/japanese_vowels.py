@@ -1,8 +1,11 @@
-"""Who says /ae/? 640 utterances of nine speakers, of 7 to 29 steps each: ``python examples/japanese_vowels.py [folder]``.
+"""Who says /ae/? 640 utterances of nine speakers, of 7 to 29 steps each.
 
-The data (Kudo, Toyama, Shimbo 1999; UCI archive) come with the package aeon, ``pip install --no-deps aeon``; its files are read, the
-package itself is not imported. Or give a folder with JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts. The network reads each
-utterance in one direction; what lies beyond its length is not computed.
+``python examples/japanese_vowels.py [folder]``
+
+The data (Kudo, Toyama, Shimbo 1999; UCI archive) come with the package aeon, ``pip
+install --no-deps aeon``; its files are read, the package itself is not imported. Or
+give a folder with JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts. The network reads
+each utterance in one direction; what lies beyond its length is not computed.
 """
 
 import importlib.util
@@ -25,13 +28,18 @@ def folder():
     spec = importlib.util.find_spec("aeon")
     if spec is None:
         sys.exit(
-            "the data come with the package aeon: pip install --no-deps aeon, or give a folder with the two .ts files"
+            "the data come with the package aeon: pip install --no-deps aeon, "
+            "or give a folder with the two .ts files"
         )
     return Path(spec.origin).parent / "datasets" / "data" / "JapaneseVowels"
 
 
 def read_ts(path):
-    """``(U, lengths, labels)``: a line holds the channels of a sequence, a colon between them, and its label at the end."""
+    """``(U, lengths, labels)`` of a file.
+
+    A line holds the channels of a sequence, a colon between them, and its label at the
+    end.
+    """
     if not path.exists():
         sys.exit(f"{path} is not there; it is one of the two files of the data set")
     lines = path.read_text().split("@data", 1)[1].split()
@@ -53,7 +61,8 @@ def main():
         read_ts(folder() / f"JapaneseVowels_{kind}.ts") for kind in ("TRAIN", "TEST")
     )
     print(
-        f"{len(U)} utterances to learn from, {len(U_test)} to be recognised; {lengths.min()} to {lengths.max()} steps"
+        f"{len(U)} utterances to learn from, {len(U_test)} to be recognised; "
+        f"{lengths.min()} to {lengths.max()} steps"
     )
     heard = U[np.arange(U.shape[1]) < lengths[:, None]]
     mean, spread = heard.mean(axis=0), heard.std(axis=0)

@@ -1,7 +1,10 @@
-"""Implicit layers as ONNX files, run by onnxruntime: ``python examples/onnx_export.py``; the extra `onnx`.
+"""Implicit layers as ONNX files, run by onnxruntime.
 
-A classifier, a recurrent network and a transformer block. Either each solve is a loop that ends at a tolerance, and the file says for
-every sample whether it did; or it is a fixed number of steps, as many as the certificate asks for.
+``python examples/onnx_export.py``; the extra `onnx`.
+
+A classifier, a recurrent network and a transformer block. Either each solve is a loop
+that ends at a tolerance, and the file says for every sample whether it did; or it is a
+fixed number of steps, as many as the certificate asks for.
 """
 
 import numpy as np
@@ -42,11 +45,13 @@ for name, (model, U) in models.items():
     U = U if U.dtype == np.int64 else U.astype("float32")
     Y, converged = session.run(None, {"U": U})
     print(
-        f"{file}: {converged.sum()} of {len(U)} samples converged; largest difference {np.abs(Y - model.predict(U)).max():.1e}"
+        f"{file}: {converged.sum()} of {len(U)} samples converged; "
+        f"largest difference {np.abs(Y - model.predict(U)).max():.1e}"
     )
 
-# A fixed number of steps: those after which the certificate puts the residual of every input below 1e-5. Entries of the first step are at
-# most 1 in size, as those of tanh are, and norms grow with the entries.
+# A fixed number of steps: those after which the certificate puts the residual of every
+# input below 1e-5. Entries of the first step are at most 1 in size, as those of tanh
+# are, and norms grow with the entries.
 model = pyidl.ImplicitModel(
     30, 10, 60, activation=pyidl.activations.tanh, constraint=pyidl.wellposed.InfNorm(0.5), rng=1
 )
@@ -58,5 +63,6 @@ session, U = (
     rng.normal(size=(100, 30)).astype("float32"),
 )
 print(
-    f"fixed.onnx: {steps} steps; largest difference {np.abs(session.run(None, {'U': U})[0] - model.predict(U)).max():.1e}"
+    f"fixed.onnx: {steps} steps; largest difference "
+    f"{np.abs(session.run(None, {'U': U})[0] - model.predict(U)).max():.1e}"
 )

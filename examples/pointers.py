@@ -1,14 +1,19 @@
-"""A task that needs iteration, and a head whose fixed point solves it: ``python examples/pointers.py [steps [figure]]``.
+"""A task that needs iteration, and a head whose fixed point solves it.
 
-Tokens form trees. Each says its name and the name of its parent; a root is its own parent, and it alone says a value. The answer, at every
-token, is the value of its root: a chain of pointers is to be followed, of a length that nobody tells. With q_i the name of the parent of
-i, k_j the name of j, and a sharp attention, the head's equation is
+``python examples/pointers.py [steps [figure]]``
+
+Tokens form trees. Each says its name and the name of its parent; a root is its own
+parent, and it alone says a value. The answer, at every token, is the value of its root:
+a chain of pointers is to be followed, of a length that nobody tells. With q_i the name
+of the parent of i, k_j the name of j, and a sharp attention, the head's equation is
 
     o_i = v_parent(i),    v_j = (the value, if j is a root) + rho o_j,
 
-so at the fixed point a token h hops from its root holds rho^h times the value; rho < 1 is what makes it unique. Feedback through values
-alone, so it is certified for any sharpness. One-shot attention, R = 0, sees one hop; a stack of such heads, one hop or a few for each.
-Models learn from trees of at most HOPS hops, and are tried on deeper ones.
+so at the fixed point a token h hops from its root holds rho^h times the value; rho < 1
+is what makes it unique. Feedback through values alone, so it is certified for any
+sharpness. One-shot attention, R = 0, sees one hop; a stack of such heads, one hop or a
+few for each. Models learn from trees of at most HOPS hops, and are tried on deeper
+ones.
 """
 
 import sys
@@ -31,16 +36,20 @@ EMBED = 2 * TOKENS + VALUES  # a name, a parent's name, a value
 
 
 def trees(m, long, most, rng):
-    """``(inputs, root's value, hops to the root)``; with probability `long` a token hangs below the last one, else anywhere."""
+    """``(inputs, root's value, hops to the root)``.
+
+    With probability `long` a token hangs below the last one, else anywhere.
+    """
     order, rows = np.argsort(rng.random((m, TOKENS)), axis=1), np.arange(m)
     parent, hops = order.copy(), np.zeros((m, TOKENS), int)  # in the order of their joining
     for t in range(ROOTS, TOKENS):
         pick = np.argmax(rng.random((m, t)) * (hops[:, :t] < most), axis=1)
         pick = np.where((rng.random(m) < long) & (hops[:, t - 1] < most), t - 1, pick)
         parent[:, t], hops[:, t] = order[rows, pick], hops[rows, pick] + 1
+    # by name
     parent, hops = (
         np.take_along_axis(a, np.argsort(order, axis=1), axis=1) for a in (parent, hops)
-    )  # by name
+    )
     root = parent
     for _ in range(5):  # 2^5 hops
         root = np.take_along_axis(root, root, axis=1)
@@ -76,7 +85,10 @@ def stack(attention, ball, depth):
 
 
 def by_hand(attention, ball):
-    """The weights of the docstring: names on the axes, rho = 0.9 on the coordinates of the values."""
+    """The weights of the docstring.
+
+    Names on the axes, rho = 0.9 on the coordinates of the values.
+    """
     S, R = np.zeros((1, EMBED, 3 * WIDTH), "f4"), np.zeros((1, WIDTH, 3 * WIDTH), "f4")
     k, q, v = (slice(i * WIDTH, (i + 1) * WIDTH) for i in range(3))
     S[0, :TOKENS, k] = S[0, TOKENS : 2 * TOKENS, q] = 4 * np.eye(TOKENS, WIDTH)
@@ -124,7 +136,8 @@ for name, (model, rate) in models.items():
     print(f"{name:22s} " + " ".join(f"{a:4.2f}" for a in right))
     count = sum(p.size for p in model.params.values())
     print(
-        f"    {count} parameters, {seconds:.0f} s, at most {solve} steps a solve; contraction {model.certificate().contraction:.2g}"
+        f"    {count} parameters, {seconds:.0f} s, at most {solve} steps a solve; "
+        f"contraction {model.certificate().contraction:.2g}"
     )
     assert model.certificate().proven
     axis.plot(right, "o-", label=name)

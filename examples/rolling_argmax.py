@@ -1,9 +1,12 @@
-"""Where is the largest of ten numbers? Learnt on numbers in (-1, 1), asked for numbers up to 50,000 times as large.
+"""Where is the largest of ten numbers?
 
-A bias-free implicit RNN with ReLU is homogeneous, ``Y(t U) = t Y(U)`` for t > 0: what is largest among its logits does not depend on
-the scale, so its accuracy cannot either. Beside it an ordinary tanh RNN of the same size, written with the library as the special case
-A = 0, D = 0: ``H_t = C tanh(B [U_t, H_{t-1}] + b) + d``. The task is that of Decugis et al., "The extrapolation power of implicit
-models", IJCAI 2024.
+Learnt on numbers in (-1, 1), asked for numbers up to 50,000 times as large.
+
+A bias-free implicit RNN with ReLU is homogeneous, ``Y(t U) = t Y(U)`` for t > 0: what
+is largest among its logits does not depend on the scale, so its accuracy cannot either.
+Beside it an ordinary tanh RNN of the same size, written with the library as the special
+case A = 0, D = 0: ``H_t = C tanh(B [U_t, H_{t-1}] + b) + d``. The task is that of
+Decugis et al., "The extrapolation power of implicit models", IJCAI 2024.
 """
 
 import time
@@ -56,7 +59,8 @@ for name, model in models.items():
         for key, p in model.params.items()
     )
     print(
-        f"{name}: {free} parameters, trained in {time.perf_counter() - began:.0f} s, last training loss {history['loss'][-1]:.3f}"
+        f"{name}: {free} parameters, trained in {time.perf_counter() - began:.0f} s, "
+        f"last training loss {history['loss'][-1]:.3f}"
     )
     accuracies[name] = [
         metrics.accuracy(model.predict(s * test[0]), test[1]) for s in RANGES.tolist()

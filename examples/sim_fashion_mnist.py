@@ -1,8 +1,12 @@
-"""A trained network becomes an implicit model, by convex optimisation: ``python examples/sim_fashion_mnist.py [folder [figure]]``.
+"""A trained network becomes an implicit model, by convex optimisation.
 
-A network 784-64-32-16-10 is trained on Fashion-MNIST (the folder holds the four idx files; Debian's package is looked for; without
-either, the digits of scikit-learn). Its states on 2,000 images are all that the implicit models see. Printed: what each of them keeps of
-the accuracy, how many weights it needs, how near to the optimum it is; and how the network and its models fare under attack.
+``python examples/sim_fashion_mnist.py [folder [figure]]``
+
+A network 784-64-32-16-10 is trained on Fashion-MNIST (the folder holds the four idx
+files; Debian's package is looked for; without either, the digits of scikit-learn). Its
+states on 2,000 images are all that the implicit models see. Printed: what each of them
+keeps of the accuracy, how many weights it needs, how near to the optimum it is; and how
+the network and its models fare under attack.
 """
 
 import functools
@@ -48,7 +52,10 @@ def data():
 
 
 def attacked(model, U, t, epsilon, steps):
-    """Images no pixel of which differs by more than epsilon, moved along the sign of the loss's gradient: FGSM, or PGD for more steps."""
+    """Images moved by an attack: no pixel differs by more than epsilon.
+
+    Along the sign of the loss's gradient: FGSM, or PGD for more steps.
+    """
     V, xp = U, namespace(U)  # NumPy, or CuPy on a GPU
     for _ in range(steps):
         Y, pull = model(V)
@@ -87,12 +94,15 @@ def show(title, result, seconds):
     report, found = result.report, result.model.equilibrium(V[:ATTACKED])
     share = {key: some / size for key, (some, size) in report.nonzeros.items()}
     print(
-        f"{title:34} accuracy {metrics.accuracy(result.model.predict(V), s):.4f}   nonzero A {share['A']:5.1%} B {share['B']:5.1%} "
-        f"all {report.density:5.1%}   gap {report.states.relative_gap:.0e}   {found.n_iter.mean():.0f} steps a solve   {seconds:.1f} s"
+        f"{title:34} accuracy {metrics.accuracy(result.model.predict(V), s):.4f}   "
+        f"nonzero A {share['A']:5.1%} B {share['B']:5.1%} "
+        f"all {report.density:5.1%}   gap {report.states.relative_gap:.0e}   "
+        f"{found.n_iter.mean():.0f} steps a solve   {seconds:.1f} s"
     )
 
 
-# Without feedback no bound is needed, and inference is one pass; a weight between units counts more than one from the input.
+# Without feedback no bound is needed, and inference is one pass; a weight between units
+# counts more than one from the input.
 chain = {"constraint": wellposed.StrictlyTriangular(), "pattern": "block_triangular"}
 recipes = {
     "any feedback, row sums 0.99": functools.partial(sim.fit, penalty=sim.L1(10 / m)),

@@ -1,7 +1,11 @@
-"""Implicit estimators beside scikit-learn's perceptrons, on its five small data sets: ``python examples/sklearn_comparison.py [repeats]``.
+"""Implicit estimators beside scikit-learn's perceptrons, on its five small data sets.
 
-All have the same budget: hidden units, epochs, batches, Adam's rate, ridge; inputs (and targets) standardised. Five-fold cross-validation,
-repeated with other folds and seeds. Accuracy for classes, R2 for the diabetes data; mean, and standard deviation over all folds.
+``python examples/sklearn_comparison.py [repeats]``
+
+All have the same budget: hidden units, epochs, batches, Adam's rate, ridge; inputs (and
+targets) standardised. Five-fold cross-validation, repeated with other folds and seeds.
+Accuracy for classes, R2 for the diabetes data; mean, and standard deviation over all
+folds.
 """
 
 import sys
@@ -80,7 +84,8 @@ for name, load in sets.items():
     X, y = load(return_X_y=True)
     regression = name == "diabetes"
     print(
-        f"{name}: {X.shape[0]} samples, {X.shape[1]} columns, {'R2' if regression else f'{len(np.unique(y))} classes, accuracy'}"
+        f"{name}: {X.shape[0]} samples, {X.shape[1]} columns, "
+        f"{'R2' if regression else f'{len(np.unique(y))} classes, accuracy'}"
     )
     scores, seconds = {}, {}
     for repeat in range(REPEATS):
@@ -91,5 +96,6 @@ for name, load in sets.items():
             seconds[title] = seconds.get(title, 0.0) + (time.perf_counter() - began) / (5 * REPEATS)
     for title, values in scores.items():
         print(
-            f"    {title:26s} {np.mean(values):.4f} +- {np.std(values):.4f}   {seconds[title]:.2f} s a fit"
+            f"    {title:26s} {np.mean(values):.4f} +- {np.std(values):.4f}   "
+            f"{seconds[title]:.2f} s a fit"
         )

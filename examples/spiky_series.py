@@ -1,7 +1,10 @@
-"""The spiky series: a noisy sine with bursts, one step ahead, by an implicit RNN, beside two baselines that it has to beat.
+"""The spiky series: a noisy sine with bursts, one step ahead, by an implicit RNN.
 
-The recipe is that of Decugis et al., "The extrapolation power of implicit models", IJCAI 2024: 10,000 points, spikiness 7, scaled to
-[-1, 1], windows of 60 (59 seen, one foretold), the first 60 % for training.
+Beside two baselines that it has to beat.
+
+The recipe is that of Decugis et al., "The extrapolation power of implicit models",
+IJCAI 2024: 10,000 points, spikiness 7, scaled to [-1, 1], windows of 60 (59 seen, one
+foretold), the first 60 % for training.
 """
 
 import time
@@ -20,7 +23,11 @@ LEVEL, WINDOW, TRAIN, EPOCHS, BATCH = 7, 60, 5964, 12, 256
 
 
 def spiky_series(rng):
-    """A sine with noise of spread 0.05 L; in 20 + L random stretches of 100 + L points, L / 2 times four sines of other frequencies."""
+    """A sine with noise of spread 0.05 L, and stretches of a wilder one.
+
+    In 20 + L random stretches of 100 + L points, L / 2 times four sines of other
+    frequencies.
+    """
     x = np.linspace(0, 100, 10_000)
     y = np.sin(x) + rng.normal(0, 0.05 * LEVEL, x.size)
     for start in rng.integers(0, x.size - (100 + LEVEL), 20 + LEVEL):
@@ -69,10 +76,12 @@ print(f"\n{'':32s}{'R2':>8s}{'MAE':>8s}{'MAPE':>8s}")
 for name, y in foretold.items():
     error = np.abs(y - t_test)
     print(
-        f"{name:32s}{metrics.r2(y, t_test):8.3f}{error.mean():8.4f}{np.mean(error / np.abs(t_test)):8.2f}"
+        f"{name:32s}{metrics.r2(y, t_test):8.3f}{error.mean():8.4f}"
+        f"{np.mean(error / np.abs(t_test)):8.2f}"
     )
 print(
-    "(MAPE only because the paper reports it: some targets are nearly 0, and a single one of them can decide it.)"
+    "(MAPE only because the paper reports it: some targets are nearly 0, "
+    "and a single one of them can decide it.)"
 )
 
 figure, (left, right) = plt.subplots(

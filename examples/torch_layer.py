@@ -1,7 +1,11 @@
-"""An implicit layer in a network of PyTorch: ``python examples/torch_layer.py``; the extras `torch` and `examples`.
+"""An implicit layer in a network of PyTorch.
 
-A convolution of torch, 60 implicit units of pyidl, a linear layer of torch, trained on the handwritten digits by torch's Adam. After each
-step the implicit parameters go to the nearest ones that are well-posed. Then the layer is taken out, certified, and saved without torch.
+``python examples/torch_layer.py``; the extras `torch` and `examples`.
+
+A convolution of torch, 60 implicit units of pyidl, a linear layer of torch, trained on
+the handwritten digits by torch's Adam. After each step the implicit parameters go to
+the nearest ones that are well-posed. Then the layer is taken out, certified, and saved
+without torch.
 """
 
 import numpy as np
@@ -47,7 +51,8 @@ for epoch in range(15):
     if epoch % 5 == 4:
         with torch.no_grad():
             print(
-                f"epoch {epoch + 1:2d}: loss {loss:.3f}, test accuracy {(net(V).argmax(1) == s).float().mean():.3f}"
+                f"epoch {epoch + 1:2d}: loss {loss:.3f}, "
+                f"test accuracy {(net(V).argmax(1) == s).float().mean():.3f}"
             )
 
 layer = implicit.layer  # a pyidl layer again

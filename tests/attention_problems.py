@@ -1,4 +1,7 @@
-"""Random attention heads, as the theory asks for them, and a plain oracle through which complex steps pass."""
+"""Random attention heads, as the theory asks for them, and a plain oracle.
+
+Complex steps pass through the oracle.
+"""
 
 import numpy as np
 
@@ -18,7 +21,10 @@ ALL = (*CERTIFIED, Softmax())
 
 
 def feedback(rng, H, rows, h):
-    """R, dense, sparse, of signs, or of rank one, with a value block of a size of its own; (H, rows, 3h)."""
+    """R, (H, rows, 3h): dense, sparse, of signs, or of rank one.
+
+    With a value block of a size of its own.
+    """
     kind = rng.choice(["dense", "sparse", "sign", "rank one"])
     R = rng.normal(size=(H, rows, 3 * h))
     if kind == "sparse":
@@ -38,7 +44,10 @@ def kappa(R, attention, n):
 
 
 def cell(seed, attention, size=0.95, mask=None, dtype=np.float64):
-    """``(cell, Z)`` with random sizes, a random mask, and R scaled to the factor `size`, which is 1-homogeneous in R."""
+    """``(cell, Z)`` with random sizes and a random mask.
+
+    R is scaled to the factor `size`, which is 1-homogeneous in R.
+    """
     rng = np.random.default_rng(seed)
     m, H, T, h = (int(rng.integers(1, top + 1)) for top in (3, 3, 8, 5))
     R = feedback(rng, H, h if rng.random() < 0.7 else H * h, h)
@@ -56,7 +65,10 @@ def cell(seed, attention, size=0.95, mask=None, dtype=np.float64):
 
 
 def jacobian(cell_, X, Z):
-    """J of one sample, (n, n) on flat row vectors: column j is the derivative along the j-th unit vector."""
+    """J of one sample, (n, n) on flat row vectors.
+
+    Column j is the derivative along the j-th unit vector.
+    """
     at = cell_.at(X, Z)
     h, columns = X.shape[-1], []
     for j in range(X.size):
@@ -83,7 +95,10 @@ def squash(s):
 
 
 def plain(attention, R, S, U, causal, X, present=None):
-    """Oracle: one step of a head, sample by sample and head by head, in numbers that may be complex."""
+    """Oracle: one step of a head, sample by sample and head by head.
+
+    The numbers may be complex.
+    """
     out = np.zeros_like(X)
     for r, i in np.ndindex(*X.shape[:2]):
         h = X.shape[-1]

@@ -1,4 +1,8 @@
-"""For the tests of constraints and certificates: matrices that are hard on conditions, an exact oracle, a phi of several components."""
+"""Matrices, an oracle and an activation for tests of constraints and certificates.
+
+The matrices are hard on conditions, the oracle is exact, the activation has several
+components.
+"""
 
 from itertools import combinations
 
@@ -64,14 +68,16 @@ def hard_matrix(rng, n):
     elif kind == 9:
         A -= 5.0 * np.diag(rng.random(n))  # inhibits itself
     elif kind == 10:
-        A = 0.9 * np.eye(n) + np.diag(
-            np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1
-        )  # one eigenvalue, one vector
+        # one eigenvalue, one vector
+        A = 0.9 * np.eye(n) + np.diag(np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1)
     return A
 
 
 def is_p_matrix(M):
-    """Whether all principal minors are positive, which for I - A and ReLU is the same as one solution for every input."""
+    """Whether all principal minors are positive.
+
+    For I - A and ReLU that is the same as one solution for every input.
+    """
     n = len(M)
     return all(
         np.linalg.slogdet(M[np.ix_(rows, rows)])[0] > 0

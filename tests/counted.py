@@ -34,7 +34,7 @@ class Counted:
         try:
             library = ctypes.CDLL("libemulated.so")
         except OSError:
-            pytest.skip("only the emulated card counts")
+            pytest.skip("needs the emulated card, which alone counts")
         self.__dict__.update(
             cupy=cupy, counters=Counters.in_dll(library, "emulated_counters"), start={}
         )

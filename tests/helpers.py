@@ -11,7 +11,10 @@ def host(a):
 
 
 def assert_close(actual, desired, *, rtol, atol=0.0, xp=None):
-    """Compare library, dtype and shape, then values. With `xp`, `actual` must live there, and `desired` is NumPy."""
+    """Compare library, dtype and shape, then values.
+
+    With `xp`, `actual` must live there, and `desired` is NumPy.
+    """
     if xp is None:
         assert namespace(actual) is namespace(desired), (
             f"{namespace(actual).__name__} is not {namespace(desired).__name__}"

@@ -17,11 +17,11 @@ C_TYPE = {"float32": "float", "float64": "double"}
 
 def compiler():
     """That of C++; without one the test is skipped."""
-    return shutil.which("g++") or shutil.which("c++") or pytest.skip("there is no C++ compiler")
+    return shutil.which("g++") or shutil.which("c++") or pytest.skip("needs a C++ compiler")
 
 
 def library(folder, text):
-    """C++, loaded."""
+    """A library of functions in C++, compiled and loaded."""
     (folder / "k.cc").write_text("#include <cmath>\nusing namespace std;\n" + text)
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
     subprocess.run([compiler(), *flags, "-o", folder / "k.so", folder / "k.cc"], check=True)
@@ -40,7 +40,7 @@ def small_numbers_flushed(folder):
     """Numbers below the smallest normal one count as 0, as in CuPy's kernels of float32
     (``-ftz=true``); here in float64 too."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("a mode of x86 processors")
+        pytest.skip("needs a mode of x86 processors")
     mode = library(folder, MODE).mode
     mode.argtypes, mode.restype = (ctypes.c_uint,), ctypes.c_uint
     before = mode(0x1F80 | 0x8040)  # exceptions masked, as always; results flushed, operands too

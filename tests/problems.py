@@ -1,4 +1,4 @@
-"""Families of problems that the solvers are compared on."""
+"""Families of problems on which the solvers are compared, and oracles of their solutions."""
 
 import numpy as np
 from helpers import host
@@ -47,7 +47,10 @@ def stiff(n, kappa, rng):
 
 
 def turning(n, kappa, rng):
-    """``kappa [[.5, .5], [-.5, .5]]`` on the diagonal: Picard's spectral radius is 0.71 kappa, that of the splitting nearly 1."""
+    """``kappa [[.5, .5], [-.5, .5]]`` on the diagonal.
+
+    Picard's spectral radius is 0.71 kappa, that of the splitting nearly 1.
+    """
     return np.kron(np.eye((n + 1) // 2), kappa * np.array([[0.5, 0.5], [-0.5, 0.5]]))[:n, :n]
 
 
@@ -127,20 +130,6 @@ class Tanh(FunctionCell):
         return s, {"W": s.T @ x}
 
 
-__all__ = [
-    "FAMILIES",
-    "Full",
-    "LowRank",
-    "Tanh",
-    "Tiled",
-    "adjoint",
-    "adjoint_solution",
-    "affine",
-    "fixed_point",
-    "residual",
-]
-
-
 FORWARD = {
     "picard": Picard(),
     "damped": Picard(damping=0.3),
@@ -166,7 +155,10 @@ def splits(name, p):
 
 
 def monotone(n, margin, size, rng):
-    """``(A + A^T) / 2 <= (1 - margin) I``, with equality somewhere, and a Euclidean norm of about `size`."""
+    """``(A + A^T) / 2 <= (1 - margin) I``, with equality somewhere.
+
+    And a Euclidean norm of about `size`.
+    """
     G = rng.normal(size=(n, n))
     K, S = G - G.T, G @ G.T
     A = size * (K / max(np.linalg.norm(K, 2), 1e-300) - 0.5 * S / np.linalg.norm(S, 2))

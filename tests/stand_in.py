@@ -84,9 +84,8 @@ class ndarray:
         return wrap(self._a[bare(key)])
 
     def __setitem__(self, key, value):
-        cupy.waits += (
-            isinstance(key, ndarray) and key.dtype == bool
-        )  # so many values are taken, though it be one number
+        # so many values are taken, though it be one number
+        cupy.waits += isinstance(key, ndarray) and key.dtype == bool
         cupy.launches += 1
         self._a[bare(key)] = bare(value)
 

@@ -1,4 +1,8 @@
-"""The house: imports go strictly downwards, array names exist everywhere, and `import pyidl` is light."""
+"""The house.
+
+Imports go strictly downwards, array names exist everywhere, and `import pyidl` is
+light.
+"""
 
 import ast
 import functools
@@ -62,7 +66,10 @@ def test_the_checker_catches(module, source):
 
 
 def cycle(graph):
-    """A cycle of imports among these modules and what they import, or None. A folder's own __init__ only gathers names."""
+    """A cycle of imports among these modules and what they import, or None.
+
+    A folder's own __init__ only gathers names.
+    """
     done, path = set(), []
 
     def visit(module):
@@ -106,7 +113,10 @@ def test_a_cycle_is_found_however_it_is_written(za, zb):
 
 
 def array_name(node):
-    """``name`` of ``xp.name`` or ``namespace(z).name``, ``linalg.name`` of ``xp.linalg.name``; None for anything else."""
+    """``name`` of ``xp.name`` or ``namespace(z).name``; None for anything else.
+
+    ``linalg.name`` of ``xp.linalg.name``.
+    """
 
     def is_xp(node):
         if isinstance(node, ast.Name):
@@ -356,7 +366,7 @@ def test_every_public_name_exists():
 def test_the_top_level_is_tidy():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode != 0:
-        pytest.skip("not a git checkout")
+        pytest.skip("needs a git checkout")
     allowed = {
         "pyidl",
         "tests",

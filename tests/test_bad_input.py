@@ -1,4 +1,7 @@
-"""Every public door, each argument in turn replaced by what it is not: refused by name, or possible by its annotation."""
+"""Every public door, each argument in turn replaced by what it is not.
+
+It is refused by name, or possible by its annotation.
+"""
 
 import functools
 import importlib
@@ -152,7 +155,8 @@ DOORS = {
     },
     **every(
         solvers,
-        "Anderson Auto Direct ForwardBackward GMRES Jacobi JacobianFree Neumann Newton PeacemanRachford Phantom Picard",
+        "Anderson Auto Direct ForwardBackward GMRES Jacobi JacobianFree Neumann Newton "
+        "PeacemanRachford Phantom Picard",
     ),
     "Fallback": (solvers.Fallback, {"first": solvers.Picard(), "then": solvers.Direct()}),
     "Substitution": (solvers.Substitution, {}),
@@ -204,10 +208,12 @@ DOORS = {
     "entrywise": (MODEL.certificate().entrywise, {"residual": np.ones((2, 3))}),
 }
 
-# What pyidl returns, or is subclassed; and what is called in the middle of a computation, with what has been checked.
+# What pyidl returns, or is subclassed; and what is called in the middle of a
+# computation, with what has been checked.
 NO_DOORS = """
-AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended Solution Status Moments Path Problem Report Rows
-SIMResult Solved Run ActivationReport GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
+AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended
+Solution Status Moments Path Problem Report Rows SIMResult Solved Run ActivationReport
+GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Layer Composite Attention Constraint Solver Penalty RowSolver Optimizer Schedule Cell FunctionCell
 DEFAULT_ADJOINT DEFAULT_FORWARD phi phi_slope check_positive read_npz replacing write_npz to_numpy
 """
@@ -220,7 +226,8 @@ INSIDE = {
     "pyidl.matrices.read",
     "pyidl.wellposed.projections",
 }
-# Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the cell's own business.
+# Whatever NumPy reads; ignored by the layers that draw nothing, as documented; the
+# cell's own business.
 FREE = {
     ("to_device", "a"),
     ("model(U)", "rng"),

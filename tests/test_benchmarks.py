@@ -117,7 +117,7 @@ def test_the_suite_has_56_models():
 @pytest.mark.parametrize("name", auto.FAMILIES)
 def test_every_family_is_solved_and_counted(name):
     if name == "trained":
-        pytest.importorskip("sklearn")
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     for one in auto.family(name, SMALL, full=True):
         assert one.run("forward", None)().all_converged, str(one)
         assert one.run("adjoint", None)().all_converged, str(one)
@@ -219,9 +219,8 @@ def test_the_floor_computes_what_pyidl_does():
     for key, a in floor.params.items():
         np.testing.assert_allclose(a, loop.model.params[key], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(floor.predict(U), loop.predict(U), rtol=1e-6, atol=1e-8)
-    assert (
-        0 < loop.steps[0] < floor.steps[0] + 5 * (200 // training.BATCH)
-    )  # pyidl measures every fifth step
+    # pyidl measures every fifth step
+    assert 0 < loop.steps[0] < floor.steps[0] + 5 * (200 // training.BATCH)
     assert np.abs(floor.params["A"]).sum(axis=1).max() <= training.KAPPA * (1 + 1e-14)
 
 
@@ -260,7 +259,7 @@ def test_calls_of_a_solve(capsys):
 
 
 def test_estimators_beside_perceptrons(capsys, monkeypatch):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pair = estimators.pair
 
     def quick(labels, seed):
@@ -274,7 +273,7 @@ def test_estimators_beside_perceptrons(capsys, monkeypatch):
 
 
 def test_a_default_is_chosen_without_the_set_it_is_judged_on(capsys, monkeypatch):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     few = {"two epochs": (0.5, {"max_iter": 2}), "one": (0.5, {"max_iter": 1})}
     monkeypatch.setattr(estimators, "SLOWEST", 1e9)
     monkeypatch.setattr(estimators, "candidates", lambda: few)

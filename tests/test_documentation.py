@@ -1,4 +1,7 @@
-"""The reference has a page for everything public; the pages themselves are checked by their build, in which they run."""
+"""The reference has a page for everything public.
+
+The pages themselves are checked by their build, in which they run.
+"""
 
 import importlib
 import re
@@ -37,7 +40,10 @@ def test_the_solvers_of_sim_can_be_made_as_the_page_writes_them():
 
 
 def test_notebooks_can_be_taken_along():
-    """Every page with cells says where its notebook is, and has the head by which Jupyter knows it."""
+    """Every page with cells says where its notebook is.
+
+    And it has the head by which Jupyter knows it.
+    """
     pages = {path: path.read_text() for path in DOCS.glob("*.md")}
     notebooks = {path.stem: text for path, text in pages.items() if "{code-cell}" in text}
     assert {"tutorial", "gradient_by_hand", "write_your_own"} <= set(notebooks)

@@ -1,4 +1,7 @@
-"""Numbers are refused by name, value and need, whatever their type: no comparison of a string with a number reaches the user."""
+"""Numbers are refused by name, value and need, whatever their type.
+
+No comparison of a string with a number reaches the user.
+"""
 
 import inspect
 from fractions import Fraction

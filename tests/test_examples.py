@@ -165,7 +165,10 @@ def test_rolling_argmax(tmp_path):
 
 @pytest.mark.slow
 def test_char_lm(tmp_path):
-    """One epoch: both models are better than pairs of characters, and the one with feedback is certified."""
+    """One epoch: both models are better than pairs of characters.
+
+    And the one with feedback is certified.
+    """
     result = run("char_lm.py", tmp_path, 1, tmp_path / "figure.png")
     assert result.returncode == 0, result.stderr
     names = ("pairs of characters", "feedback", "R = 0")
@@ -194,7 +197,10 @@ def test_sim(tmp_path):
 
 @pytest.mark.slow
 def test_pointers(tmp_path):
-    """A fixed point follows chains longer than those it learned from, and one-shot attention one hop."""
+    """A fixed point follows chains longer than those it learned from.
+
+    One-shot attention follows one hop.
+    """
     result = run("pointers.py", tmp_path, 300, tmp_path / "figure.png")
     assert result.returncode == 0, result.stderr
     names = ("by hand", "fixed point", "fixed point, kernel", "R = 0", "R = 0, four heads")
@@ -214,7 +220,10 @@ def test_pointers(tmp_path):
 
 @pytest.mark.slow
 def test_sklearn_comparison(tmp_path):
-    """Once through the folds: on the digits all classifiers are good, and none is far from the best."""
+    """Once through the folds.
+
+    On the digits all classifiers are good, and none is far from the best.
+    """
     result = run("sklearn_comparison.py", tmp_path, 1)
     assert result.returncode == 0, result.stderr
     scores = [float(x) for x in re.findall(r"(0\.\d{4}) \+-", result.stdout)]

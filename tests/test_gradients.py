@@ -1,4 +1,8 @@
-"""Three oracles for every gradient: central differences, the unrolled iteration differentiated by hand, a dense adjoint solve."""
+"""Three oracles for every gradient.
+
+Central differences, the unrolled iteration differentiated by hand, a dense adjoint
+solve.
+"""
 
 import numpy as np
 import pytest
@@ -52,7 +56,10 @@ def centred(z):
 
 
 def jacobian(activation, z):
-    """Oracle: the Jacobian of phi for every row of z, (m, n, n); by a complex step where phi acts on several components together."""
+    """Oracle: the Jacobian of phi for every row of z, (m, n, n).
+
+    By a complex step where phi acts on several components together.
+    """
     m, n = z.shape
     if isinstance(activation, Blocks):
         J = np.zeros((m, n, n))
@@ -166,7 +173,10 @@ def matrix(params):
 
 
 def by_dense_solve(model, U, G):
-    """Oracle: A, X and slopes as dense matrices, ``(I - J^T A^T) v = J^T C^T g`` sample by sample, all in NumPy."""
+    """Oracle: ``(I - J^T A^T) v = J^T C^T g`` sample by sample.
+
+    A, X and slopes as dense matrices, all in NumPy.
+    """
     p = {key: host(a) for key, a in model.params.items()}
     A, phi = matrix(p), model.activation.phi
     Z = U @ p["B"].T + p.get("b", 0.0)
@@ -189,7 +199,10 @@ def confined(model, grads):
 
 
 def by_unrolling(model, U, G):
-    """Oracle: x_0 = 0, x_{k+1} = phi(A x_k + z) until nothing moves, twice as long, and the chain rule through every step."""
+    """Oracle: x_0 = 0, x_{k+1} = phi(A x_k + z) until nothing moves, twice as long.
+
+    And the chain rule through every step.
+    """
     p = {key: host(a) for key, a in model.params.items()}
     A, phi = matrix(p), model.activation.phi
     Z = U @ p["B"].T + p.get("b", 0.0)
@@ -299,7 +312,8 @@ def test_every_layer_and_combination(name, xp):
     if layer.params:
         layer = layer if xp is np else _moved_deep(layer, xp)
     assert check_pullback(layer, from_host(xp, U)).max_error < 1e-6
-    # dot test against the derivative of the map: <G, J d> = <J^T G, d>, J d by a fourth-order difference of smooth layers
+    # dot test against the derivative of the map: <G, J d> = <J^T G, d>, J d by a
+    # fourth-order difference of smooth layers
     assert "implicit" in name or "relu" in repr(layer) or _dot_test(layer, from_host(xp, U)) < 1e-9
 
 
@@ -351,7 +365,10 @@ def test_the_pullback_is_homogeneous(exponent, dtype, seed):
 
 
 def test_an_absolute_tolerance_would_fail_that_property():
-    """The twin that is broken on purpose: stopped by an absolute residual, small cotangents get a wrong gradient."""
+    """The twin that is broken on purpose.
+
+    Stopped by an absolute residual, small cotangents get a wrong gradient.
+    """
     model = random_model(ImplicitModel, P, Q, N, dtype="float64", spread=2.0)
     _, pull = model(inputs())
     G = np.random.default_rng(0).normal(size=(M, N))

@@ -213,7 +213,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
             pyidl.save(folder, MODELS["implicit"]())
 
 
-# -------------------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------- bad files
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +412,10 @@ def test_every_truncation_is_noticed(good, tmp_path):
 
 @given(data=st.data())
 def test_flipped_bytes_never_do_harm(good, tmp_path, data):
-    """Whatever is flipped: a clear error, or a model with exactly the parameters that were saved."""
+    """Whatever is flipped: a clear error, or the model that was saved.
+
+    With exactly its parameters.
+    """
     spoilt = bytearray(good)
     for _ in range(data.draw(st.integers(1, 4))):
         spoilt[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))

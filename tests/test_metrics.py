@@ -121,11 +121,12 @@ def test_accuracy_refuses(Y, labels, words):
         (np.zeros((2, 1)), np.zeros(2), r"Y has shape \(2, 1\), target \(2,\)"),
         (np.zeros((0, 1)), np.zeros((0, 1)), "at least two samples"),
         (np.asarray(1.0), np.asarray(1.0), "at least two samples"),
+        # their mean is not 0.1 in floating point
         (
             np.zeros((3, 1)),
             np.full((3, 1), 0.1),
             "all 3 targets are equal",
-        ),  # their mean is not 0.1 in floating point
+        ),
         (np.zeros((1, 2)), np.array([[1.0, 2.0]]), "all 1 targets are equal"),
     ],
 )

@@ -181,10 +181,11 @@ def test_a_monotone_model_has_its_spectrum_left_of_one():
     drawn = lines(plotting.spectrum(model))
     assert drawn["certified: real parts below 1"].get_xdata() == [1.0, 1.0]
     assert np.all(drawn["eigenvalues of A"].get_xdata() < 1)
+    # or a circle would do
     assert (
         np.hypot(drawn["eigenvalues of A"].get_xdata(), drawn["eigenvalues of A"].get_ydata()).max()
         > 1
-    )  # or a circle would do
+    )
 
 
 def test_spectrum_of_factors_and_of_a_recurrent_network():

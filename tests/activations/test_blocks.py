@@ -95,9 +95,8 @@ def test_claims(activation):
 def test_no_pair_of_points_beats_the_constant(activation, k, seed, size, distance):
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(50, k)) * 10.0**size
-    a[::2, : k // 2 + 1] = (
-        a[::2, :1] + 1e-3 * a[::2, : k // 2 + 1]
-    )  # nearly equal entries: where softmax is steepest
+    # nearly equal entries: where softmax is steepest
+    a[::2, : k // 2 + 1] = a[::2, :1] + 1e-3 * a[::2, : k // 2 + 1]
     d = rng.normal(size=(50, k))
     for _ in range(3):  # the power method turns d into the direction that is stretched most
         d = activation.vjp(a, d)

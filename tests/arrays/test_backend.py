@@ -173,10 +173,11 @@ def test_numbers_whose_sum_overflows_are_finite_all_the_same():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_are_summed_where_they_belong(n, count, dtype, xp):
     rng = np.random.default_rng(0)
+    # whole numbers: sums are exact
     place, source = (
         rng.integers(0, count, n),
         rng.integers(-9, 10, (n, 2)).astype(dtype),
-    )  # whole numbers: sums are exact
+    )
     there = np.zeros((count, 2), dtype)
     np.add.at(there, place, source)
     assert_close(

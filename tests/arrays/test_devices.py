@@ -55,13 +55,13 @@ def library(request, monkeypatch):
 @pytest.fixture
 def two_gpus():
     if cupy.cuda.runtime.getDeviceCount() != 2:
-        pytest.skip("CuPy does not find two GPUs")
+        pytest.skip("needs two GPUs that CuPy can use")
 
 
 @pytest.fixture
 def pretended(library):
     if cupy is not stand_in.cupy:
-        pytest.skip("for the stand-in alone")
+        pytest.skip("is about the stand-in alone")
 
 
 def there(a):
@@ -334,7 +334,7 @@ def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
 
 def test_a_task_of_a_scheduler_works_where_its_problem_lives(two_gpus):
     """A thread begins on the first GPU."""
-    dask = pytest.importorskip("dask")
+    dask = pytest.importorskip("dask", reason="Dask is not installed")
 
     def on_the_first(*arguments, **options):
         with cupy.cuda.Device(0):

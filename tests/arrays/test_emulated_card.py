@@ -93,9 +93,8 @@ def test_a_barrier_that_some_threads_do_not_reach_ends_the_process():
             "f((1,), (64,), (cupy.empty(1, 'float32'), 64))"
         ).stderr
 
-    assert (
-        said("if (threadIdx.x < 40) return;") == ""
-    )  # the card does not wait for those that have ended
+    # the card does not wait for those that have ended
+    assert said("if (threadIdx.x < 40) return;") == ""
     assert "different barriers" in said("if (threadIdx.x < 40) __syncwarp(); else")
 
 

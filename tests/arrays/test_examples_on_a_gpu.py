@@ -122,8 +122,10 @@ def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_p
     source = (EXAMPLES / name).read_text()
     if library == "cupy":
         require_gpu()
-        if name == "torch_layer.py" and not pytest.importorskip("torch").cuda.is_available():
-            pytest.skip("torch finds no GPU")
+        if name == "torch_layer.py":
+            torch = pytest.importorskip("torch", reason="torch is not installed")
+            if not torch.cuda.is_available():
+                pytest.skip("needs a GPU that torch can use")
     for long, short in () if whole else SHORTER.get(name, {}).items():
         assert source.count(long) == 1
         source = source.replace(long, short)

@@ -19,7 +19,7 @@ spec.loader.exec_module(gpu)
 
 def test_every_section_runs(xp, tmp_path):
     if xp is array_api_strict:
-        pytest.skip("not a library that is measured")
+        pytest.skip("array_api_strict is not measured")
     out = tmp_path / "gpu.md"
     assert gpu.main(["--dry", "--limit", "60", "--out", str(out)], xp) == 0
     text = out.read_text()
@@ -33,7 +33,7 @@ def test_every_section_runs(xp, tmp_path):
 
 def test_a_section_that_fails_says_so_and_the_next_one_runs(tmp_path, monkeypatch):
     def broken(bench):
-        """It fails."""
+        """A section that raises."""
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(gpu, "SECTIONS", [broken, gpu.determinism])

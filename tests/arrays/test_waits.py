@@ -143,14 +143,16 @@ SOLVERS = {
     "ForwardBackward": (ForwardBackward(alpha=0.9), checks),
     "PeacemanRachford": (PeacemanRachford(), checks),
     "Auto": (Auto(), checks),
+    # a measurement, the size of the step, and the active sets
     "Newton": (
         Newton(),
         lambda steps: 3 * steps,
-    ),  # a measurement, the size of the step, and the active sets
+    ),
+    # a product, and what begins and ends a cycle
     "GMRES": (
         GMRES(),
         lambda steps: steps + 2 + steps // 20,
-    ),  # a product, and what begins and ends a cycle
+    ),
     "Direct": (Direct(), lambda steps: 2),
     "Phantom": (solvers.Phantom(), lambda steps: 1),
     "Neumann": (solvers.Neumann(), lambda steps: 1),
@@ -196,9 +198,8 @@ def test_what_auto_chooses_waits_no_more(family):
     cupy.waits = 0
     solution = Auto()(problem)
     assert solution.converged.all()
-    tries = 1 + solution.method.count(
-        "then"
-    )  # each waits by itself; a low-rank solve looks at a bound, then at a residual
+    # each waits by itself; a low-rank solve looks at a bound, then at a residual
+    tries = 1 + solution.method.count("then")
     assert cupy.waits <= (SETUP + checks(int(solution.n_iter.max()))) * (
         2 if family == "low rank" else tries
     )
@@ -420,9 +421,8 @@ def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     step.step(1)
     cupy.waits = cupy.launches = 0
     step.step(1)
-    assert cupy.launches <= bound + 6 * (
-        cupy is not stand_in.cupy
-    )  # CuPy joins arrays, and sums along a row, by two kernels
+    # CuPy joins arrays, and sums along a row, by two kernels
+    assert cupy.launches <= bound + 6 * (cupy is not stand_in.cupy)
     assert cupy.waits == 0
 
 

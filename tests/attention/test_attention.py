@@ -1,4 +1,8 @@
-"""The attention maps: values against the plainest loop, derivatives against differences and each other, masks, tiles."""
+"""The attention maps.
+
+Values against the plainest loop, derivatives against differences and each other, masks,
+tiles.
+"""
 
 import numpy as np
 import pytest
@@ -147,7 +151,10 @@ def test_derivatives_on_every_library(attention, xp):
 
 
 def test_a_wrong_derivative_is_noticed():
-    """The twin that is broken on purpose: the weights depend on the queries too, and forgetting it must show."""
+    """The twin that is broken on purpose.
+
+    The weights depend on the queries too, and forgetting it must show.
+    """
     K, Q, V = np.random.default_rng(5).normal(size=(3, 2, 2, 5, 3))
     mask = Mask(causal=True)
     at = Softmax().at(K, Q, V, mask)
@@ -190,7 +197,10 @@ def test_tiles_change_roundings_alone(attention, mask, tile):
 @pytest.mark.parametrize("attention", MAPS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_causal_tiles_that_numpy_chooses(attention, padded):
-    """From 256 keys on, a causal mask is visited in tiles; values and derivatives are those of one tile."""
+    """From 256 keys on, a causal mask is visited in tiles.
+
+    Values and derivatives are those of one tile.
+    """
     rng = np.random.default_rng(3)
     K, Q, V, G = rng.normal(size=(4, 2, 2, 260, 3))
     mask = Mask(True, np.arange(260)[None, :] < np.array([[70], [260]]) if padded else None)
@@ -224,7 +234,11 @@ def test_tiles_and_pieces_are_chosen_by_memory(monkeypatch):
 
 
 def test_nothing_overflows():
-    """Exponents of a thousand, values of 1e30 in float32, and distances at which every weight vanishes."""
+    """Extreme numbers are no harm.
+
+    Exponents of a thousand, values of 1e30 in float32, and distances at which every
+    weight vanishes.
+    """
     K, Q, V = np.random.default_rng(0).normal(size=(3, 1, 1, 4, 3)).astype("float32")
     G = np.ones_like(Q)
     for attention in MAPS:
@@ -278,7 +292,10 @@ def test_settings_are_checked(make):
 
 
 def test_rounding_gives_no_key_more_than_its_weight():
-    """Of large features the exponent ``-g |q - k|^2`` is a difference, which rounds to positive numbers too."""
+    """Of large features the exponent ``-g |q - k|^2`` is a difference.
+
+    It rounds to positive numbers too.
+    """
     attention, K = (
         KernelAttention(),
         (1e4 * np.random.default_rng(0).normal(size=(200, 1, 1, 8))).astype(np.float32),

@@ -1,4 +1,7 @@
-"""Every claim about the attention head, tried on random problems and by adversarial search; and twins for which it must fail."""
+"""Every claim about the attention head, tried on random problems and by search.
+
+The search is adversarial, and it must fail for twins that are broken on purpose.
+"""
 
 import math
 
@@ -49,7 +52,7 @@ def cube(rng, Z, size=1.0):
     return rng.uniform(-size, size, (*Z.shape[:-1], Z.shape[-1] // 3))
 
 
-# ------------------------------------------------------------------------------------------------------ constants
+# ---------------------------------------------------------------------------- constants
 
 
 def test_mu_is_the_maximum():
@@ -101,7 +104,10 @@ def test_the_curvature_of_phi():
 
 
 def test_the_constant_of_the_queries_is_attained():
-    """Half the keys on either side of q, values of the same sign at infinity: every term has one sign."""
+    """Half the keys on either side of q, values of the same sign at infinity.
+
+    So every term has one sign.
+    """
     for n, h, g in ((2, 1, 1.0), (4, 3, 0.7), (8, 2, 0.5), (64, 4, 0.25)):
         attention = KernelAttention(bandwidth=g)
         y = 0.5 + lambert(0.5 / (0.25 / n * math.sqrt(math.e)))
@@ -125,7 +131,7 @@ def test_nu_bounds_the_norm(seed):
     assert np.allclose(np.abs(R[0, :, 2 * h :]).sum(axis=0), found.v)
 
 
-# --------------------------------------------------------------------------------------------------- contraction
+# -------------------------------------------------------------------------- contraction
 
 
 @CASES
@@ -185,9 +191,8 @@ def test_the_solution_is_unique_and_picard_keeps_its_promise(attention, seed):
         assert np.abs(x - limit).max() < 1e-9
     found = solvers.Picard(tol=1e-8)(c.bind(Z))
     assert found.all_converged
-    assert (
-        found.n_iter.max() <= certified.steps(1e-8, 1.0) + 3
-    )  # and at most two more until it is measured
+    # and at most two more until it is measured
+    assert found.n_iter.max() <= certified.steps(1e-8, 1.0) + 3
 
 
 @CASES
@@ -214,7 +219,10 @@ def ascent(attention, c, rng, n, h, steps=150):
 @pytest.mark.parametrize("attention", [KernelAttention(), BoundedSoftmax()], ids=repr)
 @pytest.mark.parametrize("kind", ["q", "k", "v", "all"])
 def test_adversarial_search(attention, kind):
-    """A search for the worst inputs never beats kappa, and comes near it: the bound is right, and not idle."""
+    """A search for the worst inputs never beats kappa, and comes near it.
+
+    The bound is right, and not idle.
+    """
     rng, ratio = np.random.default_rng(0), 0.0
     for _ in range(3):
         R = np.ones((1, 1, 3)) * rng.choice([-1.0, 1.0], (1, 1, 3))
@@ -228,7 +236,10 @@ def test_adversarial_search(attention, kind):
 
 @pytest.mark.parametrize(("size", "limits"), [(0.98, 1), (1.02, 2)])
 def test_the_bound_is_sharp(size, limits):
-    """Feedback through the values alone, identical tokens: unique below kappa = 1, two limits above. For the queries likewise."""
+    """Feedback through the values alone, identical tokens.
+
+    Unique below kappa = 1, two limits above. For the queries likewise.
+    """
     for T in (1, 4):
         R = np.array([[[0.0, 0.0, size * (T + 0.25) / T]]])
         c = AttentionCell(R, KernelAttention(), Mask())
@@ -243,7 +254,10 @@ def test_the_bound_is_sharp(size, limits):
 
 
 def test_row_sums_certify_nothing():
-    """Rows of A sum to 0.95, and yet there are two limits: the value hears itself and its output."""
+    """Rows of A sum to 0.95, and yet there are two limits.
+
+    The value hears itself and its output.
+    """
     R = np.array([[[0.0, 0.0, 0.95 / (1 - 0.95)]]])  # what the four-block form reduces to
     problem = AttentionCell(R, KernelAttention(), Mask()).bind(np.zeros((1, 1, 1, 3)))
     ends = []
@@ -257,7 +271,10 @@ def test_row_sums_certify_nothing():
 
 
 def test_a_constant_that_is_too_small_is_caught():
-    """The twin that is broken on purpose: with half the constant of the queries, two states do not come closer by that much."""
+    """The twin that is broken on purpose.
+
+    With half the constant of the queries, two states do not come closer by that much.
+    """
     R = np.array([[[0.0, 1.0, 0.0]]])
     c = AttentionCell(R, KernelAttention(), Mask())
     assert ascent(KernelAttention(), c, np.random.default_rng(3), 4, 1) > 0.5 * kappa(
@@ -265,7 +282,7 @@ def test_a_constant_that_is_too_small_is_caught():
     )
 
 
-# ---------------------------------------------------------------------------------------------------- causal masks
+# ------------------------------------------------------------------------- causal masks
 
 
 @given(st.sampled_from([*CERTIFIED, Softmax()]), st.integers(0, 10**6))
@@ -294,7 +311,10 @@ def test_diagonal_blocks(attention, seed):
 @settings(max_examples=10)
 @given(st.sampled_from(CERTIFIED[:3]), st.integers(0, 10**6))
 def test_token_by_token(attention, seed):
-    """Feedback between the two bounds: not a contraction, but unique, and every start ends there within the promised steps."""
+    """Feedback between the two bounds is no contraction, but the solution is unique.
+
+    Every start ends there within the promised steps.
+    """
     c, Z = cell(seed, attention, mask="causal")
     n, h = Z.shape[2], Z.shape[3] // 3
     if c.R.shape[1] > h:
@@ -331,7 +351,7 @@ def test_token_by_token(attention, seed):
     assert max(np.abs(x - ends[0]).max() for x in ends) < 1e-8
 
 
-# ---------------------------------------------------------------------------------------- inputs, and at the solution
+# ---------------------------------------------------------- inputs, and at the solution
 
 
 @given(st.integers(0, 10**6))
@@ -477,7 +497,7 @@ def test_softmax_has_several_solutions_for_any_size_of_feedback():
     assert input_factor(c, Z, Feedback.of({"R": c.R}))[1] > 1
 
 
-# ------------------------------------------------------------------------------------------------------ projection
+# --------------------------------------------------------------------------- projection
 
 
 @given(

@@ -1,4 +1,8 @@
-"""The implicit attention head: gradients against three oracles, what must be equal, decoding, padding, files, and the door."""
+"""The implicit attention head.
+
+Gradients against three oracles, what must be equal, decoding, padding, files, and the
+door.
+"""
 
 import copy
 import pickle
@@ -58,9 +62,8 @@ def build(option, seed=0, dtype="float64"):
         key: host(a) + rng.normal(size=a.shape) * (0.3 if key == "S" else 1.0)
         for key, a in head.params.items()
     }
-    if isinstance(
-        head.attention, Softmax
-    ):  # what its constraint leaves free must not grow too large
+    # what its constraint leaves free must not grow too large
+    if isinstance(head.attention, Softmax):
         noisy = {key: a if key == "S" else 0.12 * a for key, a in noisy.items()}
     head.params = head.project({key: a.astype(dtype) for key, a in noisy.items()})
     return head
@@ -88,7 +91,10 @@ def test_against_central_differences(option):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_against_the_unrolled_iteration(option, xp):
-    """<G, dY> along a direction of all parameters and inputs, by a complex step through every step of the iteration."""
+    """``<G, dY>`` along a direction of all parameters and inputs.
+
+    By a complex step through every step of the iteration.
+    """
     head, U, rng = build(option, 1), tokens(1), np.random.default_rng(5)
     p = {key: host(a) for key, a in head.params.items()}
     d = {key: rng.normal(size=a.shape) for key, a in {"U": U, **p}.items()}
@@ -130,9 +136,8 @@ def test_against_a_dense_adjoint_solve(option):
             )
             / 1e-30
         )
-        L[r] = np.linalg.solve(np.eye(n) - J, split(G, H)[r].ravel()).reshape(
-            X[r].shape
-        )  # row j of this J is column j of the Jacobian
+        # row j of this J is column j of the Jacobian
+        L[r] = np.linalg.solve(np.eye(n) - J, split(G, H)[r].ravel()).reshape(X[r].shape)
 
     def derivative(**turned):
         return np.sum(L * step(X + 0j, **turned).imag) / 1e-30
@@ -271,7 +276,7 @@ def test_lengths_pass_through_a_chain():
     assert "2.R" in grads
 
 
-# ------------------------------------------------------------------------------------------------------- decoding
+# ----------------------------------------------------------------------------- decoding
 
 
 @pytest.mark.parametrize(
@@ -332,7 +337,7 @@ def test_decoding_refuses():
         head.step(np.ones((2, E)), cache)
 
 
-# -------------------------------------------------------------------------------------------------- being a layer
+# ------------------------------------------------------------------------ being a layer
 
 
 def test_float32_is_close_to_float64():
@@ -365,7 +370,10 @@ def test_files_pickles_and_copies(option, tmp_path):
 
 
 def test_training_stays_in_the_ball():
-    """Gradient steps that would leave the set are brought back, and every fixed point on the way is certified."""
+    """Gradient steps that would leave the set are brought back.
+
+    Every fixed point on the way is certified.
+    """
     head, U = (
         ImplicitAttentionHead(
             E, 3, block_size=T, attention=BoundedSoftmax(), rng=0, constraint=AttentionBall(0.7)
@@ -426,7 +434,10 @@ def test_a_longer_context_is_certified_anew():
 
 
 def test_without_a_solution_it_says_so():
-    """Softmax whose values feed back by more than 1 diverges: the failure is raised, with the certificate."""
+    """Softmax whose values feed back by more than 1 diverges.
+
+    The failure is raised, with the certificate.
+    """
     options = {"constraint": Unconstrained(), "forward": solvers.Picard()}
     head = ImplicitAttentionHead(1, 1, attention=Softmax(), dtype="float64", rng=0, **options)
     head.params = {"R": np.array([[[0.0, 0.0, 1.9]]]), "S": np.array([[[0.0, 0.0, 1.0]]])}

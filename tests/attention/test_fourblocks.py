@@ -1,4 +1,7 @@
-"""The four-block form and the reduced one: the same fixed points, gradients, and what has no effect."""
+"""The four-block form and the reduced one.
+
+The same fixed points and gradients, and what has no effect.
+"""
 
 import numpy as np
 import pytest
@@ -121,7 +124,10 @@ def test_there_and_back(xp):
 
 @given(st.integers(0, 10**6))
 def test_the_reduced_condition_is_never_the_stronger(seed):
-    """What block norms certify in the four-block state, ``N(alpha (z_k + z_q), z_v n / (n + c)) < 1``, the reduced form certifies too."""
+    """What block norms certify in the four-block state, the reduced form certifies too.
+
+    The condition is ``N(alpha (z_k + z_q), z_v n / (n + c)) < 1``.
+    """
     A, B, _ = problem(seed, float(np.random.default_rng(seed).uniform(0.05, 0.4)))
     R = from_four_blocks(A, B)["R"]
     for i in range(H):

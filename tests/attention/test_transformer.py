@@ -1,4 +1,7 @@
-"""What a transformer is made of: embeddings, layer norm, dropout, residual branches, and the block composed of them."""
+"""What a transformer is made of.
+
+Embeddings, layer norm, dropout, residual branches, and the block composed of them.
+"""
 
 import copy
 import pickle
@@ -108,11 +111,14 @@ UNDER = {
 }
 
 
-# --------------------------------------------------------------------------------------- the same maps, written anew
+# ---------------------------------------------------------- the same maps, written anew
 
 
 def written_anew(layer, p, U, rng):
-    """The map as its docstring says it, in complex arithmetic if need be: oracle for values and for J d."""
+    """The map as its docstring says it, in complex arithmetic if need be.
+
+    An oracle for values and for J d.
+    """
     match layer:
         case Embedding():
             return (U[..., None] == np.arange(V)) @ p["W"]
@@ -160,7 +166,10 @@ def phi(z):
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_the_dot_test(name, xp):
-    """Y is the map of the docstring, and ``<G, J d> = <J^T G, d>``, J d by a complex step of that map, in all directions at once."""
+    """Y is the map of the docstring, and ``<G, J d> = <J^T G, d>``.
+
+    J d comes from a complex step of that map, in all directions at once.
+    """
     build, U = CASES[name]
     layer = build()
     twin = moved(layer, xp) if layer.params else layer
@@ -239,7 +248,7 @@ def test_wrong_derivatives_are_found():
             check_pullback(layer, U)
 
 
-# ------------------------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------- tokens
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "uint64"])
@@ -298,7 +307,7 @@ def test_a_context_longer_than_the_table_is_refused():
             layer(bad)
 
 
-# --------------------------------------------------------------------------------------------------------------- norm
+# --------------------------------------------------------------------------------- norm
 
 
 @given(st.integers(0, 100), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([2, 3]))
@@ -335,7 +344,7 @@ def test_bad_norms_are_refused(make):
         make()
 
 
-# ------------------------------------------------------------------------------------------------------------ dropout
+# ------------------------------------------------------------------------------ dropout
 
 
 def test_dropout_draws_only_with_a_generator(xp):
@@ -374,7 +383,7 @@ def test_bad_rates_are_refused(rate):
         Dropout(rate)
 
 
-# ----------------------------------------------------------------------------------------------------------- residual
+# ----------------------------------------------------------------------------- residual
 
 
 def branch():
@@ -459,7 +468,7 @@ def test_lengths_reach_the_layer_that_takes_them():
         assert np.all(dU[i, n:] == 1)  # nothing but the branch
 
 
-# -------------------------------------------------------------------------------------------------- one token at a time
+# ------------------------------------------------------------------ one token at a time
 
 
 def test_steps_are_the_rows_of_the_whole(xp):
@@ -476,9 +485,8 @@ def test_steps_are_the_rows_of_the_whole(xp):
         caches.append(cache)
         y, cache = model.step(from_host(xp, TOKENS[:, t].copy()), cache)
         assert_close(y, whole[:, t], rtol=1e-12, atol=1e-12, xp=xp)
-    again, _ = model.step(
-        from_host(xp, TOKENS[:, 2].copy()), caches[2]
-    )  # the cache of two tokens is as it was
+    # the cache of two tokens is as it was
+    again, _ = model.step(from_host(xp, TOKENS[:, 2].copy()), caches[2])
     assert_close(again, whole[:, 2], rtol=1e-12, atol=1e-12, xp=xp)
     with pytest.raises(InputError, match="holds 5 tokens, the table 5"):
         model.step(from_host(xp, TOKENS[:, 0].copy()), cache)
@@ -497,7 +505,7 @@ def test_what_looks_ahead_has_no_steps():
         Sequential(Linear(E, E), ImplicitRNN(E, E, 3, 3, rng=0)).start(1)
 
 
-# -------------------------------------------------------------------------------------------------- files and training
+# ------------------------------------------------------------------- files and training
 
 
 @pytest.mark.parametrize("name", [*CASES, *UNDER])
@@ -581,7 +589,10 @@ def test_a_resumed_run_draws_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_weights_of_positions_are_a_mask_in_fit():
-    """What stands behind weights of zero does not matter, and a sequence without any weight takes no part."""
+    """What stands behind weights of zero does not matter.
+
+    And a sequence without any weight takes no part.
+    """
     tokens, targets = counting()
     mask = np.arange(6) < np.random.default_rng(1).integers(0, 7, (40, 1))
     other = np.where(mask, targets, 0)

@@ -1,4 +1,7 @@
-"""The transformer block: its equation, its gradients, its certificate, and a small language model of two of them."""
+"""The transformer block.
+
+Its equation, its gradients, its certificate, and a small language model of two of them.
+"""
 
 import numpy as np
 import pytest
@@ -61,7 +64,10 @@ def spread(model, seed=0):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_equation(option):
-    """``z = x + W_o head(n(x)) + b_o``, ``y = z + W_2 relu(W_1 n(z) + b_1) + b_2``, with n and the products written anew."""
+    """The block with n and the products written anew.
+
+    ``z = x + W_o head(n(x)) + b_o``, ``y = z + W_2 relu(W_1 n(z) + b_1) + b_2``.
+    """
     model = block(option)
     p = {key: host(a) for key, a in model.params.items()}
     (_, head, *_), (_, wide, _, narrow, *_) = (branch.layers for branch in model.layers)
@@ -168,7 +174,7 @@ def test_bad_blocks_are_refused(make, words):
         make()
 
 
-# ------------------------------------------------------------------------------------------------------ a language model
+# --------------------------------------------------------------------- a language model
 
 
 def language_model(seed=0, dropout=0.1, dtype="float32"):

@@ -1,4 +1,8 @@
-"""The attention head: a step beside one-shot attention in NumPy, tiles, decoding, and the original scheme, unrolled in torch."""
+"""The attention head beside other ways to attend.
+
+A step beside one-shot attention in NumPy, tiles, decoding, and the original scheme,
+unrolled in torch.
+"""
 
 import time
 import tracemalloc
@@ -25,7 +29,11 @@ def draw(shape, attention):
 
 
 class OneShot:
-    """Causal softmax attention and its VJP; a sample after the other, so that weights stay in the cache, and no more passes than needed."""
+    """Causal softmax attention and its VJP.
+
+    A sample after the other, so that weights stay in the cache, and no more passes than
+    needed.
+    """
 
     def __init__(self, K, Q, V):
         self.K, self.Q, self.V = (np.ascontiguousarray(part) for part in (K, Q, V))
@@ -67,9 +75,13 @@ class OneShot:
 
 
 def steps(alternate):
-    """One step ``att(X R + Z)`` and one adjoint step ``g + P(L) R^T`` beside one-shot attention, from [K Q V] and from X R + Z."""
+    """One step ``att(X R + Z)`` and one adjoint step ``g + P(L) R^T``.
+
+    Beside one-shot attention, from [K Q V] and from X R + Z.
+    """
     print(
-        "\nattention: a solver's step / one-shot softmax attention in NumPy, mask, exp and normalisation included; float32, causal"
+        "\nattention: a solver's step / one-shot softmax attention in NumPy, mask, "
+        "exp and normalisation included; float32, causal"
     )
     for shape in SHAPES:
         for attention in MAPS:
@@ -91,14 +103,18 @@ def steps(alternate):
             low = {name: 1e3 * median for name, (median, _) in alternate(runs, 9).items()}
             a, b, p, c, d, q = low.values()
             print(
-                f"    {shape!s:17s} {type(attention).__name__:15s} forward {a:6.2f} / {b:6.2f} ms = {a / b:.2f}   "
+                f"    {shape!s:17s} {type(attention).__name__:15s} forward {a:6.2f} / {b:6.2f} "
+                f"ms = {a / b:.2f}   "
                 f"adjoint {c:6.2f} / {d:6.2f} ms = {c / d:.2f}   both {(a + c) / (b + d):.2f}   "
                 f"both, one-shot with its products by R and R^T {(a + c) / (b + d + p + q):.2f}"
             )
 
 
 def tiling(alternate):
-    """Time and peak memory of a step and an adjoint step, T = 2048, keys visited all at once or in tiles."""
+    """Time and peak memory of a step and an adjoint step, T = 2048.
+
+    Keys are visited all at once or in tiles.
+    """
     shape = (1, 4, 2048, 32)
     rows, runs, peaks = float(np.prod(shape)) * 4, {}, {}
     for tile in (2048, 512, 128, 32):
@@ -114,17 +130,22 @@ def tiling(alternate):
         tracemalloc.stop()
     times = alternate(runs, 5)
     print(
-        f"\nattention: tiles, shape {shape}, forward and VJP; peak memory, and in states of {rows / 2**20:.0f} MiB"
+        f"\nattention: tiles, shape {shape}, forward and VJP; peak memory, "
+        f"and in states of {rows / 2**20:.0f} MiB"
     )
     for name, (median, _) in times.items():
         ratio, peak = median / times["one tile"][0], peaks[name]
         print(
-            f"    {name:10s} {1e3 * median:7.1f} ms = {ratio:.2f} x   {peak / 2**20:6.1f} MiB = {peak / rows:5.1f} states"
+            f"    {name:10s} {1e3 * median:7.1f} ms = {ratio:.2f} x   "
+            f"{peak / 2**20:6.1f} MiB = {peak / rows:5.1f} states"
         )
 
 
 def decoding(alternate):
-    """Time of one more token with a cache, by the length of the prefix, beside the whole sequence anew."""
+    """Time of one more token with a cache, by the length of the prefix.
+
+    Beside the whole sequence anew.
+    """
     print("\nattention: one more token, 4 heads of 32, from the cache / all tokens anew")
     rng, head = (
         np.random.default_rng(0),
@@ -151,13 +172,17 @@ def decoding(alternate):
     for n, t in times.items():
         anew = f"{1e3 * whole[n]:8.1f} ms" if n in whole else "          -"
         print(
-            f"    prefix {n:5d}  {1e3 * t:6.2f} ms / {anew}   time / line {t / (base + slope * n):.2f}"
+            f"    prefix {n:5d}  {1e3 * t:6.2f} ms / {anew}   time / line "
+            f"{t / (base + slope * n):.2f}"
         )
     print(f"    the line: {1e3 * base:.2f} ms + {1e6 * slope:.2f} us a token of the prefix")
 
 
 def torch_original(attention, A, B, U, G, fixed):
-    """The head of the literature: X <- post(X A + U B) from X = 0, unrolled, differentiated by autograd. Two steps, or until `fixed`."""
+    """The head of the literature: X <- post(X A + U B) from X = 0.
+
+    Unrolled, and differentiated by autograd. Two steps, or until `fixed`.
+    """
     import torch
 
     A, B = (torch.tensor(a, requires_grad=True) for a in (A, B))
@@ -189,7 +214,10 @@ def torch_original(attention, A, B, U, G, fixed):
 
 
 def original(alternate):
-    """Outputs and gradients of A and B, beside a float64 fixed point, from the parameters of the literature: row sums of A 0.95."""
+    """Outputs and gradients of A and B, beside a float64 fixed point.
+
+    From the parameters of the literature: row sums of A 0.95.
+    """
     import torch
 
     (m, H, T, h), e, rng = (8, 2, 128, 32), 64, np.random.default_rng(0)
@@ -217,7 +245,8 @@ def original(alternate):
         runs["original, to 1e-6"] = torch_original(attention, *small, 1e-6)
         times = alternate(runs, 7)
         print(
-            f"\nattention: {type(attention).__name__}, {(m, H, T, h)}, e {e}: beside the original in torch {torch.__version__}"
+            f"\nattention: {type(attention).__name__}, {(m, H, T, h)}, e {e}: "
+            f"beside the original in torch {torch.__version__}"
         )
         for name, run in runs.items():
             found = run()
@@ -226,11 +255,12 @@ def original(alternate):
                 f"{what} {error:.1e}" for what, error in zip(("outputs", "A", "B"), errors)
             )
             print(
-                f"    {name:20s} {1e3 * times[name][0]:8.1f} ms   {found[3]:3d} steps   largest relative error of {text}"
+                f"    {name:20s} {1e3 * times[name][0]:8.1f} ms   {found[3]:3d} steps   "
+                f"largest relative error of {text}"
             )
 
 
 def attention(alternate):
-    """All four."""
+    """All four parts: steps, tiles, decoding, the original scheme."""
     for part in (steps, tiling, decoding, original):
         part(alternate)

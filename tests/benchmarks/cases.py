@@ -1,4 +1,7 @@
-"""The problems: float32, scaled so that the largest state is about 4, with a reference in float64."""
+"""The problems, with a reference in float64.
+
+They are in float32, scaled so that the largest state is about 4.
+"""
 
 from dataclasses import dataclass
 
@@ -21,18 +24,21 @@ class Case:
 
     @classmethod
     def of(cls, name, A, m, shift=0.0, spare=2, seed=0):
-        """Random samples, without those that have a unit near the kink: there the gradient jumps, and nobody's is comparable."""
+        """Random samples, without those that have a unit near the kink.
+
+        There the gradient jumps, and nobody's is comparable.
+        """
         rng = np.random.default_rng(seed)
         n, p = len(A), 17
         B, U = rng.normal(size=(n, p)) / p**0.5, rng.normal(size=(int(spare * m), p))
         B[:, 0], U[:, 0] = shift, 1.0
+        # the reference is that of the rounded arrays
         A, B = (
             A.astype("f4").astype("f8"),
             B.astype("f4").astype("f8"),
-        )  # the reference is that of the rounded arrays
-        U = (
-            (U * (4.0 / solve(A, U[:64] @ B.T).max())).astype("f4").astype("f8")
-        )  # relu is homogeneous: so is the solution
+        )
+        # relu is homogeneous: so is the solution
+        U = (U * (4.0 / solve(A, U[:64] @ B.T).max())).astype("f4").astype("f8")
         x = solve(A, U @ B.T)
         pre = x @ A.T + U @ B.T
         keep = np.flatnonzero(np.abs(pre).min(axis=1) > KINK)[:m]
@@ -63,7 +69,11 @@ class Case:
 
 
 def solve(A, Z):
-    """float64, the plainest iteration on ``x = relu(d x + N x + z)`` with the diagonal implicit: independent of the library."""
+    """The solution in float64, by the plainest iteration.
+
+    For ``x = relu(d x + N x + z)`` with the diagonal implicit; independent of the
+    library.
+    """
     d = np.diag(A)
     N, x = A - np.diag(d), np.zeros_like(Z)
     for _ in range(100_000):
@@ -76,7 +86,10 @@ def solve(A, Z):
 
 
 def adjoint(A, S, G):
-    """``(I - diag(s) A^T)^{-1} s g`` for every sample: factorised in float32, 64 at a time, and refined twice in float64."""
+    """``(I - diag(s) A^T)^{-1} s g`` for every sample.
+
+    Factorised in float32, 64 at a time, and refined twice in float64.
+    """
     parts = []
     for i in range(0, len(G), 64):
         s, g = S[i : i + 64] * 1.0, G[i : i + 64]

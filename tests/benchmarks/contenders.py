@@ -1,4 +1,7 @@
-"""pyidl and its peers behind one interface: ``run(forward tolerance, adjoint tolerance) -> (x, dA)``, gradients of A, B and U."""
+"""pyidl and its peers behind one interface, with gradients of A, B and U.
+
+``run(forward tolerance, adjoint tolerance) -> (x, dA)``.
+"""
 
 import functools
 import warnings

@@ -1,7 +1,10 @@
-"""The doors to torch and ONNX beside pyidl itself: ``OMP_NUM_THREADS=1 python tests/benchmarks/doors.py``.
+"""The doors to torch and ONNX beside pyidl itself.
 
-Needs torch, onnx and onnxruntime, and torchidl if it is there. Milliseconds, on one thread: the median of rounds in which all contenders
-take their turns; a turn is the best of some calls.
+``OMP_NUM_THREADS=1 python tests/benchmarks/doors.py``
+
+Needs torch, onnx and onnxruntime, and torchidl if it is there. Milliseconds, on one
+thread: the median of rounds in which all contenders take their turns; a turn is the
+best of some calls.
 """
 
 import time
@@ -42,7 +45,10 @@ def session(layer, **options):
 
 
 def onnx_row(title, layer, shape):
-    """Prediction by pyidl, by the loop, by a fixed number of steps: as many as the slowest sample of pyidl's plain iteration needs."""
+    """Prediction by pyidl, by the loop, by a fixed number of steps.
+
+    As many as the slowest sample of pyidl's plain iteration needs.
+    """
     layer = layer.with_tol(TOL)
     U = np.random.default_rng(0).normal(size=shape).astype("float32")
     plain = layer.replace(forward=pyidl.solvers.Picard(tol=TOL))(U)[1].solutions
@@ -57,7 +63,8 @@ def onnx_row(title, layer, shape):
         }
     )
     print(
-        f"| {title} | {t['pyidl']:.2f} | {t['loop']:.2f} | {t['steps']:.2f} ({steps}) | {apart:.0e} |"
+        f"| {title} | {t['pyidl']:.2f} | {t['loop']:.2f} | {t['steps']:.2f} ({steps}) | "
+        f"{apart:.0e} |"
     )
 
 
@@ -79,9 +86,9 @@ def torch_row(title, p, n, q, m):
     dY = torch.randn(m, q)
 
     def ours():
-        layer.params = (
-            layer.params
-        )  # as after a step: checked, copied, its structure read; the module does so in every call
+        # as after a step: checked, copied, its structure read; the module does so in
+        # every call
+        layer.params = layer.params
         _, pull = layer(U.numpy())
         pull(dY.numpy(), inputs=False)
 
@@ -98,13 +105,15 @@ def torch_row(title, p, n, q, m):
     )
     t = times(contenders)
     print(
-        f"| {title} | {t['pyidl']:.2f} | {t['Module']:.2f} | {t.get('torchidl', float('nan')):.2f} |"
+        f"| {title} | {t['pyidl']:.2f} | {t['Module']:.2f} | "
+        f"{t.get('torchidl', float('nan')):.2f} |"
     )
 
 
 if __name__ == "__main__":
     print(
-        "| prediction | pyidl | onnxruntime, loop | onnxruntime, steps | apart |\n|---|---|---|---|---|"
+        "| prediction | pyidl | onnxruntime, loop | onnxruntime, steps | "
+        "apart |\n|---|---|---|---|---|"
     )
     base = pyidl.ImplicitModel(100, 10, 200, rng=0)
     onnx_row("base model, n 200, one sample", base, (1, 100))

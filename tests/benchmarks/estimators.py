@@ -95,7 +95,7 @@ def measure(name, splits=SPLITS):
 
 
 def report(name, seconds, scores):
-    """One line."""
+    """Print a line: times of fits, and scores with their difference."""
     ours, theirs = (np.array(seconds[who]) for who in ("pyidl", "scikit-learn"))
     apart = np.subtract(scores["pyidl"], scores["scikit-learn"])
     error = apart.std(ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else np.nan
@@ -179,7 +179,7 @@ def select(sets, splits, offered=None):
 
 
 def main(arguments=None):
-    """All sets."""
+    """Fit all sets of data, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--sets", nargs="+", choices=(*SETS, RAW), default=None)

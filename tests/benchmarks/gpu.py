@@ -1,15 +1,19 @@
 """pyidl on a GPU, measured: one command, a Markdown file that grows section by section.
 
-    python tests/benchmarks/gpu.py --out gpu.md                     everything, in at most eight minutes
+    python tests/benchmarks/gpu.py --out gpu.md                     all, in eight minutes
     python tests/benchmarks/gpu.py products launches --out gpu.md   some sections
-    python tests/benchmarks/gpu.py --dry --out gpu.md               on NumPy and tiny sizes: does every section run?
+    python tests/benchmarks/gpu.py --dry --out gpu.md               tiny sizes, on NumPy
 
-Times are medians after a warm-up, by CUDA events. A section that fails says so in the file, and the next one begins. Peers (torch with
-torchidl, jaxopt) are measured where they are installed; torch's profiler also counts the kernels.
+It takes at most eight minutes; a dry run asks whether every section runs.
+
+Times are medians after a warm-up, by CUDA events. A section that fails says so in the
+file, and the next one begins. Peers (torch with torchidl, jaxopt) are measured where
+they are installed; torch's profiler also counts the kernels.
 """
 
 import argparse
 import importlib.util
+import inspect
 import os
 import platform
 import subprocess
@@ -76,7 +80,10 @@ class Bench:
         return self.xp.asarray(np.asarray(a, dtype=KIND[dtype]))
 
     def seconds(self, run, budget=0.3, least=3, warm=2):
-        """The median time of a call, after two that do not count: in the first, kernels are compiled."""
+        """The median time of a call, after two that do not count.
+
+        In the first, kernels are compiled.
+        """
         for _ in range(warm):
             run()
         self.wait()
@@ -128,7 +135,10 @@ def model(n, *, dtype="float32", p=64, q=16, kappa=0.9, **options):
 
 
 def problem(bench, n, m, dtype="float32", kappa=0.9, nonnegative=False):
-    """``X = relu(X A^T + Z)`` with row sums kappa; nonnegative, its residual falls by kappa a step and no faster."""
+    """``X = relu(X A^T + Z)`` with row sums kappa.
+
+    Nonnegative, so its residual falls by kappa a step and no faster.
+    """
     A = numbers(n, n, dtype)
     A = np.abs(A) if nonnegative else A
     A *= (kappa / np.abs(A).sum(axis=1, keepdims=True)).astype(dtype)
@@ -138,7 +148,10 @@ def problem(bench, n, m, dtype="float32", kappa=0.9, nonnegative=False):
 
 
 def numbers(m, n, dtype):
-    """Normal numbers that repeat after 1048573: large arrays would take longer to draw than to multiply."""
+    """Normal numbers that repeat after 1048573.
+
+    Large arrays would take longer to draw than to multiply.
+    """
     return np.resize(
         np.random.default_rng(0).normal(size=min(m * n, 1_048_573)).astype(dtype), (m, n)
     )
@@ -154,18 +167,24 @@ def adjoint(bench, p):
 
 
 def stepping(bench, p):
-    """A call that takes one step of Picard's iteration, and one that makes the same bare product."""
+    """One step of Picard's iteration, and the same bare product.
+
+    A call that takes the one, and a call that makes the other.
+    """
     out, y = p.buffers()[0], bench.xp.empty(p.like.shape, dtype=p.like.dtype)
     x = p.start()[1]
     At = p.matrix.A.T
     return lambda: p.step(x, out), lambda: bench.xp.matmul(x, At, out=y)
 
 
-# ----------------------------------------------------------------------------------------------------------- sections
+# ----------------------------------------------------------------------------- sections
 
 
 def products(bench):
-    """The rate of a step, forward and adjoint, beside a bare product of the same shape. Goal: 85 % for n >= 2048, m >= 4096."""
+    """The rate of a step, forward and adjoint, beside a bare product of the same shape.
+
+    Goal: 85 % for n >= 2048, m >= 4096.
+    """
     tf32 = os.environ.get("CUPY_TF32") == "1"
     row = bench.table("dtype", "n", "m", "product, TFLOP/s", "step, share", "adjoint step, share")
     for dtype in ("float32",) if tf32 else ("float32", "float64"):
@@ -206,7 +225,11 @@ def products(bench):
 
 
 def checks(bench):
-    """What looking at the residual costs: time per step, measured every step, every 4, every 16, and as a solve plans it itself."""
+    """What looking at the residual costs.
+
+    Time per step, measured every step, every 4, every 16, and as a solve plans it
+    itself.
+    """
     row = bench.table(
         "n",
         "m",
@@ -261,7 +284,10 @@ class Watched(Affine):
 
 
 def launches(bench):
-    """Kernels a step, counted by torch's profiler (which sees CuPy's too); goal: 2. And time per step, for small n that of launching."""
+    """Kernels a step, counted by torch's profiler (which sees CuPy's too); goal: 2.
+
+    And time per step, for small n that of launching.
+    """
     steps = 10 if bench.dry else 100
     if bench.card and importlib.util.find_spec("torch"):
         from torch.autograd import DeviceType
@@ -294,7 +320,8 @@ def launches(bench):
             )
     else:
         bench.say(
-            "\nNot counted: torch, whose profiler counts kernels, is not installed, or there is no card."
+            "\nNot counted: torch, whose profiler counts kernels, is not installed, "
+            "or there is no card."
         )
     row = bench.table(
         "n",
@@ -342,7 +369,11 @@ def fixed(p, steps):
 
 
 def fusion(bench):
-    """What `fused` brings: a step whose phi is a part of one kernel, beside array functions one after the other."""
+    """What `fused` brings.
+
+    A step whose phi is a part of one kernel, beside array functions one after the
+    other.
+    """
     row = bench.table("phi", "n", "m", "step, us", "step without fused, us", "in fused steps")
     for phi in (activations.relu, activations.tanh, activations.gelu):
         plain = activations.Activation(
@@ -362,7 +393,10 @@ def fusion(bench):
 
 
 def crossover(bench):
-    """From which n and m a GPU pays: predict, and a training step with Adam, beside NumPy on this machine's CPU."""
+    """From which n and m a GPU pays.
+
+    Predict, and a training step with Adam, beside NumPy on this machine's CPU.
+    """
     rng = np.random.default_rng(0)
     row = bench.table(
         "n", "m", "predict, ms", "on the CPU", "ratio", "training step, ms", "on the CPU", "ratio"
@@ -420,7 +454,11 @@ def host_seconds(bench, run):
 
 
 def peers(bench):
-    """A training step's solves against torchidl, and a stiff solve against torchidl and jaxopt, on the same card. Goals: 3 and 20 times."""
+    """Solves against peers on the same card.
+
+    A training step's against torchidl (goal: 3 times), and a stiff one against torchidl
+    and jaxopt (goal: 20 times).
+    """
     rng = np.random.default_rng(0)
     row = bench.table("case", "n", "m", "pyidl, ms", "torchidl, ms", "jaxopt, ms")
     for case, n, m, kappa in (
@@ -510,7 +548,10 @@ def by_jaxopt(A, B, U, G):
 
 
 def sims(bench):
-    """State-driven training: Gram matrix, factorisation, and a step of ADMM and FISTA with its proximal map, for k weights of k rows."""
+    """State-driven training, for k weights of k rows.
+
+    Gram matrix, factorisation, and a step of ADMM and FISTA with its proximal map.
+    """
     row = bench.table(
         "k",
         "Gram of 4 k samples, ms",
@@ -630,7 +671,10 @@ def determinism(bench):
 
 
 def accuracy(bench):
-    """float32 beside float64, and the card beside the CPU: differences of states and gradients, in parts of the largest entry."""
+    """float32 beside float64, and the card beside the CPU.
+
+    Differences of states and gradients, in parts of the largest entry.
+    """
     rng = np.random.default_rng(0)
     row = bench.table(
         "n",
@@ -687,11 +731,16 @@ SECTIONS = [
 def where(bench):
     """The machine, in words."""
     if not bench.card:
-        return f"{bench.xp.__name__} on {platform.machine()}: a dry run, no figure of which means anything"
+        where = f"{bench.xp.__name__} on {platform.machine()}"
+        return f"{where}: a dry run, no figure of which means anything"
     cuda, device = bench.xp.cuda, bench.xp.cuda.Device()
     name = cuda.runtime.getDeviceProperties(device.id)["name"].decode()
-    versions = f"CUDA {cuda.runtime.runtimeGetVersion()}, driver {cuda.runtime.driverGetVersion()}, CuPy {bench.xp.__version__}"
-    return f"{name}, {device.mem_info[1] / 2**30:.0f} GiB, {versions}, NumPy {np.__version__}, Python {platform.python_version()}"
+    return (
+        f"{name}, {device.mem_info[1] / 2**30:.0f} GiB, "
+        f"CUDA {cuda.runtime.runtimeGetVersion()}, driver {cuda.runtime.driverGetVersion()}, "
+        f"CuPy {bench.xp.__version__}, NumPy {np.__version__}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def main(arguments, xp=None):
@@ -718,7 +767,7 @@ def main(arguments, xp=None):
         if options.sections and section.__name__ not in options.sections:
             continue
         if not options.bare:
-            bench.say(f"\n## {section.__name__}\n\n{section.__doc__}")
+            bench.say(f"\n## {section.__name__}\n\n{inspect.getdoc(section)}")
         began = time.perf_counter()
         try:
             section(bench)

@@ -41,7 +41,7 @@ def twins(n, p=784, q=10):
 
 
 def single(n, turns=20, calls=100):
-    """One sample."""
+    """A single sample: predictions and gradients beside torchidl."""
     import torch
 
     model, net = twins(n)
@@ -96,7 +96,7 @@ def digits(images):
 
 
 def epoch(net, optimizer, U, t, batch=64):
-    """One pass."""
+    """One pass through the data, batch by batch."""
     import torch
 
     for i in range(0, len(U), batch):

@@ -45,7 +45,10 @@ GRID = [10.0 ** (-i / 3) for i in range(6, 25)]
 
 
 def tune(run, case, residual, error):
-    """``(forward, adjoint, whether the error is reached too)``: the loosest tolerances that are good enough; None where none is."""
+    """The loosest tolerances that are good enough; None where none is.
+
+    ``(forward, adjoint, whether the error is reached too)``.
+    """
     enough = None
     for forward in GRID:
         start = time.perf_counter()
@@ -75,7 +78,8 @@ def side_by_side(case):
     ours = tune(built["pyidl Auto"], case, TARGET, np.inf)
     if ours is None:
         sys.exit(
-            f"{case.name}: pyidl does not reach a residual of {TARGET:g} with a gradient right to 1e-3"
+            f"{case.name}: pyidl does not reach a residual of {TARGET:g} "
+            "with a gradient right to 1e-3"
         )
     x, dA = built["pyidl Auto"](*ours[:2])
     residual, error = case.residual(x), case.error(x)
@@ -86,10 +90,11 @@ def side_by_side(case):
         try:
             tolerances[name] = tune(run, case, 2 * residual, 2 * error)
             if name in PYIDL and tolerances[name] and tolerances[name][0] > ours[0]:
+                # a fixed choice is to be compared at the tolerance of Auto
                 tolerances[name] = (
                     *ours[:2],
                     tolerances[name][2],
-                )  # a fixed choice is to be compared at the tolerance of Auto
+                )
                 run(*ours[:2])
         except Exception as problem:  # a failure is a result
             print(f"    {name}: {type(problem).__name__} {str(problem)[:80]}")
@@ -104,14 +109,13 @@ def side_by_side(case):
             continue
         x, dA = runs[name]()
         median, spread = times[name]
+        note = "  (no tolerance brings the error within twice pyidl's: judged by the residual)"
+        if tolerances[name][2]:
+            note = ""
         print(
-            f"    {name:32s} {1e3 * median:9.2f} ms +- {1e3 * spread:6.2f}  {median / mine:7.2f} x   residual {case.residual(x):.1e}"
-            f"  error {case.error(x):.1e}  gradient {case.adjoint_error(dA):.1e}"
-            + (
-                ""
-                if tolerances[name][2]
-                else "  (no tolerance brings the error within twice pyidl's: judged by the residual)"
-            )
+            f"    {name:32s} {1e3 * median:9.2f} ms +- {1e3 * spread:6.2f}  "
+            f"{median / mine:7.2f} x   residual {case.residual(x):.1e}"
+            f"  error {case.error(x):.1e}  gradient {case.adjoint_error(dA):.1e}" + note
         )
     best = min(
         median
@@ -133,12 +137,16 @@ def products():
         {"solve": lambda: Auto(tol=1e-5)(problem), "product": lambda: np.matmul(x, A.T, out=y)}, 40
     )
     print(
-        f"\neasy: {steps} steps, solve / (steps x product) = {times['solve'][0] / steps / times['product'][0]:.2f}"
+        f"\neasy: {steps} steps, solve / (steps x product) = "
+        f"{times['solve'][0] / steps / times['product'][0]:.2f}"
     )
 
 
 def mlp():
-    """A feed-forward network 784-256-128-64-10 in implicit form against the same network, layer by layer, in NumPy."""
+    """A feed-forward network 784-256-128-64-10 in implicit form.
+
+    Against the same network, layer by layer, in NumPy.
+    """
     widths, m, rng = (784, 256, 128, 64, 10), 1024, np.random.default_rng(0)
     weights = [(rng.normal(size=(b, a)) / a**0.5).astype("f4") for a, b in pairwise(widths)]
     pattern = Pattern.feed_forward(*widths)
@@ -203,14 +211,18 @@ def low_rank():
 
     thin, full = LowRank(L, R), Full(L @ R.T)
     print(
-        f"\nlow rank 8, n 2048, m 512: the two solutions differ by {np.abs(solve(thin) - solve(full)).max():.1e}"
+        "\nlow rank 8, n 2048, m 512: the two solutions differ by "
+        f"{np.abs(solve(thin) - solve(full)).max():.1e}"
     )
     runs = {"rank 8": lambda: solve(thin), "the same A, full": lambda: solve(full)}
     report("forward and adjoint solve", alternate(runs, 9), "rank 8")
 
 
 def recurrent(epochs=3):
-    """Epochs of a recurrent network on 5,964 windows of 59 steps, full batch, from the same parameters, with Adam."""
+    """Epochs of a recurrent network on 5,964 windows of 59 steps.
+
+    Full batch, from the same parameters, with Adam.
+    """
     import torch
     from torchidl import ImplicitRNN as Theirs
 
@@ -253,10 +265,12 @@ def recurrent(epochs=3):
     warnings.simplefilter("ignore")  # torchidl's solves, stopped by an absolute tolerance
     a, b = np.array(ours(10)), np.array(theirs(10))
     print(
-        f"\nrecurrent, {U.shape}, hidden 22, implicit 20: largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}"
+        f"\nrecurrent, {U.shape}, hidden 22, implicit 20: "
+        f"largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}"
     )
     print(
-        f"    loss {a[0]:.4f} -> {a[-1]:.4f} in 10 epochs; {seen['steps']:.1f} steps a solve on average"
+        f"    loss {a[0]:.4f} -> {a[-1]:.4f} in 10 epochs; "
+        f"{seen['steps']:.1f} steps a solve on average"
     )
     report(
         f"{epochs} epochs, forward, backward, Adam",

@@ -1,8 +1,11 @@
-"""SIM beside Clarabel through cvxpy: ``python tests/benchmarks/sim.py [folder of Fashion-MNIST [rows of Clarabel]]``.
+"""SIM beside Clarabel through cvxpy.
 
-The 112 rows of (A, B) of a network 784-64-32-16-10 on 2,000 images, lam = 1 on the sum of squares, kappa = 0.99. Both get the same G, h
-and |z|^2; of Clarabel's rows the gap is measured by pyidl after they have been projected onto the bound. Clarabel solves some of the
-rows, and its time for all is extrapolated.
+``python tests/benchmarks/sim.py [folder of Fashion-MNIST [rows of Clarabel]]``
+
+The 112 rows of (A, B) of a network 784-64-32-16-10 on 2,000 images, lam = 1 on the sum
+of squares, kappa = 0.99. Both get the same G, h and |z|^2; of Clarabel's rows the gap
+is measured by pyidl after they have been projected onto the bound. Clarabel solves some
+of the rows, and its time for all is extrapolated.
 """
 
 import platform
@@ -82,7 +85,8 @@ def main():
             wall, spent[solver.__name__, tol] = np.median(times, axis=0)
             gap = float(np.max(rows.gap / rows.scale))
             print(
-                f"{solver.__name__:18} tol {tol:.0e}: {wall:6.2f} s, {spent[solver.__name__, tol]:6.2f} s of processor time, "
+                f"{solver.__name__:18} tol {tol:.0e}: {wall:6.2f} s, "
+                f"{spent[solver.__name__, tol]:6.2f} s of processor time, "
                 f"gap {gap:.1e}; {rows.method}"
             )
     chosen = np.linspace(0, n - 1, count).astype(int)
@@ -98,7 +102,8 @@ def main():
                 break
     total = cpu / count * n
     print(
-        f"Clarabel, {count} rows: {wall / count:.1f} s a row, gaps {max(gaps):.1e} at most; {total:.0f} s of processor time for {n} rows"
+        f"Clarabel, {count} rows: {wall / count:.1f} s a row, gaps {max(gaps):.1e} at most; "
+        f"{total:.0f} s of processor time for {n} rows"
     )
     print(f"Clarabel's processor time / that of ADMM to 1e-6: {total / spent['ADMM', 1e-6]:.0f}")
 

@@ -83,7 +83,7 @@ class Contender:
         raise NotImplementedError
 
     def predict(self, U):
-        """Logits."""
+        """The logits of a batch."""
         raise NotImplementedError
 
     def count(self, forward=0, adjoint=0):

@@ -49,7 +49,7 @@ class Case:
 
 
 def digits(seed):
-    """The example."""
+    """The case of `examples/digits.py`."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

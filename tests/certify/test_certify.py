@@ -1,4 +1,7 @@
-"""Certificates at a solution: no search finds two solutions where one is proven, or one outside its bound."""
+"""Certificates at a solution.
+
+No search finds two solutions where one is proven, or one outside its bound.
+"""
 
 import itertools
 from fractions import Fraction
@@ -26,7 +29,7 @@ def model_of(A, B, b, activation=activations.relu, dtype="float64"):
     return model
 
 
-# ------------------------------------------------------------------------------- exact oracle: ReLU in rational numbers
+# ----------------------------------------------- exact oracle: ReLU in rational numbers
 
 
 def solve_exactly(K, z):
@@ -46,7 +49,10 @@ def solve_exactly(K, z):
 
 
 def relu_solutions(A, z):
-    """All isolated solutions of ``x = max(A x + z, 0)``, exactly: one linear system for each active set."""
+    """All isolated solutions of ``x = max(A x + z, 0)``, exactly.
+
+    One linear system for each active set.
+    """
     n = len(z)
     found = set()
     for active in itertools.product((False, True), repeat=n):
@@ -98,7 +104,10 @@ def violations(model, u, points, found=None):
 
 
 def draw(seed, dtype="float64"):
-    """A small ReLU model, rarely well-posed, with points near its solutions and elsewhere; often degenerate on purpose."""
+    """A small ReLU model, rarely well-posed, often degenerate on purpose.
+
+    With points near its solutions and elsewhere.
+    """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 5))
     kind = rng.integers(0, 5)
@@ -206,12 +215,15 @@ def test_the_search_finds_forgotten_rounding(monkeypatch):
     assert any(violations(*draw(seed))[0] for seed in range(200))
 
 
-# --------------------------------------------------------------------------------------------------- known difficulties
+# ------------------------------------------------------------------- known difficulties
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-300, 1e-8, 0.5, 3.0])
 def test_a_continuum_is_never_certified(p):
-    """x = max(x, 0) holds for every x >= 0; also in two dimensions, x = max(P x, 0) with a permutation P."""
+    """``x = max(x, 0)`` holds for every x >= 0.
+
+    Also in two dimensions: ``x = max(P x, 0)`` with a permutation P.
+    """
     assert not certify_solution(
         model_of(np.eye(1), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1)), np.array([[p]])
     ).proven.any()
@@ -246,7 +258,10 @@ def test_a_pitchfork(log_gap, log_shift, root, beyond):
 
 
 def test_several_solutions_each_with_its_own_certificate():
-    """x = max(2 x - 1, 0) has the solutions 0 and 1; the model fails the constraint, and each is certified for itself."""
+    """``x = max(2 x - 1, 0)`` has the solutions 0 and 1.
+
+    The model fails the constraint, and each is certified for itself.
+    """
     model = model_of(np.array([[2.0]]), np.zeros((1, 1)), np.array([-1.0]))
     assert not model.certificate().proven
     found = certify_solution(model, np.zeros((4, 1)), np.array([[0.0], [1.0], [0.5], [1.3]]))
@@ -259,7 +274,10 @@ def test_several_solutions_each_with_its_own_certificate():
 
 
 def test_a_unit_at_its_kink():
-    """y = 0 exactly: the slope is any number in [0, 1], which Q may bear (here |A| = 0.9) or not (A = 3)."""
+    """``y = 0`` exactly, so the slope is any number in [0, 1].
+
+    Q may bear that (here |A| = 0.9) or not (A = 3).
+    """
     for a, proven in ((0.9, True), (-0.9, True), (3.0, False)):
         found = certify_solution(
             model_of(np.array([[a]]), np.zeros((1, 1)), np.zeros(1)), np.zeros((1, 1))
@@ -268,7 +286,7 @@ def test_a_unit_at_its_kink():
         assert found.proven.tolist() == [proven]
 
 
-# ------------------------------------------------------------------------------------- smooth: long double as reference
+# ----------------------------------------------------- smooth: long double as reference
 
 
 def long_erf(z):
@@ -300,7 +318,10 @@ def long_dphi(activation, y):
 )
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
 def test_phi_and_its_slope_are_rounded_as_assumed(activation):
-    """Errors of at most 16 eps (|y| + |phi|) and 64 eps (1 + L): the only assumption about floating point that is not IEEE's."""
+    """Errors of at most 16 eps (|y| + |phi|) and 64 eps (1 + L).
+
+    It is the only assumption about floating point that is not IEEE's.
+    """
     rng = np.random.default_rng(0)
     y = np.concatenate(
         [
@@ -343,7 +364,10 @@ def reference(model, u, x):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", BUILT_IN, ids=repr)
 def test_the_bound_holds_and_is_sharp(activation, dtype):
-    """Models three times outside their constraint: all 260 solutions are proven, with bounds that are hardly wider than the error."""
+    """Models three times outside their constraint: all 260 solutions are proven.
+
+    The bounds are hardly wider than the error.
+    """
     n, m = 24, 10
     model = random_model(
         ImplicitModel, 3, 2, n, activation=activation, dtype=dtype, constraint=InfNorm(0.5)
@@ -411,7 +435,10 @@ def several(model, u, rng):
 
 @given(st.integers(0, 10**9), st.sampled_from([a for a in BUILT_IN if a.curvature]))
 def test_smooth_models_with_several_solutions(seed, activation):
-    """What Newton's method finds elsewhere is never inside `radius`, and exactly one solution is inside `error`."""
+    """What Newton's method finds elsewhere is never inside `radius`.
+
+    And exactly one solution is inside `error`.
+    """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 5))
     A = 10.0 ** rng.uniform(0, 1) * rng.normal(size=(n, n)) / activation.lipschitz
@@ -431,7 +458,7 @@ def test_smooth_models_with_several_solutions(seed, activation):
         assert sum(d.max() <= found.radius[i] - near for d, near in distances) <= 1
 
 
-# ---------------------------------------------------------------------------------------------------------- other forms
+# -------------------------------------------------------------------------- other forms
 
 
 def test_no_other_solution_anywhere_where_row_sums_prove_it():
@@ -460,9 +487,8 @@ def test_factors_are_as_good_as_their_product():
     assert ours.proven.all()
     assert theirs.proven.all()
     assert ours.max_error.max() < 1e-10
-    np.testing.assert_allclose(
-        ours.radius, theirs.radius, rtol=0.14
-    )  # the search halves a factor of 8 four times
+    # the search halves a factor of 8 four times
+    np.testing.assert_allclose(ours.radius, theirs.radius, rtol=0.14)
     # the error of the product is counted: entries of L R^T that cancel leave it behind
     factors.params = {
         **factors.params,
@@ -551,8 +577,8 @@ def test_words():
         "1 of 2 samples certified at the given points; exactly one solution within "
     )
     assert (
-        "sample 1: not certified: I - D A is singular; the residual is 0.5, and 1 of 1 units lie within its reach of a kink"
-        in text
+        "sample 1: not certified: I - D A is singular; the residual is 0.5, "
+        "and 1 of 1 units lie within its reach of a kink" in text
     )
     good = certify_solution(random_model(ImplicitModel, 1, 1, 3), np.ones((1, 1)))
     assert "no other solution at all" in repr(good)

@@ -19,7 +19,10 @@ HOMOGENEOUS = [
 
 
 def with_radius(rng, n, radius, spread, sparse):
-    """A matrix with ``lambda_pf(|A|) = radius`` that is badly scaled: its row sums range over many powers of ten."""
+    """A badly scaled matrix with ``lambda_pf(|A|) = radius``.
+
+    Its row sums range over many powers of ten.
+    """
     A = rng.normal(size=(n, n)) * (rng.random((n, n)) < (0.3 if sparse else 1.0))
     rho = np.abs(np.linalg.eigvals(np.abs(A))).max()
     if rho > 1e-6:
@@ -171,7 +174,10 @@ def test_what_cannot_be_rescaled_says_why():
 
 
 def test_what_the_dtype_cannot_tell_from_1_is_refused():
-    """``1 - 1 / max s`` within a rounding of 1: the rounded model is certified, or it is said that it is not."""
+    """``1 - 1 / max s`` within a rounding of 1.
+
+    The rounded model is certified, or it is said that it is not.
+    """
     refused = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,7 @@
-"""The command line: what it does, and that every wrong file ends in one clear line and exit code 2."""
+"""The command line.
+
+What it does, and that every wrong file ends in one clear line and exit code 2.
+"""
 
 import csv
 import io
@@ -45,7 +48,7 @@ def run(capsys, *arguments):
 FAST = ("--epochs", 30, "--hidden-dim", 8, "--quiet")
 
 
-# ------------------------------------------------------------------------------------------------------------ train and predict
+# -------------------------------------------------------------------- train and predict
 
 
 def test_classes_from_training_to_prediction(tmp_path, capsys):
@@ -161,7 +164,7 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
     assert "epoch" not in out
 
 
-# ------------------------------------------------------------------------------------------------------------------- wrong files
+# -------------------------------------------------------------------------- wrong files
 
 GOOD = "a,b,kind\n" + "".join(f"{i},{i * i % 7},{'xy'[i % 2]}\n" for i in range(20))
 WRONG = {
@@ -181,7 +184,8 @@ WRONG = {
     ),
     "a column of words": (
         "a,b,kind\n" + "red,1,x\nblue,2,y\n" * 9,
-        "column 'a' holds 'red', which is no number; correct it, leave out the row, or leave out the column with --ignore",
+        "column 'a' holds 'red', which is no number; correct it, leave out the row, "
+        "or leave out the column with --ignore",
     ),
     "not a number": (GOOD + "nan,2,x\n", "line 22, column 'a' holds 'nan', which is not finite"),
     "infinite": (GOOD + "1,-inf,x\n", "line 22, column 'b' holds '-inf'"),
@@ -395,7 +399,7 @@ def test_notes_that_do_not_fit_the_model_are_refused(tmp_path, capsys):
     assert "was not made by 'train', or was edited" in run(capsys, "predict", edited, data)[2]
 
 
-# --------------------------------------------------------------------------------------------------------------- the other commands
+# ------------------------------------------------------------------- the other commands
 
 
 def test_certify(tmp_path, capsys):

@@ -14,8 +14,10 @@ struct EmulatedCard {
 extern "C" EmulatedCard* emulated_card;
 
 struct EmulatedCounters {
-    long launches, products, solves;  // kernels; calls of cuBLAS and cuSPARSE that multiply; factorisations and what uses them
-    long uploads, downloads, moves, fills;  // copies to the card, to the host, within the card; memory that is set
+    // kernels; calls of cuBLAS and cuSPARSE that multiply; factorisations and what uses them
+    long launches, products, solves;
+    // copies to the card, to the host, within the card; memory that is set
+    long uploads, downloads, moves, fills;
     long waits, allocations, compilations;
 };
 extern "C" EmulatedCounters emulated_counters;

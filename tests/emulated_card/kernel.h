@@ -1,4 +1,5 @@
-// What NVRTC has built in, for g++: a kernel becomes a function that is called once for every thread of the grid.
+// What NVRTC has built in, for g++: a kernel becomes a function that is called once for
+// every thread of the grid.
 #pragma once
 #include <algorithm>
 #include <cassert>
@@ -40,13 +41,16 @@
 #define gridDim (emulated_card->blocks)
 #define warpSize 32
 
-// ---- threads that wait for each other: a warp has 32 words, in which its threads leave what the others read
+// ---- threads that wait for each other
+// a warp has 32 words, in which its threads leave what the others read
 static inline void __syncthreads() { emulated_card->wait(EmulatedCard::BLOCK); }
 static inline void __syncwarp(unsigned = 0xffffffffu) { emulated_card->wait(EmulatedCard::WARP); }
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 static inline unsigned __activemask() { return emulated_card->live(); }
-static inline unsigned emulated_rank() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
+static inline unsigned emulated_rank() {
+    return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+}
 
 template <class T>
 T emulated_exchange(T x, int from, bool valid) {
@@ -122,24 +126,32 @@ static inline long long __double_as_longlong(double x) { return emulated_bits<lo
 static inline double __longlong_as_double(long long x) { return emulated_bits<double>(x); }
 static inline int __double2hiint(double x) { return (int)(__double_as_longlong(x) >> 32); }
 static inline int __double2loint(double x) { return (int)__double_as_longlong(x); }
-static inline unsigned short __float2half_rn(float x) { return emulated_bits<unsigned short>((_Float16)x); }
+static inline unsigned short __float2half_rn(float x) {
+    return emulated_bits<unsigned short>((_Float16)x);
+}
 static inline float __half2float(unsigned short x) { return emulated_bits<_Float16>(x); }
 static inline unsigned short __half_as_ushort(unsigned short x) { return x; }
 static inline float __ushort_as_half(unsigned short x) { return __half2float(x); }
 
 // ---- functions of numbers; CUDA has them without a namespace
-using std::abs, std::isnan, std::isinf, std::isfinite, std::signbit, std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10, std::log1p;
-using std::acos, std::acosh, std::asin, std::asinh, std::atan, std::atan2, std::atanh, std::cos, std::cosh, std::sin, std::sinh, std::tan, std::tanh;
-using std::cbrt, std::ceil, std::copysign, std::erf, std::erfc, std::fabs, std::floor, std::fma, std::fmax, std::fmin, std::fmod, std::frexp;
-using std::hypot, std::ldexp, std::lgamma, std::modf, std::nearbyint, std::nextafter, std::pow, std::rint, std::round, std::sqrt, std::tgamma, std::trunc;
+using std::abs, std::isnan, std::isinf, std::isfinite, std::signbit, std::exp, std::exp2,
+    std::expm1, std::log, std::log2, std::log10, std::log1p;
+using std::acos, std::acosh, std::asin, std::asinh, std::atan, std::atan2, std::atanh, std::cos,
+    std::cosh, std::sin, std::sinh, std::tan, std::tanh;
+using std::cbrt, std::ceil, std::copysign, std::erf, std::erfc, std::fabs, std::floor, std::fma,
+    std::fmax, std::fmin, std::fmod, std::frexp;
+using std::hypot, std::ldexp, std::lgamma, std::modf, std::nearbyint, std::nextafter, std::pow,
+    std::rint, std::round, std::sqrt, std::tgamma, std::trunc;
 template <class A, class B>
-std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>> max(A a, B b) {
+std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>> max(
+    A a, B b) {
     using T = std::common_type_t<A, B>;
     if constexpr (std::is_floating_point_v<T>) return std::fmax(T(a), T(b));
     else return std::max(T(a), T(b));
 }
 template <class A, class B>
-std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>> min(A a, B b) {
+std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>> min(
+    A a, B b) {
     using T = std::common_type_t<A, B>;
     if constexpr (std::is_floating_point_v<T>) return std::fmin(T(a), T(b));
     else return std::min(T(a), T(b));
@@ -153,7 +165,9 @@ void emulated_spread(void (*kernel)(A...), void** p, std::index_sequence<I...>) 
     kernel(*(std::remove_cv_t<std::remove_reference_t<A>>*)p[I]...);
 }
 template <class... A>
-void emulated_call(void (*kernel)(A...), void** p) { emulated_spread(kernel, p, std::index_sequence_for<A...>{}); }
+void emulated_call(void (*kernel)(A...), void** p) {
+    emulated_spread(kernel, p, std::index_sequence_for<A...>{});
+}
 
 #include <cupy/complex.cuh>
 #include <cupy/carray.cuh>

@@ -1,4 +1,5 @@
-// What CuPy takes from Thrust: sorts along the last axis, of values, of indices by values, of indices by several rows of keys.
+// What CuPy takes from Thrust: sorts along the last axis, of values, of indices by
+// values, of indices by several rows of keys.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +10,9 @@
 #include <vector>
 
 typedef std::vector<std::ptrdiff_t> Shape;
-static size_t rows(const Shape& shape) { return std::accumulate(shape.begin(), shape.end() - 1, size_t(1), std::multiplies<size_t>()); }
+static size_t rows(const Shape& shape) {
+    return std::accumulate(shape.begin(), shape.end() - 1, size_t(1), std::multiplies<size_t>());
+}
 
 struct Less {  // NaN comes last
     template <class T>
@@ -17,7 +20,8 @@ struct Less {  // NaN comes last
 };
 template <class T>
 static void sort(T* p, const Shape& shape) {
-    for (size_t n = shape.back(), i = 0; i < rows(shape); i++, p += n) std::stable_sort(p, p + n, Less());
+    for (size_t n = shape.back(), i = 0; i < rows(shape); i++, p += n)
+        std::stable_sort(p, p + n, Less());
 }
 template <class T>
 static void argsort(T* p, size_t* index, const Shape& shape) {
@@ -30,7 +34,8 @@ static void argsort(T* p, size_t* index, const Shape& shape) {
 template <class T>
 static void lexsort(T* keys, size_t* index, size_t k, size_t n) {
     std::iota(index, index + n, 0);
-    for (T* p = keys; p < keys + k * n; p += n) std::stable_sort(index, index + n, [p](size_t a, size_t b) { return Less()(p[a], p[b]); });
+    for (T* p = keys; p < keys + k * n; p += n)
+        std::stable_sort(index, index + n, [p](size_t a, size_t b) { return Less()(p[a], p[b]); });
 }
 #define BY_TYPE(f, data, ...)                                    \
     switch (type) { /* as in cupy/cuda/common.pxd */             \
@@ -45,6 +50,13 @@ static void lexsort(T* keys, size_t* index, size_t k, size_t n) {
         case 10: return f((double*)data, __VA_ARGS__);           \
     }                                                            \
     std::fprintf(stderr, "emulated card: no sort of type %d\n", type), std::abort();
-void thrust_sort(int type, void* data, size_t*, const Shape& shape, intptr_t, void*) { BY_TYPE(sort, data, shape) }
-void thrust_argsort(int type, size_t* index, void* data, void*, const Shape& shape, intptr_t, void*) { BY_TYPE(argsort, data, index, shape) }
-void thrust_lexsort(int type, size_t* index, void* keys, size_t k, size_t n, intptr_t, void*) { BY_TYPE(lexsort, keys, index, k, n) }
+void thrust_sort(int type, void* data, size_t*, const Shape& shape, intptr_t, void*) {
+    BY_TYPE(sort, data, shape)
+}
+void thrust_argsort(int type, size_t* index, void* data, void*, const Shape& shape, intptr_t,
+                    void*) {
+    BY_TYPE(argsort, data, index, shape)
+}
+void thrust_lexsort(int type, size_t* index, void* keys, size_t k, size_t n, intptr_t, void*) {
+    BY_TYPE(lexsort, keys, index, k, n)
+}

@@ -31,10 +31,8 @@ from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.wellposed import InfNorm, MatrixMeasure, StrictlyTriangular, Unconstrained
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed; it is in the extra onnx")
-ort = pytest.importorskip(
-    "onnxruntime", reason="onnxruntime is not installed; it is in the extra onnx"
-)
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from pyidl.interop.onnx import export  # noqa: E402  (after the lines that skip)
 
@@ -209,9 +207,8 @@ def test_tokens(dtype):
         U = np.random.default_rng(0).integers(7, size=shape)
         assert_near(run(runs, U)[0], layer.predict(U))
     for bad in (np.zeros((2, 7), int), np.array([[7]])):
-        with pytest.raises(
-            Exception, match=r"Attempting to broadcast|out of data bounds"
-        ):  # the classes have no common name
+        # the classes have no common name
+        with pytest.raises(Exception, match=r"Attempting to broadcast|out of data bounds"):
             run(runs, bad)
 
 
@@ -234,7 +231,7 @@ def test_models_of_all_kinds(p, q, n, m, bias, feedthrough, low, seed):
     assert_near(run(session(export(layer)), U)[0], layer.predict(U))
 
 
-# ------------------------------------------------------------------------------------------------------------- activations
+# -------------------------------------------------------------------------- activations
 
 
 def built_in():
@@ -259,9 +256,8 @@ def test_activations(phi, dtype):
             export(ImplicitModel(3, 2, 4, activation=phi, dtype=dtype, rng=0))
         return
     z = np.concatenate([np.linspace(-30, 30, 61), [0.0, 1e-3, -1e-3]]).reshape(16, 4).astype(dtype)
-    layer = Sequential(
-        Linear(4, 4, bias=False, dtype=dtype, rng=0), phi
-    )  # a layer that has a dtype
+    # a layer that has a dtype
+    layer = Sequential(Linear(4, 4, bias=False, dtype=dtype, rng=0), phi)
     layer.params = {"0.W": np.eye(4)}
     (Y,) = run(session(export(layer)), z)
     tol = 1e-13 if dtype == "float64" else 3e-6
@@ -293,7 +289,7 @@ def test_an_activation_alone():
     assert [v.name for v in model.graph.output] == ["Y"]
 
 
-# --------------------------------------------------------------------------------------------------------------- stopping
+# ----------------------------------------------------------------------------- stopping
 
 
 def bare(n=8, kappa=0.9, dtype="float64"):
@@ -413,9 +409,8 @@ def test_the_worst_of_all_solves_counts():
     ahead, hard = without_feedback(network(3, 2, 4, 6)("float64")), network(3, 2, 4, 6)("float64")
     for two in (Bidirectional(ahead, hard), Bidirectional(hard.replace(), ahead.replace())):
         assert not run(session(export(two, max_iter=2)), V)[1].any()
-    V[:, -1] = (
-        0.0  # with a memory that forgets, the last step is solved at once, and the first ones are not
-    )
+    # with a memory that forgets, the last step is solved at once, and the first ones are not
+    V[:, -1] = 0.0
     hard = network(3, 2, 4, 6, bias=False, warm_start=False)("float64")
     hard.params = {
         **hard.params,
@@ -472,7 +467,7 @@ def test_certified_for_another_iteration_is_not_enough(phi):
         export(layer)
 
 
-# ---------------------------------------------------------------------------------------------------- files, refusals
+# ---------------------------------------------------------------------- files, refusals
 
 
 def test_files(tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import require_gpu
 from example_runs import number, run
 from helpers import random_model
 
@@ -38,7 +39,7 @@ from pyidl.layers.base import Explicit
 from pyidl.solvers import Neumann, Picard
 from pyidl.wellposed import InfNorm
 
-torch = pytest.importorskip("torch", reason="torch is not installed; it is the extra torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from pyidl.interop import torch as interop  # noqa: E402  (after the line that skips)
 
@@ -61,24 +62,47 @@ LAYERS = {
     "linear": (lambda: model(Linear, 3, 2), [(4, 3)]),
     "pointwise": (lambda: Pointwise(activations.gelu), [(4, 3)]),
     "implicit": (lambda: model(ImplicitModel, 3, 2, 6, activation=tanh), [(4, 3)]),
-    "low rank": (lambda: model(ImplicitModel, 3, 2, 6, activation=tanh, rank=2, bias=False), [(4, 3)]),
-    "without D": (lambda: model(ImplicitModel, 3, 2, 6, activation=activations.softmax, feedthrough=False), [(1, 3)]),
-    "sequential": (lambda: Sequential(model(Linear, 3, 4), tanh, model(ImplicitModel, 4, 2, 5, activation=tanh)), [(4, 3)]),
+    "low rank": (
+        lambda: model(ImplicitModel, 3, 2, 6, activation=tanh, rank=2, bias=False),
+        [(4, 3)],
+    ),
+    "without D": (
+        lambda: model(ImplicitModel, 3, 2, 6, activation=activations.softmax, feedthrough=False),
+        [(1, 3)],
+    ),
+    "sequential": (
+        lambda: Sequential(
+            model(Linear, 3, 4), tanh, model(ImplicitModel, 4, 2, 5, activation=tanh)
+        ),
+        [(4, 3)],
+    ),
     "recurrent": (lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh), [(3, 4, 2)]),
-    "h0": (lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, feedthrough="input"), [(3, 4, 2), None, (3, 3)]),
-    "lengths and h0": (lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, return_sequences=True), [(3, 4, 2), "lengths", (3, 3)]),
+    "h0": (
+        lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, feedthrough="input"),
+        [(3, 4, 2), None, (3, 3)],
+    ),
+    "lengths and h0": (
+        lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, return_sequences=True),
+        [(3, 4, 2), "lengths", (3, 3)],
+    ),
     "lengths": (
-        lambda: Bidirectional(*(model(ImplicitRNN, 2, 1, 3, 4, activation=tanh, seed=seed) for seed in (0, 1))),
+        lambda: Bidirectional(
+            *(model(ImplicitRNN, 2, 1, 3, 4, activation=tanh, seed=seed) for seed in (0, 1))
+        ),
         [(3, 4, 2), "lengths"],
     ),
-    "attention": (lambda: model(ImplicitAttentionHead, 2, 3, num_heads=2, block_size=4), [(3, 4, 2), "lengths"]),
+    "attention": (
+        lambda: model(ImplicitAttentionHead, 2, 3, num_heads=2, block_size=4),
+        [(3, 4, 2), "lengths"],
+    ),
     "transformer": (
         lambda: Sequential(
-            Embedding(5, 4, dtype="float64", rng=0), ImplicitTransformerBlock(4, 2, mlp_dim=3, block_size=4, dtype="float64", rng=1)
+            Embedding(5, 4, dtype="float64", rng=0),
+            ImplicitTransformerBlock(4, 2, mlp_dim=3, block_size=4, dtype="float64", rng=1),
         ),
         ["tokens"],
     ),
-}  # fmt: skip
+}
 
 
 def case(name):
@@ -139,7 +163,7 @@ def test_gradients_are_those_of_torch_through_the_iteration():
     torch.testing.assert_close(U.grad, V.grad, rtol=0, atol=1e-10)
 
 
-# ----------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------- memory
 
 
 def test_memory_is_shared():
@@ -267,7 +291,7 @@ def test_a_graph_serves_twice_only_if_it_is_retained():
         Y.sum().backward()
 
 
-# ----------------------------------------------------------------------------------------------- derivatives of order two
+# ------------------------------------------------------------- derivatives of order two
 
 
 def test_second_order_is_refused():
@@ -280,7 +304,10 @@ def test_second_order_is_refused():
 
 
 def test_second_order_is_refused_also_where_a_zero_would_pass_unseen():
-    """The cotangent is constant, and the loss has a part with a gradient: a node without history would add nothing to it."""
+    """The cotangent is constant, and the loss has a part with a gradient.
+
+    A node without history would add nothing to it.
+    """
     module, U = Module(model(ImplicitModel, 3, 2, 6)), values(4, 3, grad=True)
     Y = module(U)
     (g,) = torch.autograd.grad(Y, module.B, torch.ones_like(Y), create_graph=True)
@@ -297,7 +324,7 @@ def test_transforms_of_functions():
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- dtypes
+# ------------------------------------------------------------------------------- dtypes
 
 
 def test_dtypes_follow_the_parameters():
@@ -327,7 +354,7 @@ def test_parameters_of_two_dtypes_are_refused():
         module(values(4, 3))
 
 
-# ------------------------------------------------------------------------------------------------- optimisers, projection
+# --------------------------------------------------------------- optimisers, projection
 
 
 def test_it_learns_between_modules_of_torch():
@@ -392,7 +419,7 @@ def test_zeros_of_a_pattern_stay():
     assert np.isfinite(module(values(4, 3)).detach().numpy()).all()
 
 
-# ------------------------------------------------------------------------------------------------------------ failures
+# ----------------------------------------------------------------------------- failures
 
 
 def test_failures_are_those_of_the_layer():
@@ -452,9 +479,9 @@ def test_a_gpu_tensor_goes_through_dlpack(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 def test_on_a_gpu():
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    cupy = require_gpu()
     module = Module(model(ImplicitModel, 3, 2, 6, activation=tanh)).to("cuda")
     U = values(4, 3).to("cuda").requires_grad_()
     assert isinstance(module.layer.params["A"], cupy.ndarray)
@@ -464,7 +491,7 @@ def test_on_a_gpu():
     torch.testing.assert_close(module(U).cpu(), host(U.cpu()), rtol=1e-10, atol=1e-10)
 
 
-# ------------------------------------------------------------------------------------------------- names, copies, files
+# ----------------------------------------------------------------- names, copies, files
 
 
 def test_the_names_are_those_of_pyidl():
@@ -478,9 +505,8 @@ def test_the_names_are_those_of_pyidl():
     assert not module.layer.params["0.W"].any()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:You are using .torch.load.:FutureWarning"
-)  # torch 2.4 says so whatever is asked for
+# torch 2.4 says so whatever is asked for
+@pytest.mark.filterwarnings("ignore:You are using .torch.load.:FutureWarning")
 @pytest.mark.parametrize("name", ["implicit", "sequential", "lengths and h0"])
 def test_copies_compute_the_same(name):
     module, inputs = case(name)

@@ -1,4 +1,7 @@
-"""Models of torchidl, read and written: beside its equations in NumPy, and beside torchidl itself where it is installed."""
+"""Models of torchidl, read and written.
+
+Beside its equations in NumPy, and beside torchidl itself where it is installed.
+"""
 
 import numpy as np
 import pytest
@@ -11,9 +14,9 @@ from pyidl.activations import tanh
 from pyidl.errors import InputError
 from pyidl.wellposed import InfNorm, StrictlyTriangular, Unconstrained
 
-torch = pytest.importorskip("torch", reason="torch is not installed; it is the extra torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from pyidl.interop.torch import from_torchidl, to_torchidl  # noqa: E402  (after the line that skips)
+from pyidl.interop.torch import from_torchidl, to_torchidl  # noqa: E402 (after a skip)
 
 
 def values(*shape):
@@ -21,7 +24,10 @@ def values(*shape):
 
 
 def reference(state, U, *, kappa=0.99, bias=False, function="inf"):
-    """Its equations in NumPy: columns, the bias as a last row of ones, the largest row sum scaled to kappa."""
+    """Its equations in NumPy.
+
+    Columns, the bias as a last row of ones, the largest row sum scaled to kappa.
+    """
 
     def s(M):
         return M * min(1.0, kappa / np.linalg.norm(M, np.inf))
@@ -212,7 +218,10 @@ def torchidl():
 
 
 def grown(theirs, D):
-    """Larger parameters than a new model has, so that s is at work; in float64, D too, which is no parameter where it is zero."""
+    """Larger parameters than a new model has, so that s is at work.
+
+    In float64, D too, which is no parameter where it is zero.
+    """
     torch.manual_seed(0)
     theirs = theirs.double()
     for p in theirs.parameters():
@@ -237,10 +246,12 @@ def test_torchidl_itself_model(torchidl, options):
     Y = theirs(U).detach().numpy()
     np.testing.assert_allclose(ours.predict(U.numpy()), Y, rtol=0, atol=1e-7)
     low = {key: options[key] for key in ("is_low_rank", "rank") if key in options}
+    if "f" in options:
+        low["f"] = options["f"]
     function = "triangular" if "f" in options else "inf"
     again = torchidl.ImplicitModel(
-        3, 2, 8, tol=1e-10, mitr=5000, bias=ours.bias, no_D=not ours.feedthrough, **low, **({"f": options["f"]} if "f" in options else {})
-    ).double()  # fmt: skip
+        3, 2, 8, tol=1e-10, mitr=5000, bias=ours.bias, no_D=not ours.feedthrough, **low
+    ).double()
     if not ours.feedthrough:
         again.D = again.D.double()
     again.load_state_dict(to_torchidl(ours, function=function))

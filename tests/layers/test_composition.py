@@ -1,4 +1,7 @@
-"""Layers made of layers: lengths reach those that take them, both directions of time, copies that share nothing."""
+"""Layers made of layers.
+
+Lengths reach those that take them, both directions of time, copies that share nothing.
+"""
 
 import copy
 import pickle
@@ -181,17 +184,31 @@ def test_fit_counts_samples_not_solves():
     model = Sequential(rnn(), Linear(Q, 1, rng=0, dtype="float64"))
     target, lengths = np.zeros((M, T, 1)), np.array(LENGTHS)
     history = pyidl.fit(
-        model, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-3), epochs=1, validation=((U, lengths), target),
-        on_fail="ignore", rng=0, verbose=0,
-    )  # fmt: skip
+        model,
+        ((U, lengths), target),
+        loss=losses.mse,
+        optimizer=optim.SGD(1e-3),
+        epochs=1,
+        validation=((U, lengths), target),
+        on_fail="ignore",
+        rng=0,
+        verbose=0,
+    )
     assert history["val_failed"] == [0]
     hasty = model.replace(
         layers=[model.layers[0].replace(forward=solvers.Picard(max_iter=1)), model.layers[1]]
     )
     history = pyidl.fit(
-        hasty, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, validation=((U, lengths), target),
-        on_fail="ignore", rng=0, verbose=0,
-    )  # fmt: skip
+        hasty,
+        ((U, lengths), target),
+        loss=losses.mse,
+        optimizer=optim.SGD(1e-9),
+        epochs=1,
+        validation=((U, lengths), target),
+        on_fail="ignore",
+        rng=0,
+        verbose=0,
+    )
     assert history["val_failed"] == [M]
     converged = model(U, lengths)[1].converged
     assert converged.shape == (M,)

@@ -1,4 +1,7 @@
-"""A pullback answers for the inputs of its forward call, also after the caller has used their buffers again."""
+"""A pullback answers for the inputs of its forward call.
+
+Also after the caller has used their buffers again.
+"""
 
 from __future__ import annotations
 

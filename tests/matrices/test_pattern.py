@@ -77,9 +77,8 @@ def test_a_feed_forward_network_is_solved_in_one_pass(pattern, xp):
     U = rng.normal(size=(8, 5))
     Y, pull = model(from_host(xp, U))
     assert_close(Y, explicit(weights, biases, U), rtol=1e-13, atol=1e-13, xp=xp)
-    assert (
-        pull.forward.n_iter.max() <= 6
-    )  # so few units: six steps and a measurement cost no more than three groups
+    # so few units: six steps and a measurement cost no more than three groups
+    assert pull.forward.n_iter.max() <= 6
     assert not pull.forward.residual.any()
     model = model.replace(forward=Substitution(), adjoint=Substitution())
     Y, pull = model(from_host(xp, U))
@@ -325,9 +324,8 @@ def test_structure_is_read_when_the_parameters_are_set():
     assert isinstance(first, Tiled)
     assert first.row_groups.sizes == (4, 4, 4)
     model.params = {**model.params, "A": 0.5 * upper}
-    assert (
-        model.maps["A"].row_groups is first.row_groups
-    )  # zeros have not moved: nothing is searched again
+    # zeros have not moved: nothing is searched again
+    assert model.maps["A"].row_groups is first.row_groups
     model.params = {**model.params, "A": np.eye(12) * 0.9 + 0.01}
     assert model.maps["A"].gains is not None
     assert isinstance(random_model(ImplicitModel, 3, 2, 12, rank=2).maps["A"], LowRank)

@@ -131,13 +131,11 @@ def test_answers_and_gradients_are_the_same(solver):
     (Y, pull), (Ys, pulls) = full(U), compressed(U)
     assert relative(Ys, Y) < 1e-12
     (dU, grads), (dUs, sparse_grads) = pull(dY), pulls(dY)
-    assert (
-        relative(dUs, dU) < 1e-11
-    )  # twice the tolerance of two solves, amplified by 1 / (1 - kappa)
+    # twice the tolerance of two solves, amplified by 1 / (1 - kappa)
+    assert relative(dUs, dU) < 1e-11
     assert {key for key in grads if relative(sparse_grads[key], grads[key]) > 1e-11} == set()
-    assert np.count_nonzero(sparse_grads["A"]) > np.count_nonzero(
-        full.params["A"]
-    )  # zeros may become nonzero
+    # zeros may become nonzero
+    assert np.count_nonzero(sparse_grads["A"]) > np.count_nonzero(full.params["A"])
 
 
 def test_a_large_diagonal_is_split_as_in_full():
@@ -208,7 +206,7 @@ class RowsLikeCupy:
 def test_every_library_gives_the_same(xp, dtype, cupyx, monkeypatch):
     """Libraries without compressed rows multiply in full."""
     if cupyx and xp is not stand_in.cupy:
-        pytest.skip("for the stand-in alone")
+        pytest.skip("is about the stand-in alone")
     if cupyx:
         module = types.SimpleNamespace(csr_matrix=rows_like_cupy)
         monkeypatch.setitem(sys.modules, "cupyx.scipy.sparse", module)

@@ -134,9 +134,8 @@ def test_repr():
     )
     assert repr(SGD(Constant(0.5))) == "SGD(Constant(value=0.5)), 0 steps"
     assert repr(SGD(np.float64(0.5), clip_norm=np.float32(2))) == "SGD(0.5, clip_norm=2.0), 0 steps"
-    assert (
-        repr(AdamW(weight_decay=0.0)) == "AdamW(0.001, weight_decay=0.0), 0 steps"
-    )  # not the default
+    # not the default
+    assert repr(AdamW(weight_decay=0.0)) == "AdamW(0.001, weight_decay=0.0), 0 steps"
     optimizer = Adam(betas=[0.5, 0.9])
     optimizer.step(draw(0), draw(1))
     assert repr(optimizer) == "Adam(0.001, betas=(0.5, 0.9)), 1 steps"
@@ -187,10 +186,11 @@ def test_library_dtype_and_shape_are_kept(xp, make, dtype):
     [
         (SGD, 0.0),
         (lambda lr: SGD(lr, momentum=0.8), 0.0),
+        # decay is the penalty decay |x|^2 / 2
         (
             lambda lr: SGD(lr, momentum=0.8, nesterov=True, weight_decay=0.5),
             0.5,
-        ),  # decay is the penalty decay |x|^2 / 2
+        ),
         (lambda lr: SGD(lr, clip_norm=0.5), 0.0),
         (Adam, 0.0),
         (lambda lr: AdamW(lr, weight_decay=0.0), 0.0),
@@ -713,7 +713,6 @@ def test_a_step_that_is_not_finite_is_refused_when_it_is_set(bad):
     with pytest.raises(InputError, match="W has 1 entries that are NaN"):
         layer.params = new
     assert all(layer.params[key] is a for key, a in before.items())
-    new = {
-        key: np.full_like(a, 3e38) for key, a in layer.params.items()
-    }  # squares overflow, entries do not
+    # squares overflow, entries do not
+    new = {key: np.full_like(a, 3e38) for key, a in layer.params.items()}
     layer.params = new

@@ -1,4 +1,8 @@
-"""Moments of chunks: the same whether added here or by Dask, with a worker that dies in the middle or without."""
+"""Moments of chunks.
+
+The same whether added here or by Dask, with a worker that dies in the middle or
+without.
+"""
 
 import functools
 import logging
@@ -20,9 +24,12 @@ FIELDS = ("mean", "target_mean", "G", "H", "square")
 
 def network():
     return Sequential(
-        Linear(4, 6, rng=0, dtype="float64"), activations.relu, Linear(6, 5, rng=1, dtype="float64"), activations.tanh,
+        Linear(4, 6, rng=0, dtype="float64"),
+        activations.relu,
+        Linear(6, 5, rng=1, dtype="float64"),
+        activations.tanh,
         Linear(5, 3, rng=2, dtype="float64"),
-    )  # fmt: skip
+    )
 
 
 def samples(m=100, seed=0):
@@ -100,7 +107,7 @@ def test_rows_without_dask():
     assert sim.map_rows(functools.partial(pow, 2), range(4)) == [1, 2, 4, 8]
 
 
-# --------------------------------------------------------------------------------------------------------------- Dask
+# --------------------------------------------------------------------------------- Dask
 
 
 @pytest.fixture
@@ -151,10 +158,14 @@ def cluster():
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
         ) as workers,
         distributed.Client(workers) as client,
-    ):  # fmt: skip
+    ):
         yield client
 
 
@@ -169,7 +180,7 @@ def test_a_cluster_of_two_processes_of_which_one_dies(dask, cluster, tmp_path):
     assert_same(far, local, 1e-15)
     cluster.wait_for_workers(2)
     assert set(cluster.run(os.getpid).values()) != before
-    array = pytest.importorskip("dask.array")
+    array = pytest.importorskip("dask.array", reason="Dask is not installed")
     U = np.concatenate(chunks)
     assert_same(
         sim.accumulate(sim.iter_states(network(), array.from_array(U, chunks=(20, 4)))),
@@ -189,12 +200,17 @@ def test_a_cluster_of_two_processes_of_which_one_dies(dask, cluster, tmp_path):
 
 def test_a_fit_on_a_cluster_is_the_fit_here(dask, cluster):
     """States, sums, fixed points and rows: all of them are tasks."""
-    array = pytest.importorskip("dask.array")
+    array = pytest.importorskip("dask.array", reason="Dask is not installed")
     U = samples(200)
     here = sim.fit(network(), U, penalty=sim.L1(1e-3), solver=sim.ADMM(tol=1e-9), dtype="float64")
     far = sim.fit(
-        network(), array.from_array(U, chunks=(60, 4)), penalty=sim.L1(1e-3), solver=sim.ADMM(tol=1e-9), dtype="float64", scheduler=cluster
-    )  # fmt: skip
+        network(),
+        array.from_array(U, chunks=(60, 4)),
+        penalty=sim.L1(1e-3),
+        solver=sim.ADMM(tol=1e-9),
+        dtype="float64",
+        scheduler=cluster,
+    )
     assert "in 8 tasks" in far.report.states.method
     for key, a in here.model.params.items():
         np.testing.assert_allclose(far.model.params[key], a, rtol=1e-5, atol=1e-7)

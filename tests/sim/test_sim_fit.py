@@ -1,4 +1,8 @@
-"""From a network to an implicit model: the fit is optimal, bounded, sparse where it should be, and the same however the data come."""
+"""From a network to an implicit model.
+
+The fit is optimal, bounded, sparse where it should be, and the same however the data
+come.
+"""
 
 import dataclasses
 from functools import partial
@@ -63,7 +67,7 @@ def loss(model, states, kind="states"):
     return np.mean((host(states.Y) - X @ p["C"].T - V @ p["D"].T - p["d"]) ** 2, axis=0) / 2
 
 
-# ------------------------------------------------------------------------------------------------------------- what is found
+# ------------------------------------------------------------------------ what is found
 
 
 def test_a_network_is_found_again():
@@ -127,7 +131,10 @@ def test_the_report_tells_the_objective_that_the_model_has():
 
 @pytest.mark.parametrize("cost", [1.0, 5.0, 0.2])
 def test_optimality_with_weights_that_cost_differently(cost):
-    """Subgradients: correlations with the residual are at most lam times the cost, and equal to it where a weight is not zero."""
+    """Subgradients: correlations with the residual are at most lam times the cost.
+
+    And equal to it where a weight is not zero.
+    """
     lam = 0.02
     result = TRIANGULAR(STATES, penalty=sim.L1(lam), state_cost=cost, refit_rounds=0)
     p = {key: host(a) for key, a in result.model.params.items()}
@@ -169,7 +176,10 @@ def test_without_intercepts():
 
 
 def test_fitting_the_model_s_own_states_brings_the_outputs_closer():
-    """A model that is held back drifts from the network's states; (C, D) is then fitted to where it is."""
+    """A model that is held back drifts from the network's states.
+
+    (C, D) is then fitted to where it is.
+    """
 
     def miss(rounds):
         result = FREE(NET, U, penalty=sim.L1(1e-3), constraint=InfNorm(0.3), refit_rounds=rounds)
@@ -197,7 +207,7 @@ def test_relaxation_keeps_the_support_and_fits_better():
     assert not np.any(again.support.A & ~strict.support.A)
 
 
-# ----------------------------------------------------------------------------------------------------------- where weights may be
+# ----------------------------------------------------------------- where weights may be
 
 
 def test_patterns():
@@ -235,7 +245,7 @@ def test_the_zeros_stay_in_further_training(tmp_path):
     assert np.array_equal(pyidl.load(tmp_path / "sim.npz").predict(NEW), model.predict(NEW))
 
 
-# ------------------------------------------------------------------------------------------------------------- penalties, solvers
+# ------------------------------------------------------------------- penalties, solvers
 
 
 @pytest.mark.parametrize(
@@ -302,7 +312,7 @@ def test_samples_without_a_fixed_point_are_dropped_and_counted(monkeypatch):
         FREE(NET, U, penalty=sim.L1(0.01))
 
 
-# ------------------------------------------------------------------------------------------------------- the same, however it comes
+# ----------------------------------------------------------- the same, however it comes
 
 
 CHUNKS = {
@@ -382,7 +392,10 @@ def test_an_implicit_model_is_learned_from_an_implicit_model():
 
 
 def test_a_homogeneous_network_is_rescaled_first():
-    """Its own weights then fit the bound and are the optimum; as the network has them, they do not, and are not."""
+    """Its own weights then fit the bound and are the optimum.
+
+    As the network has them, they do not, and are not.
+    """
     exact = sim.exact_model(NET)
     scaled = pyidl.rescale(exact)
     kappa = 1.0 - 1e-3
@@ -412,12 +425,15 @@ def test_a_perceptron_of_scikit_learn():
     assert agree.all()
 
 
-# ----------------------------------------------------------------------------------------------------------------------- the path
+# ----------------------------------------------------------------------------- the path
 
 
 def test_a_path_of_penalties():
     lams = [0.3, 0.1, 0.03, 0.01]
-    score = lambda model: -float(np.mean((model.predict(NEW) - NET.predict(NEW)) ** 2))  # noqa: E731
+
+    def score(model):
+        return -float(np.mean((model.predict(NEW) - NET.predict(NEW)) ** 2))
+
     found = sim.path(STATES, [sim.L1(lam) for lam in lams], score, fit=TRIANGULAR)
     assert len(found) == 4
     assert np.all(np.diff(found.densities) > 0)
@@ -442,7 +458,7 @@ def test_a_path_of_penalties():
         sim.path(STATES, [], score)
 
 
-# -------------------------------------------------------------------------------------------------------------------- degenerate data
+# ---------------------------------------------------------------------- degenerate data
 
 
 DEGENERATE = {

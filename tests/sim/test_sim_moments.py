@@ -59,7 +59,10 @@ def test_chunks_of_any_library_add_up(xp):
     st.sampled_from([0.0, 1e3, -1e6]),
 )
 def test_chunked_equals_whole_also_far_from_zero(sizes, seed, shift):
-    """The centred sums of data shifted by 1e6 are those of the data: a sum of squares less m times the mean's would have lost 12 digits."""
+    """The centred sums of data shifted by 1e6 are those of the data.
+
+    A sum of squares less m times the mean's would have lost 12 digits.
+    """
     m = sum(sizes)
     R, T = data(m, seed=seed, shift=shift)
     ends = np.cumsum([0, *sizes])

@@ -1,4 +1,7 @@
-"""The row problems: solvers agree, the gap is an upper bound, no feasible move improves a claimed optimum."""
+"""The row problems.
+
+Solvers agree, the gap is an upper bound, no feasible move improves a claimed optimum.
+"""
 
 from fractions import Fraction
 
@@ -104,7 +107,10 @@ def test_the_proximal_map_with_the_ball_against_a_general_optimiser(penalty):
 
 
 def test_after_the_reverse_huber_map_a_projection_is_too_much():
-    """The order of the proximal map matters: threshold, then map. The other way round is feasible, and worse."""
+    """The order of the proximal map matters: threshold, then map.
+
+    The other way round is feasible, and worse.
+    """
     penalty, radius = sim.ReverseHuber(0.3, 1.0), np.array([0.5])
     V = np.random.default_rng(4).normal(size=(200, 4)) * 2
 
@@ -120,11 +126,14 @@ def test_after_the_reverse_huber_map_a_projection_is_too_much():
     assert np.max(objective(wrong) - objective(right)) > 0.01
 
 
-# ------------------------------------------------------------------------------------------------ the multiplier of the ball
+# ----------------------------------------------------------- the multiplier of the ball
 
 
 def by_bisection(falling, bound, high):
-    """The least nu >= 0, up to rounding from above, with ``falling(nu) <= bound``, which holds at `high`: an oracle for the formulas."""
+    """The least nu >= 0 with ``falling(nu) <= bound``, up to rounding from above.
+
+    It holds at `high`. An oracle for the formulas.
+    """
     low, done = np.zeros_like(high), falling(np.zeros_like(high)) <= bound
     for _ in range(100):
         middle = 0.5 * (low + high)
@@ -134,7 +143,10 @@ def by_bisection(falling, bound, high):
 
 
 def awkward(seed, decades):
-    """A penalty, t as a number or one a row, rows with ties, zeros or very different entries, and parts for bounds; of many sizes."""
+    """A penalty, t as a number or one a row, and parts for bounds; of many sizes.
+
+    Rows have ties, zeros or very different entries.
+    """
     rng = np.random.default_rng(seed)
 
     def size(*shape):
@@ -180,7 +192,10 @@ def test_the_reverse_huber_map_on_the_ball_against_bisection(seed):
 
 @given(st.integers(0, 10**6))
 def test_the_reverse_huber_map_on_the_ball_is_optimal(seed):
-    """One multiplier for all weights that are not zero, a smaller one for the others, and none at all where the bound is not felt."""
+    """One multiplier for all weights that are not zero, a smaller one for the others.
+
+    And none at all where the bound is not felt.
+    """
     penalty, t, V, parts = awkward(seed, 1)
     radius = bounds(np.abs(penalty.prox(V, t)).sum(axis=1), parts)
     W = penalty.prox_ball(V, t, V.shape[1], radius)
@@ -196,7 +211,10 @@ def test_the_reverse_huber_map_on_the_ball_is_optimal(seed):
 
 @given(st.integers(0, 10**6))
 def test_the_reverse_huber_map_far_outside_the_ball(seed):
-    """Against rational numbers: errors are relative to the bound and the level that it leaves, not to the row."""
+    """Against rational numbers.
+
+    Errors are relative to the bound and the level that it leaves, not to the row.
+    """
     penalty, t, V, parts = awkward(seed, 8)
     sums = np.abs(penalty.prox(V, t)).sum(axis=1)
     radius = bounds(sums, 1e-9 * parts)
@@ -210,10 +228,11 @@ def test_the_reverse_huber_map_far_outside_the_ball(seed):
         def sizes(level, d=d, rho=rho):
             return [min(max(level - x, 0), c) + rho * max(level - x - c, 0) for x in d]
 
+        # where the sum is the bound at least
         first, last = (
             0,
             max(d) + c + Fraction(radius[i]) / rho,
-        )  # where the sum is the bound at least
+        )
         for corner in sorted({*d, *(x + c for x in d)}):
             first, last = (
                 (corner, last) if sum(sizes(corner)) <= radius[i] else (first, min(last, corner))
@@ -267,7 +286,10 @@ def test_the_conjugate_does_not_round_across_its_kink():
 @pytest.mark.parametrize("target", [2.0**-440, 2.0**440])
 @pytest.mark.parametrize("inputs", [2.0**-440, 2.0**440])
 def test_reverse_huber_in_any_unit(target, inputs):
-    """The product or the quotient of price and ridge may be too small or too large for a number, and nobody needs it."""
+    """Price and ridge may have a product or a quotient that is no number.
+
+    It is too small or too large for one, and nobody needs it.
+    """
     weight, xi, t = target / inputs, target * inputs, 1.0 / inputs**2
     plain, scaled = sim.ReverseHuber(0.3, 0.7), sim.ReverseHuber(0.3 * target**2, 0.7 * inputs**2)
     V, Xi = np.random.default_rng(0).normal(size=(2, 20, 6)) * [[[1]], [[3]]]
@@ -389,7 +411,10 @@ def test_the_largest_useful_penalty():
 
 
 def test_an_exact_fit_is_done_up_to_rounding():
-    """More weights than samples, all free, and a target that is zero: what is missing is rounding, relative to nothing."""
+    """More weights than samples, all free, and a target that is zero.
+
+    What is missing is rounding, relative to nothing.
+    """
     rng = np.random.default_rng(0)
     targets = np.stack([rng.normal(size=3), np.zeros(3)], axis=1)
     rows = sim.ADMM(tol=1e-8)(

@@ -1,4 +1,7 @@
-"""States of networks: what is collected, from whatever network, and the network itself as an implicit model."""
+"""States of networks.
+
+What is collected, from whatever network, and the network itself as an implicit model.
+"""
 
 import itertools
 import types
@@ -132,7 +135,7 @@ def test_plain_arrays_must_fit(layers, activation, words):
         sim.Feedforward(layers, activation)
 
 
-# ---------------------------------------------------------------------------------------------------- the exact model
+# ---------------------------------------------------------------------- the exact model
 
 
 @given(
@@ -185,9 +188,8 @@ def test_a_network_is_an_implicit_model(names, bias, seed):
     ]
     net, U = Sequential(*steps), samples(p=3)
     model, states = sim.exact_model(net), sim.collect_states(net, U)
-    assert (
-        relative(model.predict(U), net.predict(U)) < 1e-11
-    )  # within the tolerance of an iteration
+    # within the tolerance of an iteration
+    assert relative(model.predict(U), net.predict(U)) < 1e-11
     exact = (
         model.replace(forward=solvers.Substitution())
         if isinstance(model.maps["A"], Tiled)
@@ -259,7 +261,7 @@ def test_implicit_models_have_states_of_their_own():
     np.testing.assert_array_equal(alone.Y, inner.predict(samples(p=6)))
 
 
-# ------------------------------------------------------------------------------------------------------------- chunks
+# ------------------------------------------------------------------------------- chunks
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
@@ -312,7 +314,7 @@ def test_some_of_the_activations():
             sim.collect_states(net, samples(), at=at)
 
 
-# ------------------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -388,7 +390,7 @@ def test_states_are_checked():
             sim.States(**{**given, **change})
 
 
-# -------------------------------------------------------------------------------------------------------- scikit-learn
+# ------------------------------------------------------------------------- scikit-learn
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])

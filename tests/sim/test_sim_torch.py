@@ -77,7 +77,11 @@ def test_an_activation_of_the_output_is_no_state(end):
 
 
 class Skip(nn.Module):
-    """Convolutions, a skip connection, one activation module for two places, an activation that is left out by `at`."""
+    """A network with everything that has to be told apart.
+
+    Convolutions, a skip connection, one activation module for two places, an activation
+    that is left out by `at`.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,7 @@
-"""The estimators: scikit-learn's own checks, with no failure expected, and what those do not ask."""
+"""The estimators.
+
+Scikit-learn's own checks, with no failure expected, and what those do not ask.
+"""
 
 import inspect
 import pickle
@@ -36,7 +39,10 @@ QUICK = [
 
 
 def every_check(*estimators):
-    """What scikit-learn asks of an estimator, a case for each question; with pytest 9 its own decorator, in 1.6, is a warning."""
+    """What scikit-learn asks of an estimator, a case for each question.
+
+    With pytest 9 its own decorator, in 1.6, is a warning.
+    """
     pairs = [pair for estimator in estimators for pair in estimator_checks_generator(estimator)]
     ids = [
         f"{type(estimator).__name__}-{check.func.__name__}-{i}"
@@ -70,7 +76,7 @@ def fitted(estimator, *data, **options):
         return estimator.fit(*data, **options)
 
 
-# ------------------------------------------------------------------------------------------------------- in scikit-learn's company
+# ------------------------------------------------------------ in scikit-learn's company
 
 
 def test_pipelines_searches_and_validation():
@@ -108,7 +114,7 @@ def test_names_of_columns_are_kept():
         model.predict(X[["b", "a", "c", "d"]])
 
 
-# ---------------------------------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------ answers
 
 
 def test_probabilities_and_labels():
@@ -155,7 +161,7 @@ def test_a_single_target_is_a_column_or_a_vector():
     assert np.array_equal(flat.predict(X), column.predict(X)[:, 0])
 
 
-# --------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------- training
 
 
 def test_the_same_seed_gives_the_same_model():
@@ -248,9 +254,8 @@ def test_what_a_later_call_may_change():
                 call(X, y)
         model.set_params(**{name: built})
     two = ImplicitRegressor(4, random_state=0).partial_fit(X, X[:, :2])
-    with pytest.raises(
-        InputError, match="y has 1 targets a sample; the model was built for 2"
-    ):  # and not one target for both
+    # and not one target for both
+    with pytest.raises(InputError, match="y has 1 targets a sample; the model was built for 2"):
         two.partial_fit(X, y)
 
 
@@ -489,7 +494,7 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was(make, monkeypatch):
         unfitted.predict(X)
 
 
-# --------------------------------------------------------------------------------------------------------------------------- SIM
+# ---------------------------------------------------------------------------------- SIM
 
 
 def test_an_implicit_model_in_place_of_its_teacher():
@@ -527,7 +532,7 @@ def test_other_teachers_are_refused():
         SIMClassifier(ImplicitClassifier()).fit(*IRIS)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ scaling
+# ------------------------------------------------------------------------------ scaling
 
 
 def test_scalings_are_exact_for_any_size():

@@ -14,7 +14,10 @@ from pyidl.solvers.problem import Affine
 
 
 def test_a_large_skew_matrix_in_single_precision():
-    """|A| = 54, |(I - A)^-1| <= 1: what is solved for is accurate, and one more step would not be."""
+    """``|A| = 54``, ``|(I - A)^-1| <= 1``.
+
+    What is solved for is accurate, and one more step would not be.
+    """
     failed = {"direct": 0, "gmres": 0, "both": 0}
     for seed in range(10):
         rng = np.random.default_rng(seed)

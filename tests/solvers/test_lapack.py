@@ -1,4 +1,7 @@
-"""What reaches LAPACK is finite: its SVD and eigenvalues raise, or do not return, where it is not."""
+"""What reaches LAPACK is finite.
+
+Its SVD and eigenvalues raise, or do not return, where it is not.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def test_a_rescaling_of_what_overflows_is_refused():
 
 
 def test_a_spectrum_of_what_overflows_is_refused():
-    pytest.importorskip("matplotlib").use("Agg")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed").use("Agg")
     with pytest.raises(InputError, match="6 entries of A, times slopes, are too large"):
         plotting.spectrum(overflowing())
 

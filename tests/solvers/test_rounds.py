@@ -1,4 +1,7 @@
-"""The loop of rounds and what accelerates it: books, grids, hand-backs, refusals, and work that is cut in pieces."""
+"""The loop of rounds and what accelerates it.
+
+Books, grids, hand-backs, refusals, and work that is cut in pieces.
+"""
 
 import sys
 from pathlib import Path
@@ -51,7 +54,10 @@ BAR = {
     "monotone": 2.5,
     "monotone, saturated": 2.5,
 }
-"""How many times the products of the best fixed choice `Auto` may need. On `roll` Picard ends all at once, where ReLU cuts the cycle."""
+"""How many times the products of the best fixed choice `Auto` may need.
+
+On `roll` Picard ends all at once, where ReLU cuts the cycle.
+"""
 
 EVERY = [Picard(), Picard(damping=0.3), Anderson(), Newton(), Auto()]
 
@@ -64,7 +70,7 @@ def random_rows(n, kappa, seed=0):
     return FAMILIES["gaussian"](n, kappa, np.random.default_rng(seed))
 
 
-# ------------------------------------------------------------------------------------------------------ the grid
+# ----------------------------------------------------------------------------- the grid
 
 
 @pytest.mark.parametrize(
@@ -95,13 +101,16 @@ def test_each_step_is_one_product_and_each_round_one_measurement():
     assert (counts.products, counts.measurements) == (steps, steps // 6)
 
 
-# ---------------------------------------------------------------------------------------------------- acceleration
+# ------------------------------------------------------------------------- acceleration
 
 
 @pytest.mark.parametrize("m", [1, 30, 300])
 @pytest.mark.parametrize("solver", [Auto(), Auto(tol=1e-8)], ids=repr)
 def test_what_does_not_pay_is_handed_back(solver, m):
-    """A rotation of 40 units: every mode is as slow as every other, and a memory of three removes none."""
+    """A rotation of 40 units.
+
+    Every mode is as slow as every other, and a memory of three removes none.
+    """
     p = affine(roll(40), np.random.default_rng(0).normal(size=(m, 40)), activations.identity)
     found = {}
     for name, one in {
@@ -121,7 +130,10 @@ def test_what_does_not_pay_is_handed_back(solver, m):
 @pytest.mark.parametrize("newton", [False, True])
 @pytest.mark.parametrize("n", [40, 200, 600])
 def test_a_slow_sample_and_a_fast_one_take_the_steps_that_they_take_alone(n, newton):
-    """Half of the units are slow where they are active; inputs switch them off for all samples but one."""
+    """Half of the units are slow where they are active.
+
+    Inputs switch them off for all samples but one.
+    """
     rng, h = np.random.default_rng(0), n // 2
     A = np.zeros((n, n))
     A[:h, :h], A[h:, h:] = random_rows(h, 0.5), FAMILIES["nonnegative"](n - h, 0.995, rng)
@@ -145,7 +157,9 @@ def test_a_slow_sample_and_a_fast_one_take_the_steps_that_they_take_alone(n, new
 @pytest.mark.parametrize("shape", [(40, 8), (128, 64), (300, 30)], ids=str)
 @pytest.mark.parametrize("family", BAR)
 def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
-    """Samples that are multiplied, forward and adjoint; a dense system counts for as many as `Costs` says.
+    """Samples that are multiplied, forward and adjoint.
+
+    A dense system counts for as many as `Costs` says.
 
     The others are those that do nothing but multiply.
     """
@@ -168,7 +182,10 @@ def test_auto_makes_few_more_products_than_the_best_fixed_choice(family, shape):
 
 
 def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
-    """By its 190 tiles a step of n = 20 took 0.5 ms instead of 5 us; large tiles of zeros are still spared."""
+    """By its 190 tiles a step of n = 20 took 0.5 ms instead of 5 us.
+
+    Large tiles of zeros are still spared.
+    """
     case = auto.FAMILIES["triangular"](
         auto.Draw(np.random.default_rng(0), 20, 16, activations.relu, "float64")
     )
@@ -186,7 +203,7 @@ def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
         assert relative(out, X @ M.dense().T) < 1e-15
 
 
-# -------------------------------------------------------------------------------------------------- the best iterate
+# --------------------------------------------------------------------- the best iterate
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -196,7 +213,10 @@ def test_a_small_triangular_matrix_is_multiplied_in_one_piece():
     ids=repr,
 )
 def test_the_best_of_what_was_measured_is_returned(solver, seed):
-    """Transients of a matrix far from normal: residuals rise between measurements, and some never come back."""
+    """Transients of a matrix far from normal.
+
+    Residuals rise between measurements, and some never come back.
+    """
     rng = np.random.default_rng(seed)
     A = np.triu(rng.normal(size=(30, 30)), 1) + 1.02 * np.diag(rng.choice([-1.0, 0.5], 30))
     p = Affine(Full(A), rng.normal(size=(12, 30)), activations.relu)
@@ -221,7 +241,10 @@ KINKED = [activations.relu, activations.leaky_relu(0.1), activations.hard_tanh, 
     st.sampled_from(["float32", "float64"]),
 )
 def test_value_slopes_and_pre_activation_belong_together_at_kinks(activation, solver, seed, dtype):
-    """Small integers and eighths: many pre-activations are exactly at a kink, or are left there by rounding."""
+    """Small integers and eighths.
+
+    Many pre-activations are exactly at a kink, or are left there by rounding.
+    """
     rng = np.random.default_rng(seed)
     A = rng.integers(-1, 2, (6, 6)) / 8.0
     p = affine(A, rng.integers(-2, 3, (9, 6)) * 1.0, activation, dtype)
@@ -239,11 +262,14 @@ def test_value_slopes_and_pre_activation_belong_together_at_kinks(activation, so
     assert relative(v, exact) < (1e-4 if dtype == "float32" else 1e-9)
 
 
-# ------------------------------------------------------------------------------------------ no solution, no CONVERGED
+# ------------------------------------------------------------ no solution, no CONVERGED
 
 
 def singular(seed, dtype):
-    """A positive A of spectral radius 1, as good as the dtype can hold: ``x = A x + 1`` has no solution."""
+    """A positive A of spectral radius 1, as good as the dtype can hold.
+
+    So ``x = A x + 1`` has no solution.
+    """
     rng = np.random.default_rng(seed)
     A = rng.random((2 + seed % 7, 2 + seed % 7)) + 0.1
     for _ in range(3):
@@ -298,7 +324,7 @@ def test_a_model_of_thirds_has_no_solution(dtype, solver):
         assert np.all(~s.converged | (s.residual <= 1e-2 * U[:, 0])), s
 
 
-# ------------------------------------------------------------------------------------------- strong self-inhibition
+# --------------------------------------------------------------- strong self-inhibition
 
 
 @pytest.mark.parametrize("a", [-100.0, -1e6])
@@ -347,10 +373,19 @@ def test_growth_is_what_the_loop_says():
         assert s.value[0, 0] == pytest.approx(1 / gap, rel=1e-2)
 
 
-# ------------------------------------------------------------------------------------------------- work cut in pieces
+# ------------------------------------------------------------------- work cut in pieces
 
-ALL = [Picard(), Picard(damping=0.3), Jacobi(), Anderson(), Anderson(splitting=True), Newton(), ForwardBackward(alpha=0.9),
-       PeacemanRachford(), Auto()]  # fmt: skip
+ALL = [
+    Picard(),
+    Picard(damping=0.3),
+    Jacobi(),
+    Anderson(),
+    Anderson(splitting=True),
+    Newton(),
+    ForwardBackward(alpha=0.9),
+    PeacemanRachford(),
+    Auto(),
+]
 MATRICES = {
     "full": lambda rng: Full(FAMILIES["stiff"](24, 0.9, rng)),
     "thin": lambda rng: LowRank(rng.normal(size=(24, 3)) / 12, rng.normal(size=(24, 3)) / 12),
@@ -411,7 +446,10 @@ def test_two_thousand_rows_and_each_alone(solver):
 
 @pytest.mark.parametrize("size", [30.0, 100.0, 300.0])
 def test_a_monotone_model_with_a_large_skew_part_is_solved(size):
-    """The step of Peaceman and Rachford's follows |I - A|; with 1, and residuals asked for below rounding, up to 16 of 40 failed."""
+    """The step of Peaceman and Rachford's follows |I - A|.
+
+    With 1, and residuals asked for below rounding, up to 16 of 40 failed.
+    """
     for seed in range(10):
         rng = np.random.default_rng(seed)
         S, K = rng.normal(size=(2, 20, 20))

@@ -80,7 +80,10 @@ def test_a_solution_tells_the_truth(n, m, kappa, dtype, activation, seed):
 @pytest.mark.parametrize("m", [1, 5])
 @pytest.mark.parametrize("x0", [None, 3.0])
 def test_value_and_pre_activation_belong_together_after_damping(xp, m, x0):
-    """A bug once: all samples at hand converged, and the next damped step was written into the buffer that was returned."""
+    """A bug once: the next damped step was written into the buffer that was returned.
+
+    It happened when all samples at hand had converged.
+    """
     p = problem(xp, m=m, kappa=0.95)
     s = Picard(damping=0.5)(p, None if x0 is None else from_host(xp, np.full((m, 8), x0)))
     assert s.converged.all()
@@ -128,7 +131,7 @@ def test_tracing_changes_nothing(xp):
     assert plain.trace is None
 
 
-# -------------------------------------------------------------------------------------------------------- statuses
+# ----------------------------------------------------------------------------- statuses
 
 
 def one(A, z, solver=PICARD, activation=activations.relu, dtype="float64"):
@@ -187,7 +190,10 @@ def test_slow_is_max_iter():
 
 
 def test_stagnation_at_the_limit_of_float32():
-    """sin of a number near 1e4 is known to about 1e-3 only: no tolerance of 1e-6 can be met, and that is said."""
+    """sin of a number near 1e4 is known to about 1e-3 only.
+
+    No tolerance of 1e-6 can be met, and that is said.
+    """
     rng = np.random.default_rng(0)
     s = Fallback(Picard(), Picard(damping=0.5))(
         Affine(
@@ -219,7 +225,7 @@ def test_all_statuses_in_one_batch():
     assert "2 CONVERGED, 1 STAGNATED, 1 DIVERGED" in repr(together)
 
 
-# ------------------------------------------------------------------------------------------------------ arguments
+# ---------------------------------------------------------------------------- arguments
 
 
 def test_bad_arguments_are_refused():
@@ -246,7 +252,7 @@ def test_the_direct_solver_refuses_what_is_not_linear():
         Direct()(problem())
 
 
-# ---------------------------------------------------------------------------------------------------- linear solves
+# ------------------------------------------------------------------------ linear solves
 
 
 def adjoint(xp=np, n=8, m=6, kappa=0.9, dtype="float64", seed=0, scale=1.0, factors=False):
@@ -274,7 +280,10 @@ def test_direct_picard_and_numpy_agree(xp, factors):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_direct_where_nothing_contracts(dtype):
-    """Spectral radius 3, n = 300: the answer is as good as rounding allows, and is not called a failure."""
+    """Spectral radius 3, n = 300: the answer is as good as rounding allows.
+
+    And it is not called a failure.
+    """
     rng = np.random.default_rng(0)
     A, G, S = (
         3 * rng.normal(size=(300, 300)) / 300**0.5,
@@ -331,7 +340,10 @@ def test_linear_solves_scale_with_their_right_hand_side(exponent, dtype, seed):
 
 
 def test_cotangents_below_the_normal_numbers_are_no_failure():
-    """A softmax that is sure of itself sends back 1e-40; in float32 such numbers have a digit or two, and no tolerance is met."""
+    """A softmax that is sure of itself sends back 1e-40.
+
+    In float32 such numbers have a digit or two, and no tolerance is met.
+    """
     p, *_ = adjoint(dtype="float32", kappa=0.99, n=64, m=200, scale=1e-41)
     assert 0 < np.abs(p.offset).max() < np.finfo("float32").smallest_normal
     s = PICARD(p)
@@ -350,7 +362,7 @@ def test_zero_rows_are_solved_when_first_measured():
     assert s.converged.all()
 
 
-# ------------------------------------------------------------------------------------------------------- a cell's own
+# ------------------------------------------------------------------------- a cell's own
 
 
 def test_a_cell_of_which_only_the_map_is_known():
@@ -367,7 +379,7 @@ def test_a_cell_of_which_only_the_map_is_known():
     assert pull.forward.converged.all()
 
 
-# ----------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------- memory
 
 
 def peak(p, solver):
@@ -379,7 +391,10 @@ def peak(p, solver):
 
 
 def test_the_hot_loop_allocates_nothing():
-    """Memory does not grow with the number of steps, and is six states: two pre-activations, two values, the best, the answer."""
+    """Memory does not grow with the number of steps, and is six states.
+
+    Two pre-activations, two values, the best, the answer.
+    """
     Z = np.ones((1024, 128))
     easy, stiff = (Affine(Full(kappa * np.eye(128)), Z, activations.relu) for kappa in (0.1, 0.9))
     assert PICARD(stiff).n_iter.min() > 10 * PICARD(easy).n_iter.max()

@@ -1,4 +1,7 @@
-"""Solver x activation x constraint x dtype: one point, forward and adjoint, within what the certificate allows two residuals to differ."""
+"""One point for every solver, activation, constraint and dtype, forward and adjoint.
+
+Within what the certificate allows two residuals to differ.
+"""
 
 import numpy as np
 import pytest
@@ -25,7 +28,10 @@ ACTIVATIONS = [
 
 
 def must_converge(name, constraint, dtype):
-    """Auto always; the plain iterations where they contract. (In float32 a norm that is far from the plain one may hide the tolerance.)"""
+    """Auto always; the plain iterations where they contract.
+
+    (In float32 a norm that is far from the plain one may hide the tolerance.)
+    """
     return name == "auto" or (
         name in ("picard", "damped") and constraint.contracts and dtype == "float64"
     )
@@ -47,7 +53,7 @@ def problem(constraint, activation, dtype, seed=0):
 @pytest.mark.parametrize("constraint", [c for c in CONSTRAINTS if c != Unconstrained()], ids=repr)
 def test_all_solvers_find_the_same_point(constraint, activation, dtype):
     if constraint.refusal(activation):
-        pytest.skip(f"{activation.name} is refused, which has a test of its own")
+        pytest.skip("the constraint refuses the activation, which has a test of its own")
     p, certificate = problem(constraint, activation, dtype)
     A, Z = p.matrix.dense().astype(float), p.offset.astype(float)
 
@@ -89,7 +95,10 @@ def test_all_solvers_find_the_same_point(constraint, activation, dtype):
 
 
 def test_where_picard_diverges_the_set_says_so():
-    """The broken twin of the rule above: in the sets that do not contract, Picard does fail, and Auto does not."""
+    """The broken twin of the rule above.
+
+    In the sets that do not contract, Picard does fail, and Auto does not.
+    """
     failed = 0
     for constraint in (c for c in CONSTRAINTS if not c.contracts and c != Unconstrained()):
         p, _ = problem(constraint, activations.relu, "float64", seed=3)

@@ -1,4 +1,8 @@
-"""Operator splittings: proximal maps keep their equation, rates are those of the theorem, answers those of the original equation."""
+"""Operator splittings.
+
+Proximal maps keep their equation, rates are those of the theorem, answers those of the
+original equation.
+"""
 
 import numpy as np
 import pytest
@@ -46,7 +50,7 @@ def hard(activation=activations.relu, size=5.0, n=15, m=6, dtype="float64", seed
     return p, exact.value
 
 
-# ------------------------------------------------------------------------------------------------------ proximal maps
+# ------------------------------------------------------------------------ proximal maps
 
 
 def arguments(alpha, dtype, seed):
@@ -79,9 +83,10 @@ def test_proximal_maps_solve_their_equation_to_rounding(activation, exponent, dt
         activation.name, activation.phi
     )
     terms = (1 - np.longdouble(alpha)) * exactly(y), np.longdouble(alpha) * y, -u
+    # sigmoid is not 0 at 0
     size = sum(np.abs(t) for t in terms) + (
         abs(1 - alpha) if activation is activations.sigmoid else 0.0
-    )  # sigmoid is not 0 at 0
+    )
     assert np.all(
         np.abs(sum(terms)) <= 2 * np.finfo(dtype).eps * size + np.finfo(dtype).smallest_normal
     )
@@ -101,7 +106,10 @@ def test_the_safeguard_is_needed():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_extreme_arguments_of_proximal_maps(dtype):
-    """What the dtype cannot hold is not reached, and no NaN appears; the value is right all the same."""
+    """What the dtype cannot hold is not reached, and no NaN appears.
+
+    The value is right all the same.
+    """
     u = np.array([1e38, -1e38, 0.0, 1e-38, -1e-38], dtype)
     for alpha in (1e-3, 0.5, 1e3):
         for name, ends in (("tanh", (1, -1)), ("sigmoid", (1, 0))):
@@ -113,7 +121,10 @@ def test_extreme_arguments_of_proximal_maps(dtype):
 
 
 def test_the_value_of_a_proximal_map_is_that_of_alpha_f(xp):
-    """Of ReLU, f is the indicator of x >= 0, and alpha f the same; of tanh, prox minimises ``alpha f(x) + (x - u)^2 / 2``."""
+    """Of ReLU, f is the indicator of x >= 0, and alpha f the same.
+
+    Of tanh, prox minimises ``alpha f(x) + (x - u)^2 / 2``.
+    """
     u = np.linspace(-5, 5, 101)
     assert_close(
         activations.relu(activations.relu.resolvent(from_host(xp, u), 0.3)),
@@ -139,7 +150,7 @@ def test_blocks_have_a_proximal_map_where_all_parts_do():
     assert Blocks((activations.relu, 2), (activations.elu, 3)).resolvent is None
 
 
-# -------------------------------------------------------------------------------------------------------------- rates
+# -------------------------------------------------------------------------------- rates
 
 
 @given(
@@ -160,9 +171,8 @@ def test_the_rates_of_the_theorem(n, margin, size, exponent, activation, seed):
     p = affine(A, rng.normal(size=(5, n)), activation)
     S = rng.uniform(0, 1, (5, n))
     q = linear(p.matrix.T, rng.normal(size=(5, n)), S, np.ones(5))
-    rate = np.sqrt((1 - alpha * L) ** 2 + max(0.0, 4 * alpha * (L - m))) / (
-        1 + alpha * L
-    )  # 1 - 4 alpha m / (1 + alpha L)^2, not cancelled
+    # 1 - 4 alpha m / (1 + alpha L)^2, not cancelled
+    rate = np.sqrt((1 - alpha * L) ** 2 + max(0.0, 4 * alpha * (L - m))) / (1 + alpha * L)
     for problem in (p, q):
         step = reflected(problem, alpha)
         a, b = rng.normal(size=(5, n)), rng.normal(size=(5, n)) * 3
@@ -198,7 +208,7 @@ def test_a_rate_that_is_attained():
         assert np.all(solver(p, trace=True).trace[1:] <= 1e-14)
 
 
-# ------------------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------ answers
 
 SOLVERS = {
     "fb": ForwardBackward(max_iter=20000),
@@ -319,7 +329,10 @@ def test_statuses_and_traces():
 
 
 def test_slow_is_not_stagnant():
-    """The distance falls by one in a thousand a step, the residual rises at first: with a proven rate, patience is in proportion."""
+    """With a proven rate, patience is in proportion.
+
+    The distance falls by one in a thousand a step, the residual rises at first.
+    """
     p, exact = hard(activations.tanh, size=10.0)
     step, patience = _best_step(p.matrix.A)
     assert patience > 5000
@@ -330,7 +343,8 @@ def test_slow_is_not_stagnant():
 def test_what_is_refused_and_by_which_name():
     with pytest.raises(
         InputError,
-        match=r"PeacemanRachford .* slopes in \[0, 1\], and those of silu lie in \[-0\.09984, 1\.1\]",
+        match=r"PeacemanRachford .* slopes in \[0, 1\], "
+        r"and those of silu lie in \[-0\.09984, 1\.1\]",
     ):
         PeacemanRachford()(affine(np.eye(2) / 2, np.ones((1, 2)), activations.silu))
     with pytest.raises(
@@ -375,7 +389,7 @@ def test_low_rank_and_tiled_matrices_are_multiplied_out():
         )
 
 
-# --------------------------------------------------------------------------------------------------------------- Auto
+# --------------------------------------------------------------------------------- Auto
 
 
 def doubtful(A, Z, activation=activations.relu):
@@ -410,9 +424,8 @@ def test_auto_takes_the_splitting_of_a_negative_diagonal():
     assert x.method.startswith("Auto(Jacobi, since")
     assert x.converged.all()
     assert relative(x.value, Newton()(p).value) < 1e-10
-    smooth = doubtful(
-        A, rng.normal(size=(5, 12)), activations.tanh
-    )  # no closed form of the scalar equation
+    # no closed form of the scalar equation
+    smooth = doubtful(A, rng.normal(size=(5, 12)), activations.tanh)
     assert "PeacemanRachford" in Auto()(smooth).method
     assert relative(Auto()(smooth).value, Newton()(smooth).value) < 1e-10
 
@@ -428,9 +441,8 @@ def test_auto_goes_on_with_picard_where_nothing_else_applies():
     )
     easy = doubtful(FAMILIES["gaussian"](20, 0.9, rng), rng.normal(size=(3, 20)))
     assert "Peaceman" not in Auto()(easy).method
-    steep = doubtful(
-        np.diag([1.5, -0.3]), [[-1.0, 1.0]]
-    )  # no splitting where an entry of the diagonal reaches 1
+    # no splitting where an entry of the diagonal reaches 1
+    steep = doubtful(np.diag([1.5, -0.3]), [[-1.0, 1.0]])
     assert steep.matrix.gains[1] == np.inf
     assert Auto()(steep).method.startswith("Auto(Picard")
 
@@ -449,9 +461,8 @@ def test_auto_repairs_with_peaceman_and_rachford(monkeypatch):
         "pyidl.solvers.auto.is_monotone", lambda matrix: asked.append(matrix) or False
     )
     assert "then Newton for" in Auto()(p).method
-    assert (
-        1 <= len(asked) <= 2
-    )  # before the first step, for its growth is known; and for those that failed
+    # before the first step, for its growth is known; and for those that failed
+    assert 1 <= len(asked) <= 2
     asked.clear()
     Auto()(affine(FAMILIES["gaussian"](15, 0.9, np.random.default_rng(0)), np.ones((3, 15))))
     assert not asked  # where nothing grows or fails, nothing is asked
@@ -504,7 +515,7 @@ def test_the_model_reads_growths_where_its_constraint_does_not_contract():
     assert model.equilibrium(U).converged.all()
 
 
-# ---------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize(
@@ -513,7 +524,10 @@ def test_the_model_reads_growths_where_its_constraint_does_not_contract():
     ids=repr,
 )
 def test_three_oracles_for_a_model_on_which_picard_fails(solver):
-    """Central differences, a dense adjoint solve, and forward-backward unrolled and differentiated by hand."""
+    """Gradients by central differences, a dense adjoint solve, and by unrolling.
+
+    The latter is forward-backward, differentiated by hand.
+    """
     rng = np.random.default_rng(3)
     model = ImplicitModel(
         4, 3, 10, rng=0, constraint=Free(), dtype="float64", forward=solver, adjoint=solver

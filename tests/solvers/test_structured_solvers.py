@@ -119,7 +119,10 @@ def test_on_every_library(name, family, xp):
 @pytest.mark.parametrize("slow", [np.arange(6), np.array([4, 1])], ids=["all", "some"])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_anderson_takes_the_same_steps_on_every_library(in_place, slow, xp):
-    """On CuPy in a kernel; also for problems that own what they return, which is not written into then."""
+    """On CuPy in a kernel.
+
+    Also for problems that own what they return, which is not written into then.
+    """
     ends = []
     for library in (np, xp):
         p = make("nonnegative", xp=library)
@@ -199,7 +202,10 @@ def test_low_rank_is_iterated_in_as_many_dimensions(rank, activation, x0, xp):
 @pytest.mark.parametrize("name", [*FORWARD, "gmres"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alone_in_a_batch_and_shuffled(name, family):
-    """The answer of a sample does not depend on its neighbours, up to 2 tol / (1 - kappa); nor does its status."""
+    """The answer of a sample does not depend on its neighbours; nor does its status.
+
+    The answer up to 2 tol / (1 - kappa).
+    """
     p = make(family, n=16, m=9, kappa=0.9)
     G = np.random.default_rng(1).normal(size=(9, 16))
     q = adjoint(p, Picard()(p), G)
@@ -216,9 +222,8 @@ def test_alone_in_a_batch_and_shuffled(name, family):
             assert np.abs(alone.value[0] - together.value[i]).max() <= bound
             assert alone.status[0] == together.status[i]
         first = solver(problem)
-        assert np.array_equal(
-            first.value, together.value
-        )  # and the same to the last bit when repeated
+        # and the same to the last bit when repeated
+        assert np.array_equal(first.value, together.value)
         assert first.method == together.method
 
 
@@ -256,7 +261,7 @@ def test_the_input_and_the_start_are_not_written_into(xp):
         assert np.array_equal(host(q.map.S), S), name
 
 
-# ------------------------------------------------------------------------------------------------------------- Jacobi
+# ------------------------------------------------------------------------------- Jacobi
 
 
 @given(
@@ -267,7 +272,10 @@ def test_the_input_and_the_start_are_not_written_into(xp):
     st.integers(0, 1000),
 )
 def test_the_certified_rate_of_the_splitting(n, mu, activation, low, seed):
-    """mu_inf(A) = mu < 1, with a diagonal as negative as you like: the steps contract by rho, and both equations are solved."""
+    """``mu_inf(A) = mu < 1``, with a diagonal as negative as you like.
+
+    The steps contract by rho, and both equations are solved.
+    """
     rng = np.random.default_rng(seed)
     d = rng.uniform(min(low, mu), mu, n)
     A = rng.normal(size=(n, n))
@@ -277,9 +285,8 @@ def test_the_certified_rate_of_the_splitting(n, mu, activation, low, seed):
     rho = np.max((np.abs(A).sum(axis=1) - np.abs(d)) / (1 - d))
     assert rho < 1
     p = affine(A, rng.normal(size=(3, n)), activation)
-    steps = (
-        60 if rho <= 0 else 60 + int(45 / -np.log(rho))
-    )  # rho^steps < 1e-19: the residual is then below its tolerance
+    # rho^steps < 1e-19: the residual is then below its tolerance
+    steps = 60 if rho <= 0 else 60 + int(45 / -np.log(rho))
     solver = Jacobi(max_iter=steps)
     x = solver(p)
     assert x.converged.all()
@@ -329,16 +336,15 @@ def test_jacobi_refuses_by_name_and_before_it_starts():
     with pytest.raises(InputError, match="diagonal"):
         Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)), activations.abs))
     assert Jacobi()(affine(np.diag([0.5, -1.5]), np.ones((1, 2)))).converged.all()
-    q = linear(
-        Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1)
-    )  # silu has such slopes
+    # silu has such slopes
+    q = linear(Full(np.eye(2) * 0.95), np.ones((1, 2)), np.full((1, 2), 1.09), np.ones(1))
     with pytest.raises(InputError, match=r"reaches 1\.036"):
         Jacobi()(q)
     with pytest.raises(InputError, match="only the map is known"):
         Jacobi()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
 
 
-# ---------------------------------------------------------------------------------------------------------------- Auto
+# --------------------------------------------------------------------------------- Auto
 
 
 def test_auto_takes_the_splitting_where_it_is_faster():
@@ -353,7 +359,11 @@ def test_auto_takes_the_splitting_where_it_is_faster():
 
 @pytest.mark.parametrize("kappa", [0.99, 1.2])
 def test_auto_is_not_deceived_by_bounds(kappa):
-    """Fifty turning blocks: the bound of the splitting is no worse than Picard's, its rate is; with kappa = 1.2 d reaches 0.6."""
+    """Fifty turning blocks.
+
+    The bound of the splitting is no worse than Picard's, its rate is; with kappa = 1.2
+    d reaches 0.6.
+    """
     p = make("turning", n=100, m=30, kappa=kappa, dtype="float32")
     picard, jacobi = Picard()(p), Jacobi(max_iter=800)(p)
     assert picard.converged.all()
@@ -368,7 +378,10 @@ def test_auto_is_not_deceived_by_bounds(kappa):
 
 
 def test_auto_does_not_choose_what_would_be_refused():
-    """A bug once: a large diagonal suggested the splitting, which then refused the problem, in the middle of a default solve."""
+    """A bug once: a large diagonal suggested the splitting.
+
+    It then refused the problem, in the middle of a default solve.
+    """
     p = affine(np.diag([0.9, -1.5]), np.ones((1, 2)), activations.abs)
     assert p.matrix.gains[1] < p.matrix.gains[0]
     assert residual(p, Auto()(p).value).max() < 1e-11
@@ -394,7 +407,10 @@ def test_auto_accelerates_the_slow_samples_alone():
 
 
 def test_auto_repairs_forward_and_adjoint():
-    """A diagonal of -1.2: Picard diverges; acceleration, an average of steps, or Newton finds the solution."""
+    """A diagonal of -1.2: Picard diverges.
+
+    Acceleration, an average of steps, or Newton finds the solution.
+    """
     z = np.array([[1.0, 2.0], [-1.0, -1.0]])
     for activation in (activations.relu, activations.tanh):
         p = affine([[-1.2, -0.4], [0.4, -1.2]], z, activation)
@@ -406,7 +422,10 @@ def test_auto_repairs_forward_and_adjoint():
 
 
 def test_auto_falls_back_on_a_factorisation():
-    """A of spectral radius 3: no iteration contracts, and for the adjoint GMRES or a direct solve gives the answer all the same."""
+    """A of spectral radius 3: no iteration contracts.
+
+    For the adjoint GMRES or a direct solve gives the answer all the same.
+    """
     rng = np.random.default_rng(0)
     A, S, G = (
         3 * rng.normal(size=(80, 80)) / 80**0.5,
@@ -430,7 +449,7 @@ def test_a_repair_that_comes_no_closer_changes_nothing():
     assert Auto()(p).residual[0] <= first.residual[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ Anderson
+# ----------------------------------------------------------------------------- Anderson
 
 
 def test_anderson_removes_a_slow_mode():
@@ -459,7 +478,10 @@ def test_the_safeguard_keeps_anderson_convergent(family, kappa, memory, seed):
 
 
 def test_dropped_points_are_not_returned():
-    """Residuals of accelerated points may rise; the one that is returned is the smallest that was measured."""
+    """Residuals of accelerated points may rise.
+
+    The one that is returned is the smallest that was measured.
+    """
     s = Anderson(max_iter=40)(make("stiff", n=40, m=20, kappa=1.2), trace=True)
     measured = s.trace[[5, 11, 17, 23, 29, 35, 39]]  # the others are of points that were passed by
     assert np.any(np.diff(measured, axis=0) > 0)
@@ -479,7 +501,7 @@ def test_cotangents_far_from_one(solver):
         assert relative(s.value / c, base) < 2e-4
 
 
-# -------------------------------------------------------------------------------------------------------------- Newton
+# ------------------------------------------------------------------------------- Newton
 
 CYCLING = np.eye(3) - np.array([[1.0, 0, 2], [2, 1, 0], [0, 2, 1]])
 
@@ -517,7 +539,10 @@ def test_undamped_newton_cycles_and_ours_ends_in_a_fallback():
 
 
 def test_newton_with_shared_active_sets(xp):
-    """Two hundred samples with few active sets are solved by few factorisations; the answer is the same."""
+    """Two hundred samples with few active sets are solved by few factorisations.
+
+    The answer is the same.
+    """
     rng = np.random.default_rng(0)
     A = FAMILIES["stiff"](6, 0.99, rng)
     Z = np.repeat(rng.normal(size=(4, 6)), 50, axis=0) + 1e-3 * rng.normal(size=(200, 6))
@@ -533,7 +558,7 @@ def test_a_singular_newton_step_ends_nonfinite():
         Newton()(Tanh(np.eye(2) / 3).bind(np.ones((1, 2))))
 
 
-# --------------------------------------------------------------------------------------------------- linear equations
+# --------------------------------------------------------------------- linear equations
 
 
 def test_gmres_solves_in_as_many_products_as_there_are_eigenvalues():
@@ -556,9 +581,8 @@ def test_gmres_statuses():
         np.ones((1, 2)),
         np.ones(1),
     )
-    assert (
-        GMRES()(singular).status[0] == Status.STAGNATED
-    )  # I - A is singular, and the right-hand side is not in its range
+    # I - A is singular, and the right-hand side is not in its range
+    assert GMRES()(singular).status[0] == Status.STAGNATED
     slow = adjoint(
         make("stiff", n=40, kappa=0.99), Jacobi()(make("stiff", n=40, kappa=0.99)), np.ones((6, 40))
     )
@@ -574,12 +598,14 @@ def test_gmres_statuses():
 
 @given(st.integers(1, 6), st.sampled_from([0.3, 0.9]), st.floats(0.1, 1.0), st.integers(0, 100))
 def test_truncated_adjoints_are_as_wrong_as_their_bound_allows(k, rho, tau, seed):
-    """In the norm in which J^T contracts: the sum of entries of w = A^T v + g, for phi' in [0, 1]."""
+    """In the norm in which J^T contracts.
+
+    The sum of entries of w = A^T v + g, for phi' in [0, 1].
+    """
     p = make("nonnegative", n=8, m=3, kappa=rho, seed=seed)
     q = adjoint(p, Picard()(p), np.random.default_rng(seed).normal(size=(3, 8)))
-    q = linear(
-        q.matrix, q.offset, np.ones((3, 8)), np.abs(q.offset).max(axis=1)
-    )  # then J^T = A^T contracts in that norm itself
+    # then J^T = A^T contracts in that norm itself
+    q = linear(q.matrix, q.offset, np.ones((3, 8)), np.abs(q.offset).max(axis=1))
     exact = adjoint_solution(q)
     for solver, steps, damping in (
         (Phantom(k, tau), k, tau),
@@ -626,7 +652,7 @@ def test_truncated_adjoints_are_never_silent_and_never_forward():
     assert pull.solve(np.ones((2, 2))).residual.max() > 1e-3
 
 
-# -------------------------------------------------------------------------------------------------------- constraints
+# -------------------------------------------------------------------------- constraints
 
 
 @pytest.mark.parametrize("solver", [Picard(), Picard(damping=0.2), Anderson(), Auto()], ids=repr)
@@ -751,7 +777,10 @@ def test_far_from_its_solution_a_low_rank_state_is_measured_by_a_bound():
 
 
 def test_the_first_steps_are_measured_together():
-    """In steps 5, 10, 15 for small n, whatever the neighbours do; the same sample alone is measured, and so frozen, in the same step."""
+    """In steps 5, 10, 15 for small n, whatever the neighbours do.
+
+    The same sample alone is measured, and so frozen, in the same step.
+    """
     p = affine(
         FAMILIES["gaussian"](40, 0.9, np.random.default_rng(0)),
         np.random.default_rng(1).normal(size=(50, 40)),
@@ -767,12 +796,16 @@ def test_the_first_steps_are_measured_together():
 @pytest.mark.parametrize("newton", [False, True])
 @pytest.mark.parametrize("family", ["gaussian", "nonnegative"])
 def test_neighbours_have_no_say_in_the_steps_of_a_sample(n, family, newton):
-    """Beside samples that diverge, are solved at once, or are slow, each takes the steps that it takes alone."""
+    """Each sample takes the steps that it takes alone.
+
+    Beside samples that diverge, are solved at once, or are slow.
+    """
     A = np.zeros((n + 1, n + 1))
+    # the last unit grows without bound where it is active
     A[:n, :n], A[n, n] = (
         FAMILIES[family](n, 0.97, np.random.default_rng(0)),
         1.5,
-    )  # the last unit grows without bound where it is active
+    )
     Z = np.random.default_rng(1).normal(size=(12, n + 1))
     Z[:, n] = -1.0
     Z[3, n] = 1.0
@@ -827,7 +860,10 @@ def test_the_reduced_equation_starts_where_it_is_told():
 
 
 def test_a_repair_that_fails_changes_nothing():
-    """I - J^T is singular: `Direct` gives NaN, and the best iterate of the others is what is returned."""
+    """I - J^T is singular: `Direct` gives NaN.
+
+    The best iterate of the others is what is returned.
+    """
     singular = linear(
         Full(np.eye(2)), np.array([[1.0, 2.0]]), np.array([[1.0, 0.5]]), np.array([1.0])
     )

@@ -108,7 +108,10 @@ def test_training_on_another_library(xp):
 
 @pytest.mark.parametrize("failing", ["project", "_checked", "_read"])
 def test_a_step_that_fails_is_no_step(failing, monkeypatch):
-    """Neither the optimiser nor the model has taken it, whatever failed; with more memory, say, the run goes on as it would have."""
+    """Neither the optimiser nor the model has taken it, whatever failed.
+
+    With more memory, say, the run goes on as it would have.
+    """
     data = (U, TARGET)
 
     def trained(model, adam, epochs):
@@ -196,7 +199,10 @@ def test_metrics_without_validation_are_of_the_training_data():
 
 
 def test_the_recorded_loss_is_the_mean_over_samples():
-    """With a learning rate too small to matter, the epoch's loss is that of the whole set, ragged last batch included."""
+    """With a tiny learning rate the epoch's loss is that of the whole set.
+
+    The ragged last batch included.
+    """
     model = ImplicitModel(4, 1, 12, rng=0, dtype="float64")
     expected = float(losses.mse(model.predict(U), TARGET)[0])
     history = train(model, epochs=1, optimizer=optim.SGD(1e-12), batch_size=40, tol=None)
@@ -286,7 +292,7 @@ def test_only_given_gradients_move():
     assert np.any(new["C"] != model.params["C"])
 
 
-# ------------------------------------------------------------------------------------------------ callbacks, resume
+# -------------------------------------------------------------------- callbacks, resume
 
 
 def test_early_stopping_says_what_it_could_watch():
@@ -304,9 +310,8 @@ def test_early_stopping_ends_and_restores():
     history = train(
         model,
         epochs=200,
-        optimizer=optim.Adam(
-            optim.Piecewise((60,), (0.01, 0.5))
-        ),  # after ten epochs the steps are far too large
+        # after ten epochs the steps are far too large
+        optimizer=optim.Adam(optim.Piecewise((60,), (0.01, 0.5))),
         validation=(U, TARGET),
         callbacks=[
             lambda run: seen.append({k: a.copy() for k, a in run.model.params.items()}),
@@ -438,11 +443,14 @@ def test_the_same_seed_trains_the_same_model():
     assert not np.array_equal(one.params["A"], other.params["A"])
 
 
-# ------------------------------------------------------------------------------------------------------ failed solves
+# ------------------------------------------------------------------------ failed solves
 
 
 def fragile(share):
-    """A model whose solve fails for the samples with a large first input, a given share of them, and its data."""
+    """A model whose solve fails for the samples with a large first input, and its data.
+
+    They are a given share of all.
+    """
     model = random_model(
         ImplicitModel,
         1,
@@ -555,12 +563,19 @@ def test_validation_counts_failures():
     model, (inputs, target) = fragile(0.5)
     easy = (np.zeros((20, 1)), np.ones((20, 1)))
     history = fit(
-        model, easy, loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, validation=(inputs, target), rng=0, verbose=0
-    )  # fmt: skip
+        model,
+        easy,
+        loss=losses.mse,
+        optimizer=optim.SGD(1e-9),
+        epochs=1,
+        validation=(inputs, target),
+        rng=0,
+        verbose=0,
+    )
     assert history["val_failed"].tolist() == [50.0]
 
 
-# ------------------------------------------------------------------------------------------------------------- the door
+# ----------------------------------------------------------------------------- the door
 
 BAD_CALLS = {
     "epochs": {"epochs": 0},
@@ -636,8 +651,13 @@ def test_what_has_no_weight_may_be_anything():
     weights = np.ones(90)
     weights[7] = 0.0
     history = fit(
-        ImplicitModel(4, 1, 12, rng=0), (SPOILT, TARGET, weights), loss=losses.mse, optimizer=optim.Adam(), epochs=1, verbose=0
-    )  # fmt: skip
+        ImplicitModel(4, 1, 12, rng=0),
+        (SPOILT, TARGET, weights),
+        loss=losses.mse,
+        optimizer=optim.Adam(),
+        epochs=1,
+        verbose=0,
+    )
     assert np.isfinite(history["loss"][0])
 
 
@@ -748,7 +768,7 @@ def test_several_inputs_and_a_random_layer():
     assert len(set(draws)) == 15
 
 
-# ------------------------------------------------------------------------------------------------------------- progress
+# ----------------------------------------------------------------------------- progress
 
 
 def test_progress(capsys, caplog, monkeypatch):

@@ -123,14 +123,14 @@ def test_it_trains_as_a_model_with_these_tolerances_does(name):
 def test_evaluation_keeps_the_tolerances_of_the_model():
     U, T = data_of("implicit")
     model = ImplicitModel(4, 4, 12, rng=0).with_tol((1e-4, None))
+    # slow enough for the tolerance to show
     model.params = {
         **model.params,
         "A": np.full((12, 12), 0.9 / 12),
-    }  # slow enough for the tolerance to show
+    }
     history = train(model, (U, T), tol=LOOSE, batch_size=None, validation=(U, T))
-    own = pytest.approx(
-        float(losses.mse(model.predict(U), T)[0]), rel=1e-7
-    )  # a mean over batches is rounded otherwise
+    # a mean over batches is rounded otherwise
+    own = pytest.approx(float(losses.mse(model.predict(U), T)[0]), rel=1e-7)
     assert history["val_loss"][-1] == own
     assert float(losses.mse(model.with_tol(1e-3).predict(U), T)[0]) != own
     assert float(losses.mse(model.with_tol(None).predict(U), T)[0]) != own

@@ -1,4 +1,7 @@
-"""No search finds a pair of states that beats a certified factor, or an error above a certified bound; what is just outside is refused."""
+"""No search beats a certified factor or bound; what is just outside is refused.
+
+The search is for a pair of states, or for an error.
+"""
 
 import math
 import sys
@@ -49,7 +52,10 @@ def problem(seed, constraint, activation, n=N):
 
 
 def iteration(certificate, A, activation):
-    """The map that a certificate speaks of, as a function of states and offsets, written down here once more."""
+    """The map that a certificate speaks of, written down here once more.
+
+    As a function of states and offsets.
+    """
     name, d = certificate.applies_to, np.diagonal(A)
     if name == "Picard":
         return lambda X, Z: activation.phi(X @ A.T + Z)
@@ -62,15 +68,19 @@ def iteration(certificate, A, activation):
     assert name == "ForwardBackward"
     gap = np.eye(len(A)) - A
     alpha = (1 - np.linalg.eigvalsh((A + A.T) / 2)[-1]) / np.linalg.norm(gap, 2) ** 2
+    # projections: the proximal maps of all multiples of f are equal
     assert activation in (
         activations.relu,
         activations.hard_tanh,
-    )  # projections: the proximal maps of all multiples of f are equal
+    )
     return lambda X, Z: activation.phi(X - alpha * (X @ gap.T - Z))
 
 
 def pairs(rng, A, norm, activation):
-    """States and steps that try to grow: signs of rows, singular and eigenvectors, powers, single entries, noise; tiny and large."""
+    """States and steps that try to grow, tiny and large.
+
+    Signs of rows, singular and eigenvectors, powers, single entries, noise.
+    """
     n = len(A)
     w = np.ones(n) if norm.weights is None else norm.weights
     even = A * w / w[:, None]
@@ -137,7 +147,10 @@ def test_no_step_beats_the_factor(constraint, seed, activation):
     ],
 )
 def test_factors_are_attained(A, constraint, phi):
-    """A tighter claim would be false, and the search above would notice: with one a thousandth smaller it fails."""
+    """A tighter claim would be false, and the search above would notice.
+
+    With one a thousandth smaller it fails.
+    """
     certificate = constraint.certificate({"A": A}, phi)
     T, (X, D, Z) = (
         iteration(certificate, A, phi),
@@ -228,7 +241,10 @@ def test_three_starts_reach_one_point(constraint, seed, activation):
 
 @given(st.integers(0, 10**6), st.integers(1, 7))
 def test_what_is_certified_is_a_p_matrix(seed, n):
-    """The exact oracle: x = relu(A x + z) has one solution for every z if and only if I - A is a P-matrix."""
+    """The exact oracle, I - A is a P-matrix.
+
+    ``x = relu(A x + z)`` has one solution for every z if and only if it is.
+    """
     rng = np.random.default_rng(seed)
     A = hard_matrix(rng, n) * 10.0 ** rng.uniform(-1, 0.3)
     certificate = strongest({"A": A}, activations.relu, Unconstrained(), explain=True)
@@ -245,7 +261,10 @@ def test_the_oracle_can_say_no():
 
 
 def just_outside(rng, n):
-    """For every condition matrices on which it is exact: scaled to a bit more than 1, I - A is no P-matrix."""
+    """For every condition matrices on which it is exact.
+
+    Scaled to a bit more than 1, I - A is no P-matrix.
+    """
     M = np.abs(rng.normal(size=(n, n)))
     yield InfNorm(), M / M.sum(axis=1, keepdims=True)
     yield PerronFrobenius(), M / np.abs(np.linalg.eigvals(M)).max()
@@ -273,11 +292,14 @@ def test_a_matrix_just_outside_is_refused(seed, n):
         assert constraint.certificate({"A": inside}, activations.relu).proven
 
 
-# ----------------------------------------------------------------------------------------------- single conditions
+# -------------------------------------------------------------------- single conditions
 
 
 def test_the_averaged_iteration_converges_at_its_rate():
-    """The solver averages pre-activations: its states are images of the averaged ones, so the rate is theirs."""
+    """The solver averages pre-activations.
+
+    Its states are images of the averaged ones, so the rate is theirs.
+    """
     rng = np.random.default_rng(0)
     A = MatrixMeasure(0.8).project(
         {"A": rng.normal(size=(20, 20)) - 3 * np.diag(rng.random(20))}, activations.tanh
@@ -287,9 +309,8 @@ def test_the_averaged_iteration_converges_at_its_rate():
     share = 1 / (1 - np.diagonal(A).min())
     p = Affine(Full(A), rng.normal(size=(5, 20)), activations.tanh)
     trace = Picard(damping=1 - share, max_iter=3000)(p, trace=True).trace
-    gain = (
-        np.abs(A).sum(axis=1).max() / share
-    )  # from a change of the averaged states to the residual at their images
+    # from a change of the averaged states to the residual at their images
+    gain = np.abs(A).sum(axis=1).max() / share
     steps = np.arange(len(trace))[:, None]
     first = np.abs(np.tanh(p.offset)).max()
     assert np.all(~(trace > gain * first * certificate.contraction**steps + 1e-11))
@@ -310,7 +331,10 @@ def test_jacobi_converges_at_its_rate(seed):
 
 
 def test_the_best_weights_of_the_measure():
-    """Among them the measure is the largest real eigenvalue of A with absolute values off the diagonal."""
+    """Among them the measure is the largest real eigenvalue.
+
+    It is that of A with absolute values off the diagonal.
+    """
     A = np.array([[-3.0, 50.0, 0.0], [0.02, 0.1, -0.3], [0.1, 0.4, -1.0]])
     eta = optimal_weights({"A": A}, activations.relu)
     ceiling = np.abs(A) * (1 - np.eye(3)) + np.diag(np.diagonal(A))
@@ -362,9 +386,8 @@ def test_no_step_of_vectors_beats_the_factor(constraint, seed):
     certificate = constraint.certificate({"A": A}, together)
     assert certificate.proven
     X, D, Z = pairs(rng, A, certificate.norm, activations.relu)
-    Z[1::2] = (
-        rng.normal(size=Z[1::2].shape) * 0.1 - X[1::2] @ A.T
-    )  # softmax moves fastest where its inputs are equal
+    # softmax moves fastest where its inputs are equal
+    Z[1::2] = rng.normal(size=Z[1::2].shape) * 0.1 - X[1::2] @ A.T
     after, before = ratio(lambda X, Z: together.phi(X @ A.T + Z), X, D, Z, certificate.norm)
     noise = 1e-14 * N * (np.abs(X) + np.abs(D)).max(axis=1) * (1 + np.abs(A).max())
     w = 1.0 if certificate.norm.weights is None else certificate.norm.weights.min()
@@ -412,9 +435,8 @@ def test_blocks_in_the_euclidean_norm(inner):
         {"A": np.array([[-0.5, 7.0], [0.0, -0.5]])}, activations.relu
     )
     m = inner.certificate({"A": np.array([[-0.5]])}, activations.relu).margin
-    assert two.margin == pytest.approx(
-        1 / ((1 + 7 / m) / m)
-    )  # the largest entry of M^{-1} 1, M = [[m, -7], [0, m]]
+    # the largest entry of M^{-1} 1, M = [[m, -7], [0, m]]
+    assert two.margin == pytest.approx(1 / ((1 + 7 / m) / m))
 
 
 @pytest.mark.parametrize("L", [1.0, 4.0])
@@ -463,7 +485,7 @@ def test_any_order_without_cycles_is_recognised():
     assert not strongest({"A": A}, activations.relu, InfNorm()).proven
 
 
-# ------------------------------------------------------------------------------------------- the strongest statement
+# -------------------------------------------------------------- the strongest statement
 
 
 def test_the_smallest_factor_wins():
@@ -515,7 +537,7 @@ def test_factors_and_their_product_are_certified_alike(constraint, seed, k):
     assert one.margin == pytest.approx(two.margin, rel=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------- entry by entry
+# ----------------------------------------------------------------------- entry by entry
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.floats(0.1, 0.999999))
@@ -558,9 +580,10 @@ def test_entrywise_is_finer_than_the_norm_and_falls_back_to_it():
     flat = InfNorm().certificate({"A": A}, activations.relu)
     np.testing.assert_allclose(flat.entrywise(residual), [[2e-3, 2e-3]], rtol=1e-12)
     assert np.all(Certificate(False, math.inf, Norm(), "", "").entrywise(residual) == math.inf)
+    # no M-matrix
     broken = Certificate(
         True, 0.5, Norm(), "Picard", "", comparison=np.array([[1.0, -2.0], [-2.0, 1.0]])
-    )  # no M-matrix
+    )
     np.testing.assert_allclose(broken.entrywise(residual), [[2e-3, 2e-3]], rtol=1e-12)
     singular = Certificate(True, 0.5, Norm(), "Picard", "", comparison=np.zeros((2, 2)))
     np.testing.assert_allclose(singular.entrywise(residual), [[2e-3, 2e-3]], rtol=1e-12)

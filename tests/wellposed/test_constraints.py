@@ -1,4 +1,7 @@
-"""Every projection is feasible, idempotent, and leads to the nearest point where the set is convex; training does not leave the set."""
+"""Every projection is feasible, idempotent, and nearest where the set is convex.
+
+And training does not leave the set.
+"""
 
 import math
 from itertools import pairwise
@@ -43,7 +46,10 @@ together = SoftmaxInside()
 
 
 def by_definition(constraint, A, activation, slack=1e-9):
-    """Whether A lies in the set, up to `slack`, computed from the definition with an eigenvalue or a sum: an oracle for `contains`."""
+    """Whether A lies in the set, up to `slack`: an oracle for `contains`.
+
+    Computed from the definition with an eigenvalue or a sum.
+    """
     L = np.array(activation.row_lipschitz(len(A)))
     eta = np.array(getattr(constraint, "weights", None) or np.ones(len(A)))
     even = np.abs(A) * eta / eta[:, None] * L[:, None]
@@ -102,7 +108,10 @@ def test_projection_is_feasible_and_idempotent(constraint, seed, dtype, activati
 
 
 def normal_cone_violation(constraint, A, P):
-    """How far A - P is from the normal cone of the set at P, relative; zero exactly for the nearest point of a convex set."""
+    """How far A - P is from the normal cone of the set at P, relative.
+
+    Zero exactly for the nearest point of a convex set.
+    """
     D = A - P
     size = np.abs(A).max() + 1e-300
     eta = np.array(getattr(constraint, "weights", None) or np.ones(len(A)))
@@ -124,7 +133,8 @@ def normal_cone_violation(constraint, A, P):
                 )
                 / size
             )
-        case MatrixMeasure():  # D = tau (1 on the diagonal, w sign(p) off it), w at most where p = 0
+        case MatrixMeasure():
+            # D = tau (1 on the diagonal, w sign(p) off it), w at most where p = 0
             tau = np.diagonal(D)
             off = ~np.eye(len(A), dtype=bool)
             excess = np.where(
@@ -166,7 +176,11 @@ def test_projection_is_the_nearest_point(constraint, seed):
 
 @pytest.mark.parametrize("constraint", CONVEX, ids=repr)
 def test_no_feasible_matrix_is_nearer(constraint):
-    """The same without the theory: competitors are mixtures of the projection with feasible matrices, and what is near it."""
+    """No competitor is nearer: the same without the theory.
+
+    Competitors are mixtures of the projection with feasible matrices, and what is near
+    it.
+    """
     rng = np.random.default_rng(0)
     A = 4 * rng.normal(size=(N, N))
     P = constraint.project({"A": A}, activations.relu)["A"]
@@ -181,7 +195,10 @@ def test_no_feasible_matrix_is_nearer(constraint):
 
 
 def test_scaling_is_not_the_projection():
-    """The broken twins: dividing by the norm is feasible, and both tests above must know it from the nearest point."""
+    """The broken twins, which divide by the norm.
+
+    They are feasible, and both tests above must know them from the nearest point.
+    """
     A = np.random.default_rng(0).normal(size=(N, N)) * 4
     sums = np.abs(A).sum(axis=1, keepdims=True)
     assert normal_cone_violation(InfNorm(0.9), A, 0.9 * A / sums) > 1e-3
@@ -303,7 +320,7 @@ def test_weights_can_be_compared_and_hashed():
     assert hash(ball) == hash(InfNorm(0.9, weights=(1, 2)))
 
 
-# ------------------------------------------------------------------------------------------------------------- factors
+# ------------------------------------------------------------------------------ factors
 
 
 @pytest.mark.parametrize("constraint", LOW_RANK, ids=repr)
@@ -319,9 +336,8 @@ def test_factors_are_made_feasible(constraint, seed, k, dtype):
     }
     projected = constraint.project(params, activations.relu)
     assert constraint.contains(projected, activations.relu)
-    assert projected["R"] is params["R"] or isinstance(
-        constraint, Monotone
-    )  # which scales both alike
+    # which scales both alike
+    assert projected["R"] is params["R"] or isinstance(constraint, Monotone)
     assert constraint.project(projected, activations.relu)["L"] is projected["L"]
     exact = projected["L"].astype(float) @ projected["R"].astype(float).T
     assert by_definition(constraint, exact, activations.relu, slack=1e-9)
@@ -337,7 +353,7 @@ def test_clipped_factors_are_the_nearest_matrix():
     )
 
 
-# -------------------------------------------------------------------------------- activations of several components
+# ---------------------------------------------------- activations of several components
 
 
 @pytest.mark.parametrize(
@@ -404,13 +420,12 @@ def test_conditions_refuse_what_they_say_nothing_about():
             assert not constraint.refusal(mine)
             assert constraint.contains(constraint.project({"A": np.ones((N, N))}, mine), mine)
             proven = constraint.certificate({"A": np.zeros((N, N))}, mine).proven
-            assert proven == isinstance(
-                constraint, StrictlyTriangular
-            )  # without feedback any phi will do
+            # without feedback any phi will do
+            assert proven == isinstance(constraint, StrictlyTriangular)
         assert not constraint.refusal(activations.sigmoid)
 
 
-# ------------------------------------------------------------------------------------------------- Perron-Frobenius
+# --------------------------------------------------------------------- Perron-Frobenius
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12))
@@ -421,9 +436,10 @@ def test_the_scaling_comes_near_the_spectral_radius(seed, n):
     assert np.all(s > 0)
     assert c == factor_of(B, s)
     assert c >= radius * (1 - 1e-3) - 1e-3 * np.abs(B).max() * (radius == 0)
+    # irreducible
     if np.all(np.linalg.matrix_power(B + np.eye(n), n) > 0) and B.max() < 1e4 * B.min() + 1e300 * (
         B.min() == 0
-    ):  # irreducible
+    ):
         assert c <= radius * (1 + 1e-2)
 
 
@@ -456,7 +472,7 @@ def test_the_perron_frobenius_set_is_larger_than_the_ball():
     assert not InfNorm(0.9).contains({"A": A}, activations.relu)
 
 
-# ---------------------------------------------------------------------------------------------------- upper bounds
+# ------------------------------------------------------------------------- upper bounds
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
@@ -472,7 +488,7 @@ def test_the_bound_of_the_spectral_norm_is_one(seed, r, c):
     assert true * (1 - 1e-15) <= spectral_bound(A) <= true * (1 + 1e-9)
 
 
-# -------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------- training
 
 
 def digits_like(rng):
@@ -487,7 +503,7 @@ def digits_like(rng):
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
 def test_training_does_not_leave_the_set(constraint, factors):
     if factors and constraint not in LOW_RANK:
-        pytest.skip("no condition on factors")
+        pytest.skip("the constraint has no condition on factors")
     U, labels = digits_like(np.random.default_rng(0))
     model = ImplicitModel(8, 10, N, constraint=constraint, rank=2 if factors else None, rng=0)
     optimizer, first = optim.Adam(0.03), None
@@ -504,7 +520,7 @@ def test_training_does_not_leave_the_set(constraint, factors):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
@@ -519,7 +535,10 @@ def test_files_keep_the_constraint(tmp_path, constraint):
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=repr)
 def test_which_sets_contract(constraint):
-    """`contracts` must be true: where it says yes, plain Picard contracts for every projected matrix."""
+    """Where `contracts` says yes, plain Picard contracts for every projected matrix.
+
+    So what it says must be true.
+    """
     inner = constraint
     while isinstance(inner, BlockTriangular):
         inner = inner.inner

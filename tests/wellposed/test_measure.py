@@ -1,4 +1,8 @@
-"""The matrix measure: its projection against root finding, its certificate against a search for counterexamples."""
+"""The matrix measure.
+
+Its projection against root finding, its certificate against a search for
+counterexamples.
+"""
 
 from fractions import Fraction
 
@@ -76,9 +80,8 @@ def by_root_finding(A, bound, eta):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.booleans(), st.floats(-2, 2))
-@example(
-    79, 1, False, -2.225073858507e-311
-)  # a bound below the smallest normal number, by which the projection stays inside
+# a bound below the smallest normal number, by which the projection stays inside
+@example(79, 1, False, -2.225073858507e-311)
 def test_projection_is_exact(seed, n, weighted, bound):
     rng = np.random.default_rng(seed)
     A, eta = adversarial(rng, n), weights_of(rng, n, weighted)
@@ -101,9 +104,13 @@ def test_projection_against_a_general_optimiser(weighted):
 
     start = np.concatenate([A[0], np.zeros(3)])
     found = minimize(
-        lambda p: np.sum((np.array([p[0], *(p[1:4] - p[4:7])]) - A[0]) ** 2), start, method="SLSQP",
-        constraints={"type": "ineq", "fun": measure}, bounds=[(None, None)] + [(0, None)] * 6, options={"ftol": 1e-14, "maxiter": 1000},
-    )  # fmt: skip
+        lambda p: np.sum((np.array([p[0], *(p[1:4] - p[4:7])]) - A[0]) ** 2),
+        start,
+        method="SLSQP",
+        constraints={"type": "ineq", "fun": measure},
+        bounds=[(None, None)] + [(0, None)] * 6,
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
     np.testing.assert_allclose(
         measure_rows(A, 0.3, eta)[0], [found.x[0], *(found.x[1:4] - found.x[4:7])], atol=1e-5
     )
@@ -146,9 +153,8 @@ def test_nothing_feasible_is_nearer(seed):
         other = measure_rows(P + 10.0 ** rng.uniform(-5, 0) * rng.normal(size=(5, 5)), 0.4, eta)
         other = 0.5 * (other + P)
         assert np.linalg.norm(A - other) >= np.linalg.norm(A - P) * (1 - 1e-12)
-    subtracted = A - np.diag(
-        np.maximum(measures(A, eta) - 0.4, 0)
-    )  # the broken twin: feasible, and not the nearest
+    # the broken twin: feasible, and not the nearest
+    subtracted = A - np.diag(np.maximum(measures(A, eta) - 0.4, 0))
     if np.any(measures(A, eta) > 0.5):
         assert np.linalg.norm(A - subtracted) > np.linalg.norm(A - P)
 
@@ -187,7 +193,7 @@ def test_factors_are_scaled_into_the_set(seed, n, weighted, dtype):
     assert np.array_equal(P["L"][inside], L[inside])
 
 
-# ------------------------------------------------------------------------------------------------------- certificate
+# -------------------------------------------------------------------------- certificate
 
 
 def inside(rng, n, kappa, weighted):
@@ -214,7 +220,11 @@ def test_what_is_proven_is_true_of_the_exact_condition(seed, n, weighted, kappa)
     st.sampled_from([RELU, TANH, activations.softplus, activations.hard_tanh]),
 )
 def test_no_search_beats_the_factor_or_the_error_bound(seed, n, weighted, activation):
-    """Random and worst slopes: the Jacobian of the named iteration, in the named norm, and the error of random points."""
+    """Random and worst slopes beat neither the factor nor the error bound.
+
+    The Jacobian of the named iteration, in the named norm, and the error of random
+    points.
+    """
     rng = np.random.default_rng(seed)
     constraint, params = inside(rng, n, 0.95, weighted)
     c = constraint.certificate(params, activation)
@@ -256,14 +266,14 @@ def test_the_named_solver_needs_no_more_steps_than_certified(seed, weighted, act
         solver = Picard(tol=1e-10, max_iter=10**5, damping=1.0 - a)
     s = solver(p, trace=True)
     if s.converged.all():  # a coarse rounding of a large A may forbid it
+        # f(0) - 0
         first = np.abs(p.start()[1]) / (
             1 if constraint.weights is None else np.asarray(constraint.weights)
-        )  # f(0) - 0
+        )
         for k in range(1, len(s.trace), 7):
             weights = 1.0 if constraint.weights is None else np.asarray(constraint.weights)
-            bound = (
-                c.constant * c.contraction**k * first.max(axis=1) * np.max(weights)
-            )  # in the plain norm, in which the trace is
+            # in the plain norm, in which the trace is
+            bound = c.constant * c.contraction**k * first.max(axis=1) * np.max(weights)
             ok = np.isnan(s.trace[k]) | (
                 s.trace[k] <= bound * (1 + 1e-6) + 1e-9 * (1 + np.abs(s.value).max(axis=1))
             )
@@ -271,21 +281,23 @@ def test_the_named_solver_needs_no_more_steps_than_certified(seed, weighted, act
 
 
 def test_the_constant_of_a_certificate_is_attained():
-    """A step of the splitting brings component 2 as far from its equation as component 1 was, times 9.5 / (1 - 0.9)."""
+    """A step of the splitting moves an error from one component to the other.
+
+    It brings component 2 as far from its equation as component 1 was, times
+    9.5 / (1 - 0.9).
+    """
     A, z = np.array([[0.9, 0.0], [9.5, -9.0]]), np.array([1.0, 1.0])
     c = MatrixMeasure(0.95).certificate({"A": A}, RELU)
     off, d = A * [[0, 1], [1, 0]], np.diagonal(A)
-    x = np.array(
-        [11.0, (9.5 * 11.0 + 1.0) / 10.0]
-    )  # the second equation holds, the first, x = 10, does not
+    # the second equation holds, the first, x = 10, does not
+    x = np.array([11.0, (9.5 * 11.0 + 1.0) / 10.0])
     after = np.maximum((off @ x + z) / (1 - d), 0.0)
     first, second = (np.max(np.abs(np.maximum(A @ p + z, 0.0) - p)) for p in (x, after))
     assert c.applies_to == "Jacobi"
     assert second <= c.constant * c.contraction * first
     assert second > 0.999 * c.constant * c.contraction * first
-    np.testing.assert_allclose(
-        c.entrywise(np.array([[1.0, 0.0]])), [[10.0, 9.5]], rtol=1e-12
-    )  # so are the bounds of the entries
+    # so are the bounds of the entries
+    np.testing.assert_allclose(c.entrywise(np.array([[1.0, 0.0]])), [[10.0, 9.5]], rtol=1e-12)
 
 
 def test_three_starts_reach_one_point_where_picard_diverges():

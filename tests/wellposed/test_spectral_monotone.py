@@ -1,4 +1,8 @@
-"""The Euclidean conditions: bounds hold in exact arithmetic, projections are nearest, and no search finds a counterexample."""
+"""The Euclidean conditions.
+
+Bounds hold in exact arithmetic, projections are nearest, and no search finds a
+counterexample.
+"""
 
 import itertools
 import math
@@ -83,7 +87,7 @@ def factors(rng, n, k, dtype):
     return L.astype(dtype), R.astype(dtype)
 
 
-# ------------------------------------------------------------------------------------------------------------ bounds
+# ------------------------------------------------------------------------------- bounds
 
 
 def exact(A):
@@ -167,9 +171,8 @@ def test_cholesky_without_a_margin_is_caught():
             return False
 
     assert any(claimed and not true for seed in range(20) for claimed, true in claims(seed, naive))
-    assert any(
-        claimed for claimed, _ in claims(0, bounds.is_below)
-    )  # and the test above is not empty
+    # and the test above is not empty
+    assert any(claimed for claimed, _ in claims(0, bounds.is_below))
 
 
 @given(SEEDS, st.integers(2, 6), st.integers(1, 2), DTYPES)
@@ -228,9 +231,8 @@ def test_beyond_the_dense_order_a_krylov_method_guesses(monkeypatch):
     monkeypatch.setattr(bounds, "DENSE", 10)
     assert spectral_bound(A) == pytest.approx(direct, rel=1e-8)
     assert spectral_bound(A) >= np.linalg.norm(A, 2)
-    monkeypatch.setattr(
-        bounds, "_guess", lambda S: 0.5 * float(np.linalg.eigvalsh(S)[-1])
-    )  # a bad guess costs tightness, not truth
+    # a bad guess costs tightness, not truth
+    monkeypatch.setattr(bounds, "_guess", lambda S: 0.5 * float(np.linalg.eigvalsh(S)[-1]))
     assert direct * (1 - 1e-9) <= spectral_bound(A) <= 4 * direct
 
 
@@ -252,13 +254,17 @@ def test_bounds_at_the_ends_of_the_range():
     assert not bounds.is_below(np.full((2, 2), np.nan), 1.0)
 
 
-# ------------------------------------------------------------------------------------------------------- projections
+# -------------------------------------------------------------------------- projections
 
 SETS = [SpectralNorm(0.9), Monotone(0.1)]
 
 
 def nearest(constraint, A):
-    """Oracles by other formulas: ``A (A^T A)^(-1/2)`` where it is too large; the positive part by the polar decomposition."""
+    """Nearest points by other formulas: an oracle.
+
+    ``A (A^T A)^(-1/2)`` where it is too large; the positive part by the polar
+    decomposition.
+    """
     if isinstance(constraint, SpectralNorm):
         values, V = np.linalg.eigh(A.T @ A)
         return A @ (V * np.minimum(1, 0.9 / np.sqrt(np.maximum(values, 1e-300)))) @ V.T
@@ -299,7 +305,8 @@ def test_projection_is_the_nearest_point_and_firmly_nonexpansive(constraint, see
     A, B = (adversarial(rng, n, 10).astype(dtype) for _ in range(2))
     P, Q = (projected(constraint, M).astype(float) for M in (A, B))
     A, B = A.astype(float), B.astype(float)
-    # the projection goes inside by what the cast and the proof take, and once more by a factor of 4 if need be
+    # the projection goes inside by what the cast and the proof take, and once more by a
+    # factor of 4 if need be
     inside = 4 * (2 * np.finfo(dtype).eps + 4 * (n + 4) ** 2 * bounds.EPS)
     unit = n**0.5 * inside * (1 + 2 * np.linalg.norm(A) + 2 * np.linalg.norm(B))
     assert np.linalg.norm(P - nearest(constraint, A)) <= unit
@@ -391,7 +398,7 @@ def test_one_bad_entry_is_refused(constraint):
     assert not constraint.certificate({"A": A}, activations.relu).proven
 
 
-# ------------------------------------------------------------------------------------------------------ certificates
+# ------------------------------------------------------------------------- certificates
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 1.5, math.nan])
@@ -486,7 +493,10 @@ def test_the_factor_of_picard_is_attained():
 
 
 def proximal(psi, u, alpha):
-    """``psi(y)`` with ``(1 - alpha) psi(y) + alpha y = u``, by bisection: the left-hand side grows by min(alpha, 1) at least."""
+    """``psi(y)`` with ``(1 - alpha) psi(y) + alpha y = u``, by bisection.
+
+    The left-hand side grows by min(alpha, 1) at least.
+    """
     reach = (np.abs(u) + abs(float(psi(np.zeros(1))[0])) + 1) * (2 + 1 / min(alpha, 1.0))
     low, high = -reach, reach
     for _ in range(200):
@@ -557,9 +567,8 @@ def test_no_state_is_further_from_the_solution_than_is_proven(seed, activation, 
     Z = Y - solution @ A.T
     D = rng.normal(size=(80, n))
     D[::3] = np.linalg.eigh((A + A.T) / 2)[1][:, -1]
-    D[1::3] = np.linalg.svd(np.eye(n) - activation.lipschitz * A)[2][
-        -1
-    ]  # what moves the residual least
+    # what moves the residual least
+    D[1::3] = np.linalg.svd(np.eye(n) - activation.lipschitz * A)[2][-1]
     D *= 10.0 ** rng.uniform(-3, 1, size=(80, 1))
     X = solution + D
     residual = certificate.norm(activation.phi(X @ A.T + Z) - X)
@@ -582,7 +591,10 @@ def test_the_error_bound_is_attained():
     SEEDS, st.integers(1, 5), st.sampled_from([SpectralNorm(0.99), Monotone(0.01), Monotone(0.7)])
 )
 def test_what_is_proven_is_a_p_matrix(seed, n, constraint):
-    """For relu there is one solution for every input iff every principal minor of I - A is positive; exactly."""
+    """Every principal minor of I - A is positive, exactly.
+
+    For relu that holds if and only if there is one solution for every input.
+    """
     A = projected(constraint, adversarial(np.random.default_rng(seed), n))
     if not constraint.certificate({"A": A}, activations.relu).proven:
         return

@@ -24,7 +24,7 @@ from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_
 
 BUILT_IN = [activations.named(name) for name in activations.builtin.BUILT_IN]
 
-# -------------------------------------------------------------------------------------------------------- projection
+# --------------------------------------------------------------------------- projection
 
 
 def adversarial(rng, n, k):
@@ -115,7 +115,10 @@ def test_projection_does_not_expand(seed):
 
 
 def test_a_cheaper_rescaling_is_not_the_projection():
-    """The broken twin: dividing by the norm is feasible, but the test above must know it from the nearest point."""
+    """The broken twin, which divides by the norm.
+
+    It is feasible, but the test above must know it from the nearest point.
+    """
     A = np.array([[3.0, 0.1]])
     assert np.linalg.norm(A - A / 3.1) > np.linalg.norm(A - l1_ball_rows(A, 1.0)) * (1 + 1e-4)
 
@@ -152,7 +155,7 @@ def test_bad_projections_are_refused(A, radius):
         l1_ball_rows(A, radius)
 
 
-# ----------------------------------------------------------------------------------------------------------- InfNorm
+# ------------------------------------------------------------------------------ InfNorm
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0, -0.5, 1.5, math.nan])
@@ -225,7 +228,7 @@ def test_an_unknown_lipschitz_constant_proves_nothing():
     assert InfNorm(0.5).project({"A": np.eye(2)}, mine)["A"][0, 0] == pytest.approx(0.5)
 
 
-# ------------------------------------------------------------------------------------------------------- certificate
+# -------------------------------------------------------------------------- certificate
 
 
 def test_certificate_in_numbers():
@@ -248,7 +251,11 @@ def test_certificate_in_numbers():
     st.floats(0.05, 0.99),
 )
 def test_no_pair_of_states_beats_the_certified_factor(seed, activation, n, kappa):
-    """Random search, sign vectors aligned with the rows of A, and pairs around the steepest point of the activation."""
+    """Searches for the worst pair of states.
+
+    Random search, sign vectors aligned with the rows of A, and pairs around the
+    steepest point of the activation.
+    """
     rng = np.random.default_rng(seed)
     ball = InfNorm(kappa)
     A = ball.project({"A": 3 * adversarial(rng, n, n)}, activation)["A"]
