@@ -8,8 +8,6 @@ from pyidl.arrays.backend import from_host
 from pyidl.cells import FunctionCell
 from pyidl.matrices.full import Full
 from pyidl.matrices.growth import with_gains
-from pyidl.matrices.low_rank import LowRank
-from pyidl.matrices.tiled import Tiled
 from pyidl.solvers import (
     GMRES,
     Anderson,
