@@ -39,8 +39,7 @@ from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
-from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, Problem, Rewritten, pieces
+from pyidl.solvers.problem import Affine, Problem, Rewritten, Start, pieces
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
@@ -55,7 +54,7 @@ class Scalar(Image):
     d: Array
 
     def __call__(self, y: Any, out: Any = None) -> Any:
-        """Its closed form."""
+        """The closed form of the solution, into `out` if given."""
         x = self.phi.activation.scalar_solve(y, self.d)  # type: ignore[misc]
         if out is None:
             return x
@@ -63,13 +62,13 @@ class Scalar(Image):
         return out
 
     def entrywise(self) -> tuple[Any, ...]:
-        """The same, where it is fused."""
+        """The closed form, where it is fused."""
         solve = self.phi.activation.scalar_solve
         return (solve, self.d) if isinstance(solve, fused) else (None,)
 
 
 class Split(Rewritten):
-    """The same equation over ``r = N x + z``, with x the solution of ``x = phi(d x + r)``.
+    """The equation over ``r = N x + z``; x solves ``x = phi(d x + r)``.
 
     `divided`: over ``r / (1 - d)`` instead, where then x = phi(r / (1 - d)).
     """
@@ -88,13 +87,13 @@ class Split(Rewritten):
         super().__init__(original, original.matrix.off_diagonal(scale), offset, image)
 
     def _original_y(self, y: Any, x: Any) -> Any:
-        """``d x + r``."""
+        """The pre-activation of the given equation, ``d x + r``."""
         return self.d * x + (y * (1.0 - self.d) if self.divided else y)
 
     def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
         """The original residual, ``|phi(d x + r) - x|``.
 
-        On NumPy in pieces of the cache.
+        In pieces that the cache holds.
         """
         if self.xp is not np or x.size <= CHUNK:
             image_of_x = self.original.image(self._original_y(y_image, x))
@@ -189,9 +188,7 @@ class Jacobi(Iterative):
     (True, True)
     """
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate over r, from that of x0."""
-        parts, limits = split(problem), (self.tol, self.max_iter)
-        return parts.restore(iterate(parts, x0, None, *limits, "Jacobi", trace))
+        target = split(problem)
+        return target.restore(self._iterate(target, x0, trace, "Jacobi"))

@@ -15,10 +15,9 @@ from typing import Any
 
 from pyidl.errors import InputError, is_real
 from pyidl.solvers.base import Iterative
-from pyidl.solvers.loop import PATIENCE, Advance, iterate
-from pyidl.solvers.problem import Problem
+from pyidl.solvers.loop import PATIENCE, Advance
+from pyidl.solvers.problem import Problem, Start
 from pyidl.solvers.solution import Solution
-from pyidl.typing import Array
 
 __all__ = ["Picard"]
 
@@ -71,14 +70,12 @@ class Picard(Iterative):
         # A number of NumPy's would make float64 of float32.
         object.__setattr__(self, "damping", float(self.damping))
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate from f(x0), or from f(0)."""
-        d, limits = self.damping, (self.tol, self.max_iter)
+        d = self.damping
         if d == 0:
-            return iterate(problem, x0, None, *limits, "Picard", trace)
+            return self._iterate(problem, x0, trace, "Picard")
         # A step goes a share 1 - d of the way; where phi saturates, y may go far before
         # x moves.
-        patience, name = math.ceil(PATIENCE / (1.0 - d)), f"Picard(damping={d:g})"
-        return iterate(problem, x0, _Average(d, problem.in_place), *limits, name, trace, patience)
+        patience, average = math.ceil(PATIENCE / (1.0 - d)), _Average(d, problem.in_place)
+        return self._iterate(problem, x0, trace, f"Picard(damping={d:g})", average, patience)
