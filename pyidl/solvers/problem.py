@@ -67,23 +67,18 @@ class Problem(ABC):
 
     Examples
     --------
-    The square root by Newton's iteration, ``x = (x + a / x) / 2``:
+    Kepler's equation for two times, ``x = t + sin(x) / 2``:
 
     >>> from pyidl.solvers import Picard
-    >>> class Root(Problem):
-    ...     def __init__(self, a):
-    ...         super().__init__(a)
-    ...         self.a = a
-    ...
+    >>> class Kepler(Problem):
     ...     def pre(self, x, out=None):
-    ...         return 0.5 * (x + self.a / x)
+    ...         return self.like + 0.5 * np.sin(x)
     ...
     ...     def take(self, rows):
-    ...         return Root(self.a[rows])
-    >>> a = np.array([[4.0], [9.0]])
-    >>> Picard()(Root(a), x0=a).value
-    array([[2.],
-           [3.]])
+    ...         return Kepler(self.like[rows])
+    >>> Picard()(Kepler(np.array([[1.0], [2.0]]))).value.round(6)
+    array([[1.498701],
+           [2.354243]])
     """
 
     def __init__(self, like: Array, reference: np.ndarray | None = None) -> None:
