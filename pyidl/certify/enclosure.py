@@ -198,7 +198,7 @@ class Equation:
         return linear is not None and self.contracts(linear, _distance(D, low, high))
 
     def contracts(self, linear: _Linear, Delta: np.ndarray) -> bool:
-        """Whether ``Q w < w`` for some w > 0, sought among ``1 + Q 1 + Q^2 1 + ...``."""
+        """Whether ``Q w < w`` for a w > 0, sought among ``1 + Q 1 + Q^2 1 + ...``."""
         w = np.ones(len(Delta))
         for _ in range(SWEEPS // 4):
             grown = self.grow(linear, Delta, w)

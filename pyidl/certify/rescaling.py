@@ -38,7 +38,8 @@ def rescale(model: Model) -> Model:
     constants of phi (1 for ReLU, leaky ReLU, abs, identity). Then ``s = (I - diag(L)
     |A|)^{-1} 1`` is at least 1 in every entry, and
 
-        A' = S^{-1} A S,   B' = S^{-1} B,   b' = S^{-1} b,   C' = C S,   D' = D,   d' = d
+        A' = S^{-1} A S,   B' = S^{-1} B,   b' = S^{-1} b,
+        C' = C S,          D' = D,          d' = d
 
     (of factors, ``L' = S^{-1} L``, ``R' = S R``) has the states ``x' = S^{-1} x`` and
     the same outputs, for every input. Since ``L_i sum_j |A_ij| s_j = s_i - 1``,
@@ -70,8 +71,9 @@ def rescale(model: Model) -> Model:
     >>> model = ImplicitModel(1, 1, 2, rng=0)
     >>> model.params = {**model.params, "A": [[0.0, 9.0], [0.01, 0.0]]}
     >>> condition, phi = model.constraint, model.activation
-    >>> condition.contains(model.params, phi), condition.contains(rescale(model).params, phi)
-    (False, True)
+    >>> twin = rescale(model)
+    >>> [condition.contains(m.params, phi) for m in (model, twin)]
+    [False, True]
     """
     if isinstance(model, Sequential):
         return model.replace(layers=[_rescaled(layer) for layer in model.layers])
@@ -113,7 +115,9 @@ def rescale(model: Model) -> Model:
 
 def _rescaled(layer: Layer) -> Layer:
     """A layer of a `Sequential`: rescaled, or as it is where it has no fixed point."""
-    return rescale(layer) if isinstance(layer, (ImplicitModel, Sequential)) else layer.replace()
+    if isinstance(layer, ImplicitModel):
+        return rescale(layer)
+    return rescale(layer) if isinstance(layer, Sequential) else layer.replace()
 
 
 def _lengths(model: ImplicitModel, lipschitz: np.ndarray) -> np.ndarray:
@@ -136,7 +140,7 @@ def _lengths(model: ImplicitModel, lipschitz: np.ndarray) -> np.ndarray:
         radius = float(np.max(np.abs(np.linalg.eigvals(size))))
         raise InputError(
             f"lambda_pf(|A|) is {radius:.6g}, with the Lipschitz constants of "
-            f"{model.activation.name} as factors; it must be below 1. Project first: model.params = "
-            "wellposed.PerronFrobenius(0.99).project(model.params, model.activation)"
+            f"{model.activation.name} as factors; it must be below 1. Project first: "
+            "model.params = wellposed.PerronFrobenius(0.99).project(model.params, model.activation)"
         )
     return s
