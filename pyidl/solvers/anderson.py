@@ -222,6 +222,11 @@ class Anderson(Iterative):
     splitting : bool
         Whether to accelerate `Jacobi` instead of Picard.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range; in a call, where `Jacobi` would raise it.
+
     Examples
     --------
     >>> from pyidl.matrices.structure import Full

@@ -107,12 +107,11 @@ class Auto(Iterative):
         dense = xp is np and _is_dense(problem)
         if dense and problem.reference is not None and not trace and costs.direct_at_once:
             solution = replace(Direct(self.tol)(problem), method="Auto(Direct)")
-            return solution, self._after_direct()
+            return solution, iter((Picard(self.tol, self.max_iter), GMRES(self.tol)))
         target, name = _choose(problem, self.tol or 1e-6)
         if not (dense and target is problem):
             advance = Adaptive(target, costs, newton=False)
-            solution = self._iterate(target, x0, trace, f"Auto({name})", advance)
-            solution = target.restore(solution)
+            solution = target.restore(self._iterate(target, x0, trace, f"Auto({name})", advance))
             return advance.named(solution, name), self._repairs(problem, target)
         instead = self._where_steps_grow(problem, costs)
         if instead is not None:  # a few plain steps, which do where phi saturates
@@ -139,10 +138,6 @@ class Auto(Iterative):
         if _is_monotone(problem):
             return PeacemanRachford(self.tol, self.max_iter, best_alpha(problem))
         return None if problem.reference is None else Direct(self.tol)
-
-    def _after_direct(self) -> Iterator[Solver]:
-        yield Picard(self.tol, self.max_iter)
-        yield GMRES(self.tol)
 
     def _repairs(self, problem: Problem, failed: Problem) -> Iterator[Solver]:
         """What is tried next on the samples for which the iteration `failed` did."""

@@ -156,21 +156,16 @@ def _cycle(
     return xp.reshape(c, r.shape), used
 
 
-def _inner(xp: Any, a: Any, b: Any) -> np.ndarray:
-    return to_numpy(xp.sum(a * b, axis=tuple(range(1, a.ndim)), dtype=xp.float64))
-
-
 def _norm(xp: Any, a: Any) -> np.ndarray:
     """The 2-norm of each sample, scaled so that squares do not vanish."""
-    largest = to_numpy(xp.max(xp.abs(a), axis=tuple(range(1, a.ndim)))).astype(np.float64)
+    axes = tuple(range(1, a.ndim))
+    largest = to_numpy(xp.max(xp.abs(a), axis=axes)).astype(np.float64)
     scaled = _divide(xp, a, largest)
-    norm: np.ndarray = largest * np.sqrt(_inner(xp, scaled, scaled))
-    return norm
+    squares = to_numpy(xp.sum(scaled * scaled, axis=axes, dtype=xp.float64))
+    return np.asarray(largest * np.sqrt(squares))
 
 
 def _divide(xp: Any, a: Any, by: np.ndarray) -> Any:
-    return a * _column(xp, np.where(by > 0, 1.0 / np.where(by > 0, by, 1.0), 0.0), a)
-
-
-def _column(xp: Any, c: np.ndarray, like: Any) -> Any:
-    return astype(xp, from_host(xp, c.reshape(-1, *[1] * (like.ndim - 1))), like.dtype)
+    """Every sample divided by its number, or 0 where that is 0."""
+    c = np.where(by > 0, 1.0 / np.where(by > 0, by, 1.0), 0.0)
+    return a * astype(xp, from_host(xp, c.reshape(-1, *[1] * (a.ndim - 1))), a.dtype)

@@ -36,10 +36,9 @@ import numpy as np
 from pyidl.arrays.backend import to_numpy
 from pyidl.arrays.batch import CHUNK, change_and_size
 from pyidl.arrays.fusion import fused
-from pyidl.errors import InputError
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
-from pyidl.solvers.problem import Affine, Problem, Rewritten, Start, pieces
+from pyidl.solvers.problem import Affine, Problem, Rewritten, Start, admitted, pieces
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
@@ -74,16 +73,16 @@ class Split(Rewritten):
     """
 
     def __init__(self, original: Affine, d: Array) -> None:
-        xp, offset, image = original.xp, original.offset, original.map
-        scale, self.d, self.divided = xp.ones_like(d), d, False
-        if isinstance(image, Times):
-            image = Times(image.S / (1.0 - image.S * d))
+        offset, image, scale = original.offset, original.map, original.xp.ones_like(d)
+        self.d, self.divided = d, isinstance(image, Phi) and image.activation.divides
+        if self.divided:
+            scale = 1.0 / (1.0 - d)
+            offset = offset * scale
+        elif isinstance(image, Phi):
+            image = Scalar(image, d)
         else:
-            assert isinstance(image, Phi)
-            self.divided = image.activation.divides
-            scale = 1.0 / (1.0 - d) if self.divided else scale
-            offset = offset * scale if self.divided else offset
-            image = image if self.divided else Scalar(image, d)
+            assert isinstance(image, Times)
+            image = Times(image.S / (1.0 - image.S * d))
         super().__init__(original, original.matrix.off_diagonal(scale), offset, image)
 
     def _original_y(self, y: Any, x: Any) -> Any:
@@ -150,20 +149,15 @@ def can_split(problem: Problem) -> str:
 
 
 def split(problem: Problem) -> Split:
-    """Take the diagonal implicitly.
+    """The problem with the diagonal taken implicitly.
 
     Raises
     ------
     InputError
         If the scalar equation has no closed form, or no unique solution.
     """
-    reason = can_split(problem)
-    if reason:
-        raise InputError(
-            f"Jacobi cannot solve this problem: {reason}; use Picard, Anderson or Newton"
-        )
-    assert isinstance(problem, Affine)
-    return Split(problem.resolvable(), problem.matrix.diagonal())
+    original = admitted(problem, "Jacobi", can_split(problem))
+    return Split(original, original.matrix.diagonal())
 
 
 @dataclass(frozen=True)
@@ -176,6 +170,11 @@ class Jacobi(Iterative):
     ----------
     tol, max_iter
         As for `Picard`.
+
+    Raises
+    ------
+    InputError
+        In a call, if the scalar equation has no closed form, or no unique solution.
 
     Examples
     --------

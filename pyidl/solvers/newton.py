@@ -74,10 +74,8 @@ class _Descent(Advance):
         self.size, self.t = np.full(m, np.inf), np.ones(m)
 
     def take(self, rows: np.ndarray) -> None:
-        self.problem = self.problem.take(rows)
-        self.base, self.direction = (
-            take_rows(self.problem.xp, a, rows) for a in (self.base, self.direction)
-        )
+        xp, self.problem = self.problem.xp, self.problem.take(rows)
+        self.base, self.direction = (take_rows(xp, a, rows) for a in (self.base, self.direction))
         self.size, self.t = self.size[rows], self.t[rows]
 
     def __call__(self, y: Any, y_image: Any) -> Any:
@@ -114,6 +112,11 @@ class Newton(Iterative):
     ----------
     tol, max_iter
         As for `Picard`.
+
+    Raises
+    ------
+    InputError
+        In a call, if A or the slopes of phi are not known.
 
     Examples
     --------

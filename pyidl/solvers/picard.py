@@ -38,9 +38,7 @@ class _Average(Advance):
 
 @dataclass(frozen=True)
 class Picard(Iterative):
-    """Fixed-point iteration.
-
-    Converges for every constraint that certifies a contraction.
+    """Fixed-point iteration; it converges where a contraction is certified.
 
     Parameters
     ----------
@@ -52,6 +50,11 @@ class Picard(Iterative):
     damping : float
         d in [0, 1): the share of the old pre-activation. It helps where f overshoots,
         and slows down where it does not.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
 
     Examples
     --------

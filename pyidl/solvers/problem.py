@@ -37,13 +37,14 @@ from pyidl.arrays.backend import (
 )
 from pyidl.arrays.batch import CHUNK, change_and_size, max_abs, take_rows
 from pyidl.arrays.fusion import fused
+from pyidl.errors import InputError
 from pyidl.matrices.pattern import Groups
 from pyidl.matrices.structure import Matrix
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
-__all__ = ["Affine", "Buffers", "Problem", "Rewritten", "Start", "pieces", "sizes"]
+__all__ = ["Affine", "Buffers", "Problem", "Rewritten", "Start", "admitted", "pieces", "sizes"]
 
 Start = Array | None
 """Where an iteration starts; None for 0."""
@@ -356,6 +357,16 @@ class Rewritten(Affine):
         part = super().take(rows)
         part.original = self.original.take(rows)
         return part
+
+
+def admitted(problem: Problem, solver: str, reason: str) -> Affine:
+    """The problem, solved as far as its dtype can; refused if there is a `reason`."""
+    if reason:
+        raise InputError(
+            f"{solver} cannot solve this problem: {reason}; use Picard, Anderson or Newton"
+        )
+    assert isinstance(problem, Affine)
+    return problem.resolvable()
 
 
 def pieces(m: int, n: int) -> list[slice]:

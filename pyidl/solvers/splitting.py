@@ -53,7 +53,7 @@ from pyidl.matrices.structure import Full, Matrix
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.loop import PATIENCE
-from pyidl.solvers.problem import Affine, Problem, Rewritten, Start
+from pyidl.solvers.problem import Affine, Problem, Rewritten, Start, admitted
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
@@ -207,16 +207,6 @@ def best_alpha(problem: Affine) -> float:
     return 1.0 / max(1.0, math.sqrt(square)) if elementary or square > CURVED**2 else 1.0
 
 
-def _admit(problem: Problem, alpha: float, name: str) -> Affine:
-    reason = cannot_split(problem, alpha)
-    if reason:
-        raise InputError(
-            f"{name} cannot solve this problem: {reason}; use Picard, Anderson or Newton"
-        )
-    assert isinstance(problem, Affine)
-    return problem.resolvable()
-
-
 def reflected(problem: Problem, alpha: float) -> Proximal:
     """The iteration of Peaceman and Rachford: ``u = (2 V - I) r + 2 alpha V z``.
 
@@ -228,9 +218,9 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
     InputError
         If it does not apply, or there is no V.
     """
-    problem = _admit(problem, alpha, "PeacemanRachford")
+    original = admitted(problem, "PeacemanRachford", cannot_split(problem, alpha))
     xp, dtype = problem.xp, problem.like.dtype
-    A = astype(xp, problem.matrix.dense(), "float64")
+    A = astype(xp, original.matrix.dense(), "float64")
     eye = xp.eye(A.shape[0], dtype=xp.float64)
     try:
         V = xp.linalg.inv((1.0 + alpha) * eye - alpha * A)
@@ -243,8 +233,8 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
             "singular, which it is not where A is monotone; project the parameters, use another "
             "alpha, or Newton"
         )
-    offset = problem.offset @ astype(xp, 2.0 * alpha * V, dtype).T
-    return Proximal(problem, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
+    offset = original.offset @ astype(xp, 2.0 * alpha * V, dtype).T
+    return Proximal(original, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
 
 
 def _step(alpha: Any) -> float:
@@ -295,14 +285,15 @@ class ForwardBackward(Iterative):
     def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate from x0, or from 0."""
         alpha, patience = self.alpha, PATIENCE
-        admitted = _admit(problem, alpha or 1.0, "ForwardBackward")  # before anything is computed
-        A = admitted.matrix.dense()
+        name, reason = "ForwardBackward", cannot_split(problem, alpha or 1.0)
+        original = admitted(problem, name, reason)  # before anything is computed
+        A = original.matrix.dense()
         if alpha is None:
             alpha, patience = _best_step(to_numpy(A))
-            admitted = _admit(problem, alpha, "ForwardBackward")
-        M = alpha * A + (1.0 - alpha) * admitted.xp.eye(A.shape[0], dtype=A.dtype)
-        target = Proximal(admitted, M, alpha * admitted.offset, alpha, reflect=False)
-        method = f"ForwardBackward(alpha={alpha:.3g})"
+            admitted(problem, name, cannot_split(problem, alpha))
+        M = alpha * A + (1.0 - alpha) * original.xp.eye(A.shape[0], dtype=A.dtype)
+        target = Proximal(original, M, alpha * original.offset, alpha, reflect=False)
+        method = f"{name}(alpha={alpha:.3g})"
         return target.restore(self._iterate(target, x0, trace, method, patience=patience))
 
 

@@ -101,6 +101,16 @@ class Neumann(Phantom):
     """The first k terms of ``v = h + J^T h + (J^T)^2 h + ...``: `Phantom` with tau = 1.
 
     Biased: relative error up to ``rho^steps``.
+
+    Parameters
+    ----------
+    steps : int
+        k.
+
+    Examples
+    --------
+    >>> Neumann(steps=3)
+    Neumann(steps=3)
     """
 
     tau: float = field(default=1.0, init=False)
@@ -120,6 +130,11 @@ class JacobianFree(Phantom):
     -----
     Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for
     implicit networks", AAAI 2022.
+
+    Examples
+    --------
+    >>> JacobianFree()
+    JacobianFree()
     """
 
     steps: int = field(default=1, init=False)
