@@ -146,19 +146,15 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
                 f"X has shape {X.shape}; the states of these inputs have {(inputs.shape[0], n)}"
             )
     points, parts = to_numpy(X).astype(np.float64), pieces(phi, 0, n)
-    m, unbounded = len(points), np.full((len(points), n), np.inf)
-    no, none = np.zeros(m, bool), np.zeros(m)
-    why = "the point is not finite"
+    m, far = len(points), np.full(points.shape, np.inf)
+    reasons = ["the point is not finite"] * m
+    found = LocalCertificate(
+        np.zeros(m, bool), points, far, np.zeros(m), np.zeros(m, int), tuple(reasons)
+    )
     unknown = [a.name for a, _ in parts if a.slope_range is None]
     if unknown:
-        why = (
-            f"nothing is known of the slopes of the activation {unknown[0]!r}; give it a "
-            "slope_range"
-        )
-    found = LocalCertificate(no, points, unbounded, none, np.zeros(m, int), (why,) * m)
-    if unknown:
-        return found
-    reasons = list(found.reason)
+        why = f"nothing is known of the slopes of the activation {unknown[0]!r}"
+        return replace(found, reason=(f"{why}; give it a slope_range",) * m)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         problem = Equation.of(model, parts)
         everywhere = problem.everywhere()

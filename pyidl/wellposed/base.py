@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -29,12 +29,15 @@ __all__ = [
     "lipschitz_rows",
     "lowered",
     "needs_slopes",
+    "rowwise",
     "size_of",
     "unknown_lipschitz",
     "unproven",
     "weights_for",
 ]
 
+
+T = TypeVar("T")
 
 SMALLEST = 1e-150
 """Of weights.
@@ -143,7 +146,12 @@ def size_of(params: Params) -> int:
             f"params is {params!r}; a mapping with the array A, or L and R, is needed, such as "
             "model.params"
         )
-    return int(params["A" if "A" in params else "L"].shape[0])
+    return int(rowwise(params).shape[0])
+
+
+def rowwise(params: Params) -> Array:
+    """A, or its factor L: the array that has a row for every component of the state."""
+    return params["A" if "A" in params else "L"]
 
 
 def check_activation(activation: Any) -> None:
@@ -216,7 +224,7 @@ def weights_for(weights: tuple[float, ...] | None, n: int) -> np.ndarray | None:
     return np.asarray(weights)
 
 
-def lowered(candidate: Callable[[float], Any], inside: Callable[[Any], bool], first: float) -> Any:
+def lowered(candidate: Callable[[float], T], inside: Callable[[T], bool], first: float) -> T:
     """``candidate(1 - t)`` for the least t of ``first, 4 first, ...`` that is inside.
 
     A result that is scaled onto the boundary may be rounded out of it; by how much is

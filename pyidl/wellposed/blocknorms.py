@@ -18,6 +18,7 @@ Data Sci. 3(3), 2021, section 2.3 ("BLIP" maps).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,12 @@ from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import check_activation, lipschitz_rows, size_of
+from pyidl.wellposed.base import check_activation, lipschitz_rows, lowered, rowwise, size_of
 from pyidl.wellposed.bounds import EPS, absolute, entries
 from pyidl.wellposed.certificate import Norm
 from pyidl.wellposed.eigenvalues import spectral_bound
 
-__all__ = ["Gains", "acts_together", "gains", "scale_rows"]
+__all__ = ["Gains", "acts_together", "gains", "scale_rows", "shrunk_rows"]
 
 
 def acts_together(activation: Activation, n: int) -> tuple[tuple[int, int], ...]:
@@ -102,3 +103,12 @@ def scale_rows(params: Params, shrink: np.ndarray) -> dict[str, Array]:
     xp = namespace(P)
     by = backend.astype(xp, backend.from_host(xp, np.ascontiguousarray(shrink)), P.dtype)
     return {**params, key: P * by[:, None]}
+
+
+def shrunk_rows(
+    params: Params, outside: np.ndarray, shrink: np.ndarray, inside: Callable[[Params], bool]
+) -> dict[str, Array]:
+    """A with its rows that are outside shrunk, and a little more against rounding."""
+    A = rowwise(params)
+    room = 4 * float(namespace(A).finfo(A.dtype).eps)
+    return lowered(lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)), inside, room)

@@ -38,6 +38,7 @@ import math
 import numpy as np
 
 from pyidl.arrays.backend import to_numpy
+from pyidl.errors import InputError
 from pyidl.typing import Array
 from pyidl.wellposed.bounds import EPS
 
@@ -47,6 +48,7 @@ __all__ = [
     "factored_distance_bound",
     "factored_eigenvalue_bound",
     "factored_spectral_bound",
+    "finite64",
     "host64",
     "is_below",
     "norm_is_at_most",
@@ -61,6 +63,17 @@ DENSE = 2048
 def host64(A: Array) -> np.ndarray:
     """A in float64, on the host."""
     return np.asarray(to_numpy(A), dtype=np.float64)
+
+
+def finite64(name: str, A: Array) -> np.ndarray:
+    """A in float64, on the host; refused if an entry is not finite."""
+    host = host64(A)
+    if bad := int(np.sum(~np.isfinite(host))):
+        raise InputError(
+            f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller "
+            "step"
+        )
+    return host
 
 
 def _power_of_two(size: float) -> float:

@@ -13,7 +13,9 @@ Data Sci. 3(3), 2021, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,17 +30,17 @@ from pyidl.wellposed.base import (
     check_weights,
     known_lipschitz,
     lipschitz_rows,
-    lowered,
+    rowwise,
     size_of,
     unknown_lipschitz,
     unproven,
     weights_for,
 )
-from pyidl.wellposed.blocknorms import Gains, acts_together, gains, scale_rows
+from pyidl.wellposed.blocknorms import Gains, acts_together, gains, scale_rows, shrunk_rows
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate, Norm
 
-__all__ = ["InfNorm", "absolute_row_sums", "scale_factors"]
+__all__ = ["InfNorm", "absolute_row_sums", "scale_factors", "slabs"]
 
 CHUNK = 2**22  # entries of L R^T that are formed at a time
 
@@ -48,22 +50,27 @@ def absolute_row_sums(params: Params, weights: np.ndarray | None = None) -> np.n
 
     A is never formed whole when it is given by factors.
     """
-    if "A" in params:
-        A = params["A"]
-        xp = namespace(A)
-        if weights is None:
-            return backend.to_numpy(xp.sum(xp.abs(A), axis=1, dtype=xp.float64))
-        weighted = xp.abs(backend.astype(xp, A, "float64")) * backend.from_host(xp, weights)
-        return backend.to_numpy(xp.sum(weighted, axis=1))
-    L, R = params["L"], params["R"]
-    xp = namespace(L, R)
-    Rt = backend.astype(xp, R, "float64").T
-    rows = max(1, CHUNK // R.shape[0])
-    n = L.shape[0]
-    L = backend.astype(xp, L, "float64")
-    w = xp.ones(n, dtype=xp.float64) if weights is None else backend.from_host(xp, weights)
-    sums = [xp.sum(xp.abs(L[i : min(i + rows, n), :] @ Rt) * w, axis=1) for i in range(0, n, rows)]
+    xp = namespace(rowwise(params))
+    if "A" in params and weights is None:
+        return backend.to_numpy(xp.sum(xp.abs(params["A"]), axis=1, dtype=xp.float64))
+    w = 1.0 if weights is None else backend.from_host(xp, weights)
+    sums = [xp.sum(xp.abs(slab) * w, axis=1) for _, slab in slabs(params)]
     return backend.to_numpy(xp.concat(sums))
+
+
+def slabs(params: Params) -> Iterator[tuple[int, Any]]:
+    """``(i, rows of A from the i-th on)``, in float64.
+
+    Of factors, some rows at a time.
+    """
+    if "A" in params:
+        yield 0, backend.astype(namespace(params["A"]), params["A"], "float64")
+        return
+    xp, n = namespace(params["L"], params["R"]), params["L"].shape[0]
+    L, R = (backend.astype(xp, params[key], "float64") for key in "LR")
+    rows = max(1, CHUNK // n)
+    for i in range(0, n, rows):
+        yield i, L[i : min(i + rows, n), :] @ R.T
 
 
 def factor_rounding(params: Params, weights: np.ndarray | None) -> np.ndarray:
@@ -178,14 +185,7 @@ class InfNorm(Constraint):
             return dict(params)
         shrink = found.spread(np.minimum(self.kappa / np.maximum(sums, self.kappa), 1.0))
         outside = found.spread(sums > self.kappa)
-        A = params["A" if "A" in params else "L"]
-        eps = float(namespace(A).finfo(A.dtype).eps)
-        scaled: dict[str, Array] = lowered(
-            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)),
-            lambda p: self.contains(p, activation),
-            4 * eps,
-        )
-        return scaled
+        return shrunk_rows(params, outside, shrink, lambda p: self.contains(p, activation))
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether every row sum is at most ``kappa / L_i``."""

@@ -50,17 +50,17 @@ from pyidl.wellposed.base import (
     Constraint,
     check_weights,
     lipschitz_rows,
-    lowered,
     needs_slopes,
+    rowwise,
     size_of,
     unproven,
     weights_for,
 )
-from pyidl.wellposed.blocknorms import scale_rows
+from pyidl.wellposed.blocknorms import shrunk_rows
 from pyidl.wellposed.bounds import EPS, entries
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower
-from pyidl.wellposed.infnorm import CHUNK, factor_rounding
+from pyidl.wellposed.infnorm import factor_rounding, slabs
 
 __all__ = ["MatrixMeasure", "optimal_weights", "parts"]
 
@@ -70,19 +70,9 @@ def parts(params: Params, eta: np.ndarray | None) -> tuple[np.ndarray, np.ndarra
 
     A product of factors is never formed whole.
     """
-    key = "A" if "A" in params else "L"
-    P = params[key]
-    xp, n = namespace(P), P.shape[0]
+    xp = namespace(rowwise(params))
     w = None if eta is None else backend.from_host(xp, eta)[None, :]
-    if key == "A":
-        found = [projections.measure_parts(xp, P, w)]
-    else:
-        rows, L = max(1, CHUNK // n), backend.astype(xp, P, "float64")
-        Rt = backend.astype(xp, params["R"], "float64").T
-        found = [
-            projections.measure_parts(xp, L[i : min(i + rows, n), :] @ Rt, w, i)
-            for i in range(0, n, rows)
-        ]
+    found = (projections.measure_parts(xp, slab, w, i) for i, slab in slabs(params))
     diagonal, off = (
         backend.to_numpy(xp.concat(column))[:, 0] for column in zip(*found, strict=True)
     )
@@ -167,14 +157,8 @@ class MatrixMeasure(Constraint):
         outside = measure > bounds
         if not outside.any():
             return dict(params)
-        eps = float(namespace(params["L"]).finfo(params["L"].dtype).eps)
         shrink = bounds / np.where(outside, measure, 1.0)
-        scaled: dict[str, Array] = lowered(
-            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)),
-            lambda p: self.contains(p, activation),
-            4 * eps,
-        )
-        return scaled
+        return shrunk_rows(params, outside, shrink, lambda p: self.contains(p, activation))
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether the measure of every row is at most ``kappa / L_i``."""

@@ -53,6 +53,7 @@ from pyidl.wellposed.eigenvalues import (
     eigenvalue_bound,
     factored_distance_bound,
     factored_eigenvalue_bound,
+    finite64,
     host64,
     is_below,
     symmetric_part,
@@ -127,12 +128,7 @@ class Monotone(Constraint):
         """
         ceiling = self._ceiling(params, activation)
         for name in {"A", "L", "R"} & set(params):
-            bad = int(np.sum(~np.isfinite(backend.to_numpy(params[name]))))
-            if bad:
-                raise InputError(
-                    f"{name} has {bad} entries that are not finite, and no nearest point; use a "
-                    "smaller step"
-                )
+            finite64(name, params[name])
         if self.contains(params, activation):
             return dict(params)
         if "A" in params:

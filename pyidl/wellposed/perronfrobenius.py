@@ -42,6 +42,7 @@ from pyidl.wellposed.base import (
     known_lipschitz,
     lipschitz_rows,
     lowered,
+    rowwise,
     size_of,
     unknown_lipschitz,
     unproven,
@@ -177,7 +178,7 @@ class PerronFrobenius(Constraint):
             return dict(params)
         n, tiny = size_of(params), np.finfo(np.float64).tiny
         s, _ = positive_scaling(found.matrix / np.max(found.matrix), spread=1e6)
-        A = params["A" if "A" in params else "L"]
+        A = rowwise(params)
         eps = float(namespace(A).finfo(A.dtype).eps)
 
         # Entries that are rounded, and a test that is made with another s, need a
@@ -191,10 +192,7 @@ class PerronFrobenius(Constraint):
             return scale_rows(params, found.spread(shrink))
 
         make = balls if "A" in params and not found.vectors else rows
-        projected: dict[str, Array] = lowered(
-            make, lambda p: self._holds(gains(p, activation)), max(4 * eps, 1e-9)
-        )
-        return projected
+        return lowered(make, lambda p: self._holds(gains(p, activation)), max(4 * eps, 1e-9))
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether a scaling proves ``lambda_pf <= kappa``.

@@ -32,7 +32,6 @@ import numpy as np
 from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
-from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import (
     Constraint,
@@ -47,6 +46,7 @@ from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.eigenvalues import (
     factored_spectral_bound,
+    finite64,
     host64,
     norm_is_at_most,
     spectral_bound,
@@ -137,24 +137,13 @@ class SpectralNorm(Constraint):
         return Certificate(True, factor, Norm("Euclidean"), "Picard", f"{norm}, {words}")
 
 
-def _finite(name: str, A: Array) -> np.ndarray:
-    host = host64(A)
-    bad = int(np.sum(~np.isfinite(host)))
-    if bad:
-        raise InputError(
-            f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller "
-            "step"
-        )
-    return host
-
-
 def _clipped(A: Array, radius: float) -> Array:
     """The projection of A, a little inside where its rounding asks for it.
 
     The cast may add about eps, and the proof takes n^2 eps.
     """
     xp, n = namespace(A), max(A.shape)
-    U, sigma, Vt = np.linalg.svd(_finite("A", A), full_matrices=False)
+    U, sigma, Vt = np.linalg.svd(finite64("A", A), full_matrices=False)
     inside = 2.0 * float(xp.finfo(A.dtype).eps) + 2.0 * (n + 4) ** 2 * EPS
     while True:  # ends: where nothing else is inside, 0 is
         clipped = (U * np.minimum(sigma, radius * max(1.0 - inside, 0.0))) @ Vt
@@ -171,12 +160,12 @@ def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
     scaled in the end.
     """
     xp = namespace(L)
-    T2 = np.linalg.qr(_finite("R", R))[1]
+    T2 = np.linalg.qr(finite64("R", R))[1]
     n, k = L.shape
     # The cast, and what the bound adds.
     inside = 2.0 * float(xp.finfo(L.dtype).eps) + (4.0 * (k + 4) ** 2 + 2.0 * n * k) * EPS
     given: Array = L
-    left = _finite("L", L)
+    left = finite64("L", L)
     for _ in range(3):
         Q1, T1 = np.linalg.qr(left)
         with np.errstate(over="ignore", invalid="ignore"):
