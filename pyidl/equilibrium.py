@@ -34,7 +34,7 @@ from pyidl.solvers.solution import OnFail, Solution, settle
 from pyidl.typing import Array, Grads
 from pyidl.wellposed.certificate import Certificate
 
-__all__ = ["DEFAULT_ADJOINT", "DEFAULT_FORWARD", "EquilibriumPullback", "equilibrium", "solved"]
+__all__ = ["DEFAULT_ADJOINT", "DEFAULT_FORWARD", "EquilibriumPullback", "equilibrium"]
 
 DEFAULT_FORWARD = DEFAULT_ADJOINT = Auto()
 
