@@ -123,10 +123,7 @@ class Auto(Iterative):
         return advance.named(solution, name), self._repairs(problem, problem)
 
     def _where_steps_grow(self, problem: Problem, costs: Costs) -> Solver | None:
-        """What solves for certain where plain steps seem to grow.
-
-        None if nothing does.
-        """
+        """What solves for certain where plain steps seem to grow, if anything does."""
         assert isinstance(problem, Affine)
         n, A = problem.like.shape[1], problem.matrix
         if not isinstance(A, Full) or not A.gains or min(A.gains) < 1 or n > DENSE:

@@ -93,7 +93,7 @@ class Costs:
     def of_launches(cls, stride: int) -> Costs:
         """On a GPU, launches at 5 µs each.
 
-        2 a step, 3 one of Anderson's, 4 a measurement.
+        A step is 2, one of Anderson's 3; a measurement waits, and takes the time of 4.
         """
         return cls._with(10.0, 20.0, 15.0, math.inf, stride)
 

@@ -92,7 +92,7 @@ class Split(Rewritten):
     def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
         """The original residual, ``|phi(d x + r) - x|``.
 
-        In pieces that the cache holds.
+        On NumPy it is taken in pieces that the cache holds.
         """
         if self.xp is not np or x.size <= CHUNK:
             image_of_x = self.original.image(self._original_y(y_image, x))

@@ -98,7 +98,7 @@ def tol_floor(like: Array, xp: Namespace) -> float:
 def growth_limit(like: Array, xp: Namespace) -> float:
     """Up to how many times its first size a state counts.
 
-    Beyond, it runs to infinity.
+    One that is larger runs to infinity.
     """
     return GROWTH / math.sqrt(xp.finfo(like.dtype).eps)
 
@@ -318,7 +318,7 @@ class Book:
     def _close(self, mask: np.ndarray, status: np.ndarray | None, allowed: np.ndarray) -> None:
         """Put on record those that go no further.
 
-        They have converged if `status` is None.
+        Without a `status` they have converged.
         """
         places = mask.nonzero()[0]
         if len(places) == 0:

@@ -75,7 +75,7 @@ CURVED = 30.0
 class Resolvent(Image):
     """``x = phi(y)`` with ``(1 - alpha) phi(y) + alpha y = u``.
 
-    2 x - u if `reflect`.
+    The image is x, or ``2 x - u`` if `reflect`.
     """
 
     phi: Phi
