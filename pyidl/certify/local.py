@@ -1,6 +1,6 @@
 r"""What is proven at a given solution, also where nothing is proven for all inputs.
 
-The theorem of `pyidl.certify.enclosure`.
+It rests on the theorem of `pyidl.certify.enclosure`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The second half of a step, ``x = image(y)``, where a problem is affine but for it.
 
-forward   phi(y)                                                    `Phi`
-adjoint   S * y,  S = phi'(Y*), entry by entry                      `Times`
-          J(Y*)^T y, where phi acts on several components together  `Jacobians`
+It is one of three:
+
+    forward   phi(y)                                                    `Phi`
+    adjoint   S * y,  S = phi'(Y*), entry by entry                      `Times`
+              J(Y*)^T y, where phi acts on several components together  `Jacobians`
 """
 
 from __future__ import annotations

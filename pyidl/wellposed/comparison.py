@@ -39,7 +39,7 @@ def scaled_margin(M: np.ndarray, s: np.ndarray) -> float:
 def positive_solution(M: np.ndarray) -> tuple[np.ndarray, float]:
     """``s = M^{-1} 1``, scaled to a largest entry of 1, and its margin.
 
-    Where M proves nothing, ones and 0.
+    Where M proves nothing, they are ones and 0.
     """
     with np.errstate(all="ignore"):
         try:

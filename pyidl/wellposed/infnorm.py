@@ -61,7 +61,7 @@ def absolute_row_sums(params: Params, weights: np.ndarray | None = None) -> np.n
 def slabs(params: Params) -> Iterator[tuple[int, Any]]:
     """``(i, rows of A from the i-th on)``, in float64.
 
-    Of factors, some rows at a time.
+    A product of factors is formed some rows at a time.
     """
     if "A" in params:
         yield 0, backend.astype(namespace(params["A"]), params["A"], "float64")

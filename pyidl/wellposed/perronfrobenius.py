@@ -58,10 +58,7 @@ STEPS = 12
 
 
 def factor_of(B: np.ndarray, s: np.ndarray) -> float:
-    """``max_i (B s)_i / s_i``, rounded up, for B >= 0.
-
-    ``inf`` unless s > 0 is finite.
-    """
+    """``max_i (B s)_i / s_i``, rounded up; ``inf`` unless s is positive and finite."""
     if not (np.all(s > 0) and np.all(np.isfinite(s))):
         return np.inf
     with np.errstate(all="ignore"):
@@ -169,10 +166,7 @@ class PerronFrobenius(Constraint):
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return params with ``lambda_pf <= kappa``.
-
-        Those given where they are feasible.
-        """
+        """Return params with ``lambda_pf <= kappa``; feasible ones as they are."""
         found = gains(params, activation)
         if self._holds(found):
             return dict(params)
