@@ -111,9 +111,9 @@ def _cycle(
 ) -> tuple[Any, np.ndarray]:
     """``c = argmin |r - (I - J^T) c|`` in the Krylov space of r, and products used.
 
-    With an orthogonal basis Q of the space, ``(I - J^T) Q = Q' H``, Q' being Q with one
-    vector more, and ``r = beta q_1``. So ``c = Q y`` with ``y = argmin |beta e_1 - H
-    y|``.
+    Let Q be an orthogonal basis of the space, Q' the same with one vector more. Then
+
+        r = beta q_1,    (I - J^T) Q = Q' H,    c = Q y,    y = argmin |beta e_1 - H y|.
 
     A sample's space grows until its residual is small, or nothing is left outside that
     a product could add, or a product has overflowed: then c is NaN.
