@@ -27,21 +27,86 @@ __all__ = ["AffineCell", "Cell", "FunctionCell"]
 
 
 class Cell(ABC):
-    """``x = f(x, u)``; subclasses are frozen dataclasses that hold the parameters."""
+    """A map ``x -> f(x, u)``, for the equation ``x = f(x, u)`` and its gradient.
+
+    Subclasses are frozen dataclasses that hold the parameters. Where nothing is known
+    of f but itself and its derivative, subclass `FunctionCell`.
+
+    Examples
+    --------
+    ``x = a x + u`` with a number a, |a| < 1:
+
+    >>> from pyidl.equilibrium import equilibrium
+    >>> from pyidl.activations import identity
+    >>> from pyidl.matrices import Full
+    >>> @dataclass(frozen=True)
+    ... class Echo(Cell):
+    ...     a: float
+    ...
+    ...     def bind(self, u):
+    ...         return Affine(Full(self.a * np.eye(u.shape[1])), u, identity)
+    ...
+    ...     def linearize(self, solution, u, g):
+    ...         A = Full(self.a * np.eye(u.shape[1]))
+    ...         return Affine(A.T, g, Times(np.ones_like(g)), sizes(g))
+    ...
+    ...     def grads(self, x, u, v, inputs=True):
+    ...         return (v if inputs else None), {"a": np.sum(v * x)}
+    >>> x, pull = equilibrium(Echo(0.5), np.array([[1.0, 3.0]]))
+    >>> du, grads = pull(np.ones((1, 2)))
+    >>> x.round(6), du.round(6), float(grads["a"].round(6))
+    (array([[2., 6.]]), array([[2., 2.]]), 16.0)
+    """
 
     @abstractmethod
     def bind(self, u: Array) -> Problem:
-        """The forward problem for this input."""
+        """The forward problem ``x = f(x, u)`` for this input.
+
+        Parameters
+        ----------
+        u : array
+            One sample a row.
+
+        Returns
+        -------
+        Problem
+            What does not depend on x is computed here, once.
+        """
 
     @abstractmethod
     def linearize(self, solution: Solution, u: Array, g: Array) -> Problem:
-        """The adjoint problem at a solution, for the cotangent g of x."""
+        """The adjoint problem ``v = J^T v + g`` at a solution.
+
+        Parameters
+        ----------
+        solution : Solution
+            Of the forward problem. Slopes are taken at `Solution.pre`.
+        u : array
+            The input of the forward problem.
+        g : array with the shape of x
+            The cotangent of x: the gradient of a loss.
+
+        Returns
+        -------
+        Problem
+            A linear one, with a `reference`.
+        """
 
     @abstractmethod
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
-        """``(du, gradients by name)`` from the adjoint's answer v.
+        """The gradients ``<v, df>`` from the adjoint's answer.
 
-        Du is None without `inputs`.
+        Parameters
+        ----------
+        x, u, v : array
+            The solution, the input, and the answer of the adjoint problem.
+        inputs : bool
+            Whether du is wanted.
+
+        Returns
+        -------
+        du, grads : array or None, dict of arrays
+            The gradients with respect to u, and to the parameters by their names.
         """
 
 
@@ -76,13 +141,14 @@ class AffineCell(Cell):
         return Affine(self.A, Z, self.activation)
 
     def linearize(self, solution: Solution, u: Array, g: Array) -> Problem:
-        """``V = S * (V A + G)``, with slopes, or Jacobians, at the pre-activation from which the returned X came."""
-        if self.activation.vector_blocks(g.shape[1]):
-            Y = solution.pre
-            return Affine(
-                self.A.T, g, Jacobians(self.activation, Y), sizes(self.activation.vjp(Y, g))
-            )
-        S = self.activation.dphi(solution.pre)
+        """``V = S * (V A + G)``.
+
+        Slopes, or Jacobians, at the returned pre-activation.
+        """
+        phi, Y = self.activation, solution.pre
+        if phi.vector_blocks(g.shape[1]):
+            return Affine(self.A.T, g, Jacobians(phi, Y), sizes(phi.vjp(Y, g)))
+        S = phi.dphi(Y)
         return Affine(self.A.T, g, Times(S), sizes(g, S))
 
     def grads(self, x: Array, u: Array, v: Array, inputs: bool = True) -> tuple[Any, Grads]:
@@ -94,17 +160,47 @@ class AffineCell(Cell):
 
 
 class FunctionCell(Cell):
-    """Base class for a cell of your own.
+    """Base class for a cell of your own: any ``f(x, u)`` and its derivative.
 
-    Any ``f(x, u)`` and its derivative, as plain functions.
+    With v the total derivative of the loss with respect to x, and g the direct one,
 
-    With v the total derivative of the loss with respect to x, and g the direct one, ``v
-    = g + v df/dx``.
+        v = g + v df/dx.
+
+    A subclass gives `zero`, `f`, `vjp_state` and `grads`. Solvers know only the map:
+    those that need a matrix refuse such a cell.
+
+    Examples
+    --------
+    ``x = a cos(x) + u``, entry by entry:
+
+    >>> from pyidl.equilibrium import equilibrium
+    >>> @dataclass(frozen=True)
+    ... class Cosine(FunctionCell):
+    ...     a: float
+    ...
+    ...     def zero(self, u):
+    ...         return np.zeros_like(u)
+    ...
+    ...     def f(self, x, u):
+    ...         return self.a * np.cos(x) + u
+    ...
+    ...     def vjp_state(self, x, u, v):
+    ...         return -self.a * np.sin(x) * v
+    ...
+    ...     def grads(self, x, u, v, inputs=True):
+    ...         return (v if inputs else None), {"a": np.sum(v * np.cos(x))}
+    >>> x, pull = equilibrium(Cosine(1.0), np.zeros((1, 1)))
+    >>> du, grads = pull(np.ones((1, 1)))
+    >>> x.round(4), du.round(4)
+    (array([[0.7391]]), array([[0.5975]]))
     """
 
     @abstractmethod
     def zero(self, u: Array) -> Array:
-        """The state at which the iteration starts: zeros of the right shape."""
+        """The state at which the iteration starts.
+
+        Zeros of the right shape and dtype.
+        """
 
     @abstractmethod
     def f(self, x: Array, u: Array) -> Array:
@@ -112,7 +208,7 @@ class FunctionCell(Cell):
 
     @abstractmethod
     def vjp_state(self, x: Array, u: Array, v: Array) -> Array:
-        """``v df/dx`` for every sample."""
+        """``v df/dx`` for every sample: the product with the transposed Jacobian."""
 
     def bind(self, u: Array) -> Problem:
         """The problem of which only the map is known."""
@@ -132,16 +228,13 @@ class _FunctionProblem(Problem):
         return self.cell.f(x, self.u)
 
     def take(self, rows: np.ndarray) -> _FunctionProblem:
-        return _FunctionProblem(
-            self.cell, *(take_rows(self.xp, a, rows) for a in (self.u, self.like))
-        )
+        u, zero = (take_rows(self.xp, a, rows) for a in (self.u, self.like))
+        return _FunctionProblem(self.cell, u, zero)
 
 
 class _FunctionAdjoint(Problem):
-    def __init__(
-        self, cell: FunctionCell, x: Array, u: Array, g: Array, reference: np.ndarray
-    ) -> None:
-        super().__init__(g, reference)
+    def __init__(self, cell: FunctionCell, x: Array, u: Array, g: Array, size: np.ndarray) -> None:
+        super().__init__(g, size)
         self.cell, self.x, self.u = cell, x, u
 
     def pre(self, x: Any, out: Any = None) -> Any:

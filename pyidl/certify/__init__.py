@@ -1,7 +1,4 @@
-"""Statements about models.
-
-Certificates at given solutions, and an equivalent model whose row sums certify it.
-"""
+"""Certificates at given solutions, and an equivalent model that row sums certify."""
 
 from pyidl.certify.local import LocalCertificate, certify_solution
 from pyidl.certify.rescaling import rescale

@@ -1,6 +1,6 @@
 r"""Proofs that a box contains exactly one solution.
 
-Newton's map with slopes instead of derivatives, and rounded-up sums.
+They use Newton's map with slopes instead of derivatives, and sums that are rounded up.
 
 Let ``F(x) = x - phi(A x + z)``, and let p be any point, such as a solver returns. On
 the box ``|x - p| <= delta`` (entry by entry) the pre-activations lie in ``A p + z +-
@@ -48,36 +48,30 @@ WIDEST = 2.0**70  # how far the search for other solutions goes, in units of the
 
 def pieces(activation: Activation, start: int, stop: int) -> list[tuple[Activation, slice]]:
     """The componentwise activations and their columns."""
-    if isinstance(activation, Blocks):
-        return [
-            part
-            for b in activation.blocks
-            for part in pieces(b.activation, start + b.start, start + b.stop)
-        ]
-    return [(activation, slice(start, stop))]
+    if not isinstance(activation, Blocks):
+        return [(activation, slice(start, stop))]
+    inside = (pieces(b.activation, start + b.start, start + b.stop) for b in activation.blocks)
+    return list(itertools.chain.from_iterable(inside))
 
 
 def up(a: np.ndarray, terms: int) -> np.ndarray:
-    """An upper bound of what `a` >= 0 approximates, where it was summed or multiplied up in at most `terms` rounded steps."""
+    """An upper bound of what `a` >= 0 approximates after `terms` rounded steps."""
     return np.asarray(a * (1.0 + (2 * terms + 16) * EPS) + TINY)
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """``|N(x) - N(x')| <= Q |x - x'|`` without Delta, which depends on the box.
-
-    D, M and ``|I - M (I - D A)|``.
-    """
+    """The parts of Q that do not depend on the box."""
 
     D: np.ndarray
     M: np.ndarray
     size: np.ndarray  # |M|
-    rest: np.ndarray
+    rest: np.ndarray  # |I - M (I - D A)|
 
 
 @dataclass
 class Equation:
-    """``x = phi(A x + z)`` on the host.
+    """``x = phi(A x + B u + b)`` on the host, in float64.
 
     `spread` bounds the error of A where it is a product, `size` bounds ``|A|``.
     """
@@ -106,9 +100,8 @@ class Equation:
         """``y = A x + B u + b`` for every sample, and a bound of its error."""
         terms = self.A.shape[1] + self.B.shape[1] + 2
         y = x @ self.A.T + u @ self.B.T + self.b
-        blur = (
-            terms * EPS * (np.abs(x) @ self.size.T + np.abs(u) @ np.abs(self.B).T + np.abs(self.b))
-        )
+        size = np.abs(x) @ self.size.T + np.abs(u) @ np.abs(self.B).T + np.abs(self.b)
+        blur = terms * EPS * size
         if self.spread is not None:
             blur += np.abs(x) @ self.spread.T
         return y, up(blur, 2 * terms)
@@ -118,7 +111,7 @@ class Equation:
     ) -> tuple[np.ndarray, np.ndarray]:
         """``F(x) = x - phi(y)``, and a bound of its error.
 
-        phi moves by at most L times that of y.
+        phi moves by at most L blur.
         """
         image, lipschitz = np.empty_like(y), np.empty_like(y)
         for activation, columns in self.parts:
@@ -127,11 +120,11 @@ class Equation:
         return F, up(lipschitz * blur + 16 * EPS * (np.abs(y) + np.abs(image)) + EPS * np.abs(F), 6)
 
     def slopes(self, y: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Bounds of the slopes of phi between any two points of ``y +- reach``, and where a kink lies in between.
+        """Bounds of the slopes of phi between any two points of ``y +- reach``.
 
-        The interval is cut at the kinks; on each piece phi' differs from its value in
-        the middle by at most half the length times the curvature. A mean slope over
-        several pieces is a mean of theirs.
+        Third is where a kink lies in between. The interval is cut at the kinks; on each
+        piece phi' differs from its value in the middle by at most half the length times
+        the curvature. A mean slope over several pieces is a mean of theirs.
         """
         low, high, kink = np.full_like(y, np.inf), np.full_like(y, -np.inf), np.zeros(y.shape, bool)
         for activation, c in self.parts:
@@ -141,26 +134,19 @@ class Equation:
                 continue
             # Widened by a few roundings: a piece that matters is then longer than those
             # of its ends and of its middle.
-            wide = up(
-                reach[..., c]
-                + 8 * EPS * (np.abs(y[..., c]) + max(map(abs, activation.kinks), default=0.0)),
-                2,
-            )
+            largest = np.abs(y[..., c]) + max(map(abs, activation.kinks), default=0.0)
+            wide = up(reach[..., c] + 8 * EPS * largest, 2)
             left, right = y[..., c] - wide, y[..., c] + wide
-            known = np.isfinite(
-                right - left
-            )  # otherwise the interval is too long for its middle to exist
+            known = np.isfinite(right - left)  # else it is too long for its middle to exist
             cuts = [left, *(np.clip(k, left, right) for k in activation.kinks), right]
             for a, b in itertools.pairwise(cuts):
                 half = 0.5 * (b - a)
                 slope = activation.dphi(a + half)
                 off = up(activation.curvature * half, 2) + 64 * EPS * (1.0 + _lipschitz(activation))
-                low[..., c] = np.minimum(
-                    low[..., c], np.where(known, np.clip(slope - off, least, most), least)
-                )
-                high[..., c] = np.maximum(
-                    high[..., c], np.where(known, np.clip(slope + off, least, most), most)
-                )
+                lower = np.where(known, np.clip(slope - off, least, most), least)
+                upper = np.where(known, np.clip(slope + off, least, most), most)
+                low[..., c] = np.minimum(low[..., c], lower)
+                high[..., c] = np.maximum(high[..., c], upper)
             for k in activation.kinks:
                 kink[..., c] |= (left <= k) & (k <= right)
         return low, high, kink
@@ -171,9 +157,9 @@ class Equation:
         return 0.5 * low + 0.5 * high
 
     def linear(self, D: np.ndarray) -> _Linear | None:
-        """M and ``|I - M (I - D A)|`` for these slopes.
+        """The parts of Q for these slopes, remembered.
 
-        None where the inverse does not exist. The last one is remembered.
+        None where there is no inverse.
         """
         if self.last is None or not np.array_equal(self.last.D, D):
             eye = np.eye(len(D))
@@ -200,9 +186,9 @@ class Equation:
         return up(linear.rest @ w + linear.size @ inner, 3 * n + 16)
 
     def everywhere(self) -> bool:
-        """Whether N contracts for all slopes that phi may have anywhere.
+        """Whether N contracts for all slopes of phi.
 
-        Then no model input has two solutions.
+        Then no input has two solutions.
         """
         low, high = (np.empty(len(self.A)) for _ in range(2))
         for activation, c in self.parts:
@@ -212,7 +198,7 @@ class Equation:
         return linear is not None and self.contracts(linear, _distance(D, low, high))
 
     def contracts(self, linear: _Linear, Delta: np.ndarray) -> bool:
-        """Whether ``Q w < w`` for some w > 0, sought among ``w = 1 + Q 1 + Q^2 1 + ...``."""
+        """Whether ``Q w < w`` for a w > 0, sought among ``1 + Q 1 + Q^2 1 + ...``."""
         w = np.ones(len(Delta))
         for _ in range(SWEEPS // 4):
             grown = self.grow(linear, Delta, w)
@@ -242,24 +228,18 @@ class Search:
         self.F, self.doubt = problem.residual(x, y, blur)
 
     def slopes(self, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those between points of the box."""
-        return self.problem.slopes(
-            self.y, up(self.problem.size @ delta + self.blur, len(delta) + 1)
-        )
+        """Bounds of the slopes between points of the box, and where kinks lie in it."""
+        reach = up(self.problem.size @ delta + self.blur, len(delta) + 1)
+        return self.problem.slopes(self.y, reach)
 
     def step(self, linear: _Linear) -> np.ndarray:
         """An upper bound of ``|M F(p)|``, positive in every entry."""
         n = len(self.F)
-        return up(
-            np.abs(linear.M @ self.F) + linear.size @ (self.doubt + (n + 2) * EPS * np.abs(self.F)),
-            n + 4,
-        )
+        doubt = self.doubt + (n + 2) * EPS * np.abs(self.F)
+        return up(np.abs(linear.M @ self.F) + linear.size @ doubt, n + 4)
 
     def prove(self, everywhere: bool) -> tuple[bool, np.ndarray, float, int, str]:
-        """Widen the box until it holds what it proves.
-
-        ``(proven, error, radius, at_kink, reason)``.
-        """
+        """``(proven, error, radius, at_kink, reason)``, by widening boxes."""
         problem = self.problem
         size = float(np.max(np.abs(self.F)))
         delta, D, kinks, growth = np.zeros(len(self.F)), None, 0, np.inf
@@ -280,42 +260,30 @@ class Search:
             if e is None:
                 break
             if np.all(e <= delta):
-                error = up(
-                    g + problem.grow(linear, Delta, e), 2
-                )  # N maps the box e into this one, which is not larger
+                # N maps the box e into this one, which is not larger.
+                error = up(g + problem.grow(linear, Delta, e), 2)
                 radius = np.inf if everywhere else self.widen(linear, delta)
-                return (
-                    True,
-                    np.minimum(error, e),
-                    radius,
-                    kinks,
-                    f"exactly one solution within {error.max():.3g}, {others(radius)}",
-                )
+                reason = f"exactly one solution within {error.max():.3g}, {others(radius)}"
+                return True, np.minimum(error, e), radius, kinks, reason
             delta = np.maximum(delta, 1.5 * e)
-        bent = (
-            f"it grows by {growth:.3g} on a box of {np.max(delta):.3g}"
-            if growth < np.inf
-            else "no box holds it"
-        )
+        bent = "no box holds it"
+        if growth < np.inf:
+            bent = f"it grows by {growth:.3g} on a box of {np.max(delta):.3g}"
         return self.failure(
-            f"the Newton map is not seen to contract near the point ({bent}); the residual is {size:.3g}"
+            f"the Newton map is not seen to contract near the point ({bent}); the residual is "
+            f"{size:.3g}"
         )
 
     def failure(self, words: str) -> tuple[bool, np.ndarray, float, int, str]:
-        """Nothing is proven, and why.
-
-        Kinks are counted within the reach of the residual.
-        """
-        kinks = int(self.slopes(np.abs(self.F) + self.doubt)[2].sum())
-        where = (
-            f", and {kinks} of {len(self.F)} units lie within its reach of a kink" if kinks else ""
-        )
-        return False, np.full(len(self.F), np.inf), 0.0, kinks, f"not certified: {words}{where}"
+        """Nothing is proven, and why; with the kinks within reach of the residual."""
+        n, kinks = len(self.F), int(self.slopes(np.abs(self.F) + self.doubt)[2].sum())
+        where = f", and {kinks} of {n} units lie within its reach of a kink" if kinks else ""
+        return False, np.full(n, np.inf), 0.0, kinks, f"not certified: {words}{where}"
 
     def bound(
         self, linear: _Linear, Delta: np.ndarray, g: np.ndarray
     ) -> tuple[np.ndarray | None, float]:
-        """An e with ``g + Q e <= e``, near the least, and how much Q makes of the last one tried.
+        """An e with ``g + Q e <= e``, near the least, and by how much Q makes it grow.
 
         ``e_k = g + Q g + ... + Q^k g`` rises to the least; 1.01 e_k is an answer as
         soon as ``Q^(k+1) g <= 0.01 g``, nearly.
@@ -333,7 +301,10 @@ class Search:
         return None, growth
 
     def widen(self, linear: _Linear, delta: np.ndarray) -> float:
-        """The largest found t such that N contracts on the box with all sides t, and no less than the smallest side of delta."""
+        """The largest t that is found with N contracting on the box with all sides t.
+
+        It is no less than the smallest side of delta.
+        """
 
         def holds(t: float) -> bool:
             low, high, _ = self.slopes(np.full(len(delta), t))
@@ -350,5 +321,5 @@ class Search:
 
 
 def others(radius: float) -> str:
-    """Where other solutions may be."""
+    """Where other solutions may be, in words."""
     return "no other solution at all" if radius == np.inf else f"no other within {radius:.3g}"

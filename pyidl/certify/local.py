@@ -1,6 +1,6 @@
 r"""What is proven at a given solution, also where nothing is proven for all inputs.
 
-The theorem of `pyidl.certify.enclosure`.
+It rests on the theorem of `pyidl.certify.enclosure`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["LocalCertificate", "certify_solution"]
 class LocalCertificate:
     """What is proven at m given points, one sample a row; float64, on the host.
 
-    Attributes
+    Parameters
     ----------
     proven : numpy.ndarray of bool, shape (m,)
         Whether there is exactly one solution within `error` of the point.
@@ -68,7 +68,7 @@ class LocalCertificate:
 
 
 def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> LocalCertificate:
-    """Prove, sample by sample, that there is exactly one solution near a given point, and how near.
+    """Prove that there is exactly one solution near a given point, and how near.
 
     Nothing needs to hold for all inputs or all states: the model may violate its
     constraint, or have none. A sample is certified by the theorem at the head of
@@ -88,6 +88,7 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     Returns
     -------
     LocalCertificate
+        Sample by sample.
 
     Raises
     ------
@@ -132,7 +133,8 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
     phi, n = model.activation, model.hidden_dim
     if phi.vector_blocks(n):
         raise InputError(
-            f"certify_solution works entry by entry, but {phi.name} acts on whole vectors; use model.certificate()"
+            f"certify_solution works entry by entry, but {phi.name} acts on whole vectors; use "
+            "model.certificate()"
         )
     inputs = model._admit(U)
     if X is None:
@@ -143,35 +145,24 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
             raise InputError(
                 f"X has shape {X.shape}; the states of these inputs have {(inputs.shape[0], n)}"
             )
-    points = to_numpy(X).astype(np.float64)
-    m = len(points)
-    parts = list(pieces(phi, 0, n))
+    points, parts = to_numpy(X).astype(np.float64), pieces(phi, 0, n)
+    m, far = len(points), np.full(points.shape, np.inf)
+    reasons = ["the point is not finite"] * m
     found = LocalCertificate(
-        np.zeros(m, bool),
-        points,
-        np.full((m, n), np.inf),
-        np.zeros(m),
-        np.zeros(m, int),
-        ("the point is not finite",) * m,
+        np.zeros(m, bool), points, far, np.zeros(m), np.zeros(m, int), tuple(reasons)
     )
     unknown = [a.name for a, _ in parts if a.slope_range is None]
     if unknown:
-        return replace(
-            found,
-            reason=(
-                f"nothing is known of the slopes of the activation {unknown[0]!r}; give it a slope_range",
-            )
-            * m,
-        )
-    reasons = list(found.reason)
+        why = f"nothing is known of the slopes of the activation {unknown[0]!r}"
+        return replace(found, reason=(f"{why}; give it a slope_range",) * m)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         problem = Equation.of(model, parts)
         everywhere = problem.everywhere()
         y, blur = problem.pre(points, to_numpy(inputs).astype(np.float64))
         for i in np.lexsort(problem.middle(y, blur).T):  # the same slopes one after another
             if np.all(np.isfinite(points[i])):
-                search = Search(problem, points[i], y[i], blur[i])
+                proof = Search(problem, points[i], y[i], blur[i]).prove(everywhere)
                 found.proven[i], found.error[i], found.radius[i], found.at_kink[i], reasons[i] = (
-                    search.prove(everywhere)
+                    proof
                 )
     return replace(found, reason=tuple(reasons))

@@ -55,7 +55,7 @@ from pyidl.sim.solvers import ADMM, LowRank, Rows, RowSolver
 from pyidl.typing import Array, Rng
 from pyidl.wellposed import Constraint, InfNorm, PerronFrobenius, StrictlyTriangular, Unconstrained
 from pyidl.wellposed.base import lipschitz_rows
-from pyidl.wellposed.infnorm import row_sums
+from pyidl.wellposed.infnorm import absolute_row_sums
 
 __all__ = ["fit"]
 
@@ -280,7 +280,7 @@ def fit(
         for key, a in model.params.items()
         if key in "ABCDLR"
     }
-    norm = float(np.max(row_sums(model.params, None)))
+    norm = float(np.max(absolute_row_sums(model.params, None)))
     report = Report(
         total.count,
         states.solved,

@@ -1,6 +1,6 @@
 """Who is accelerated, from when, by what, and for how long.
 
-Each sample by its own residuals.
+Each sample by its own rate.
 
 Where a residual fell by the factor q in the last step, the tolerance is ``s = log(tol /
 residual) / log(q)`` steps away. `Costs` says what s plain steps cost, and what others
@@ -49,7 +49,7 @@ PLAIN, MIXED, DIRECT = range(3)
 
 
 class Adaptive(Advance):
-    """Plain steps; at the end of a round Anderson's or Newton's for the samples that are slow.
+    """Plain steps; at the end of a round Anderson's or Newton's for slow samples.
 
     Parameters
     ----------
@@ -139,11 +139,9 @@ class Adaptive(Advance):
         self.counts[MIXED] += int(np.count_nonzero(mixed & (self.chances == CHANCES)))
         now = np.stack([np.full(len(new), float(book.k)), np.log(book.now[0]), book.rate()])
         self.start = np.where(new, now, self.start)
-        # As many as cost two fifths of the plain steps to go.
-        worth = (
-            np.minimum(SURE * to_go / self.newton_from, TRIES).astype(int) if direct.any() else 0
-        )
-        self.tries = np.where(direct, np.maximum(1, worth), self.tries)
+        if direct.any():  # as many as cost two fifths of the plain steps to go
+            worth = np.minimum(SURE * to_go / self.newton_from, TRIES).astype(int)
+            self.tries = np.where(direct, np.maximum(1, worth), self.tries)
         self.mixing.new = mixed.nonzero()[0]
 
     def __call__(self, y: Any, y_image: Any) -> Any:
@@ -166,10 +164,7 @@ class Adaptive(Advance):
         return following
 
     def named(self, solution: Solution, name: str) -> Solution:
-        """The solution with what was done in its method.
-
-        `name` for most of the samples.
-        """
+        """The solution, whose method says what was done: `name` for most samples."""
         if self.mode is None:
             return solution
         parts, m = [name], len(solution.status)

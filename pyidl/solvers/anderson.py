@@ -1,6 +1,4 @@
-r"""Anderson acceleration, per sample.
-
-The next iterate from the last few, so that residuals cancel.
+r"""Anderson acceleration: the last few iterates, mixed so that residuals cancel.
 
 Let ``F(y) = y(x) - y`` be the residual of the fixed-point map on pre-activations,
 ``G(y) = y(x)`` its image. From the last k differences ``dF_j, dG_j`` of one sample,
@@ -31,13 +29,13 @@ import numpy as np
 from pyidl.arrays import kernels
 from pyidl.arrays.backend import astype, from_host
 from pyidl.arrays.batch import max_abs, put_rows, take_rows
-from pyidl.errors import InputError, expect_flags, is_whole
-from pyidl.solvers.base import Iterative
+from pyidl.errors import expect_flags
+from pyidl.solvers.base import Iterative, check_count
 from pyidl.solvers.jacobi import split
-from pyidl.solvers.loop import Advance, iterate
-from pyidl.solvers.problem import Problem
+from pyidl.solvers.loop import Advance
+from pyidl.solvers.problem import Problem, Start
 from pyidl.solvers.solution import Solution
-from pyidl.typing import Array, Namespace
+from pyidl.typing import Namespace
 
 __all__ = ["Anderson", "Mixing"]
 
@@ -118,8 +116,8 @@ KEPT = ("F", "G", "gram", "size", "plain")
 class _Past:
     """What is kept of the samples that are accelerated.
 
-    dF, dG   k differences of residuals and of images, (k, m, n), each dF_j scaled to length 1 and
-             dG_j with it; zeros take part in nothing
+    dF, dG   k differences of residuals and of images, (k, m, n), each dF_j scaled to
+             length 1 and dG_j with it; zeros take part in nothing
     F, G     residual and image of the last good point, (m, n)
     gram     ``dF_i . dF_j``, and a ridge; (m, k, k), in float64
     size     ``max|F|``: in this norm a plain step of a certified model comes closer
@@ -190,9 +188,9 @@ class _Past:
 
 
 class _FusedPast(_Past):
-    """The same on CuPy, where a step is one kernel.
+    """The past on CuPy.
 
-    There differences keep their lengths.
+    A step is one kernel, in which differences keep their lengths.
     """
 
     def __init__(self, xp: Namespace, memory: int, y: Any, y_image: Any) -> None:
@@ -224,6 +222,11 @@ class Anderson(Iterative):
     splitting : bool
         Whether to accelerate `Jacobi` instead of Picard.
 
+    Raises
+    ------
+    InputError
+        If a number is out of range; in a call, where `Jacobi` would raise it.
+
     Examples
     --------
     >>> from pyidl.matrices.full import Full
@@ -241,15 +244,12 @@ class Anderson(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_whole(self.memory) and self.memory >= 1):
-            raise InputError(f"memory is {self.memory!r}; an integer is needed, at least 1")
+        check_count("memory", self.memory)
         expect_flags(self, "splitting")
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Accelerate from f(x0), or from f(0)."""
-        target, limits = split(problem) if self.splitting else problem, (self.tol, self.max_iter)
+        target = split(problem) if self.splitting else problem
         method = f"Anderson({self.memory}) of {'Jacobi' if self.splitting else 'Picard'}"
         mixing = Mixing(target, self.memory)
-        return target.restore(iterate(target, x0, mixing, *limits, method, trace))
+        return target.restore(self._iterate(target, x0, trace, method, mixing))

@@ -2,20 +2,21 @@
 
 From what is known of the parameters, and from each sample's own rate.
 
-    A is block triangular, and that saves work     block by block (`Substitution`), by these rules
-    A = L R^T                                      Picard on ``r = R^T x`` (`reduced`)
-    the growths of A and of its splitting are      `Jacobi` where its growth is the smaller one,
-      known, since its diagonal is large           otherwise Picard
-    an adjoint whose systems are solved in the     `Direct`
-      time of twenty plain steps
-    a sample's own rate predicts many more steps   Anderson's or Newton's steps, for this sample, as
-                                                   long as they pay (`adaptive`)
-    plain steps would grow, as far as the growth   a few of them, which do where phi saturates; then
-      of A says                                    `PeacemanRachford` where A is monotone, or
-                                                   `Direct` in an adjoint
-    a sample has failed                            forward: `PeacemanRachford` where A is monotone,
-                                                   damped Picard, then `Newton`
-                                                   adjoint: `GMRES`, then `Direct`
+    A is block triangular, and that      block by block (`Substitution`), each block
+      saves work                         by these rules
+    A = L R^T                            Picard on ``r = R^T x`` (`low_rank`)
+    the growths of A and its splitting   `Jacobi` where its growth is the smaller
+      are known: its diagonal is large   one, otherwise Picard
+    an adjoint whose systems are solved  `Direct`
+      in the time of 20 plain steps
+    a sample's own rate predicts many    Anderson's or Newton's steps for this sample,
+      more steps                         as long as they pay (`adaptive`)
+    plain steps would grow, as far as    a few of them, which do where phi saturates;
+      the growth of A says               then `PeacemanRachford` where A is monotone,
+                                         or `Direct` in an adjoint
+    a sample has failed                  forward: `PeacemanRachford` where A is
+                                         monotone, damped Picard, then `Newton`
+                                         adjoint: `GMRES`, then `Direct`
 
 Neither the clock nor a sample's neighbours have a say, so an answer can be repeated;
 what things cost stands in `pyidl.solvers.cost`. `Solution.method` says what was chosen,
@@ -41,14 +42,13 @@ from pyidl.solvers.direct import Direct
 from pyidl.solvers.gmres import GMRES
 from pyidl.solvers.jacobi import Split, can_split, split
 from pyidl.solvers.loop import iterate, stride_of
-from pyidl.solvers.low_rank import reduce
+from pyidl.solvers.low_rank import low_rank_problem
 from pyidl.solvers.newton import Newton
 from pyidl.solvers.picard import Picard
-from pyidl.solvers.problem import Affine, Problem
+from pyidl.solvers.problem import Affine, Problem, Start
 from pyidl.solvers.solution import Solution, Status
 from pyidl.solvers.splitting import PeacemanRachford, best_alpha, cannot_split, is_monotone
 from pyidl.solvers.substitution import Substitution, worthwhile
-from pyidl.typing import Array
 
 __all__ = ["Auto"]
 
@@ -56,7 +56,7 @@ DENSE = 1024
 """Largest n for which a failed sample is worth a factorisation."""
 
 TRIAL, BRIEF = 32, 3
-"""Plain steps where another method is sure, and how many of them without a new best residual."""
+"""Plain steps where another method is sure, and how many of them may bring nothing."""
 
 FACTORS = 4.0
 """What Peaceman and Rachford's method needs before its first step, in dense solves."""
@@ -64,9 +64,7 @@ FACTORS = 4.0
 
 @dataclass(frozen=True)
 class Auto(Iterative):
-    """The default, forward and adjoint.
-
-    Chooses a method, watches it, and repairs what fails.
+    """The default, forward and adjoint: it chooses, watches, and repairs what fails.
 
     Parameters
     ----------
@@ -81,9 +79,7 @@ class Auto(Iterative):
     'Auto(Picard)'
     """
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Choose, solve, repair."""
         solution, repairs = self._first(problem, x0, trace)
         if solution.all_converged:
@@ -101,24 +97,22 @@ class Auto(Iterative):
         return solution
 
     def _first(self, problem: Problem, x0: Any, trace: bool) -> tuple[Solution, Iterator[Solver]]:
-        """What the chosen method achieves, and what else there is for the samples that fail."""
-        m = problem.like.shape[0]
-        n, xp = problem.like.size // m, problem.xp
+        """What the chosen method achieves, and what repairs there are."""
+        m, xp = problem.like.shape[0], problem.xp
+        n, dtype = problem.like.size // m, problem.like.dtype.char if xp is np else "f"
         stride = problem.stride or stride_of(xp, n)
-        dtype = problem.like.dtype.char if xp is np else "f"
         costs = Costs.of(m, n, dtype, stride) if xp is np else Costs.of_launches(stride)
-        limits = self.tol, self.max_iter
         if worthwhile(problem, costs, dtype):
             solution = Substitution(self)(problem, x0, trace=trace)
             return replace(solution, method=f"Auto({solution.method})"), iter(())
         dense = xp is np and _is_dense(problem)
         if dense and problem.reference is not None and not trace and costs.direct_at_once:
             solution = replace(Direct(self.tol)(problem), method="Auto(Direct)")
-            return solution, self._after_direct()
+            return solution, iter((Picard(self.tol, self.max_iter), GMRES(self.tol)))
         target, name = _choose(problem, self.tol or 1e-6)
         if not (dense and target is problem):
             advance = Adaptive(target, costs, newton=False)
-            solution = target.restore(iterate(target, x0, advance, *limits, f"Auto({name})", trace))
+            solution = target.restore(self._iterate(target, x0, trace, f"Auto({name})", advance))
             return advance.named(solution, name), self._repairs(problem, target)
         instead = self._where_steps_grow(problem, costs)
         if instead is not None:  # a few plain steps, which do where phi saturates
@@ -126,14 +120,11 @@ class Auto(Iterative):
             solution = iterate(problem, x0, None, *few, "Auto(Picard)", trace, BRIEF)
             return solution, itertools.chain((instead,), self._repairs(problem, problem))
         advance = Adaptive(problem, costs, newton=True)
-        solution = iterate(problem, x0, advance, *limits, "Auto(Picard)", trace)
+        solution = self._iterate(problem, x0, trace, "Auto(Picard)", advance)
         return advance.named(solution, name), self._repairs(problem, problem)
 
     def _where_steps_grow(self, problem: Problem, costs: Costs) -> Solver | None:
-        """What solves for certain where plain steps seem to grow.
-
-        None where nothing does.
-        """
+        """What solves for certain where plain steps seem to grow, if anything does."""
         assert isinstance(problem, Affine)
         n, A = problem.like.shape[1], problem.matrix
         if not isinstance(A, Full) or not A.gains or min(A.gains) < 1 or n > DENSE:
@@ -146,15 +137,12 @@ class Auto(Iterative):
             return PeacemanRachford(self.tol, self.max_iter, best_alpha(problem))
         return None if problem.reference is None else Direct(self.tol)
 
-    def _after_direct(self) -> Iterator[Solver]:
-        yield Picard(self.tol, self.max_iter)
-        yield GMRES(self.tol)
-
     def _repairs(self, problem: Problem, failed: Problem) -> Iterator[Solver]:
         """What is tried next on the samples for which the iteration `failed` did."""
         if isinstance(failed, Split):
             yield Picard(self.tol, self.max_iter)
-        if not problem.lacking and _has_tiles(problem):
+        A = None if problem.lacking or not isinstance(problem, Affine) else problem.matrix
+        if isinstance(A, Tiled):
             yield Substitution(self)
         if problem.reference is not None:
             yield GMRES(self.tol)
@@ -168,16 +156,12 @@ class Auto(Iterative):
             yield Newton(self.tol)
 
 
-def _has_tiles(problem: Problem) -> bool:
-    return isinstance(problem, Affine) and isinstance(problem.matrix, Tiled)
-
-
 def _is_monotone(problem: Affine) -> bool:
     return not cannot_split(problem, 1.0) and is_monotone(problem.matrix)
 
 
 def _is_dense(problem: Problem) -> bool:
-    if not isinstance(problem, Affine) or problem.lacking:
+    if problem.lacking or not isinstance(problem, Affine):
         return False
     A = problem.matrix
     return type(A) is Full or (isinstance(A, Tiled) and A.whole is not None)
@@ -185,22 +169,13 @@ def _is_dense(problem: Problem) -> bool:
 
 def _choose(problem: Problem, tol: float) -> tuple[Problem, str]:
     """The problem that is iterated, and its name with the reason."""
-    reason = _splits(problem)
-    if reason:
-        return split(problem), f"Jacobi, since {reason}"
-    thin = reduce(problem, tol)
+    A = problem.matrix if isinstance(problem, Affine) else None
+    if isinstance(A, Full) and A.gains:
+        picard, jacobi = A.gains
+        if jacobi < min(picard, 1.0) and not can_split(problem):
+            reason = f"a step grows by {jacobi:.2g}, by {picard:.2g} without the splitting"
+            return split(problem), f"Jacobi, since {reason}"
+    thin = low_rank_problem(problem, tol)
     if thin is not None:
         return thin, f"Picard in {thin.R.shape[1]} dimensions"
     return problem, "Picard"
-
-
-def _splits(problem: Problem) -> str:
-    """Why the diagonal is taken implicitly; "" where it is not."""
-    if not (isinstance(problem, Affine) and isinstance(problem.matrix, Full)):
-        return ""
-    if not problem.matrix.gains:
-        return ""
-    picard, jacobi = problem.matrix.gains
-    if not jacobi < min(picard, 1.0) or can_split(problem):
-        return ""
-    return f"a step grows by {jacobi:.2g}, by {picard:.2g} without the splitting"

@@ -34,18 +34,18 @@ TABLE = {
 }
 """A plain step; a measurement with its books; a step of Anderson.
 
-A dense solve for every row.
+A dense solve a row.
 """
 
 NEWTON = 2.5
-"""Dense solves that Newton's method needs where phi is not linear, a little more than usual."""
+"""Dense solves that Newton's method needs if phi is not linear, more than usual."""
 
 ORDINARY = 15
 """Steps of an ordinary solve, as default models need them when they are trained."""
 
 
 MARGIN, SURE = 1.3, 6.0
-"""How many times its cost Anderson's method, or Newton's, must promise to save to be tried."""
+"""How many times its cost Anderson's method, or Newton's, must promise to save."""
 
 ENGAGED = 60.0
 """What the books of an acceleration cost in all."""
@@ -53,7 +53,7 @@ ENGAGED = 60.0
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of a call with m rows of n numbers, in microseconds, and what follows from them.
+    """The costs of a call with m rows of n numbers, in microseconds, and what follows.
 
     Attributes
     ----------
@@ -91,9 +91,9 @@ class Costs:
 
     @classmethod
     def of_launches(cls, stride: int) -> Costs:
-        """On a GPU, counted, at 5 µs each: a step is 2 launches, Anderson's 3.
+        """On a GPU, launches at 5 µs each.
 
-        A look waits.
+        A step is 2, one of Anderson's 3; a measurement waits, and takes the time of 4.
         """
         return cls._with(10.0, 20.0, 15.0, math.inf, stride)
 
@@ -104,17 +104,11 @@ class Costs:
         mixed = MARGIN * (plain + mix)
         rounds = (2.0 * mixed + ENGAGED) / max(0.02 * plain, plain - 0.1 * mixed)
         newton, one = factor + step + measure, plain / stride
-        return cls(
-            step=step,
-            measure=measure,
-            mix=mix,
-            factor=factor,
-            stride=stride,
-            fair=1.0 + mix / plain,
-            mixing_from=rounds * stride,
-            newton_from=SURE * (ENGAGED + NEWTON * newton) / one,
-            direct_from=MARGIN * (ENGAGED + newton) / one,
-        )
+        fair, mixing_from = 1.0 + mix / plain, rounds * stride
+        newton_from = SURE * (ENGAGED + NEWTON * newton) / one
+        direct_from = MARGIN * (ENGAGED + newton) / one
+        parts = step, measure, mix, factor, stride, fair, mixing_from, newton_from, direct_from
+        return cls(*parts)
 
     @property
     def direct_at_once(self) -> bool:

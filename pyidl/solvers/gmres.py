@@ -1,4 +1,6 @@
-r"""GMRES for the adjoint equation ``(I - J^T) v = h`` of all samples, from products with J^T.
+r"""GMRES for the adjoint equation of all samples, from products with J^T.
+
+    (I - J^T) v = h
 
 After k products, v is the point of ``v_0 + span(r_0, (I - J^T) r_0, ..., (I -
 J^T)^{k-1} r_0)`` with the smallest residual in the 2-norm. It needs no contraction,
@@ -18,12 +20,10 @@ import numpy as np
 
 from pyidl.arrays.backend import astype, from_host, to_numpy
 from pyidl.arrays.batch import put_rows, take_rows
-from pyidl.errors import InputError, is_whole
-from pyidl.solvers.base import Iterative
+from pyidl.solvers.base import Iterative, check_count, right_side
 from pyidl.solvers.loop import growth_limit, resolve_tol
-from pyidl.solvers.problem import Problem
+from pyidl.solvers.problem import Problem, Start
 from pyidl.solvers.solution import Solution, Status
-from pyidl.typing import Array
 
 __all__ = ["GMRES"]
 
@@ -42,6 +42,19 @@ class GMRES(Iterative):
         Largest number of products.
     restart : int
         Largest dimension of a Krylov space: (restart + 1) states of memory.
+
+    Raises
+    ------
+    InputError
+        If one of them is out of range; in a call, if the problem is a forward one.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> model = pyidl.ImplicitModel(3, 2, 20, adjoint=GMRES(restart=10), rng=0)
+    >>> Y, pull = model(np.ones((4, 3)))
+    >>> pull(np.ones((4, 2)))[1]["A"].shape
+    (20, 20)
     """
 
     max_iter: int = 500
@@ -49,20 +62,12 @@ class GMRES(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_whole(self.restart) and self.restart >= 1):
-            raise InputError(f"restart is {self.restart!r}; an integer is needed, at least 1")
+        check_count("restart", self.restart)
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Solve from x0, or from 0. A trace has one row for each restart."""
-        if problem.reference is None:
-            raise InputError(
-                "GMRES solves linear equations, such as the adjoint; forward, use Anderson, its kin"
-            )
-        xp, m = problem.xp, problem.like.shape[0]
-        tol = resolve_tol(self.tol, problem.like, xp)
-        most = growth_limit(problem.like, xp) * problem.reference
+        most = right_side(problem, "GMRES") * growth_limit(problem.like, problem.xp)
+        xp, m, tol = problem.xp, len(most), resolve_tol(self.tol, problem.like, problem.xp)
         status, n_iter = np.full(m, int(Status.MAX_ITER)), np.zeros(m, int)
         residual, tolerance, traces = np.full(m, np.inf), np.zeros(m), []
         v = xp.zeros_like(problem.like) if x0 is None else xp.asarray(x0, copy=True)
@@ -77,17 +82,17 @@ class GMRES(Iterative):
                 better = (now < residual[rows]) | (now <= limit)
                 # v itself, not f(v): where J is large, one more step makes its error
                 # larger.
-                best = put_rows(xp, best, rows[better], v, np.flatnonzero(better))
-                pre = put_rows(xp, pre, rows[better], y, np.flatnonzero(better))
-                residual[rows[better]], tolerance[rows[better]] = now[better], limit[better]
+                chosen, places = rows[better], np.flatnonzero(better)
+                best = put_rows(xp, best, chosen, v, places)
+                pre = put_rows(xp, pre, chosen, y, places)
+                residual[chosen], tolerance[chosen] = now[better], limit[better]
                 status[rows[now <= limit]] = Status.CONVERGED
                 status[rows[~np.isfinite(now)]] = Status.NONFINITE
-                idle = np.isfinite(now) & ~better & (n_iter[rows] < self.max_iter)
-                status[rows[idle]] = Status.STAGNATED
+                more = n_iter[rows] < self.max_iter
+                status[rows[np.isfinite(now) & ~better & more]] = Status.STAGNATED
                 traces.append(np.full(m, np.nan))
                 traces[-1][rows] = now
-                go = (status[rows] == Status.MAX_ITER) & (n_iter[rows] < self.max_iter)
-                keep = np.flatnonzero(go)
+                keep = np.flatnonzero((status[rows] == Status.MAX_ITER) & more)
                 rows = rows[keep]
                 if len(rows) == 0:
                     break
@@ -104,9 +109,14 @@ class GMRES(Iterative):
 def _cycle(
     xp: Any, problem: Problem, r: Any, size: int, limit: np.ndarray
 ) -> tuple[Any, np.ndarray]:
-    """``c = argmin |r - (I - J^T) c|`` over the Krylov space of r, and the products used.
+    """``c = argmin |r - (I - J^T) c|`` in the Krylov space of r, and products used.
 
-    c is NaN for a sample whose products overflow.
+    Let Q be an orthogonal basis of the space, Q' the same with one vector more. Then
+
+        r = beta q_1,    (I - J^T) Q = Q' H,    c = Q y,    y = argmin |beta e_1 - H y|.
+
+    A sample's space grows until its residual is small, or nothing is left outside that
+    a product could add, or a product has overflowed: then c is NaN.
     """
     m, n = r.shape[0], r.size // r.shape[0]
     h, one = problem.start()[1], xp.ones((1,), dtype=r.dtype)
@@ -115,7 +125,7 @@ def _cycle(
     basis[:, 0, :] = xp.reshape(_divide(xp, r, beta), (m, n))
     H, y, right = np.zeros((m, size + 1, size)), np.zeros((m, size)), np.zeros((m, size + 1))
     right[:, 0] = beta
-    used, broken = np.full(m, size), np.zeros(m, bool)
+    used, grows, broken = np.zeros(m, int), np.ones(m, bool), np.zeros(m, bool)
     for j in range(size):
         q, Q = basis[:, j, :], basis[:, : j + 1, :]
         w = q - xp.reshape(problem.f(xp.reshape(q, r.shape)) - h, (m, n))
@@ -129,15 +139,16 @@ def _cycle(
         basis[:, j + 1, :] = w / xp.where(length > 0, length, one)
         H[:, : j + 2, j] = to_numpy(xp.concat([c, largest * length], axis=1))  # the one wait
         # LAPACK's SVD may not return from a matrix that is not finite.
-        broken |= (used > j) & ~np.all(np.isfinite(H[:, : j + 2, j]), axis=1)
+        broken |= grows & ~np.all(np.isfinite(H[:, : j + 2, j]), axis=1)
         H[broken] = 0.0
-        small, running = H[:, : j + 2, : j + 1], (used > j) & ~broken
-        y[running, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[running, :, 0]
+        small, fits = H[:, : j + 2, : j + 1], grows & ~broken
+        y[fits, : j + 1] = (np.linalg.pinv(small) @ right[:, : j + 2, None])[fits, :, 0]
         left = np.linalg.norm(right[:, : j + 2] - (small @ y[:, : j + 1, None])[:, :, 0], axis=1)
         close = left <= 0.5 * limit
-        invariant = H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))  # nothing is left
-        used[(used > j + 1) & (close | invariant | broken)] = j + 1
-        if np.all(used <= j + 1):
+        exhausted = H[:, j + 1, j] <= 1e-14 * np.abs(small).max(axis=(1, 2))
+        used[grows] = j + 1
+        grows &= ~(close | exhausted | broken)
+        if not grows.any():
             break
     y[broken] = np.nan
     along = astype(xp, from_host(xp, y[:, : j + 1]), r.dtype)
@@ -145,21 +156,16 @@ def _cycle(
     return xp.reshape(c, r.shape), used
 
 
-def _inner(xp: Any, a: Any, b: Any) -> np.ndarray:
-    return to_numpy(xp.sum(a * b, axis=tuple(range(1, a.ndim)), dtype=xp.float64))
-
-
 def _norm(xp: Any, a: Any) -> np.ndarray:
     """The 2-norm of each sample, scaled so that squares do not vanish."""
-    largest = to_numpy(xp.max(xp.abs(a), axis=tuple(range(1, a.ndim)))).astype(np.float64)
+    axes = tuple(range(1, a.ndim))
+    largest = to_numpy(xp.max(xp.abs(a), axis=axes)).astype(np.float64)
     scaled = _divide(xp, a, largest)
-    norm: np.ndarray = largest * np.sqrt(_inner(xp, scaled, scaled))
-    return norm
+    squares = to_numpy(xp.sum(scaled * scaled, axis=axes, dtype=xp.float64))
+    return np.asarray(largest * np.sqrt(squares))
 
 
 def _divide(xp: Any, a: Any, by: np.ndarray) -> Any:
-    return a * _column(xp, np.where(by > 0, 1.0 / np.where(by > 0, by, 1.0), 0.0), a)
-
-
-def _column(xp: Any, c: np.ndarray, like: Any) -> Any:
-    return astype(xp, from_host(xp, c.reshape(-1, *[1] * (like.ndim - 1))), like.dtype)
+    """Every sample divided by its number, or 0 where that is 0."""
+    c = np.where(by > 0, 1.0 / np.where(by > 0, by, 1.0), 0.0)
+    return a * astype(xp, from_host(xp, c.reshape(-1, *[1] * (a.ndim - 1))), a.dtype)

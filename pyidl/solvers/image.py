@@ -1,8 +1,10 @@
 """The second half of a step, ``x = image(y)``, where a problem is affine but for it.
 
-forward     phi(y)                                                          `Phi`
-adjoint     S * y,  S = phi'(Y*), entry by entry                            `Times`
-J(Y*)^T y, where phi acts on several components together        `Jacobians`
+It is one of three:
+
+    forward   phi(y)                                                    `Phi`
+    adjoint   S * y,  S = phi'(Y*), entry by entry                      `Times`
+              J(Y*)^T y, where phi acts on several components together  `Jacobians`
 """
 
 from __future__ import annotations
@@ -38,14 +40,11 @@ class Image(ABC):
         """The image, into `out` if given."""
 
     def ready(self, like: Any) -> Callable[..., Any]:
-        """The same for NumPy arrays of this shape, with as few calls as may be."""
+        """The image for NumPy arrays of this shape, with as few calls as may be."""
         return self
 
     def entrywise(self) -> tuple[Any, ...]:
-        """It as a `fused` function of y and of the operands that follow.
-
-        None where it is none.
-        """
+        """A `fused` function and its operands after y; None where there is none."""
         return (None,)
 
     def slopes(self, y: Any) -> Any:
@@ -57,18 +56,18 @@ class Image(ABC):
         raise AssertionError("asked for the proximal map of an image without")
 
     def take(self, rows: Any) -> Image:
-        """That of some samples: host numbers, or a slice."""
+        """The image for some samples: host numbers, or a slice."""
         return self
 
 
 @dataclass(frozen=True)
 class Phi(Image):
-    """``phi(y)``."""
+    """``x = phi(y)``: the image of a forward equation."""
 
     activation: Activation
 
     def __call__(self, y: Any, out: Any = None) -> Any:
-        """phi(y)."""
+        """``phi(y)``, into `out` if given."""
         return self.activation(y, out)
 
     def lacking(self, n: int) -> str:
@@ -80,11 +79,11 @@ class Phi(Image):
         return self if self.activation.ready is None else self.activation.ready(like)
 
     def entrywise(self) -> tuple[Any, ...]:
-        """Phi, if it is fused."""
+        """The function of the activation, if it is fused."""
         return (self.activation.phi if isinstance(self.activation.phi, fused) else None,)
 
     def slopes(self, y: Any) -> Any:
-        """``phi'(y)``."""
+        """``phi'(y)``, entry by entry."""
         return self.activation.dphi(y)
 
     def resolvent(self, u: Any, alpha: float) -> Any:
@@ -99,7 +98,7 @@ class Times(Image):
     S: Array
 
     def __call__(self, y: Any, out: Any = None) -> Any:
-        """The product."""
+        """``S y``, into `out` if given."""
         return y * self.S if out is None else namespace(y).multiply(y, self.S, out=out)
 
     def ready(self, like: Any) -> Callable[..., Any]:
@@ -125,7 +124,7 @@ class Times(Image):
 
 @dataclass(frozen=True)
 class Jacobians(Image):
-    """``J(Y*)^T y``, sample by sample, where phi acts on blocks of components (softmax, ...).
+    """``J(Y*)^T y``, where phi acts on blocks of components, such as softmax.
 
     Let ``y = A phi(y) + z``; along any direction ``dy = A J dy + dz``, and a loss with
     gradient g with respect to x = phi(y) changes by ``<g, J dy> = <v, dz>``, ``v = J^T
@@ -158,5 +157,4 @@ def _some(a: Any, rows: Any) -> Any:
 
 @fused
 def _product(y: Any, s: Any) -> Any:
-    """``y s``."""
     return y * s

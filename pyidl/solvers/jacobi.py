@@ -36,11 +36,9 @@ import numpy as np
 from pyidl.arrays.backend import to_numpy
 from pyidl.arrays.batch import CHUNK, change_and_size
 from pyidl.arrays.fusion import fused
-from pyidl.errors import InputError
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
-from pyidl.solvers.loop import iterate
-from pyidl.solvers.problem import Affine, Problem, Rewritten, pieces
+from pyidl.solvers.problem import Affine, Problem, Rewritten, Start, admitted, pieces
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
@@ -55,7 +53,7 @@ class Scalar(Image):
     d: Array
 
     def __call__(self, y: Any, out: Any = None) -> Any:
-        """Its closed form."""
+        """The closed form of the solution, into `out` if given."""
         x = self.phi.activation.scalar_solve(y, self.d)  # type: ignore[misc]
         if out is None:
             return x
@@ -63,38 +61,38 @@ class Scalar(Image):
         return out
 
     def entrywise(self) -> tuple[Any, ...]:
-        """The same, where it is fused."""
+        """The closed form, where it is fused."""
         solve = self.phi.activation.scalar_solve
         return (solve, self.d) if isinstance(solve, fused) else (None,)
 
 
 class Split(Rewritten):
-    """The same equation over ``r = N x + z``, with x the solution of ``x = phi(d x + r)``.
+    """The equation over ``r = N x + z``; x solves ``x = phi(d x + r)``.
 
     `divided`: over ``r / (1 - d)`` instead, where then x = phi(r / (1 - d)).
     """
 
     def __init__(self, original: Affine, d: Array) -> None:
-        xp, offset, image = original.xp, original.offset, original.map
-        scale, self.d, self.divided = xp.ones_like(d), d, False
-        if isinstance(image, Times):
-            image = Times(image.S / (1.0 - image.S * d))
+        offset, image, scale = original.offset, original.map, original.xp.ones_like(d)
+        self.d, self.divided = d, isinstance(image, Phi) and image.activation.divides
+        if self.divided:
+            scale = 1.0 / (1.0 - d)
+            offset = offset * scale
+        elif isinstance(image, Phi):
+            image = Scalar(image, d)
         else:
-            assert isinstance(image, Phi)
-            self.divided = image.activation.divides
-            scale = 1.0 / (1.0 - d) if self.divided else scale
-            offset = offset * scale if self.divided else offset
-            image = image if self.divided else Scalar(image, d)
+            assert isinstance(image, Times)
+            image = Times(image.S / (1.0 - image.S * d))
         super().__init__(original, original.matrix.off_diagonal(scale), offset, image)
 
     def _original_y(self, y: Any, x: Any) -> Any:
-        """``d x + r``."""
+        """The pre-activation of the given equation, ``d x + r``."""
         return self.d * x + (y * (1.0 - self.d) if self.divided else y)
 
     def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
         """The original residual, ``|phi(d x + r) - x|``.
 
-        On NumPy in pieces of the cache.
+        On NumPy it is taken in pieces that the cache holds.
         """
         if self.xp is not np or x.size <= CHUNK:
             image_of_x = self.original.image(self._original_y(y_image, x))
@@ -151,20 +149,15 @@ def can_split(problem: Problem) -> str:
 
 
 def split(problem: Problem) -> Split:
-    """Take the diagonal implicitly.
+    """The problem with the diagonal taken implicitly.
 
     Raises
     ------
     InputError
         If the scalar equation has no closed form, or no unique solution.
     """
-    reason = can_split(problem)
-    if reason:
-        raise InputError(
-            f"Jacobi cannot solve this problem: {reason}; use Picard, Anderson or Newton"
-        )
-    assert isinstance(problem, Affine)
-    return Split(problem.resolvable(), problem.matrix.diagonal())
+    original = admitted(problem, "Jacobi", can_split(problem))
+    return Split(original, original.matrix.diagonal())
 
 
 @dataclass(frozen=True)
@@ -178,6 +171,11 @@ class Jacobi(Iterative):
     tol, max_iter
         As for `Picard`.
 
+    Raises
+    ------
+    InputError
+        In a call, if the scalar equation has no closed form, or no unique solution.
+
     Examples
     --------
     >>> from pyidl import activations
@@ -189,9 +187,7 @@ class Jacobi(Iterative):
     (True, True)
     """
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate over r, from that of x0."""
-        parts, limits = split(problem), (self.tol, self.max_iter)
-        return parts.restore(iterate(parts, x0, None, *limits, "Jacobi", trace))
+        target = split(problem)
+        return target.restore(self._iterate(target, x0, trace, "Jacobi"))

@@ -2,12 +2,12 @@
 
 Rounds of plain steps, each ended by one measurement of all samples at hand.
 
-    start                               y, x = f(x0)
-    repeat   a round of steps           y = y(x);  x = image(y)             in place, nothing else
-             one measurement            residual max|f(x) - x| and size max|x| of every sample
-             enter                      statuses; the best iterate, where it improved
-             retire                     when half are done, they leave the product
-             advance                    what accelerates changes the last step of the round
+    start                       y, x = f(x0)
+    repeat   a round of steps   y = y(x);  x = image(y)      in place, nothing else
+             one measurement    residual max|f(x) - x|, size max|x| of every sample
+             enter              statuses; the best iterate, where it improved
+             retire             when half are done, they leave the product
+             advance            what accelerates changes the last step of the round
 
 A sample has converged when its residual is at most its tolerance, ``tol (1 + max|x|)``;
 otherwise its best iterate is returned, with a status that says why it stopped. (Where
@@ -40,9 +40,25 @@ GROWTH = 0.35
 
 
 class Advance:
-    """How the next pre-activation follows from ``(y, y(x))``, where that is not ``y(x)`` itself.
+    """How the next pre-activation follows, where it is not ``y(x)`` itself.
 
-    It belongs to one solve and may remember its past, one row a sample.
+    A subclass gives `__call__`. An instance belongs to one solve and may remember its
+    past, one row a sample; then it gives `take` too.
+
+    Examples
+    --------
+    Picard's iteration that goes half of the way:
+
+    >>> import pyidl
+    >>> from pyidl.solvers import Affine
+    >>> from pyidl.matrices import Full
+    >>> class Halfway(Advance):
+    ...     def __call__(self, y, y_image):
+    ...         return 0.5 * (y + y_image)
+    >>> A, z = Full(np.array([[-1.0]])), np.ones((1, 1))  # x = 1 - x
+    >>> turn = Affine(A, z, pyidl.activations.identity)
+    >>> iterate(turn, None, Halfway(), 1e-9, 100, "Halfway").value
+    array([[0.5]])
     """
 
     stride: ClassVar[int | None] = None
@@ -52,14 +68,22 @@ class Advance:
     """Whether it replaces every step, or only the last one of a round."""
 
     def __call__(self, y: Any, y_image: Any) -> Any:
-        """The next y: a new array, or either argument, overwritten if the library can."""
+        """The next pre-activation of all samples at hand.
+
+        Parameters
+        ----------
+        y, y_image : array, shape (m, ...)
+            The present pre-activation, and ``y(image(y))``, which would be the next.
+
+        Returns
+        -------
+        array, shape (m, ...)
+            A new one or, if the library can overwrite arrays, either argument.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs __call__(y, y_image)")
 
     def acts(self, book: Book) -> bool:
-        """Whether it changes the last step of this round.
-
-        It hears what was just measured.
-        """
+        """Whether it changes the last step of this round, of which `book` knows all."""
         return True
 
     def take(self, rows: np.ndarray) -> None:
@@ -67,22 +91,20 @@ class Advance:
 
 
 def tol_floor(like: Array, xp: Namespace) -> float:
-    """``8 eps``: the least residual, relative to the state, that a dtype can resolve."""
+    """``8 eps``: the least residual, relative to the state, that a dtype resolves."""
     return 8.0 * float(xp.finfo(like.dtype).eps)
 
 
 def growth_limit(like: Array, xp: Namespace) -> float:
     """Up to how many times its first size a state counts.
 
-    Beyond, it is running to infinity.
+    One that is larger runs to infinity.
     """
     return GROWTH / math.sqrt(xp.finfo(like.dtype).eps)
 
 
 def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
-    """Return the tolerance for this dtype.
-
-    1e-6 in float32, 1e-12 in float64, unless one is given.
+    """The tolerance that is given, or 1e-6 in float32 and 1e-12 in float64.
 
     Raises
     ------
@@ -102,10 +124,8 @@ def resolve_tol(tol: float | None, like: Array, xp: Namespace) -> float:
 def stride_of(xp: Namespace, n: int) -> int:
     """Steps in the first rounds, for a sample of n numbers.
 
-    A measurement costs about as much.
-
-    On a GPU a step is two launches, while a measurement makes the host wait and do its
-    books.
+    A measurement costs about as much as they do. On a GPU a step is two launches, while
+    a measurement makes the host wait and do its books.
     """
     if looks_are_free(xp):
         return 6 if n <= 128 else 4 if n <= 256 else 3 if n < 512 else 2 if n < 2048 else 1
@@ -124,8 +144,45 @@ def iterate(
 ) -> Solution:
     """Solve ``x = f(x)`` by rounds of plain steps, or as `advance` says.
 
-    A sample that has no new best residual for `patience` steps, and for a quarter of
-    those that led to the last one, stagnates.
+    Parameters
+    ----------
+    problem : Problem
+        Of m samples.
+    x0 : array with the shape of the state, optional
+        The iteration starts from f(x0), or from f(0).
+    advance : Advance, optional
+        A new one for every solve.
+    tol : float, optional
+        As for `Picard`.
+    max_iter : int
+        Largest number of steps.
+    method : str
+        For `Solution.method`.
+    trace : bool
+        Whether to measure every step, and keep the residuals.
+    patience : int
+        A sample that has no new best residual for so many steps, and for a quarter of
+        those that led to the last one, stagnates.
+
+    Returns
+    -------
+    Solution
+        The best iterate of every sample, and how its solve ended.
+
+    Raises
+    ------
+    InputError
+        If `tol` is below what the dtype can resolve.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> from pyidl.solvers import Affine
+    >>> from pyidl.matrices import Full
+    >>> half = Affine(Full(np.array([[0.5]])), np.ones((1, 1)), pyidl.activations.relu)
+    >>> solution = iterate(half, None, None, 1e-6, 100, "plain steps")
+    >>> solution.value.round(5), solution
+    (array([[2.]]), Solution of 1 samples by plain steps: 1 CONVERGED; ...)
     """
     whole, xp = problem, problem.xp
     stride = (advance and advance.stride) or problem.stride
@@ -219,7 +276,7 @@ class Book:
         self.limit: Any = None if x0 is None else self.growth * problem.given()
 
     def enter(self, k: int, measured: np.ndarray, y: Any) -> None:
-        """Enter residuals and sizes, (2, m), of all at hand in step k, and what follows."""
+        """Enter residuals and sizes, (2, m), in step k, and draw the conclusions."""
         self.k, self.k_before, self.now, self.before = k, self.k, measured, self.now
         residual, size = measured
         if self.first is None:
@@ -261,7 +318,7 @@ class Book:
     def _close(self, mask: np.ndarray, status: np.ndarray | None, allowed: np.ndarray) -> None:
         """Put on record those that go no further.
 
-        They have converged where `status` is None.
+        Without a `status` they have converged.
         """
         places = mask.nonzero()[0]
         if len(places) == 0:
@@ -270,10 +327,8 @@ class Book:
         if status is not None:
             self.status[rows] = status.take(places)
         self.n_iter[rows] = self.k
-        self.residual[rows], self.tolerance[rows] = (
-            self.smallest[0].take(places),
-            allowed.take(places),
-        )
+        self.residual[rows] = self.smallest[0].take(places)
+        self.tolerance[rows] = allowed.take(places)
         if len(places) == len(self.status):
             self.answer = self.y
         else:
@@ -283,13 +338,13 @@ class Book:
         self.going, self.left = self.going & ~mask, self.left - len(places)
 
     def misses(self, steps: float) -> np.ndarray:
-        """Which samples will not have converged within so many steps, if they go on like this."""
+        """Which samples, at their rate, will not converge in so many steps."""
         share = steps / (self.k - self.k_before)
         ahead = self.now[0] * (self.now[0] / self.before[0]) ** share
         return np.asarray(~(ahead <= self.allowed) & self.going)
 
     def rate(self) -> np.ndarray:
-        """By how much the log of each residual has changed a step, since the measurement before."""
+        """The change of the log of each residual a step, between measurements."""
         return np.asarray(np.log(self.now[0] / self.before[0]) / (self.k - self.k_before))
 
     def steps_to_go(self) -> np.ndarray:

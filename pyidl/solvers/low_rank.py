@@ -22,13 +22,13 @@ from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers.problem import Affine, Problem, pieces
 from pyidl.solvers.solution import Solution
 
-__all__ = ["Reduced", "reduce"]
+__all__ = ["LowRankProblem", "low_rank_problem"]
 
 SCREEN = 100.0
 """A sample is near if its bound is at most that many tolerances."""
 
 
-class Reduced(Problem):
+class LowRankProblem(Problem):
     """The equation of r; its pre-activation is r itself."""
 
     def __init__(self, original: Affine, Lt: Any, R: Any, tol: float) -> None:
@@ -43,10 +43,7 @@ class Reduced(Problem):
         return pieces(m, max(1, n // 2)) if self.xp is np else [slice(0, m)]
 
     def _states(self, rows: slice, r: Any, y: Any = None, x: Any = None) -> tuple[Any, Any]:
-        """``y = L r + z`` and its image, for some samples.
-
-        In y and x if they are given.
-        """
+        """``y = L r + z`` and its image for some samples, in y and x if given."""
         of = self.original
         y = r @ self.Lt if y is None else self.xp.matmul(r, self.Lt, out=y)
         y += of.offset[rows, ...]
@@ -71,8 +68,9 @@ class Reduced(Problem):
             r = self.pre(x0 @ self.R, into_y)
         else:
             z, phi = self.original.offset, self.original.map
-            parts = [phi.take(rows)(z[rows, ...]) @ self.R for rows in self._pieces()]
-            r = self._joined(parts, into_y)
+            r = self._joined(
+                [phi.take(rows)(z[rows, ...]) @ self.R for rows in self._pieces()], into_y
+            )
         return r, self.image(r, into_x)
 
     def given(self) -> np.ndarray:
@@ -84,12 +82,10 @@ class Reduced(Problem):
         return self.original.tolerance(size, tol)
 
     def measure(self, x: Any, y_image: Any, image: Any) -> np.ndarray:
-        """The original residual, for samples that are near.
+        """The original residual for samples that are near, else a bound of it.
 
-        Else ``||L||_inf max|r' - r|``.
-
-        That bounds it where phi is 1-Lipschitz, and costs k numbers a sample, not two
-        products.
+        The bound is ``||L||_inf max|r' - r|``, where phi is 1-Lipschitz. It costs k
+        numbers a sample, not two products.
         """
         bound = self.gain * change_and_size(self.xp, y_image, x)
         change, size = bound
@@ -102,19 +98,19 @@ class Reduced(Problem):
         return bound
 
     def _measured(self, r: Any, after: Any) -> np.ndarray:
-        """``|phi(L r' + z) - phi(L r + z)|`` and the size of the latter, of every sample."""
+        """``max|phi(L r' + z) - phi(L r + z)|`` and the size of the latter."""
         found = []
         for rows in self._pieces():
             image, x = (self._states(rows, a[rows, ...])[1] for a in (after, r))
             found.append(change_and_size(self.xp, image, x))
         return np.concatenate(found, axis=1)
 
-    def take(self, rows: np.ndarray) -> Reduced:
+    def take(self, rows: np.ndarray) -> LowRankProblem:
         """The same equation for some of the samples."""
-        return Reduced(self.original.take(rows), self.Lt, self.R, self.tol)
+        return LowRankProblem(self.original.take(rows), self.Lt, self.R, self.tol)
 
     def restore(self, solution: Solution) -> Solution:
-        """X and its pre-activation, from r."""
+        """The state x and its pre-activation, from r."""
         xp, r = self.xp, solution.pre
         if xp is np:
             y, x = (np.empty_like(self.original.offset) for _ in range(2))
@@ -131,19 +127,19 @@ class Reduced(Problem):
         return replace(solution, pre=y, value=x, residual=residual)
 
 
-def reduce(problem: Problem, tol: float = 0.0) -> Reduced | None:
-    """The equation of r, where A has factors that are thin enough for it to pay (k <= n / 4).
+def low_rank_problem(problem: Problem, tol: float = 0.0) -> LowRankProblem | None:
+    """The equation of r, where A has factors that are thin enough for it to pay.
 
-    Residuals of more than `SCREEN` times the tolerance `tol` may be bounds.
+    That is from k <= n / 4 on; None elsewhere. Residuals of more than `SCREEN` times
+    the tolerance `tol` may be bounds.
     """
     if problem.lacking or not isinstance(problem, Affine):
         return None
     matrix = problem.matrix
     if not isinstance(matrix, LowRank) or matrix.minus is not None:
         return None
-    n, k = matrix.R.shape
-    if 4 * k > n:
+    if 4 * matrix.R.shape[1] > matrix.R.shape[0]:
         return None
     # As a view a product with a few rows takes twice as long.
     Lt = np.ascontiguousarray(matrix.L.T) if problem.xp is np else matrix.L.T
-    return Reduced(problem, Lt, matrix.R, tol)
+    return LowRankProblem(problem, Lt, matrix.R, tol)

@@ -26,18 +26,15 @@ from pyidl.arrays.batch import max_abs, put_rows, take_rows
 from pyidl.errors import InputError
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.direct import CHUNK, solve_each
-from pyidl.solvers.loop import Advance, iterate
-from pyidl.solvers.problem import Affine, Problem
+from pyidl.solvers.loop import Advance
+from pyidl.solvers.problem import Affine, Problem, Start
 from pyidl.solvers.solution import Solution
-from pyidl.typing import Array
 
 __all__ = ["Newton", "newton_direction"]
 
 
 def newton_direction(A: Any, D: Any, F: Any, *, share: bool) -> Any:
-    """``(I - A D)^{-1} F`` for every row of D, the slopes, and of F.
-
-    NaN where that is singular.
+    """``(I - A D)^{-1} F`` for every row of D, the slopes, and of F; NaN if singular.
 
     With `share`, those with the same D share a factorisation: to find them costs as
     much as to factorise for n = 30.
@@ -77,10 +74,8 @@ class _Descent(Advance):
         self.size, self.t = np.full(m, np.inf), np.ones(m)
 
     def take(self, rows: np.ndarray) -> None:
-        self.problem = self.problem.take(rows)
-        self.base, self.direction = (
-            take_rows(self.problem.xp, a, rows) for a in (self.base, self.direction)
-        )
+        xp, self.problem = self.problem.xp, self.problem.take(rows)
+        self.base, self.direction = (take_rows(xp, a, rows) for a in (self.base, self.direction))
         self.size, self.t = self.size[rows], self.t[rows]
 
     def __call__(self, y: Any, y_image: Any) -> Any:
@@ -92,11 +87,8 @@ class _Descent(Advance):
         self.size = np.where(good, size, self.size)
         rows = np.flatnonzero(good)
         if self.base is None:
-            slopes = self.problem.slopes(y)
-            self.base, self.direction = (
-                xp.asarray(y, copy=True),
-                newton_direction(self.A, slopes, F, share=True),
-            )
+            self.base = xp.asarray(y, copy=True)
+            self.direction = newton_direction(self.A, self.problem.slopes(y), F, share=True)
         elif len(rows):
             own, F = take_rows(xp, y, rows), take_rows(xp, F, rows)
             slopes = self.problem.take(rows).slopes(own)
@@ -121,6 +113,11 @@ class Newton(Iterative):
     tol, max_iter
         As for `Picard`.
 
+    Raises
+    ------
+    InputError
+        In a call, if A or the slopes of phi are not known.
+
     Examples
     --------
     >>> from pyidl import activations
@@ -132,9 +129,7 @@ class Newton(Iterative):
 
     max_iter: int = 200
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Descend from f(x0), or from f(0)."""
         if problem.lacking:
             raise InputError(
@@ -142,5 +137,5 @@ class Newton(Iterative):
                 "use Anderson"
             )
         assert isinstance(problem, Affine)
-        problem, limits = problem.resolvable(), (self.tol, self.max_iter)
-        return iterate(problem, x0, _Descent(problem), *limits, "Newton", trace)
+        problem = problem.resolvable()
+        return self._iterate(problem, x0, trace, "Newton", _Descent(problem))

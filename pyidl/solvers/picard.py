@@ -15,10 +15,9 @@ from typing import Any
 
 from pyidl.errors import InputError, is_real
 from pyidl.solvers.base import Iterative
-from pyidl.solvers.loop import PATIENCE, Advance, iterate
-from pyidl.solvers.problem import Problem
+from pyidl.solvers.loop import PATIENCE, Advance
+from pyidl.solvers.problem import Problem, Start
 from pyidl.solvers.solution import Solution
-from pyidl.typing import Array
 
 __all__ = ["Picard"]
 
@@ -39,9 +38,7 @@ class _Average(Advance):
 
 @dataclass(frozen=True)
 class Picard(Iterative):
-    """Fixed-point iteration.
-
-    Converges for every constraint that certifies a contraction.
+    """Fixed-point iteration; it converges where a contraction is certified.
 
     Parameters
     ----------
@@ -53,6 +50,11 @@ class Picard(Iterative):
     damping : float
         d in [0, 1): the share of the old pre-activation. It helps where f overshoots,
         and slows down where it does not.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
 
     Examples
     --------
@@ -71,14 +73,12 @@ class Picard(Iterative):
         # A number of NumPy's would make float64 of float32.
         object.__setattr__(self, "damping", float(self.damping))
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate from f(x0), or from f(0)."""
-        d, limits = self.damping, (self.tol, self.max_iter)
+        d = self.damping
         if d == 0:
-            return iterate(problem, x0, None, *limits, "Picard", trace)
+            return self._iterate(problem, x0, trace, "Picard")
         # A step goes a share 1 - d of the way; where phi saturates, y may go far before
         # x moves.
-        patience, name = math.ceil(PATIENCE / (1.0 - d)), f"Picard(damping={d:g})"
-        return iterate(problem, x0, _Average(d, problem.in_place), *limits, name, trace, patience)
+        patience, average = math.ceil(PATIENCE / (1.0 - d)), _Average(d, problem.in_place)
+        return self._iterate(problem, x0, trace, f"Picard(damping={d:g})", average, patience)

@@ -1,4 +1,4 @@
-"""A fixed-point problem ``x = f(x)`` for a batch, one sample a row, as the solvers see it.
+"""A fixed-point problem ``x = f(x)`` for a batch, one sample a row.
 
 The map has two halves: a *pre-activation* y is computed from x, and x is its *image*,
 
@@ -10,8 +10,8 @@ problems are `Affine`,
 
     y = M x + z,   x = image(y)
 
-forward     X = phi(Y),    Y = X A^T + Z,  Z = U B^T + b      `Phi`
-adjoint     V = S * W,     W = V A + G                        `Times`: S = phi'(Y*), or `Jacobians`
+    forward   X = phi(Y),   Y = X A^T + Z,   Z = U B^T + b   `Phi`
+    adjoint   V = S * W,    W = V A + G,     S = phi'(Y*)    `Times`, or `Jacobians`
 
 because structure is where speed comes from: M may be sparse, of low rank, in tiles; the
 image may be known to have slopes. An adjoint equation is linear, and has a `reference`,
@@ -37,27 +37,24 @@ from pyidl.arrays.backend import (
 )
 from pyidl.arrays.batch import CHUNK, change_and_size, max_abs, take_rows
 from pyidl.arrays.fusion import fused
+from pyidl.errors import InputError
 from pyidl.matrices.base import Matrix
 from pyidl.matrices.pattern import Groups
 from pyidl.solvers.image import Image, Phi, Times
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
-__all__ = [
-    "Affine",
-    "Buffers",
-    "Problem",
-    "Rewritten",
-    "pieces",
-    "sizes",
-]
+__all__ = ["Affine", "Buffers", "Problem", "Rewritten", "Start", "admitted", "pieces", "sizes"]
+
+Start = Array | None
+"""Where an iteration starts; None for 0."""
 
 Buffers = tuple[Any, Any] | None
 """Where y and its image are written; None where the library has no ``out=``."""
 
 
 class Problem(ABC):
-    """``x = f(x)`` for m samples.
+    """``x = f(x)`` for m samples, as the solvers see it.
 
     A subclass gives `pre` and `take`, and perhaps `image`.
 
@@ -68,6 +65,21 @@ class Problem(ABC):
     reference : numpy.ndarray, shape (m,), optional
         For a linear problem ``v = J^T v + h``, and only for one: ``max|h|`` of every
         sample.
+
+    Examples
+    --------
+    Kepler's equation for two times, ``x = t + sin(x) / 2``:
+
+    >>> from pyidl.solvers import Picard
+    >>> class Kepler(Problem):
+    ...     def pre(self, x, out=None):
+    ...         return self.like + 0.5 * np.sin(x)
+    ...
+    ...     def take(self, rows):
+    ...         return Kepler(self.like[rows])
+    >>> Picard()(Kepler(np.array([[1.0], [2.0]]))).value.round(6)
+    array([[1.498701],
+           [2.354243]])
     """
 
     def __init__(self, like: Array, reference: np.ndarray | None = None) -> None:
@@ -83,10 +95,7 @@ class Problem(ABC):
         A map of which nothing is known may cost more than a look.
         """
         self.lacking = "of this problem only the map is known"
-        """Why a solver that needs an affine map and slopes finds none.
-
-        "" where they are.
-        """
+        """Why a solver that needs an affine map and slopes finds none, or ""."""
 
     @abstractmethod
     def pre(self, x: Any, out: Any = None) -> Any:
@@ -99,7 +108,7 @@ class Problem(ABC):
     def image(self, y: Any, out: Any = None) -> Any:
         """The value that belongs to y.
 
-        y itself (a copy in `out`) where f has no halves.
+        y itself, copied to `out`, if f has no halves.
         """
         if out is None:
             return y
@@ -128,7 +137,7 @@ class Problem(ABC):
         return change_and_size(self.xp, image, x)
 
     def tolerance(self, size: np.ndarray, tol: float) -> np.ndarray:
-        """What the residual of each sample must reach, for samples of that size ``max|x|``.
+        """What the residual of each sample must reach, for sizes ``max|x|``.
 
         Forward ``tol (1 + max|x|)``. The answer of a linear problem scales with its
         right-hand side, ``pull(c dY) = c pull(dY)``, and so must its stopping rule:
@@ -142,20 +151,17 @@ class Problem(ABC):
         return np.maximum(tol * self.reference, self.resolved[0] * size + self.resolved[1])
 
     def given(self) -> np.ndarray:
-        """``max|f(0)|`` of every sample, on the host.
-
-        The size of what the equation was given.
-        """
+        """``max|f(0)|`` of every sample, on the host: the size of what is given."""
         return sizes(self.start()[1]) if self.reference is None else self.reference
 
     def restore(self, solution: Solution) -> Solution:
-        """The solution in the terms of the equation that this one was made from, if any."""
+        """The solution in the terms of the equation that this one was made from."""
         return solution
 
     def system(self) -> tuple[Any, Any]:
         """``I - J^T``, (m, n, n), and h, (m, n), of a linear problem.
 
-        ``J^T e = f(e) - f(0)``.
+        Column by column, ``J^T e = f(e) - f(0)``.
         """
         xp, shape, dtype = self.xp, self.like.shape, self.like.dtype
         m, n = shape[0], self.like.size // shape[0]
@@ -191,9 +197,7 @@ def _sum_and_image(image: fused) -> fused:
 
 
 class Affine(Problem):
-    """``y = x M^T + offset``, ``x = image(y)``.
-
-    One product, one sum, one pass over the rows.
+    """``y = x M^T + offset``, ``x = image(y)``: one product, one sum, one pass.
 
     Parameters
     ----------
@@ -226,7 +230,7 @@ class Affine(Problem):
         self.matrix = matrix
         self.in_place, self.stride = writes_in_place(self.xp), None
         self.rounding = 0.0
-        """How much a rounding of x, relative to its size, may change f(x), where that matters."""
+        """How much a rounding of x, relative to its size, may change f(x)."""
         self._hold(offset, Phi(image) if isinstance(image, Activation) else image)
         self.lacking = self.map.lacking(offset.shape[1])
 
@@ -289,7 +293,7 @@ class Affine(Problem):
         return part
 
     def resolvable(self) -> Self:
-        """The same, to be solved as far as its dtype can where A is large.
+        """The same equation, to be solved as far as its dtype can where A is large.
 
         x is known to eps |x|, and so f(x) to eps ||A||_inf |x|: no residual below is
         asked for.
@@ -310,7 +314,7 @@ class Affine(Problem):
         return self.map.slopes(y)
 
     def part(self, matrix: Matrix, offset: Array, groups: Groups, i: int) -> Affine:
-        """The equation of one group of components, given what the others add to its offset.
+        """The equation of one group of components; the offset has what the others add.
 
         In the adjoint its residual counts against the whole right-hand side.
         """
@@ -331,10 +335,9 @@ class Affine(Problem):
 class Rewritten(Affine):
     """The same equation, iterated over another pre-activation.
 
-    A splitting is no solver of its own.
-
-    Its residual is that of the original equation. A subclass says how it is measured,
-    and how the solution is restored.
+    A splitting is such an equation, and no solver of its own. The residual is that of
+    the original equation: a subclass says how it is measured, and how the solution is
+    restored.
     """
 
     def __init__(self, original: Affine, matrix: Matrix, offset: Array, image: Image) -> None:
@@ -354,6 +357,16 @@ class Rewritten(Affine):
         part = super().take(rows)
         part.original = self.original.take(rows)
         return part
+
+
+def admitted(problem: Problem, solver: str, reason: str) -> Affine:
+    """The problem, solved as far as its dtype can; refused if there is a `reason`."""
+    if reason:
+        raise InputError(
+            f"{solver} cannot solve this problem: {reason}; use Picard, Anderson or Newton"
+        )
+    assert isinstance(problem, Affine)
+    return problem.resolvable()
 
 
 def pieces(m: int, n: int) -> list[slice]:

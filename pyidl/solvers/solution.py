@@ -1,4 +1,4 @@
-"""What a solve achieved, sample by sample, and what happens where it did not converge."""
+"""What a solve achieved, sample by sample, and what follows where it failed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Solution:
 
     Bookkeeping lives on the host, in NumPy.
 
-    Attributes
+    Parameters
     ----------
     value : array, shape (m, ...)
         The returned point x: converged, or the best one seen, for each sample.
@@ -73,6 +73,16 @@ class Solution:
     trace : numpy.ndarray, shape (steps, m), or None
         The residual of every step, if asked for; NaN once a sample has left. After a
         fallback, that of the first solver.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> model = pyidl.ImplicitModel(3, 2, 20, forward=pyidl.solvers.Picard(), rng=0)
+    >>> solution = model.equilibrium(np.ones((4, 3)))
+    >>> solution
+    Solution of 4 samples by Picard: 4 CONVERGED; ...
+    >>> solution.value.shape, bool((solution.residual <= solution.tolerance).all())
+    ((4, 20), True)
     """
 
     value: Array
@@ -105,7 +115,7 @@ class Solution:
         )
 
     def merged(self, other: Solution, rows: np.ndarray, xp: Namespace) -> Solution:
-        """Return this solution, with the samples `rows` of `other` where that came closer."""
+        """The solution with the samples `rows` of `other` where that came closer."""
         m = len(self.status)
         index = np.arange(m)
         before = self.residual[rows]
@@ -141,9 +151,7 @@ def settle(
     adjoint: bool,
     certificate: Callable[[], object] | None = None,
 ) -> Solution:
-    """Return `solution` if all samples converged.
-
-    Else raise, warn or pass, as `on_fail` says.
+    """Return `solution`; where samples failed, raise, warn or pass, as `on_fail` says.
 
     Raises
     ------
@@ -157,15 +165,8 @@ def settle(
     failed = ~solution.converged
     values, counts = np.unique(solution.status[failed], return_counts=True)
     status = Status(int(values[np.argmax(counts)]))
-    worst = int(
-        np.argmax(
-            np.where(
-                failed,
-                solution.residual / np.maximum(solution.tolerance, np.finfo(np.float64).tiny),
-                -1.0,
-            )
-        )
-    )
+    excess = solution.residual / np.maximum(solution.tolerance, np.finfo(np.float64).tiny)
+    worst = int(np.argmax(np.where(failed, excess, -1.0)))
     message = (
         f"the {'adjoint' if adjoint else 'forward'} solve of {int(failed.sum())} of {len(failed)} "
         f"samples ended {status.name} after {int(solution.n_iter[worst])} steps of "
@@ -176,10 +177,8 @@ def settle(
         message += f"The model is {certificate()!r}. "
     message += f"Cure: {CURE[status]}."
     if on_fail == "raise":
-        raise (GradientConvergenceError if adjoint else ConvergenceError)(
-            message, solution.converged
-        )
-    warnings.warn(
-        message, GradientConvergenceWarning if adjoint else ConvergenceWarning, stacklevel=4
-    )
+        error = GradientConvergenceError if adjoint else ConvergenceError
+        raise error(message, solution.converged)
+    warning = GradientConvergenceWarning if adjoint else ConvergenceWarning
+    warnings.warn(message, warning, stacklevel=4)
     return solution

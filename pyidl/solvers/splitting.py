@@ -7,7 +7,8 @@ iterate over u, of which x is the proximal map of alpha f: ``x = phi(y)`` with `
 alpha) phi(y) + alpha y = u``.
 
     forward-backward     u <- x - alpha F x = (1 - alpha) x + alpha (A x + z)
-    Peaceman-Rachford    r = 2 x - u,   s = (I + alpha (I - A))^{-1} (r + alpha z),   u <- 2 s - r
+    Peaceman-Rachford    r = 2 x - u,   s = (I + alpha (I - A))^{-1} (r + alpha z),
+                         u <- 2 s - r
 
 In either, u follows from x, or from r, by one product and one sum: again a loop of one
 product, one sum, one componentwise pass.
@@ -17,15 +18,13 @@ is exactly one solution. In the Euclidean norm forward-backward contracts by ``s
 2 alpha m + alpha^2 L^2)``, below 1 for ``alpha < 2 m / L^2`` and least, ``sqrt(1 - (m /
 L)^2)``, for ``alpha = m / L^2``; Peaceman-Rachford contracts by ``sqrt(1 - 4 alpha m /
 (1 + alpha L)^2)`` for every alpha > 0. *Proof.* For the difference d of two points,
-with F linear, ``<d, F d> >= m |d|^2`` and ``|F d| <= L
-|d|``. Proximal maps do not expand, so the first factor is that of ``d - alpha F d``: its square is
-``|d|^2 - 2 alpha <d, F d> + alpha^2 |F d|^2``. A proximal map P is even firmly
-nonexpansive, so 2 P
-- 1 does not expand; and where d is the difference of two s, that of r is ``e = d +
-  alpha F d``, and
-``|2 d - e|^2 = |d - alpha F d|^2 = |e|^2 - 4 alpha <d, F d>``, with ``<d, F d> >= m
-|d|^2 >= m
-|e|^2 / (1 + alpha L)^2``. A fixed point of either is a solution: there ``y = A x + z``.
+with F linear, ``<d, F d> >= m |d|^2`` and ``|F d| <= L |d|``. Proximal maps do not
+expand, so the first factor is that of ``d - alpha F d``: its square is ``|d|^2 - 2
+alpha <d, F d> + alpha^2 |F d|^2``. A proximal map P is even firmly nonexpansive, so ``2
+P - 1`` does not expand. Where d is the difference of two s, that of r is ``e = d +
+alpha F d``, and ``|2 d - e|^2 = |d - alpha F d|^2 = |e|^2 - 4 alpha <d, F d>``, with
+``<d, F d> >= m |d|^2 >= m |e|^2 / (1 + alpha L)^2``. A fixed point of either is a
+solution: there ``y = A x + z``.
 
 The adjoint ``v = S * (A^T v + g)`` has the same form with multiplication by the slopes
 in place of phi, and the same m and L.
@@ -54,8 +53,8 @@ from pyidl.matrices.base import Matrix
 from pyidl.matrices.full import Full
 from pyidl.solvers.base import Iterative
 from pyidl.solvers.image import Image, Phi, Times
-from pyidl.solvers.loop import PATIENCE, iterate
-from pyidl.solvers.problem import Affine, Problem, Rewritten
+from pyidl.solvers.loop import PATIENCE
+from pyidl.solvers.problem import Affine, Problem, Rewritten, Start, admitted
 from pyidl.solvers.solution import Solution
 from pyidl.typing import Array
 
@@ -75,9 +74,9 @@ CURVED = 30.0
 
 @dataclass(frozen=True)
 class Resolvent(Image):
-    """``x = phi(y)``, ``(1 - alpha) phi(y) + alpha y = u``.
+    """``x = phi(y)`` with ``(1 - alpha) phi(y) + alpha y = u``.
 
-    Or ``2 x - u`` where `reflect`.
+    The image is x, or ``2 x - u`` if `reflect`.
     """
 
     phi: Phi
@@ -96,7 +95,7 @@ class Resolvent(Image):
         return x
 
     def entrywise(self) -> tuple[Any, ...]:
-        """The same, where its parts are fused."""
+        """The proximal map, where its parts are fused."""
         (phi,), resolvent = self.phi.entrywise(), self.phi.activation.resolvent
         if phi is None or not (self.alpha == 1 or isinstance(resolvent, fused)):
             return (None,)
@@ -147,10 +146,7 @@ def _proximal_map(phi: fused, resolvent: fused | None, reflect: bool) -> fused:
 
 
 def cannot_split(problem: Problem, alpha: float) -> str:
-    """Why an operator splitting with this step does not apply, in words.
-
-    "" if it does.
-    """
+    """Why an operator splitting with this step does not apply; "" if it does."""
     if problem.lacking:
         return f"it needs the matrix A and a componentwise phi, and {problem.lacking}"
     assert isinstance(problem, Affine)
@@ -179,10 +175,7 @@ def cannot_split(problem: Problem, alpha: float) -> str:
 
 
 def is_monotone(matrix: Matrix) -> bool:
-    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor.
-
-    N^3 / 3 flops, on the host.
-    """
+    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor; on the host."""
     A = to_numpy(matrix.dense()).astype(np.float64)
     try:
         np.linalg.cholesky(np.eye(len(A)) - 0.5 * (A + A.T))
@@ -192,12 +185,12 @@ def is_monotone(matrix: Matrix) -> bool:
 
 
 def best_alpha(problem: Affine) -> float:
-    """``1 / |I - A|_2``, at which the rate of Peaceman and Rachford has its best bound, or 1.
+    """The alpha at which the rate of Peaceman and Rachford has its best bound, or 1.
 
-    It is 1 where |I - A| is smaller, and where phi has no proximal map of another alpha
-    f. Where that map is an iteration of its own, as for tanh, a step with it takes 8
-    times as long (measured): up to |I - A| = `CURVED` the bound says that 1 needs no
-    more than 8 times the steps.
+    That is ``1 / |I - A|_2``. It is 1 where |I - A| is smaller, and where phi has no
+    proximal map of another alpha f. Where that map is an iteration of its own, as for
+    tanh, a step with it takes 8 times as long (measured): up to |I - A| = `CURVED` the
+    bound says that 1 needs no more than 8 times the steps.
     """
     if cannot_split(problem, 0.5):
         return 1.0
@@ -215,16 +208,6 @@ def best_alpha(problem: Affine) -> float:
     return 1.0 / max(1.0, math.sqrt(square)) if elementary or square > CURVED**2 else 1.0
 
 
-def _admit(problem: Problem, alpha: float, name: str) -> Affine:
-    reason = cannot_split(problem, alpha)
-    if reason:
-        raise InputError(
-            f"{name} cannot solve this problem: {reason}; use Picard, Anderson or Newton"
-        )
-    assert isinstance(problem, Affine)
-    return problem.resolvable()
-
-
 def reflected(problem: Problem, alpha: float) -> Proximal:
     """The iteration of Peaceman and Rachford: ``u = (2 V - I) r + 2 alpha V z``.
 
@@ -236,9 +219,9 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
     InputError
         If it does not apply, or there is no V.
     """
-    problem = _admit(problem, alpha, "PeacemanRachford")
+    original = admitted(problem, "PeacemanRachford", cannot_split(problem, alpha))
     xp, dtype = problem.xp, problem.like.dtype
-    A = astype(xp, problem.matrix.dense(), "float64")
+    A = astype(xp, original.matrix.dense(), "float64")
     eye = xp.eye(A.shape[0], dtype=xp.float64)
     try:
         V = xp.linalg.inv((1.0 + alpha) * eye - alpha * A)
@@ -251,8 +234,8 @@ def reflected(problem: Problem, alpha: float) -> Proximal:
             "singular, which it is not where A is monotone; project the parameters, use another "
             "alpha, or Newton"
         )
-    offset = problem.offset @ astype(xp, 2.0 * alpha * V, dtype).T
-    return Proximal(problem, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
+    offset = original.offset @ astype(xp, 2.0 * alpha * V, dtype).T
+    return Proximal(original, astype(xp, 2.0 * V - eye, dtype), offset, alpha, reflect=True)
 
 
 def _step(alpha: Any) -> float:
@@ -264,9 +247,7 @@ def _step(alpha: Any) -> float:
 
 @dataclass(frozen=True)
 class ForwardBackward(Iterative):
-    """``x <- prox((1 - alpha) x + alpha (A x + z))``.
-
-    Products with A, many steps where L is large.
+    """``x <- prox((1 - alpha) x + alpha (A x + z))``: products with A, many steps.
 
     A factored A is multiplied out. In float32 a small alpha limits what can be reached:
     u is rounded, and the residual at x is at least that rounding divided by alpha.
@@ -302,20 +283,19 @@ class ForwardBackward(Iterative):
         if self.alpha is not None:
             object.__setattr__(self, "alpha", _step(self.alpha))
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate from x0, or from 0."""
         alpha, patience = self.alpha, PATIENCE
-        admitted = _admit(problem, alpha or 1.0, "ForwardBackward")  # before anything is computed
-        A = admitted.matrix.dense()
+        name, reason = "ForwardBackward", cannot_split(problem, alpha or 1.0)
+        original = admitted(problem, name, reason)  # before anything is computed
+        A = original.matrix.dense()
         if alpha is None:
             alpha, patience = _best_step(to_numpy(A))
-            admitted = _admit(problem, alpha, "ForwardBackward")
-        M = alpha * A + (1.0 - alpha) * admitted.xp.eye(A.shape[0], dtype=A.dtype)
-        target = Proximal(admitted, M, alpha * admitted.offset, alpha, reflect=False)
-        limits, method = (self.tol, self.max_iter), f"ForwardBackward(alpha={alpha:.3g})"
-        return target.restore(iterate(target, x0, None, *limits, method, trace, patience))
+            admitted(problem, name, cannot_split(problem, alpha))
+        M = alpha * A + (1.0 - alpha) * original.xp.eye(A.shape[0], dtype=A.dtype)
+        target = Proximal(original, M, alpha * original.offset, alpha, reflect=False)
+        method = f"{name}(alpha={alpha:.3g})"
+        return target.restore(self._iterate(target, x0, trace, method, patience=patience))
 
 
 def _best_step(A: np.ndarray) -> tuple[float, int]:
@@ -337,11 +317,9 @@ def _best_step(A: np.ndarray) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class PeacemanRachford(Iterative):
-    """Few steps where A is monotone, also where it is large.
+    """Few steps where A is monotone, also where it is large; one inverse a solve.
 
-    One inverse a solve, ``2 n^3`` flops.
-
-    A factored A is multiplied out.
+    The inverse takes ``2 n^3`` flops. A factored A is multiplied out.
 
     Parameters
     ----------
@@ -371,10 +349,7 @@ class PeacemanRachford(Iterative):
         super().__post_init__()
         object.__setattr__(self, "alpha", _step(self.alpha))
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Iterate from x0, or from r = 0."""
-        target, limits = reflected(problem, self.alpha), (self.tol, self.max_iter)
-        method = f"PeacemanRachford(alpha={self.alpha:.3g})"
-        return target.restore(iterate(target, x0, None, *limits, method, trace))
+        target, method = reflected(problem, self.alpha), f"PeacemanRachford(alpha={self.alpha:.3g})"
+        return target.restore(self._iterate(target, x0, trace, method))

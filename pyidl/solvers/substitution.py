@@ -1,8 +1,9 @@
 r"""Block substitution: solve a block triangular equation block by block.
 
-With the groups of A's pattern in topological order (`pyidl.matrices.pattern`),
+With the groups of A's pattern in topological order (`pyidl.matrices.pattern`), one i
+after the other,
 
-    x_i = phi(A_ii x_i + (sum over earlier j of A_ij x_j) + z_i),    one i after the other.
+    x_i = phi(A_ii x_i + (sum over earlier j of A_ij x_j) + z_i).
 
 A group without cycles is solved by that one line if A_ii = 0, and by k applications of
 it if it joins k layers, as those of a very deep net are (A_ii^k = 0); for the others an
@@ -29,9 +30,8 @@ from pyidl.solvers.base import Solver
 from pyidl.solvers.cost import ORDINARY, Costs
 from pyidl.solvers.loop import resolve_tol
 from pyidl.solvers.picard import Picard
-from pyidl.solvers.problem import Affine, Problem
+from pyidl.solvers.problem import Affine, Problem, Start
 from pyidl.solvers.solution import Solution, Status
-from pyidl.typing import Array
 
 __all__ = ["Substitution", "worthwhile"]
 
@@ -45,34 +45,43 @@ def worthwhile(problem: Problem, costs: Costs, dtype: str) -> bool:
     Without cycles plain steps are exact after as many as there are layers; a group with
     cycles is taken to need as many as an ordinary solve.
     """
-    if problem.lacking or not isinstance(problem, Affine):
-        return False
-    if not isinstance(problem.matrix, Tiled):
+    if problem.lacking or not (isinstance(problem, Affine) and isinstance(problem.matrix, Tiled)):
         return False
     groups, m = problem.matrix.row_groups, problem.like.shape[0]
+    books = GROUP * len(groups.sizes)
     if not any(groups.cyclic):
         depth = sum(groups.layers) or len(groups.sizes)
-        return GROUP * len(groups.sizes) < costs.plain(depth) + costs.measure
-    spent = GROUP * len(groups.sizes)
-    for size, cyclic in zip(groups.sizes, groups.cyclic, strict=True):
-        spent += Costs.of(m, size, dtype, costs.stride).plain(ORDINARY) if cyclic else 0.0
-    return spent < 0.8 * costs.plain(ORDINARY)
+        return books < costs.plain(depth) + costs.measure
+    cycles = (size for size, cyclic in zip(groups.sizes, groups.cyclic, strict=True) if cyclic)
+    inside = (Costs.of(m, size, dtype, costs.stride).plain(ORDINARY) for size in cycles)
+    return sum(inside, books) < 0.8 * costs.plain(ORDINARY)
 
 
 @dataclass(frozen=True)
 class Substitution(Solver):
-    """Solve group by group.
+    """Solve group by group, where A is block triangular.
 
-    A is block triangular, as `ImplicitModel` finds it or a pattern says.
-
-    The residual of a group without cycles is zero by construction, up to the rounding
-    of its product; that of a sample is the largest of its groups', its number of steps
-    the largest too.
+    `ImplicitModel` finds such groups, or a pattern says them. The residual of a group
+    without cycles is zero by construction, up to the rounding of its product; that of a
+    sample is the largest of its groups', its number of steps the largest too.
 
     Parameters
     ----------
     inner : Solver
         For groups with cycles.
+
+    Raises
+    ------
+    InputError
+        If `inner` is no solver; in a call, if A is not block triangular, or not known.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> model = pyidl.ImplicitModel(1, 1, 2, forward=Substitution(), rng=0)
+    >>> model.params = {**model.params, "A": np.array([[0.0, 3.0], [0.0, 0.0]])}
+    >>> model.equilibrium(np.ones((1, 1))).method
+    'Substitution(2 groups, 0 with cycles)'
     """
 
     inner: Solver = Picard()  # noqa: RUF009 (frozen)
@@ -80,9 +89,7 @@ class Substitution(Solver):
     def __post_init__(self) -> None:
         expect("inner", self.inner, Solver, "use one of pyidl.solvers, such as Picard()")
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Substitute; x0 is of use to groups with cycles only.
 
         A trace has one row, the last.
@@ -92,47 +99,45 @@ class Substitution(Solver):
                 "Substitution needs a block triangular A and a componentwise phi, and "
                 f"{problem.lacking}; use Picard or Anderson"
             )
-        if not isinstance(problem.matrix, Tiled):
+        matrix = problem.matrix
+        if not isinstance(matrix, Tiled):
             raise InputError(
                 "Substitution needs a block triangular A, and this one is not; give the model a "
                 "pattern, or use Picard, Jacobi or Anderson"
             )
-        xp, matrix, groups = problem.xp, problem.matrix, problem.matrix.row_groups
-        m, count = problem.like.shape[0], len(groups.members)
-        xs: dict[int, Any] = {}
-        ys: dict[int, Any] = {}
-        status, n_iter, residual = np.zeros(m, int), np.ones(m, int), np.zeros(m)
-        tolerance = np.zeros(m)
-        forwards = all(j <= i for i, j in matrix.tiles)
+        groups, m, count = matrix.row_groups, problem.like.shape[0], len(matrix.row_groups.members)
+        order = range(count) if all(j <= i for i, j in matrix.tiles) else range(count - 1, -1, -1)
+        y: dict[int, Any] = {}  # of every group that has been solved,
+        x: dict[int, Any] = {}  # and its image
+        status, n_iter = np.zeros(m, int), np.ones(m, int)
+        residual, tolerance = np.zeros(m), np.zeros(m)
         with np.errstate(over="ignore", invalid="ignore"):
-            for i in range(count) if forwards else range(count - 1, -1, -1):
-                total, offset = matrix.product(i, xs), groups.piece(problem.offset, i)
+            for i in order:
+                total, offset = matrix.product(i, x), groups.piece(problem.offset, i)
                 total = offset if total is None else total + offset
                 block = matrix.tiles.get((i, i))
                 if block is None or not groups.cyclic[i]:
-                    part = problem.part(matrix, total, groups, i)
                     layers = groups.layers[i] if block is not None and groups.layers else 1
-                    ys[i], xs[i] = total, part.image(total)
+                    part = problem.part(matrix if block is None else block, total, groups, i)
+                    y[i], x[i] = total, part.image(total)
                     for _ in range(layers - 1):
-                        ys[i] = block.rows(xs[i]) + total  # type: ignore[union-attr]
-                        xs[i] = part.image(ys[i])
+                        y[i], x[i] = part.step(x[i])
                     continue
                 start = None if x0 is None else groups.piece(x0, i)
                 inside = self.inner(problem.part(block, total, groups, i), start)
-                ys[i], xs[i] = inside.pre, inside.value
-                status, n_iter = (
-                    np.maximum(a, b) for a, b in ((status, inside.status), (n_iter, inside.n_iter))
-                )
+                y[i], x[i] = inside.pre, inside.value
+                status = np.maximum(status, inside.status)
+                n_iter = np.maximum(n_iter, inside.n_iter)
                 tolerance = np.where(inside.residual > residual, inside.tolerance, tolerance)
                 residual = np.maximum(residual, inside.residual)
-            y, x = (groups.join([a[i] for i in range(count)]) for a in (ys, xs))
-            size = to_numpy(max_abs(xp, x)).astype(np.float64)
-        asked = problem.tolerance(size, resolve_tol(None, problem.like, xp))
+            pre, value = (groups.join([of[i] for i in range(count)]) for of in (y, x))
+            size = to_numpy(max_abs(problem.xp, value)).astype(np.float64)
+        asked = problem.tolerance(size, resolve_tol(None, problem.like, problem.xp))
         tolerance = np.where(residual > 0, tolerance, asked)
         status[~np.isfinite(size)] = Status.NONFINITE
         method = f"Substitution({count} groups, {sum(groups.cyclic)} with cycles)"
-        trace_row = residual[None, :] if trace else None
-        return Solution(x, y, status, n_iter, residual, tolerance, method, trace_row)
+        last = residual[None, :] if trace else None
+        return Solution(value, pre, status, n_iter, residual, tolerance, method, last)
 
     def at(self, tol: float | None) -> Self:
         """The inner solver with another tolerance."""

@@ -19,10 +19,9 @@ from typing import Self
 import numpy as np
 
 from pyidl.errors import InputError, is_real, is_whole
-from pyidl.solvers.base import Solver
-from pyidl.solvers.problem import Problem
+from pyidl.solvers.base import Solver, right_side
+from pyidl.solvers.problem import Problem, Start
 from pyidl.solvers.solution import Solution, Status
-from pyidl.typing import Array
 
 __all__ = ["JacobianFree", "Neumann", "Phantom"]
 
@@ -42,18 +41,30 @@ class Phantom(Solver):
     tau : float
         0 < tau <= 1.
 
+    Raises
+    ------
+    InputError
+        If one of them is out of range; in a call, if the problem is a forward one.
+
     Notes
     -----
     Geng, Zhang, Bai, Wang, Lin, "On training implicit models", NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> model = pyidl.ImplicitModel(3, 2, 20, adjoint=Phantom(steps=8), rng=0)
+    >>> Y, pull = model(np.ones((4, 3)))
+    >>> pull(np.ones((4, 2)))[1]["A"].shape
+    (20, 20)
     """
 
     steps: int = 5
     tau: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (
-            is_whole(self.steps) and self.steps >= 1 and is_real(self.tau) and 0 < self.tau <= 1
-        ):
+        known = is_whole(self.steps) and is_real(self.tau)
+        if not (known and self.steps >= 1 and 0 < self.tau <= 1):
             raise InputError(
                 f"steps is {self.steps!r} and tau is {self.tau!r}; use an integer, at least 1, "
                 "and 0 < tau <= 1"
@@ -61,14 +72,9 @@ class Phantom(Solver):
         # One of NumPy's would make float64 of float32.
         object.__setattr__(self, "tau", float(self.tau))
 
-    def __call__(
-        self, problem: Problem, x0: Array | None = None, *, trace: bool = False
-    ) -> Solution:
+    def __call__(self, problem: Problem, x0: Start = None, *, trace: bool = False) -> Solution:
         """Take the steps, from 0: what the bound is for. x0 is not used."""
-        if problem.reference is None:
-            raise InputError(
-                f"{self!r} is a truncated adjoint; the forward equation is solved, as by Picard"
-            )
+        right_side(problem, f"{self!r}, a truncated adjoint,")
         tau, traces = self.tau, []
         y, h = problem.start()
         y, v = tau * y, tau * h
@@ -80,22 +86,13 @@ class Phantom(Solver):
             v = problem.image(y)
             y_image = problem.pre(v)
         residual, _ = problem.measure(v, y_image, problem.image(y_image))
-        m = len(residual)
         status = np.where(np.isfinite(residual), Status.CONVERGED, Status.NONFINITE)
+        taken, allowed = np.full(len(residual), self.steps), np.full(len(residual), np.inf)
         kept = np.stack([*traces, residual]) if trace else None
-        return Solution(
-            v,
-            y,
-            status,
-            np.full(m, self.steps),
-            residual,
-            np.full(m, np.inf),
-            f"{self!r}, biased",
-            kept,
-        )
+        return Solution(v, y, status, taken, residual, allowed, f"{self!r}, biased", kept)
 
     def at(self, tol: float | None) -> Self:
-        """Itself: no tolerance controls it."""
+        """The solver itself, which no tolerance controls."""
         return self
 
 
@@ -104,6 +101,16 @@ class Neumann(Phantom):
     """The first k terms of ``v = h + J^T h + (J^T)^2 h + ...``: `Phantom` with tau = 1.
 
     Biased: relative error up to ``rho^steps``.
+
+    Parameters
+    ----------
+    steps : int
+        k.
+
+    Examples
+    --------
+    >>> Neumann(steps=3)
+    Neumann(steps=3)
     """
 
     tau: float = field(default=1.0, init=False)
@@ -114,9 +121,7 @@ class Neumann(Phantom):
 
 @dataclass(frozen=True)
 class JacobianFree(Phantom):
-    """``v = h``: the loop is left out of the gradient altogether.
-
-    `Neumann` with one term.
+    """``v = h``: the loop is left out of the gradient; `Neumann` with one term.
 
     Biased: relative error up to rho, so with kappa = 0.99 there may be nothing right in
     it.
@@ -125,6 +130,11 @@ class JacobianFree(Phantom):
     -----
     Fung, Heaton, Li, McKenzie, Osher, Yin, "JFB: Jacobian-free backpropagation for
     implicit networks", AAAI 2022.
+
+    Examples
+    --------
+    >>> JacobianFree()
+    JacobianFree()
     """
 
     steps: int = field(default=1, init=False)

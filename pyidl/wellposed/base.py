@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ __all__ = [
     "lipschitz_rows",
     "lowered",
     "needs_slopes",
+    "rowwise",
     "size_of",
     "unknown_lipschitz",
     "unproven",
@@ -36,12 +37,50 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+
 SMALLEST = 1e-150
-"""Of weights: what underflows in a product with one of them is nothing beside the roundings of the sum of the others."""
+"""Of weights.
+
+What underflows in a product with one of them is nothing beside the roundings of the sum
+of the others.
+"""
 
 
 class Constraint(ABC):
-    """A set of parameters; subclasses are frozen dataclasses."""
+    """A set of parameters in which well-posedness is certain.
+
+    Subclasses are frozen dataclasses and give `project`, `contains` and `certificate`.
+    What is projected is feasible as it is rounded, and projecting twice changes
+    nothing.
+
+    Examples
+    --------
+    ``|A_ij| <= kappa / n``, a set inside the ball of `InfNorm`:
+
+    >>> from dataclasses import dataclass
+    >>> from pyidl.wellposed import InfNorm
+    >>> @dataclass(frozen=True)
+    ... class Entries(Constraint):
+    ...     kappa: float = 0.9
+    ...
+    ...     def project(self, params, activation):
+    ...         A = params["A"]
+    ...         most = self.kappa / len(A)
+    ...         return {**params, "A": np.clip(A, -most, most)}
+    ...
+    ...     def contains(self, params, activation):
+    ...         A = params["A"]
+    ...         return bool(np.all(np.abs(A) <= self.kappa / len(A)))
+    ...
+    ...     def certificate(self, params, activation):
+    ...         return InfNorm(self.kappa).certificate(params, activation)
+    >>> import pyidl
+    >>> model = pyidl.ImplicitModel(3, 2, 10, constraint=Entries(), rng=0)
+    >>> model.params = model.project(model.params)
+    >>> model.constraint.contains(model.params, model.activation)
+    True
+    """
 
     contracts: ClassVar[bool] = True
     """Whether the plain iteration contracts in the whole set."""
@@ -49,17 +88,25 @@ class Constraint(ABC):
     """Whether `project` leaves zeros of A zeros, as a pattern needs it."""
 
     def refusal(self, activation: Activation) -> str:
-        """Why the condition says nothing for this activation, in words.
-
-        "" where it does.
-        """
+        """Why the condition says nothing for this activation; "" where it does."""
         return ""
 
     @abstractmethod
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return feasible parameters.
+        """Feasible parameters near the given ones.
 
-        The nearest ones where the set is convex, those given where they are feasible.
+        Parameters
+        ----------
+        params : mapping
+            By name: A, or the factors L and R, and others that are not looked at.
+        activation : Activation
+            phi.
+
+        Returns
+        -------
+        dict
+            The nearest ones where the set is convex, those given where they are
+            feasible.
         """
 
     @abstractmethod
@@ -71,6 +118,11 @@ class Constraint(ABC):
         """What is proven for these parameters, inside the set or not.
 
         The radius of the set plays no part in it.
+
+        Returns
+        -------
+        Certificate
+            One that says why not, where nothing is proven.
         """
 
 
@@ -83,7 +135,7 @@ def unproven(reason: str) -> Certificate:
 
 
 def unknown_lipschitz(activation: Activation) -> Certificate:
-    """The same, for an activation of which too little is known."""
+    """A certificate that says that too little is known of the activation."""
     return unproven(f"the Lipschitz constant of the activation {activation.name!r} is not known")
 
 
@@ -91,13 +143,19 @@ def size_of(params: Params) -> int:
     """The number n of components of the state."""
     if not (isinstance(params, Mapping) and ("A" in params or "L" in params)):
         raise InputError(
-            f"params is {params!r}; a mapping with the array A, or L and R, is needed, such as model.params"
+            f"params is {params!r}; a mapping with the array A, or L and R, is needed, such as "
+            "model.params"
         )
-    return int(params["A" if "A" in params else "L"].shape[0])
+    return int(rowwise(params).shape[0])
+
+
+def rowwise(params: Params) -> Array:
+    """A, or its factor L: the array that has a row for every component of the state."""
+    return params["A" if "A" in params else "L"]
 
 
 def check_activation(activation: Any) -> None:
-    """Refuse what is none."""
+    """Refuse what is no activation."""
     expect("activation", activation, Activation, "use one of pyidl.activations")
 
 
@@ -108,10 +166,7 @@ def known_lipschitz(activation: Activation, n: int) -> list[float] | None:
 
 
 def lipschitz_rows(activation: Activation, n: int) -> np.ndarray:
-    """L_i for every component.
-
-    With an unknown L nothing can be certified, and L = 1 is taken.
-    """
+    """L_i for every component; 1 where it is unknown and nothing can be certified."""
     return np.asarray(known_lipschitz(activation, n) or [1.0] * n, dtype=np.float64)
 
 
@@ -119,11 +174,20 @@ def needs_slopes(activation: Activation) -> str:
     """Why a condition that needs slopes in [0, L] says nothing, or ""."""
     check_activation(activation)
     if any(stop - start > 1 for start, stop in activation.vector_blocks(2)):
-        return "it acts on several components together, and the condition needs an activation of single components"
+        return (
+            "it acts on several components together, and the condition needs an activation of "
+            "single components"
+        )
     if activation.slope_range is None:
-        return "its slopes are not known, and the condition needs them to lie in [0, L]; give the activation a slope_range"
+        return (
+            "its slopes are not known, and the condition needs them to lie in [0, L]; give the "
+            "activation a slope_range"
+        )
     if activation.slope_range[0] < 0:
-        return f"its slopes reach {activation.slope_range[0]:.4g}, and the condition needs them to lie in [0, L]"
+        return (
+            f"its slopes reach {activation.slope_range[0]:.4g}, and the condition needs them to "
+            "lie in [0, L]"
+        )
     return ""
 
 
@@ -135,15 +199,16 @@ def check_kappa(kappa: Any, name: str = "kappa") -> float:
 
 
 def check_weights(weights: Any) -> tuple[float, ...] | None:
-    """Positive weights as a tuple, which is read-only, can be compared and hashed, and written to a file."""
+    """Positive weights as a tuple, which can be compared, hashed and written."""
     if weights is None:
         return None
     eta: Any = as_real(weights, name="weights", xp=np, dtype="float64")
     if eta.ndim != 1 or not len(eta) or not np.all((eta >= SMALLEST) & (eta <= 1.0 / SMALLEST)):
         least, most = (eta.min(), eta.max()) if eta.size else (None, None)
         raise InputError(
-            f"weights has shape {eta.shape} and entries between {least} and {most}; use n positive numbers, in a unit in which they lie "
-            f"between {SMALLEST} and {1.0 / SMALLEST}: only their ratios matter"
+            f"weights has shape {eta.shape} and entries between {least} and {most}; use n positive "
+            f"numbers, in a unit in which they lie between {SMALLEST} and {1.0 / SMALLEST}: only "
+            "their ratios matter"
         )
     return tuple(float(w) for w in eta)
 
@@ -159,8 +224,8 @@ def weights_for(weights: tuple[float, ...] | None, n: int) -> np.ndarray | None:
     return np.asarray(weights)
 
 
-def lowered(candidate: Callable[[float], Any], inside: Callable[[Any], bool], first: float) -> Any:
-    """``candidate(1 - t)`` for the first t of ``first, 4 first, 16 first, ..., 1`` that rounding leaves inside.
+def lowered(candidate: Callable[[float], T], inside: Callable[[T], bool], first: float) -> T:
+    """``candidate(1 - t)`` for the least t of ``first, 4 first, ...`` that is inside.
 
     A result that is scaled onto the boundary may be rounded out of it; by how much is
     measured, not estimated.

@@ -1,8 +1,6 @@
-r"""Partly feed-forward.
+r"""Partly feed-forward: A is block upper triangular, with conditions on the diagonal.
 
-A block upper triangular, with a condition of its own for every block on the diagonal.
-
-    x_I = phi(A_II x_I + (sum over J > I of A_IJ x_J) + z_I),    I from the last block to the first.
+    x_I = phi(A_II x_I + (sum over J > I of A_IJ x_J) + z_I),    I from last to first.
 
 Each is an equation for x_I alone once the later blocks are known. If every diagonal
 block is well-posed, so is A; what lies above the diagonal blocks may be of any size.
@@ -23,8 +21,8 @@ section 2.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -95,20 +93,19 @@ class BlockTriangular(Constraint):
 
     def _pieces(self) -> list[slice]:
         ends = np.cumsum([0, *self.blocks])
-        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
     def _parts(self, activation: Activation) -> list[Activation]:
-        return (
-            [activation]
-            if len(self.blocks) == 1
-            else [activation.columns(piece) for piece in self._pieces()]
-        )
+        if len(self.blocks) == 1:
+            return [activation]
+        return [activation.columns(piece) for piece in self._pieces()]
 
     def _matrix(self, params: Params) -> Array:
         A = full_matrix(params, "BlockTriangular")
         if sum(self.blocks) != A.shape[0]:
             raise InputError(
-                f"the blocks {self.blocks} have {sum(self.blocks)} components together, the state has {A.shape[0]}"
+                f"the blocks {self.blocks} have {sum(self.blocks)} components together, the state "
+                f"has {A.shape[0]}"
             )
         return A
 
@@ -120,7 +117,7 @@ class BlockTriangular(Constraint):
         )
 
     def refusal(self, activation: Activation) -> str:
-        """What the inner condition refuses in one of the blocks, or a block that cuts an activation of several components."""
+        """What the inner set refuses in a block, or a block that cuts a vector."""
         try:
             refusals = [self.inner.refusal(part) for part in self._parts(activation)]
         except (InputError, IndexError) as error:
@@ -167,57 +164,46 @@ class BlockTriangular(Constraint):
         for i, inside in enumerate(found):
             if not inside.proven:
                 return unproven(
-                    f"A is block triangular, but its diagonal block {i} is not certified: {inside.reason}"
+                    f"A is block triangular, but its diagonal block {i} is not certified: "
+                    f"{inside.reason}"
                 )
         worst = max(found, key=lambda c: c.contraction)
-        reason = f"A is block triangular with {len(found)} blocks, solved one after the other; the slowest: {worst.reason}"
-        norm, margin, comparison = self._error(to_numpy(A).astype(np.float64), activation, found)
-        inside_of = (
-            "Substitution" if worst.contraction == 0 else f"{worst.applies_to} within a block"
+        reason = (
+            f"A is block triangular with {len(found)} blocks, solved one after the other; the "
+            f"slowest: {worst.reason}"
         )
-        return Certificate(
-            True, worst.contraction, norm, inside_of, reason, margin=margin, comparison=comparison
-        )
+        norm, margin, M = self._error(to_numpy(A).astype(np.float64), activation, found)
+        by = "Substitution" if worst.contraction == 0 else f"{worst.applies_to} within a block"
+        return Certificate(True, worst.contraction, norm, by, reason, margin, M)
 
     def _error(
         self, A: np.ndarray, activation: Activation, found: list[Certificate]
     ) -> tuple[Norm, float, np.ndarray | None]:
-        """The norm and the margin of the whole, and its comparison matrix where all blocks have one."""
+        """The norm, the margin and, if all blocks have one, the comparison matrix."""
         if activation.row_lipschitz(len(A)) is None:
             return Norm(), 0.0, None
-        pieces = self._pieces()
-        coupling = lipschitz_rows(activation, len(A))[:, None] * np.abs(A)
+        pieces, lipschitz = self._pieces(), lipschitz_rows(activation, len(A))
         if all(c.comparison is not None or _plain(c) for c in found):
+            coupling = lipschitz[:, None] * np.abs(A)
             M = lower(-coupling)
             for piece, c in zip(pieces, found, strict=True):
-                M[piece, piece] = (
-                    lower(np.eye(piece.stop - piece.start) - coupling[piece, piece])
-                    if c.comparison is None
-                    else c.comparison
-                )
+                own = c.comparison
+                if own is None:
+                    own = lower(np.eye(piece.stop - piece.start) - coupling[piece, piece])
+                M[piece, piece] = own
             s, margin = positive_solution(M)
             return Norm(weights=s), margin, M
         if not all(c.norm.kind == "Euclidean" and c.norm.weights is None for c in found):
             return Norm(), 0.0, None  # no common norm: honestly nothing
-        lipschitz = lipschitz_rows(activation, len(A))
         M = np.diag([c.margin for c in found])
-        for i, rows in enumerate(pieces):
-            for j in range(i + 1, len(pieces)):
-                M[i, j] = (
-                    -float(np.max(lipschitz[rows]))
-                    * spectral_bound(A[rows, pieces[j]])
-                    * (1.0 + 4 * EPS)
-                )
+        for (i, rows), (j, columns) in itertools.combinations(enumerate(pieces), 2):
+            norm = spectral_bound(A[rows, columns])
+            M[i, j] = -float(np.max(lipschitz[rows])) * norm * (1.0 + 4 * EPS)
         s, margin = positive_solution(M)
-        return (
-            Norm(
-                "largest entry", np.repeat(s, self.blocks), tuple((p.start, p.stop) for p in pieces)
-            ),
-            margin,
-            None,
-        )
+        ends = tuple((p.start, p.stop) for p in pieces)
+        return Norm("largest entry", np.repeat(s, self.blocks), ends), margin, None
 
 
 def _plain(c: Certificate) -> bool:
-    """Whether a block is certified by its row sums alone, so that ``I - diag(L) |A|`` compares its entries."""
+    """Whether row sums certify a block: then ``I - diag(L) |A|`` compares entries."""
     return c.norm.kind == "largest entry" and not c.norm.blocks and c.applies_to == "Picard"

@@ -1,6 +1,4 @@
-"""What rounding may have changed in a matrix that is given by factors.
-
-Float64, on the host.
+"""What rounding may have changed in a matrix given by factors; float64, on the host.
 
 ``fl(L R^T)`` differs from L R^T by at most ``gamma |L| |R|^T``, entry by entry, gamma =
 (k + 2) eps. Bounds of norms and eigenvalues: `pyidl.wellposed.eigenvalues`.
@@ -21,10 +19,7 @@ LARGEST = 2000
 
 
 def entries(params: Params) -> tuple[np.ndarray, np.ndarray | float]:
-    """A itself and 0.
-
-    For factors, their product and what rounding may have changed in it.
-    """
+    """A itself and 0; of factors, their product and what rounding may have changed."""
     if "A" in params:
         return to_numpy(params["A"]).astype(np.float64), 0.0
     L, R = (to_numpy(params[key]).astype(np.float64) for key in "LR")
@@ -35,6 +30,5 @@ def entries(params: Params) -> tuple[np.ndarray, np.ndarray | float]:
 def absolute(params: Params) -> np.ndarray:
     """``|A|``, entry by entry, not too small."""
     A, error = entries(params)
-    return np.asarray(
-        np.abs(A) if isinstance(error, float) else (np.abs(A) + error) * (1.0 + 4 * EPS)
-    )
+    size = np.abs(A)
+    return np.asarray(size if isinstance(error, float) else (size + error) * (1.0 + 4 * EPS))

@@ -37,7 +37,10 @@ EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """``max_i |x_i| / w_i`` (kind "largest entry") or ``(sum_i (x_i / w_i)^2)^(1/2)`` ("Euclidean") of every sample.
+    """The norm of every sample in which something is stated.
+
+        largest entry   max_i |x_i| / w_i
+        Euclidean       (sum_i (x_i / w_i)^2)^(1/2)
 
     With blocks, an entry of the former is a whole block, measured by its Euclidean
     norm.
@@ -68,10 +71,8 @@ class Norm:
         rows = np.abs(rows if self.weights is None else rows / self.weights)
         for start, stop in self.blocks:
             rows[..., start:stop] = np.linalg.norm(rows[..., start:stop], axis=-1, keepdims=True)
-        size: np.ndarray = (
-            rows.max(axis=-1) if self.kind == "largest entry" else np.linalg.norm(rows, axis=-1)
-        )
-        return size
+        entry = self.kind == "largest entry"
+        return np.asarray(rows.max(axis=-1) if entry else np.linalg.norm(rows, axis=-1))
 
     def __str__(self) -> str:
         kind = "largest block" if self.blocks else self.kind
@@ -82,7 +83,10 @@ class Norm:
 class Certificate:
     """A statement about the equilibrium of a model, whatever its input.
 
-    Attributes
+    `Constraint.certificate` and `ImplicitModel.certificate` return one. It is shown as
+    a sentence.
+
+    Parameters
     ----------
     proven : bool
         Whether existence and uniqueness are proven for every input.
@@ -108,7 +112,8 @@ class Certificate:
 
     Examples
     --------
-    >>> c = Certificate(True, 0.5, Norm(), "Picard", "||A||_inf = 0.5, relu is 1-Lipschitz")
+    >>> reason = "||A||_inf = 0.5, relu is 1-Lipschitz"
+    >>> c = Certificate(True, 0.5, Norm(), "Picard", reason)
     >>> c.steps(1e-6, first=1.0), float(c.error(1e-6))
     (20, 2e-06)
     """
@@ -128,9 +133,24 @@ class Certificate:
             object.__setattr__(self, "margin", 1.0 - self.contraction if self.proven else 0.0)
 
     def steps(self, tol: float, first: float) -> int:
-        """Smallest k with ``constant contraction^k first <= tol``.
+        """Steps after which the residual is at most `tol`, if it is at first `first`.
 
-        The residual in `norm`, at the start `first`, is then at most `tol`.
+        The smallest k with ``constant contraction^k first <= tol``.
+
+        Parameters
+        ----------
+        tol, first : float
+            Residuals in `norm`.
+
+        Returns
+        -------
+        int
+            k.
+
+        Raises
+        ------
+        InputError
+            If a number is out of range, or none is proven.
         """
         if not (is_real(tol) and tol > 0 and is_real(first) and first >= 0):
             raise InputError(
@@ -142,22 +162,32 @@ class Certificate:
             raise InputError(f"no number of steps is proven: {self.reason}")
         if self.contraction == 1:
             raise InputError(
-                f"the factor of {self.applies_to} is proven to be below 1, but is 1 to the last digit: {self.reason}"
+                f"the factor of {self.applies_to} is proven to be below 1, but is 1 to the last "
+                f"digit: {self.reason}"
             )
-        return (
-            1
-            if self.contraction == 0
-            else math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
-        )
+        if self.contraction == 0:
+            return 1
+        return math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
 
     def error(self, residual: float | np.ndarray) -> float | np.ndarray:
-        """Bound on the distance to the fixed point from the residual at the returned point, both in `norm`; ``inf`` if unproven."""
-        return (
-            residual / self.margin if self.proven and self.margin > 0 else math.inf + 0.0 * residual
-        )
+        """Bound of the distance to the fixed point, ``residual / margin``.
+
+        Parameters
+        ----------
+        residual : float or numpy.ndarray
+            ``|f(x) - x|`` at the returned point, in `norm`.
+
+        Returns
+        -------
+        float or numpy.ndarray
+            In the same norm; ``inf`` if nothing is proven.
+        """
+        if self.proven and self.margin > 0:
+            return residual / self.margin
+        return math.inf + 0.0 * residual
 
     def entrywise(self, residual: Array) -> np.ndarray:
-        """Bounds of ``|x_i - x*_i|``, entry by entry, from the residual ``f(x) - x`` itself.
+        """Bounds of ``|x_i - x*_i|``, entry by entry, from the residual ``f(x) - x``.
 
         They are ``M^{-1} |f(x) - x|``, made a little larger until ``M e >= |f(x) - x|``
         holds with all roundings accounted for, and at most what the norm gives, which
@@ -175,55 +205,51 @@ class Certificate:
         """
         if not (is_array(residual) and residual.ndim == 2):
             raise InputError(
-                f"residual is {type(residual).__name__} {getattr(residual, 'shape', '')}; an array (m, n) is needed"
+                f"residual is {type(residual).__name__} {getattr(residual, 'shape', '')}; an array "
+                "(m, n) is needed"
             )
         r = np.abs(to_numpy(residual).astype(np.float64))
         if not self.proven:
             return np.full(r.shape, math.inf)
         # |x_i| <= w_i |x| in either kind of norm; a share more for the roundings of the
         # norm.
-        bound = np.asarray(self.error(self.norm(r)))[..., None] * (
-            1.0 + 4 * (r.shape[-1] + 4) * EPS
-        )
-        bound = np.broadcast_to(
-            bound if self.norm.weights is None else bound * self.norm.weights, r.shape
-        )
+        up = 1.0 + 4 * (r.shape[-1] + 4) * EPS
+        bound = np.asarray(self.error(self.norm(r)))[..., None] * up
+        if self.norm.weights is not None:
+            bound = bound * self.norm.weights
+        bound = np.broadcast_to(bound, r.shape)
         found = None if self.comparison is None else _solve_comparison(self.comparison, r)
         return np.array(bound) if found is None else np.fmin(found, bound)
 
     def __repr__(self) -> str:
-        text = self._sentence()
-        return "\n".join(
-            [
-                text,
-                *(
-                    "  " + ("" if other.proven else f"{other.applies_to}: ") + other._sentence()
-                    for other in self.others
-                ),
-            ]
-        )
+        lines = [self._sentence()]
+        for other in self.others:
+            name = "" if other.proven else f"{other.applies_to}: "
+            lines.append(f"  {name}{other._sentence()}")
+        return "\n".join(lines)
 
     def _sentence(self) -> str:
         if not self.proven:
             return f"not certified: {self.reason}"
-        error = (
-            f"; the error is at most {1.0 / self.margin:.4g} times the residual"
-            if self.margin > 0
-            else ""
-        )
+        error = steps = ""
+        if self.margin > 0:
+            error = f"; the error is at most {1.0 / self.margin:.4g} times the residual"
         if self.contraction == 0:
-            return f"certified: {self.reason}" + (
-                f"{error}, in the norm '{self.norm}'" if self.comparison is not None else ""
-            )
-        steps = f", by 1e-6 in {self.steps(1e-6, 1.0)} steps" if self.contraction < 1 else ""
+            known = f"{error}, in the norm '{self.norm}'" if self.comparison is not None else ""
+            return f"certified: {self.reason}{known}"
+        if self.contraction < 1:
+            steps = f", by 1e-6 in {self.steps(1e-6, 1.0)} steps"
         return (
-            f"certified: the fixed point exists and is unique for every input; {self.applies_to} contracts by "
-            f"{self.contraction:.4g} per step in the norm '{self.norm}'{steps}{error} ({self.reason})"
+            "certified: the fixed point exists and is unique for every input; "
+            f"{self.applies_to} contracts by {self.contraction:.4g} per step in the norm "
+            f"'{self.norm}'{steps}{error} ({self.reason})"
         )
 
 
 def _solve_comparison(M: np.ndarray, r: np.ndarray) -> np.ndarray | None:
-    """Find e with ``M e >= r`` for every row of r, or None if floating point does not verify that M is an M-matrix and e a bound.
+    """An e with ``M e >= r`` for every row of r.
+
+    None if floating point does not verify that M is an M-matrix, and e a bound.
 
     A product ``M e`` is computed with an error of at most ``gamma |M| e``, gamma = (n +
     2) eps; that much is taken off before comparing. With ``M s >= floor > 0``, what is

@@ -4,7 +4,9 @@ Let ``M |x - x*| <= |f(x) - x|`` entry by entry, M without positive entries off 
 diagonal. If ``M s >= m s`` with s > 0, m > 0, then M is a nonsingular M-matrix,
 ``M^{-1} s <= s / m``, and with r = max_i |f(x) - x|_i / s_i
 
-    |x - x*| <= M^{-1} |f(x) - x| <= r M^{-1} s <= (r / m) s:    the error in the norm max_i |x_i| / s_i is at most r / m.
+    |x - x*| <= M^{-1} |f(x) - x| <= r M^{-1} s <= (r / m) s:
+
+the error in the norm ``max_i |x_i| / s_i`` is at most r / m.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ __all__ = ["lower", "positive_solution", "scaled_margin"]
 
 
 def lower(M: np.ndarray) -> np.ndarray:
-    """M with every entry one rounding lower (zeros stay).
+    """M with every entry one rounding lower; zeros stay.
 
     What is proven with less holds with more.
     """
@@ -25,10 +27,7 @@ def lower(M: np.ndarray) -> np.ndarray:
 
 
 def scaled_margin(M: np.ndarray, s: np.ndarray) -> float:
-    """The largest m with ``M s >= m s``, rounded down.
-
-    0 where floating point finds none.
-    """
+    """The largest m with ``M s >= m s``, rounded down; 0 where none is found."""
     if not (np.all(s > 0) and np.all(np.isfinite(s))):
         return 0.0
     with np.errstate(all="ignore"):
@@ -40,7 +39,7 @@ def scaled_margin(M: np.ndarray, s: np.ndarray) -> float:
 def positive_solution(M: np.ndarray) -> tuple[np.ndarray, float]:
     """``s = M^{-1} 1``, scaled to a largest entry of 1, and its margin.
 
-    Ones and 0 where M proves nothing.
+    Where M proves nothing, they are ones and 0.
     """
     with np.errstate(all="ignore"):
         try:

@@ -1,6 +1,6 @@
 r"""Upper bounds of eigenvalues and singular values that are proven in floating point.
 
-A guess, and a Cholesky factorisation as its proof.
+Each is a guess, with a Cholesky factorisation as its proof.
 
 An algorithm for eigenvalues returns numbers with an error for which its documentation
 gives an order, and no constant; power iteration approaches from below. Neither bounds
@@ -38,6 +38,7 @@ import math
 import numpy as np
 
 from pyidl.arrays.backend import to_numpy
+from pyidl.errors import InputError
 from pyidl.typing import Array
 from pyidl.wellposed.bounds import EPS
 
@@ -47,6 +48,7 @@ __all__ = [
     "factored_distance_bound",
     "factored_eigenvalue_bound",
     "factored_spectral_bound",
+    "finite64",
     "host64",
     "is_below",
     "norm_is_at_most",
@@ -55,15 +57,23 @@ __all__ = [
 ]
 
 DENSE = 2048
-"""Up to this order a guess costs all eigenvalues.
-
-Beyond, a Krylov method approaches the largest one.
-"""
+"""Up to this order a guess costs all eigenvalues; beyond, it is a Krylov method's."""
 
 
 def host64(A: Array) -> np.ndarray:
     """A in float64, on the host."""
     return np.asarray(to_numpy(A), dtype=np.float64)
+
+
+def finite64(name: str, A: Array) -> np.ndarray:
+    """A in float64, on the host; refused if an entry is not finite."""
+    host = host64(A)
+    if bad := int(np.sum(~np.isfinite(host))):
+        raise InputError(
+            f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller "
+            "step"
+        )
+    return host
 
 
 def _power_of_two(size: float) -> float:
@@ -91,7 +101,7 @@ def symmetric_part(A: Array) -> np.ndarray:
 def is_below(S: np.ndarray, t: float) -> bool:
     """Whether ``S <= t I`` is proven by the lemma, for a symmetric S in float64.
 
-    N^3 / 3 flops. False proves nothing.
+    False proves nothing. A Cholesky factorisation, ``n^3 / 3`` flops.
     """
     n = len(S)
     G = -S
@@ -120,7 +130,9 @@ def _guess(S: np.ndarray) -> float:
 
 
 def eigenvalue_bound(S: np.ndarray) -> float:
-    """An upper bound of the largest eigenvalue of a symmetric S in float64, above it by about ``n^2 eps`` times the spread of S.
+    """An upper bound of the largest eigenvalue of a symmetric S in float64.
+
+    It lies above it by about ``n^2 eps`` times the spread of S.
 
     Examples
     --------
@@ -154,10 +166,11 @@ def _gram(A: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def spectral_bound(A: Array) -> float:
-    """An upper bound of ``|A|_2``, larger by a factor of about ``1 + n^2 eps`` at most; ``inf`` if an entry is not finite.
+    """An upper bound of ``|A|_2``; ``inf`` if an entry is not finite.
 
-    The largest eigenvalue of A^T A is guessed, all eigenvalues up to order 2048, a
-    Krylov method beyond, and the guess is proven.
+    It is larger by a factor of about ``1 + n^2 eps`` at most. The largest eigenvalue of
+    A^T A is guessed, all eigenvalues up to order 2048, a Krylov method beyond, and the
+    guess is proven.
 
     Examples
     --------
@@ -206,10 +219,8 @@ def norm_is_at_most(A: Array, radius: float) -> bool:
 def _balanced(L: Array, R: Array) -> tuple[np.ndarray, np.ndarray, float]:
     """L and R with columns of like sizes and entries of at most 1, and s.
 
-    ``s^2`` times their product is L R^T.
-
-    Column i of L times c, column i of R by c, c a power of two: nothing is rounded. s
-    is ``inf`` if an entry is not finite.
+    ``s^2`` times their product is L R^T. Column i of L times c, column i of R by c, c a
+    power of two: nothing is rounded. s is ``inf`` if an entry is not finite.
     """
     left, right = host64(L), host64(R)
     if not (np.all(np.isfinite(left)) and np.all(np.isfinite(right))):
@@ -226,10 +237,7 @@ def _balanced(L: Array, R: Array) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _tall(W: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """T, p >= |Q^T Q - I|_F and e >= |W - Q T|_F for some Q.
-
-    Then ``|Q|_2^2 <= 1 + p``.
-    """
+    """T, p >= |Q^T Q - I|_F and e >= |W - Q T|_F for some Q: ``|Q|_2^2 <= 1 + p``."""
     Q, T = np.linalg.qr(W)
     n, k = Q.shape
     size = _frobenius(Q)
@@ -262,9 +270,9 @@ def factored_spectral_bound(L: Array, R: Array) -> float:
 
 
 def factored_eigenvalue_bound(L: Array, R: Array) -> float:
-    """An upper bound, at least 0, of the largest eigenvalue of the symmetric part of ``L R^T``.
+    """An upper bound, at least 0, of the largest eigenvalue of ``(L R^T + R L^T) / 2``.
 
-    It is ``W J W^T / 2`` with ``W = (L R)``, J the exchange of the two halves: 0
+    That is ``W J W^T / 2`` with ``W = (L R)``, J the exchange of the two halves: 0
     outside the range of W. ``inf`` if an entry is not finite.
     """
     left, right, scale = _balanced(L, R)
@@ -301,7 +309,7 @@ def factored_distance_bound(L: Array, R: Array, g: float) -> float:
 
 
 def _exchanged(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """N, p and e, where ``left right^T`` is Q N Q^T but for at most e, and ``|Q^T Q - I| <= p``."""
+    """N, p and e with ``|left right^T - Q N Q^T| <= e`` and ``|Q^T Q - I| <= p``."""
     W = np.concatenate([left, right], axis=1)
     k = left.shape[1]
     T, defect, e = _tall(W)

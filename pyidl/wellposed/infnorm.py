@@ -1,7 +1,6 @@
-r"""The infinity-norm condition.
+r"""The infinity-norm condition ``L ||A||_inf <= kappa < 1``.
 
-``L ||A||_inf <= kappa < 1``, with ``||A||_inf = max_i sum_j |A_ij| eta_j / eta_i`` (eta
-= 1 at first).
+    ||A||_inf = max_i sum_j |A_ij| eta_j / eta_i,    eta = 1 at first.
 
 Row i of ``x = phi(A x + z)`` moves by at most ``L_i sum_j |A_ij| eta_j`` times ``max_j
 |x_j| / eta_j``, so f contracts by kappa in the norm ``max_i |x_i| / eta_i``. The
@@ -14,7 +13,9 @@ Data Sci. 3(3), 2021, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,52 +30,51 @@ from pyidl.wellposed.base import (
     check_weights,
     known_lipschitz,
     lipschitz_rows,
-    lowered,
+    rowwise,
     size_of,
     unknown_lipschitz,
     unproven,
     weights_for,
 )
-from pyidl.wellposed.blocknorms import Gains, acts_together, gains, scale_rows
+from pyidl.wellposed.blocknorms import Gains, acts_together, gains, scale_rows, shrunk_rows
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate, Norm
 
-__all__ = ["InfNorm", "row_sums", "scale_factors"]
+__all__ = ["InfNorm", "absolute_row_sums", "scale_factors", "slabs"]
 
 CHUNK = 2**22  # entries of L R^T that are formed at a time
 
 
-def row_sums(params: Params, weights: np.ndarray | None = None) -> np.ndarray:
+def absolute_row_sums(params: Params, weights: np.ndarray | None = None) -> np.ndarray:
     """``sum_j |A_ij| w_j`` for every row, in float64, on the host.
 
     A is never formed whole when it is given by factors.
     """
-    if "A" in params:
-        A = params["A"]
-        xp = namespace(A)
-        if weights is None:
-            return backend.to_numpy(xp.sum(xp.abs(A), axis=1, dtype=xp.float64))
-        return backend.to_numpy(
-            xp.sum(
-                xp.abs(backend.astype(xp, A, "float64")) * backend.from_host(xp, weights), axis=1
-            )
-        )
-    L, R = params["L"], params["R"]
-    xp = namespace(L, R)
-    Rt = backend.astype(xp, R, "float64").T
-    rows = max(1, CHUNK // R.shape[0])
-    n = L.shape[0]
-    L = backend.astype(xp, L, "float64")
-    w = xp.ones(n, dtype=xp.float64) if weights is None else backend.from_host(xp, weights)
-    sums = [xp.sum(xp.abs(L[i : min(i + rows, n), :] @ Rt) * w, axis=1) for i in range(0, n, rows)]
+    xp = namespace(rowwise(params))
+    if "A" in params and weights is None:
+        return backend.to_numpy(xp.sum(xp.abs(params["A"]), axis=1, dtype=xp.float64))
+    w = 1.0 if weights is None else backend.from_host(xp, weights)
+    sums = [xp.sum(xp.abs(slab) * w, axis=1) for _, slab in slabs(params)]
     return backend.to_numpy(xp.concat(sums))
 
 
-def factor_rounding(params: Params, weights: np.ndarray | None) -> np.ndarray:
-    """``|L| (|R|^T w)``.
+def slabs(params: Params) -> Iterator[tuple[int, Any]]:
+    """``(i, rows of A from the i-th on)``, in float64.
 
-    What roundings of the rows of L, and of the product, are relative to.
+    A product of factors is formed some rows at a time.
     """
+    if "A" in params:
+        yield 0, backend.astype(namespace(params["A"]), params["A"], "float64")
+        return
+    xp, n = namespace(params["L"], params["R"]), params["L"].shape[0]
+    L, R = (backend.astype(xp, params[key], "float64") for key in "LR")
+    rows = max(1, CHUNK // n)
+    for i in range(0, n, rows):
+        yield i, L[i : min(i + rows, n), :] @ R.T
+
+
+def factor_rounding(params: Params, weights: np.ndarray | None) -> np.ndarray:
+    """``|L| (|R|^T w)``: what roundings of rows of L, and of L R^T, are relative to."""
     L, R = params["L"], params["R"]
     xp = namespace(L)
     magnitude = xp.abs(backend.astype(xp, R, "float64"))
@@ -87,23 +87,24 @@ def scale_factors(
 ) -> dict[str, Array]:
     """Factors whose rows have ``sum_j |A_ij| w_j <= radii_i``.
 
-    The rows of L that are too large, scaled onto the boundary.
+    The rows of L that are too large are scaled onto the boundary.
     """
-    sums = row_sums(params, weights)
+    sums = absolute_row_sums(params, weights)
     if bool(np.all(sums <= radii)):
         return dict(params)
     # Rounding the scaled row changes entry j of A by at most eps |L_i| |R_j|, so its
     # sum by eps |L_i| sum_j |R_j| w_j.
     eps = float(namespace(params["L"]).finfo(params["L"].dtype).eps)
     rounding = factor_rounding(params, weights) * (2.0 * eps + 4 * len(sums) * EPS)
-    return scale_rows(
-        params, np.where(sums <= radii, 1.0, radii / (np.maximum(sums, radii) + rounding))
-    )
+    shrink = radii / (np.maximum(sums, radii) + rounding)
+    return scale_rows(params, np.where(sums <= radii, 1.0, shrink))
 
 
 @dataclass(frozen=True)
 class InfNorm(Constraint):
-    """The set ``L_i sum_j |A_ij| eta_j / eta_i <= kappa`` for every row i, where L_i is the Lipschitz constant of its activation.
+    """The set ``L_i sum_j |A_ij| eta_j / eta_i <= kappa`` for every row i.
+
+    L_i is the Lipschitz constant of the activation of component i.
 
     `project` is the exact Euclidean projection for a full A: every row goes to the
     nearest point of a weighted l1 ball. For factors ``A = L R^T`` the set is not
@@ -130,7 +131,8 @@ class InfNorm(Constraint):
     --------
     >>> from pyidl import activations
     >>> ball = InfNorm(0.9)
-    >>> A = ball.project({"A": np.array([[3.0, 1.0], [0.2, 0.1]])}, activations.relu)["A"]
+    >>> outside = {"A": np.array([[3.0, 1.0], [0.2, 0.1]])}
+    >>> A = ball.project(outside, activations.relu)["A"]
     >>> A.round(6)
     array([[0.9, 0. ],
            [0.2, 0.1]])
@@ -146,22 +148,15 @@ class InfNorm(Constraint):
         object.__setattr__(self, "weights", check_weights(self.weights))
 
     def refusal(self, activation: Activation) -> str:
-        """Unequal weights within a block say nothing.
-
-        Its Lipschitz constant is one of the plain Euclidean norm.
-        """
+        """Unequal weights within a block, which is Lipschitz in the plain norm only."""
         eta = np.asarray(self.weights or [1.0])
-        if any(
-            len(set(eta[start:stop])) > 1 for start, stop in acts_together(activation, len(eta))
-        ):
+        blocks = acts_together(activation, len(eta))
+        if any(len(set(eta[start:stop])) > 1 for start, stop in blocks):
             return "it acts on several components together, and their weights differ"
         return ""
 
     def _radii(self, n: int, activation: Activation) -> np.ndarray:
-        """``kappa eta_i / L_i``.
-
-        With an unknown L nothing can be certified, and L = 1 is taken.
-        """
+        """``kappa eta_i / L_i``."""
         eta = weights_for(self.weights, n)
         return self.kappa / lipschitz_rows(activation, n) * (1.0 if eta is None else eta)
 
@@ -188,30 +183,20 @@ class InfNorm(Constraint):
         sums = self._rows(found)
         if np.all(sums <= self.kappa):
             return dict(params)
-        shrink, outside = (
-            found.spread(np.minimum(self.kappa / np.maximum(sums, self.kappa), 1.0)),
-            found.spread(sums > self.kappa),
-        )
-        A = params["A" if "A" in params else "L"]
-        eps = float(namespace(A).finfo(A.dtype).eps)
-        scaled: dict[str, Array] = lowered(
-            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)),
-            lambda p: self.contains(p, activation),
-            4 * eps,
-        )
-        return scaled
+        shrink = found.spread(np.minimum(self.kappa / np.maximum(sums, self.kappa), 1.0))
+        outside = found.spread(sums > self.kappa)
+        return shrunk_rows(params, outside, shrink, lambda p: self.contains(p, activation))
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether every row sum is at most ``kappa / L_i``."""
         n = size_of(params)
         if acts_together(activation, n):
             return bool(np.all(self._rows(gains(params, activation)) <= self.kappa))
-        return bool(
-            np.all(row_sums(params, weights_for(self.weights, n)) <= self._radii(n, activation))
-        )
+        sums = absolute_row_sums(params, weights_for(self.weights, n))
+        return bool(np.all(sums <= self._radii(n, activation)))
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """``contraction = max_i L_i sum_j |A_ij| eta_j / eta_i``, rounded up by the error of the summation."""
+        """``contraction = max_i L_i sum_j |A_ij| eta_j / eta_i``, rounded up."""
         n = size_of(params)
         lipschitz, eta = known_lipschitz(activation, n), weights_for(self.weights, n)
         if lipschitz is None:
@@ -222,23 +207,16 @@ class InfNorm(Constraint):
         words = f"{activation.name} is {max(lipschitz):.4g}-Lipschitz"
         up = 1.0 + 4 * (n + 4) * EPS
         if acts_together(activation, n):
-            found = gains(params, activation)
+            found, words = gains(params, activation), f"of block norms; {words}"
             factor = float(np.max(self._rows(found))) * up
-            norm, words = (
-                found.norm(None if eta is None else eta[found.starts]),
-                f"of block norms; {words}",
-            )
+            norm = found.norm(None if eta is None else eta[found.starts])
             size = factor / max(lipschitz)
         else:
-            sums = row_sums(params, eta)
+            sums, norm = absolute_row_sums(params, eta), Norm(weights=eta)
             if "L" in params:
                 sums = sums + (params["L"].shape[1] + 2) * EPS * factor_rounding(params, eta)
             sums = sums if eta is None else sums / eta
-            factor, norm, size = (
-                float(np.max(np.asarray(lipschitz) * sums)) * up,
-                Norm(weights=eta),
-                float(np.max(sums)),
-            )
+            factor, size = float(np.max(np.asarray(lipschitz) * sums)) * up, float(np.max(sums))
         if not factor < 1:
             return unproven(
                 f"||A||_inf = {size:.4g} and {words}, and the product {factor:.4g} is not below 1"

@@ -1,7 +1,6 @@
-r"""The matrix measure.
+r"""The condition on the matrix measure, for phi with slopes in [0, 1].
 
-``mu(A) = max_i (A_ii + sum_{j != i} |A_ij| eta_j / eta_i) <= kappa < 1``, for phi with
-slopes in [0, 1].
+    mu(A) = max_i (A_ii + sum_{j != i} |A_ij| eta_j / eta_i) <= kappa < 1.
 
 A condition that nothing bounds from below: a unit may inhibit itself as strongly as it
 likes. With slopes in [0, L_i] it is one on diag(L) A. Write ``d_i = L_i A_ii``, ``o_i =
@@ -51,17 +50,17 @@ from pyidl.wellposed.base import (
     Constraint,
     check_weights,
     lipschitz_rows,
-    lowered,
     needs_slopes,
+    rowwise,
     size_of,
     unproven,
     weights_for,
 )
-from pyidl.wellposed.blocknorms import scale_rows
+from pyidl.wellposed.blocknorms import shrunk_rows
 from pyidl.wellposed.bounds import EPS, entries
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower
-from pyidl.wellposed.infnorm import CHUNK, factor_rounding
+from pyidl.wellposed.infnorm import factor_rounding, slabs
 
 __all__ = ["MatrixMeasure", "optimal_weights", "parts"]
 
@@ -71,31 +70,20 @@ def parts(params: Params, eta: np.ndarray | None) -> tuple[np.ndarray, np.ndarra
 
     A product of factors is never formed whole.
     """
-    key = "A" if "A" in params else "L"
-    P = params[key]
-    xp, n = namespace(P), P.shape[0]
+    xp = namespace(rowwise(params))
     w = None if eta is None else backend.from_host(xp, eta)[None, :]
-    if key == "A":
-        found = [projections.measure_parts(xp, P, w)]
-    else:
-        rows, L, Rt = (
-            max(1, CHUNK // n),
-            backend.astype(xp, P, "float64"),
-            backend.astype(xp, params["R"], "float64").T,
-        )
-        found = [
-            projections.measure_parts(xp, L[i : min(i + rows, n), :] @ Rt, w, i)
-            for i in range(0, n, rows)
-        ]
+    found = (projections.measure_parts(xp, slab, w, i) for i, slab in slabs(params))
     diagonal, off = (
-        backend.to_numpy(xp.concat([pair[side] for pair in found]))[:, 0] for side in range(2)
+        backend.to_numpy(xp.concat(column))[:, 0] for column in zip(*found, strict=True)
     )
     return diagonal, off
 
 
 @dataclass(frozen=True)
 class MatrixMeasure(Constraint):
-    """The set ``A_ii + sum_{j != i} |A_ij| eta_j / eta_i <= kappa / L_i`` for every row, for activations with slopes in [0, L_i].
+    """The set ``A_ii + sum_{j != i} |A_ij| eta_j / eta_i <= kappa / L_i`` for all i.
+
+    It is for activations with slopes in [0, L_i].
 
     `project` is the exact Euclidean projection for a full A, row by row. For factors,
     rows of L that are too large are scaled onto the boundary: feasible and idempotent,
@@ -117,7 +105,8 @@ class MatrixMeasure(Constraint):
     Examples
     --------
     >>> from pyidl import activations
-    >>> A = MatrixMeasure(0.5).project({"A": np.array([[1.0, 1.0], [0.5, -9.0]])}, activations.relu)["A"]
+    >>> outside = {"A": np.array([[1.0, 1.0], [0.5, -9.0]])}
+    >>> A = MatrixMeasure(0.5).project(outside, activations.relu)["A"]
     >>> A.round(6)
     array([[ 0.25,  0.25],
            [ 0.5 , -9.  ]])
@@ -155,38 +144,33 @@ class MatrixMeasure(Constraint):
             return {**params, "A": projections.measure_rows(params["A"], bounds, eta)}
         if self.kappa < 0:
             raise InputError(
-                f"kappa is {self.kappa}: rows of factors A = L R^T are scaled, which does not lead below 0; use rank=None"
+                f"kappa is {self.kappa}: rows of factors A = L R^T are scaled, which does not lead "
+                "below 0; use rank=None"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             measure = np.sum(parts(params, eta), axis=0)
         if not np.all(np.isfinite(measure)):
             raise InputError(
-                "the row sums of A = L R^T overflow, so that no factor shrinks them; use a smaller step"
+                "the row sums of A = L R^T overflow, so that no factor shrinks them; use a smaller "
+                "step"
             )
         outside = measure > bounds
         if not outside.any():
             return dict(params)
-        eps = float(namespace(params["L"]).finfo(params["L"].dtype).eps)
         shrink = bounds / np.where(outside, measure, 1.0)
-        scaled: dict[str, Array] = lowered(
-            lambda t: scale_rows(params, np.where(outside, t * shrink, 1.0)),
-            lambda p: self.contains(p, activation),
-            4 * eps,
-        )
-        return scaled
+        return shrunk_rows(params, outside, shrink, lambda p: self.contains(p, activation))
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether the measure of every row is at most ``kappa / L_i``."""
         n = size_of(params)
-        return bool(
-            np.all(
-                np.sum(parts(params, weights_for(self.weights, n)), axis=0)
-                <= self._bounds(n, activation)
-            )
-        )
+        measure = np.sum(parts(params, weights_for(self.weights, n)), axis=0)
+        return bool(np.all(measure <= self._bounds(n, activation)))
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """The factor of the Jacobi splitting where the scalar equation has a closed form, otherwise that of the averaged iteration."""
+        """The factor of the Jacobi splitting, or of the averaged iteration.
+
+        The latter where the scalar equation has no closed form.
+        """
         refused, n = needs_slopes(activation), size_of(params)
         if refused:
             return unproven(f"{activation.name}: {refused}")
@@ -201,12 +185,8 @@ def measure_certificate(
     lipschitz, (a, off) = lipschitz_rows(activation, n), parts(params, eta)
     rounding: np.ndarray | float = 0.0
     if "L" in params:  # of the product, for the diagonal and the rest together
-        rounding = (
-            (params["L"].shape[1] + 2)
-            * EPS
-            * factor_rounding(params, eta)
-            / (1.0 if eta is None else eta)
-        )
+        rounding = (params["L"].shape[1] + 2) * EPS * factor_rounding(params, eta)
+        rounding = rounding / (1.0 if eta is None else eta)
     d = lipschitz * (a + rounding) + 4 * EPS * lipschitz * np.abs(a)
     o = lipschitz * (off + rounding) * (1.0 + 4 * (n + 4) * EPS)
     mu = float(np.max(d + o + 2 * EPS * (np.abs(d) + o)))
@@ -223,11 +203,8 @@ def measure_certificate(
         name, factor = "Jacobi", float(np.max(o / (1.0 - d))) * (1.0 + 8 * EPS)
         # |f(x) - x|_i lies between (1 - max(d_i, 0)) and (1 + max(-d_i, 0)) times the
         # change of x_i in a step of the splitting.
-        constant = (
-            (1.0 + max(-float(np.min(d)), 0.0))
-            / (1.0 - max(float(np.max(d)), 0.0))
-            * (1.0 + 8 * EPS)
-        )
+        most = (1.0 + max(-float(np.min(d)), 0.0)) / (1.0 - max(float(np.max(d)), 0.0))
+        constant = most * (1.0 + 8 * EPS)
     else:
         share = 1.0 / (1.0 - min(least, 0.0))
         name, factor = "Picard", (1.0 - share * margin) * (1.0 + 8 * EPS)
@@ -236,17 +213,9 @@ def measure_certificate(
         constant = max(1.0, float(np.max(np.abs(d) + o))) * (1.0 + 8 * EPS)
         if share < 1:
             name = f"Picard(damping={1.0 - share!r})"
-    comparison = _comparison(params, lipschitz)
-    return Certificate(
-        True,
-        min(1.0, factor),
-        Norm(weights=eta),
-        name,
-        words,
-        margin=margin,
-        comparison=comparison,
-        constant=constant,
-    )
+    M = _comparison(params, lipschitz)
+    norm = Norm(weights=eta)
+    return Certificate(True, min(1.0, factor), norm, name, words, margin, M, constant)
 
 
 def _comparison(params: Params, lipschitz: np.ndarray) -> np.ndarray:
@@ -263,13 +232,30 @@ def _comparison(params: Params, lipschitz: np.ndarray) -> np.ndarray:
 def optimal_weights(params: Params, activation: Activation) -> np.ndarray | None:
     """Weights for which the measure of diag(L) A is nearly as small as it can be.
 
-    None where floating point finds none.
-
     The smallest is the largest real eigenvalue of C, which is diag(L) A with absolute
     values off the diagonal: ``C eta <= mu eta``. With a multiple of I added, C is
-    nonnegative, and its scaling is that of `pyidl.wellposed.perronfrobenius`.
+    nonnegative, and the weights are the scaling of `pyidl.wellposed.perronfrobenius`.
+
+    Parameters
+    ----------
+    params : mapping
+        With A, or L and R.
+    activation : Activation
+        phi, with slopes in [0, L].
+
+    Returns
+    -------
+    numpy.ndarray, shape (n,), or None
+        The largest is 1. None where floating point finds none.
+
+    Examples
+    --------
+    >>> from pyidl import activations
+    >>> A = np.array([[0.0, 16.0], [0.01, 0.0]])
+    >>> optimal_weights({"A": A}, activations.relu).round(4)
+    array([1.   , 0.025])
     """
-    from pyidl.wellposed.perronfrobenius import scaling
+    from pyidl.wellposed.perronfrobenius import positive_scaling
 
     lipschitz, (A, error) = lipschitz_rows(activation, size_of(params)), entries(params)
     C = lipschitz[:, None] * (np.abs(A) + error)
@@ -277,7 +263,6 @@ def optimal_weights(params: Params, activation: Activation) -> np.ndarray | None
     shift = max(0.0, -float(np.min(d)))
     np.fill_diagonal(C, d + shift)
     with np.errstate(all="ignore"):
-        eta, factor = scaling(
-            C / (1.0 + shift), spread=1.0 / SMALLEST
-        )  # at mu = 1 the factor is 1: there the search begins
+        # At mu = 1 the factor is 1: there the search begins.
+        eta, factor = positive_scaling(C / (1.0 + shift), spread=1.0 / SMALLEST)
     return eta / np.max(eta) if np.isfinite(factor) else None

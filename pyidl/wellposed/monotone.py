@@ -1,7 +1,6 @@
-r"""The monotone condition.
+r"""The monotone condition, for a componentwise phi with slopes in [0, L].
 
-``(A + A^T) / 2 <= (1 - m) / L I`` with m > 0, for a componentwise phi with slopes in
-[0, L].
+    (A + A^T) / 2 <= (1 - m) / L I,    m > 0.
 
 It bounds A from one side only: the skew part of A is free, and so are negative
 eigenvalues. Write ``F = I - L A``; the condition is ``<d, F d> >= m |d|^2``. With ``w =
@@ -54,6 +53,7 @@ from pyidl.wellposed.eigenvalues import (
     eigenvalue_bound,
     factored_distance_bound,
     factored_eigenvalue_bound,
+    finite64,
     host64,
     is_below,
     symmetric_part,
@@ -64,7 +64,9 @@ __all__ = ["Monotone"]
 
 @dataclass(frozen=True)
 class Monotone(Constraint):
-    """The set ``(A + A^T) / 2 <= (1 - margin) / L I``, L the largest Lipschitz constant of the activation.
+    """The set ``(A + A^T) / 2 <= (1 - margin) / L I``.
+
+    L is the largest Lipschitz constant of the activation.
 
     `project` is the exact Euclidean projection of A, up to its rounding: eigenvalues of
     the symmetric part above the bound are lowered to it. For factors ``A = L R^T`` both
@@ -90,8 +92,8 @@ class Monotone(Constraint):
     Examples
     --------
     >>> from pyidl import activations
-    >>> half = Monotone(0.5)
-    >>> half.project({"A": np.array([[2.0, 9.0], [-9.0, 0.0]])}, activations.relu)["A"].round(6)
+    >>> outside = {"A": np.array([[2.0, 9.0], [-9.0, 0.0]])}
+    >>> Monotone(0.5).project(outside, activations.relu)["A"].round(6)
     array([[ 0.5,  9. ],
            [-9. ,  0. ]])
     """
@@ -103,7 +105,8 @@ class Monotone(Constraint):
     def __post_init__(self) -> None:
         if not (is_real(self.margin) and 0 < self.margin < 1):
             raise InputError(
-                f"margin is {self.margin!r}; a monotone A with A = 0 inside the set needs 0 < margin < 1"
+                f"margin is {self.margin!r}; a monotone A with A = 0 inside the set needs "
+                "0 < margin < 1"
             )
         object.__setattr__(self, "margin", float(self.margin))
 
@@ -112,10 +115,7 @@ class Monotone(Constraint):
         return needs_slopes(activation)
 
     def _ceiling(self, params: Params, activation: Activation) -> float:
-        """``(1 - margin) / L``.
-
-        With an unknown L nothing can be certified, and L = 1 is taken.
-        """
+        """``(1 - margin) / L``."""
         return (1.0 - self.margin) / float(np.max(lipschitz_rows(activation, size_of(params))))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
@@ -128,11 +128,7 @@ class Monotone(Constraint):
         """
         ceiling = self._ceiling(params, activation)
         for name in {"A", "L", "R"} & set(params):
-            bad = int(np.sum(~np.isfinite(backend.to_numpy(params[name]))))
-            if bad:
-                raise InputError(
-                    f"{name} has {bad} entries that are not finite, and no nearest point; use a smaller step"
-                )
+            finite64(name, params[name])
         if self.contains(params, activation):
             return dict(params)
         if "A" in params:
@@ -148,7 +144,7 @@ class Monotone(Constraint):
         return factored_eigenvalue_bound(params["L"], params["R"]) <= ceiling
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """The factor of forward-backward, and the margin of the error, as at the head of this file.
+        """The factor of forward-backward, and the margin of the error.
 
         The factor is that of the distance to the solution, not of the residual. For L
         <= 1 it is that of `solvers.ForwardBackward`, which works with L = 1, where that
@@ -158,14 +154,16 @@ class Monotone(Constraint):
         lipschitz = activation.row_lipschitz(size_of(params))
         if why or lipschitz is None:
             return unproven(f"{activation.name}: {why}")
-        top = (
-            eigenvalue_bound(symmetric_part(params["A"]))
-            if "A" in params
-            else factored_eigenvalue_bound(params["L"], params["R"])
-        )
+        if "A" in params:
+            top = eigenvalue_bound(symmetric_part(params["A"]))
+        else:
+            top = factored_eigenvalue_bound(params["L"], params["R"])
         slope = max(lipschitz)
         m, size = _numbers(params, top, slope)
-        words = f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} lie in [0, {slope:.4g}]"
+        words = (
+            f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} "
+            f"lie in [0, {slope:.4g}]"
+        )
         if not (m > 0 and size < math.inf):
             return unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
         root = math.sqrt(max(1.0 - 4.0 * m / (1.0 + size) / (1.0 + size), 0.0)) + 4 * EPS
@@ -175,25 +173,22 @@ class Monotone(Constraint):
             method, g = "ForwardBackward", 1.0
             m, gap = _numbers(params, top, g)
         ratio = m / gap * (1.0 - 4 * EPS)
-        factor = min(
-            math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0
-        )  # 1 where no number below it is proven
+        # 1 where no number below it is proven.
+        factor = min(math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0)
         words += f", |I - {'' if g == 1 else f'{g:.4g} '}A|_2 = {gap:.4g}"
         # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the
         # residual / margin; L |A|_2 <= 1 + |I - L A|_2.
         constant = (2.0 + size) / margin * (1.0 + 8 * EPS)
-        return Certificate(
-            True, factor, Norm("Euclidean"), method, words, margin=margin, constant=constant
-        )
+        norm = Norm("Euclidean")
+        return Certificate(True, factor, norm, method, words, margin, constant=constant)
 
 
 def _numbers(params: Params, top: float, g: float) -> tuple[float, float]:
     """``1 - g top`` from below, and ``|I - g A|_2`` from above."""
-    size = (
-        distance_bound(params["A"], g)
-        if "A" in params
-        else factored_distance_bound(params["L"], params["R"], g)
-    )
+    if "A" in params:
+        size = distance_bound(params["A"], g)
+    else:
+        size = factored_distance_bound(params["L"], params["R"], g)
     return 1.0 - g * top - 2 * EPS * (1.0 + abs(g * top)), size
 
 
@@ -216,15 +211,13 @@ def _clipped(A: Array, ceiling: float) -> Array:
             return P
         inside *= 4.0
     raise InputError(
-        f"A has entries of size {float(np.max(np.abs(S + K))):.4g}, and its projection overflows; use a smaller step"
+        f"A has entries of size {float(np.max(np.abs(S + K))):.4g}, and its projection overflows; "
+        "use a smaller step"
     )
 
 
 def _shrunk(L: Array, R: Array, ceiling: float) -> tuple[Array, Array]:
-    """Both factors times one number.
-
-    L R^T, and with it the largest eigenvalue, times its square.
-    """
+    """Both factors times one number: the largest eigenvalue changes by its square."""
     xp = namespace(L, R)
     left, right = host64(L), host64(R)
     inside = 4.0 * float(xp.finfo(L.dtype).eps)

@@ -1,7 +1,6 @@
-r"""The Perron-Frobenius condition.
+r"""The Perron-Frobenius condition, on the spectral radius of a nonnegative matrix.
 
-``lambda_pf(B) <= kappa < 1``, B = diag(L) |A|, the spectral radius of a nonnegative
-matrix.
+    lambda_pf(B) <= kappa < 1,    B = diag(L) |A|.
 
 **A positive scaling proves it.** If ``B s <= c s`` with s > 0, entry by entry, then f
 contracts by c in ``max_i |x_i| / s_i``, for ``|f(x) - f(x')| <= B |x - x'| <= B s max_j
@@ -43,6 +42,7 @@ from pyidl.wellposed.base import (
     known_lipschitz,
     lipschitz_rows,
     lowered,
+    rowwise,
     size_of,
     unknown_lipschitz,
     unproven,
@@ -52,16 +52,13 @@ from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate
 from pyidl.wellposed.comparison import lower
 
-__all__ = ["PerronFrobenius", "factor_of", "scaling"]
+__all__ = ["PerronFrobenius", "factor_of", "positive_scaling"]
 
 STEPS = 12
 
 
 def factor_of(B: np.ndarray, s: np.ndarray) -> float:
-    """``max_i (B s)_i / s_i``, rounded up, for B >= 0.
-
-    Infinite unless s is positive and finite.
-    """
+    """``max_i (B s)_i / s_i``, rounded up; ``inf`` unless s is positive and finite."""
     if not (np.all(s > 0) and np.all(np.isfinite(s))):
         return np.inf
     with np.errstate(all="ignore"):
@@ -69,10 +66,10 @@ def factor_of(B: np.ndarray, s: np.ndarray) -> float:
     return c if c == c else np.inf
 
 
-def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np.ndarray, float]:
-    """A positive s, and the factor that it proves.
-
-    Near ``lambda_pf(B)``, or at most `goal`.
+def positive_scaling(
+    B: np.ndarray, goal: float = 0.0, spread: float = 1e300
+) -> tuple[np.ndarray, float]:
+    """A positive s, and the factor that it proves: near ``lambda_pf(B)``, or `goal`.
 
     Parameters
     ----------
@@ -100,30 +97,22 @@ def scaling(B: np.ndarray, goal: float = 0.0, spread: float = 1e300) -> tuple[np
     for k in range(STEPS + 4):
         if c <= goal:
             break
-        shifts = (
-            [goal, 1.0] if k < 4 else []
-        )  # with a fixed shift the solves are plain inverse iteration
-        better: tuple[np.ndarray, float] | None = None
-        for rho in [*(r for r in shifts if 0 < r < c), c * (1.0 + 1e-10)]:
+        before = c
+        # With a fixed shift the solves are plain inverse iteration.
+        fixed = [rho for rho in (goal, 1.0) if k < 4 and 0 < rho < c]
+        for rho in [*fixed, c * (1.0 + 1e-10)]:
             t = _step(B, s, rho, spread)
-            d = np.inf if t is None else factor_of(B, t)
-            if t is not None and d < c:
-                better = t, d
+            if t is not None and (d := factor_of(B, t)) < c:
+                s, c = t, d
                 break
-        if better is None:
-            break
-        gained = (c - better[1]) / c
-        s, c = better
-        if gained < 1e-3 and c < 0.999 and not goal:
+        gained = (before - c) / before
+        if gained == 0 or (gained < 1e-3 and c < 0.999 and not goal):
             break
     return s, c
 
 
 def _step(B: np.ndarray, s: np.ndarray, rho: float, spread: float) -> np.ndarray | None:
-    """``(rho I - B)^{-1} s``, in the variables scaled by s.
-
-    None where floating point gives no positive answer.
-    """
+    """``(rho I - B)^{-1} s``, in the variables scaled by s; None if not positive."""
     with np.errstate(all="ignore"):
         even = B / s[:, None] * s / rho
         if not np.all(np.isfinite(even)):
@@ -143,7 +132,7 @@ def _step(B: np.ndarray, s: np.ndarray, rho: float, spread: float) -> np.ndarray
 class PerronFrobenius(Constraint):
     """The set ``lambda_pf(diag(L) |A|) <= kappa``.
 
-    The largest in which the absolute values of A alone decide.
+    It is the largest in which the absolute values of A alone decide.
 
     The set is not convex. `project` goes to the nearest point of a convex part of it,
     ``{A : diag(L) |A| s <= kappa s}`` with the s of the given A, its rows being
@@ -177,40 +166,27 @@ class PerronFrobenius(Constraint):
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
-        """Return params with ``lambda_pf <= kappa``.
-
-        Those given where they are feasible.
-        """
+        """Return params with ``lambda_pf <= kappa``; feasible ones as they are."""
         found = gains(params, activation)
         if self._holds(found):
             return dict(params)
-        n = size_of(params)
-        s, _ = scaling(found.matrix / np.max(found.matrix), spread=1e6)
-        A = params["A" if "A" in params else "L"]
+        n, tiny = size_of(params), np.finfo(np.float64).tiny
+        s, _ = positive_scaling(found.matrix / np.max(found.matrix), spread=1e6)
+        A = rowwise(params)
         eps = float(namespace(A).finfo(A.dtype).eps)
 
         # Entries that are rounded, and a test that is made with another s, need a
         # little room.
         def balls(t: float) -> dict[str, Array]:
-            radii = t * self.kappa * s / lipschitz_rows(activation, n)
-            return {
-                **params,
-                "A": projections.weighted_l1_ball_rows(
-                    params["A"], np.maximum(radii, np.finfo(np.float64).tiny), s
-                ),
-            }
+            radii = np.maximum(t * self.kappa * s / lipschitz_rows(activation, n), tiny)
+            return {**params, "A": projections.weighted_l1_ball_rows(params["A"], radii, s)}
 
         def rows(t: float) -> dict[str, Array]:
-            shrink = np.minimum(
-                1.0, t * self.kappa * s / np.maximum(found.matrix @ s, np.finfo(np.float64).tiny)
-            )
+            shrink = np.minimum(1.0, t * self.kappa * s / np.maximum(found.matrix @ s, tiny))
             return scale_rows(params, found.spread(shrink))
 
         make = balls if "A" in params and not found.vectors else rows
-        projected: dict[str, Array] = lowered(
-            make, lambda p: self._holds(gains(p, activation)), max(4 * eps, 1e-9)
-        )
-        return projected
+        return lowered(make, lambda p: self._holds(gains(p, activation)), max(4 * eps, 1e-9))
 
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether a scaling proves ``lambda_pf <= kappa``.
@@ -220,28 +196,23 @@ class PerronFrobenius(Constraint):
         return self._holds(gains(params, activation))
 
     def _holds(self, found: Gains) -> bool:
-        return scaling(found.matrix, self.kappa)[1] <= self.kappa
+        return positive_scaling(found.matrix, self.kappa)[1] <= self.kappa
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
-        """``contraction = max_i (B s)_i / s_i`` for an s that makes it nearly as small as lambda_pf."""
+        """``contraction = max_i (B s)_i / s_i``, for an s near the best."""
         if known_lipschitz(activation, size_of(params)) is None:
             return unknown_lipschitz(activation)
         found = gains(params, activation)
-        s, factor = scaling(found.matrix)
+        s, factor = positive_scaling(found.matrix)
         what = "lambda_pf of the block norms" if found.vectors else "lambda_pf(|A|)"
         lipschitz = float(np.max(lipschitz_rows(activation, size_of(params))))
         words = f"{activation.name} is {lipschitz:.4g}-Lipschitz"
         what = what if lipschitz == 1.0 else f"{what}, rows times their Lipschitz constants,"
         if not factor < 1:
             return unproven(
-                f"{words}, and no scaling shows {what} to be below 1; the best found shows {factor:.4g}"
+                f"{words}, and no scaling shows {what} to be below 1; the best found shows "
+                f"{factor:.4g}"
             )
-        comparison = None if found.vectors else lower(np.eye(len(s)) - found.matrix)
-        return Certificate(
-            True,
-            factor,
-            found.norm(s),
-            "Picard",
-            f"{what} <= {factor:.4g}, {words}",
-            comparison=comparison,
-        )
+        M = None if found.vectors else lower(np.eye(len(s)) - found.matrix)
+        reason = f"{what} <= {factor:.4g}, {words}"
+        return Certificate(True, factor, found.norm(s), "Picard", reason, comparison=M)

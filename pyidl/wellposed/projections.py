@@ -3,7 +3,8 @@ r"""Euclidean projections onto convex sets, exact and vectorised.
 **Weighted l1 ball.** The nearest row p to a with ``sum_j w_j |p_j| <= r`` is, with
 ``u_j = |a_j| / w_j``,
 
-    p_j = sign(a_j) w_j max(u_j - theta, 0),    theta = max(0, max_k (w_1^2 u_1 + ... + w_k^2 u_k - r) / (w_1^2 + ... + w_k^2)),
+    p_j = sign(a_j) w_j max(u_j - theta, 0),
+    theta = max(0, max_k (w_1^2 u_1 + ... + w_k^2 u_k - r) / (w_1^2 + ... + w_k^2)),
 
 where u_1 >= u_2 >= ... (Optimality: ``p_j = a_j - theta w_j sign(p_j)`` with ``sum_j
 w_j |p_j| = r``. With k entries left, theta is that quotient; the next quotient is a
@@ -36,7 +37,7 @@ EPS = float(np.finfo(np.float64).eps)
 def l1_ball_rows(A: Array, radius: Any) -> Array:
     """Project every row of A onto the l1 ball.
 
-    The nearest matrix with ``sum_j |A_ij| <= radius_i``.
+    The result is the nearest matrix with ``sum_j |A_ij| <= radius_i``.
 
     Sums are taken in float64. The radius is lowered by the rounding of the result, so
     that the result is feasible, and rows that are feasible are returned bit for bit:
@@ -72,9 +73,8 @@ def l1_ball_rows(A: Array, radius: Any) -> Array:
 def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
     """Project every row of A onto a weighted l1 ball.
 
-    The nearest matrix with ``sum_j w_j |A_ij| <= radius_i``.
-
-    As careful as `l1_ball_rows`, which is the case w = 1.
+    The result is the nearest matrix with ``sum_j w_j |A_ij| <= radius_i``. As careful
+    as `l1_ball_rows`, which is the case w = 1.
 
     Parameters
     ----------
@@ -93,7 +93,8 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
 
     Examples
     --------
-    >>> weighted_l1_ball_rows(np.array([[1.0, 1.0]]), 2.0, np.array([1.0, 3.0])).round(6)
+    >>> A, w = np.array([[1.0, 1.0]]), np.array([1.0, 3.0])
+    >>> weighted_l1_ball_rows(A, 2.0, w).round(6)
     array([[0.8, 0.4]])
     """
     xp = namespace(A)
@@ -115,10 +116,7 @@ def weighted_l1_ball_rows(A: Array, radius: Any, weights: Any) -> Array:
 
 
 def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
-    """The projection of rows outside their balls.
-
-    U, which is overwritten, is ``|A|`` in float64.
-    """
+    """The projection of rows outside their balls; u, overwritten, is |A| in float64."""
     k = A.shape[1]
     # The slack is for the final cast, and for the sums of the result.
     slack = float(xp.finfo(A.dtype).eps) + 2 * (k + 2) * EPS
@@ -135,9 +133,8 @@ def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
         top = xp.max(u, axis=1, keepdims=True)
         totals, mass = _running(xp, u - top, w)
     t = xp.min((r * (1.0 - slack) - totals) / mass, axis=1, keepdims=True)
-    if (
-        w is not None
-    ):  # w_j^2 |u_j| is at most w_j^2 t where anything is left, which may be more than r
+    # w_j^2 |u_j| is at most w_j^2 t where anything is left, which may be more than r.
+    if w is not None:
         t = t * (1.0 - 2 * (k + 2) * EPS)
     u -= top
     u += t
@@ -146,10 +143,10 @@ def _onto_spheres(xp: Namespace, A: Any, u: Any, r: Any, w: Any) -> Any:
 
 
 def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
-    """The nearest matrix with ``A_ii + sum_{j != i} |A_ij| w_ij <= bound_i`` for every row; nothing bounds the diagonal from below.
+    """The nearest matrix with ``A_ii + sum_{j != i} |A_ij| w_ij <= bound_i``.
 
-    Feasible and idempotent in floating point, like `l1_ball_rows`: feasible rows are
-    returned bit for bit.
+    Nothing bounds the diagonal from below. Feasible and idempotent in floating point,
+    like `l1_ball_rows`: feasible rows are returned bit for bit.
 
     Parameters
     ----------
@@ -175,7 +172,8 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
     eta, bounds = _row_weights(xp, A, weights), _rows(A, bound)
     if A.shape[0] != A.shape[1] or not np.all(np.abs(bounds) < 0.5 * float(xp.finfo(A.dtype).max)):
         raise InputError(
-            f"measure_rows needs a square matrix and bounds that fit {A.dtype}, got {A.shape} and {bounds.min()} at least"
+            f"measure_rows needs a square matrix and bounds that fit {A.dtype}, got {A.shape} and "
+            f"{bounds.min()} at least"
         )
     n = A.shape[0]
     kappa = backend.from_host(xp, np.ascontiguousarray(bounds))[:, None]
@@ -209,17 +207,17 @@ def measure_rows(A: Array, bound: Any, weights: Any) -> Array:
 
 
 def measure_parts(xp: Namespace, A: Any, eta: Any, first: int = 0) -> tuple[Any, Any]:
-    """``A_ii`` and ``sum_{j != i} |A_ij| eta_j / eta_i`` of rows of a matrix, numbered from `first`: two columns, float64."""
+    """``A_ii`` and ``sum_{j != i} |A_ij| eta_j / eta_i`` of rows numbered from `first`.
+
+    Two columns, in float64.
+    """
     rows, n = A.shape
     mine = xp.eye(rows, n, k=first, dtype=xp.float64)
     entries = backend.astype(xp, A, "float64")
     off = xp.abs(entries) * (1.0 - mine)
-    if eta is None:
-        sums = xp.sum(off, axis=1, keepdims=True)
-    else:
-        sums = xp.sum(off * eta, axis=1, keepdims=True) / xp.reshape(
-            eta[:, first : first + rows], (rows, 1)
-        )
+    sums = _sums(xp, off, eta)
+    if eta is not None:
+        sums = sums / xp.reshape(eta[:, first : first + rows], (rows, 1))
     return xp.sum(entries * mine, axis=1, keepdims=True), sums
 
 
@@ -240,21 +238,19 @@ def _row_weights(xp: Namespace, A: Array, weights: Any) -> Any:
     w = backend.to_numpy(weights).astype(np.float64)
     if w.shape != (A.shape[1],) or not (np.all(w > 0) and np.all(np.isfinite(w))):
         raise InputError(
-            f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest {w.min() if w.size else None}"
+            f"{A.shape[1]} positive weights are needed, got shape {w.shape}, the smallest "
+            f"{w.min() if w.size else None}"
         )
     return backend.from_host(xp, w)[None, :]
 
 
 def _whole(xp: Namespace, projected: Any, A: Array, w: Any) -> Array:
-    """The projection.
-
-    Refused where A divided by weights, or times them, left the range of float64 on the
-    way.
-    """
+    """The projection; refused where weights have led out of the range of float64."""
     if w is not None and looks_are_free(xp) and not backend.all_finite(xp, projected):
         raise InputError(
-            f"A has entries up to {float(xp.max(xp.abs(A))):.3g}, weights lie between {float(xp.min(w)):.3g} and {float(xp.max(w)):.3g}, "
-            "and the projection overflows; use weights that differ less, or a smaller step"
+            f"A has entries up to {float(xp.max(xp.abs(A))):.3g}, weights lie between "
+            f"{float(xp.min(w)):.3g} and {float(xp.max(w)):.3g}, and the projection overflows; use "
+            "weights that differ less, or a smaller step"
         )
     return cast(Array, projected)
 

@@ -1,6 +1,6 @@
-r"""The spectral condition.
+r"""The spectral condition, with L the largest Lipschitz constant of phi.
 
-``L ||A||_2 <= kappa < 1``, with L the largest Lipschitz constant of phi.
+    L ||A||_2 <= kappa < 1.
 
 phi moves by at most L times as much as its argument in the Euclidean norm:
 componentwise with constants L_i, or in blocks with constants of their own Euclidean
@@ -32,7 +32,6 @@ import numpy as np
 from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
-from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import (
     Constraint,
@@ -47,6 +46,7 @@ from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.eigenvalues import (
     factored_spectral_bound,
+    finite64,
     host64,
     norm_is_at_most,
     spectral_bound,
@@ -57,7 +57,9 @@ __all__ = ["SpectralNorm", "spectral_bound"]
 
 @dataclass(frozen=True)
 class SpectralNorm(Constraint):
-    """The set ``||A||_2 <= kappa / L``, L the largest Lipschitz constant of the activation.
+    """The set ``||A||_2 <= kappa / L``.
+
+    L is the largest Lipschitz constant of the activation.
 
     `project` is the exact Euclidean projection of A, up to its rounding: singular
     values above the radius are lowered to it. For factors ``A = L R^T`` it is the
@@ -78,8 +80,8 @@ class SpectralNorm(Constraint):
     Examples
     --------
     >>> from pyidl import activations
-    >>> ball = SpectralNorm(0.5)
-    >>> ball.project({"A": np.array([[0.0, 2.0], [0.25, 0.0]])}, activations.relu)["A"].round(6)
+    >>> outside = {"A": np.array([[0.0, 2.0], [0.25, 0.0]])}
+    >>> SpectralNorm(0.5).project(outside, activations.relu)["A"].round(6)
     array([[0.  , 0.5 ],
            [0.25, 0.  ]])
     """
@@ -91,10 +93,7 @@ class SpectralNorm(Constraint):
         object.__setattr__(self, "kappa", check_kappa(self.kappa))
 
     def _radius(self, params: Params, activation: Activation) -> float:
-        """``kappa / L``.
-
-        With an unknown L nothing can be certified, and L = 1 is taken.
-        """
+        """``kappa / L``."""
         return self.kappa / float(np.max(lipschitz_rows(activation, size_of(params))))
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
@@ -113,44 +112,29 @@ class SpectralNorm(Constraint):
         return {**params, "L": _clipped_factor(params["L"], params["R"], radius)}
 
     def contains(self, params: Params, activation: Activation) -> bool:
-        """Whether ``||A||_2 <= kappa / L`` is proven (on the boundary itself, that fails by rounding)."""
+        """Whether that is proven (on the boundary itself, it fails by rounding)."""
         radius = self._radius(params, activation)
-        return (
-            norm_is_at_most(params["A"], radius)
-            if "A" in params
-            else factored_spectral_bound(params["L"], params["R"]) <= radius
-        )
+        if "A" in params:
+            return norm_is_at_most(params["A"], radius)
+        return factored_spectral_bound(params["L"], params["R"]) <= radius
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
         """``contraction = L ||A||_2``, with an upper bound of that norm."""
-        lipschitz, full = known_lipschitz(activation, size_of(params)), "A" in params
+        lipschitz = known_lipschitz(activation, size_of(params))
         if lipschitz is None:
             return unknown_lipschitz(activation)
-        norm = (
-            spectral_bound(params["A"])
-            if full
-            else factored_spectral_bound(params["L"], params["R"])
-        )
-        factor, words = (
-            max(lipschitz) * norm * (1.0 + EPS),
+        if "A" in params:
+            size = spectral_bound(params["A"])
+        else:
+            size = factored_spectral_bound(params["L"], params["R"])
+        factor = max(lipschitz) * size * (1.0 + EPS)
+        norm, words = (
+            f"||A||_2 = {size:.4g}",
             f"{activation.name} is {max(lipschitz):.4g}-Lipschitz",
         )
         if not factor < 1:
-            return unproven(
-                f"||A||_2 = {norm:.4g} and {words}, and the product {factor:.4g} is not below 1"
-            )
-        return Certificate(
-            True, factor, Norm("Euclidean"), "Picard", f"||A||_2 = {norm:.4g}, {words}"
-        )
-
-
-def _finite(name: str, A: Array) -> np.ndarray:
-    host = host64(A)
-    if not np.all(np.isfinite(host)):
-        raise InputError(
-            f"{name} has {int(np.sum(~np.isfinite(host)))} entries that are not finite, and no nearest point; use a smaller step"
-        )
-    return host
+            return unproven(f"{norm} and {words}, and the product {factor:.4g} is not below 1")
+        return Certificate(True, factor, Norm("Euclidean"), "Picard", f"{norm}, {words}")
 
 
 def _clipped(A: Array, radius: float) -> Array:
@@ -159,7 +143,7 @@ def _clipped(A: Array, radius: float) -> Array:
     The cast may add about eps, and the proof takes n^2 eps.
     """
     xp, n = namespace(A), max(A.shape)
-    U, sigma, Vt = np.linalg.svd(_finite("A", A), full_matrices=False)
+    U, sigma, Vt = np.linalg.svd(finite64("A", A), full_matrices=False)
     inside = 2.0 * float(xp.finfo(A.dtype).eps) + 2.0 * (n + 4) ** 2 * EPS
     while True:  # ends: where nothing else is inside, 0 is
         clipped = (U * np.minimum(sigma, radius * max(1.0 - inside, 0.0))) @ Vt
@@ -172,17 +156,16 @@ def _clipped(A: Array, radius: float) -> Array:
 def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
     """``P L`` as in the head of this file.
 
-    Several times if L is so large that rounding leaves it outside, and scaled in the
-    end.
+    It is formed several times if L is so large that rounding leaves it outside, and
+    scaled in the end.
     """
     xp = namespace(L)
-    T2 = np.linalg.qr(_finite("R", R))[1]
+    T2 = np.linalg.qr(finite64("R", R))[1]
     n, k = L.shape
-    inside = (
-        2.0 * float(xp.finfo(L.dtype).eps) + (4.0 * (k + 4) ** 2 + 2.0 * n * k) * EPS
-    )  # the cast, and what the bound adds
+    # The cast, and what the bound adds.
+    inside = 2.0 * float(xp.finfo(L.dtype).eps) + (4.0 * (k + 4) ** 2 + 2.0 * n * k) * EPS
     given: Array = L
-    left = _finite("L", L)
+    left = finite64("L", L)
     for _ in range(3):
         Q1, T1 = np.linalg.qr(left)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -190,9 +173,8 @@ def _clipped_factor(L: Array, R: Array, radius: float) -> Array:
         if not np.all(np.isfinite(product)):
             break
         U, sigma, _ = np.linalg.svd(product)
-        shrink = np.minimum(
-            1.0, radius * (1.0 - inside) / np.maximum(sigma, np.finfo(np.float64).tiny)
-        )
+        positive = np.maximum(sigma, np.finfo(np.float64).tiny)
+        shrink = np.minimum(1.0, radius * (1.0 - inside) / positive)
         left = (Q1 @ U) @ (shrink[:, None] * (U.T @ T1))
         given = backend.astype(xp, backend.from_host(xp, left), L.dtype)
         if factored_spectral_bound(given, R) <= radius:

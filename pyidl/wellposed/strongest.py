@@ -33,7 +33,7 @@ def strongest(
 ) -> Certificate:
     """The proven certificate with the smallest factor per step.
 
-    That of the constraint itself where nothing is proven.
+    Where nothing is proven, that of the constraint itself.
 
     Parameters
     ----------
@@ -71,51 +71,33 @@ def strongest(
         examined.append((name, examine()))
         if not explain and examined[-1][1].proven and examined[-1][1].contraction == 0:
             break
-    best = min(
-        range(len(examined)), key=lambda i: (not examined[i][1].proven, examined[i][1].contraction)
-    )
-    own, found = examined[0][1], examined[best][1].contraction
-    if (
-        own.proven
-        and 0 < found <= own.contraction < 1
-        and math.log(found) >= 1.01 * math.log(own.contraction)
-    ):
-        best = 0  # a hundredth of the steps is no reason to quote another condition
+    found = [certificate for _, certificate in examined]
+    own, best = found[0], min(found, key=lambda c: (not c.proven, c.contraction))
+    alike = own.proven and 0 < best.contraction <= own.contraction < 1
+    if alike and math.log(best.contraction) >= 1.01 * math.log(own.contraction):
+        best = own  # a hundredth of the steps is no reason to quote another condition
     if not explain:
-        return examined[best][1]
+        return best
     others = tuple(
         certificate if certificate.proven else replace(certificate, applies_to=name)
-        for i, (name, certificate) in enumerate(examined)
-        if i != best
+        for name, certificate in examined
+        if certificate is not best
     )
-    return replace(examined[best][1], others=others)
+    return replace(best, others=others)
 
 
 def _conditions(
     params: Params, activation: Activation, constraint: Constraint
 ) -> Iterator[tuple[str, Callable[[], Certificate]]]:
-    """Names, and what computes the certificates.
-
-    The constraint's own, the cheap ones, and those that take n^3 operations.
-    """
+    """Names, and what computes the certificates: the constraint's own, then others."""
     yield repr(constraint), lambda: constraint.certificate(params, activation)
-    plain = (
-        StrictlyTriangular(),
-        InfNorm(),
-        PerronFrobenius(),
-        SpectralNorm(),
-        Monotone(),
-        MatrixMeasure(),
-    )
-    n, whole = size_of(params), "A" in params
+    n, weighted = size_of(params), getattr(constraint, "weights", None) is not None
     large = n > LARGEST
+    plain: list[Constraint] = [StrictlyTriangular()] if "A" in params else []
+    plain += [InfNorm(), PerronFrobenius(), SpectralNorm(), Monotone(), MatrixMeasure()]
     for other in plain:
         name = type(other).__name__
-        if other == constraint or (
-            type(other) is type(constraint) and getattr(constraint, "weights", None) is None
-        ):
-            continue
-        if isinstance(other, StrictlyTriangular) and not whole:
+        if other == constraint or (type(other) is type(constraint) and not weighted):
             continue
         if large and isinstance(other, (PerronFrobenius, SpectralNorm, Monotone)):
             yield name, lambda: unproven(f"not examined, since n = {n} is above {LARGEST}")
@@ -127,8 +109,6 @@ def _conditions(
 
 def _best_measure(params: Params, activation: Activation) -> Certificate:
     eta = optimal_weights(params, activation)
-    return (
-        unproven("the weights that would prove it are out of range")
-        if eta is None
-        else measure_certificate(params, activation, eta)
-    )
+    if eta is None:
+        return unproven("the weights that would prove it are out of range")
+    return measure_certificate(params, activation, eta)

@@ -1,6 +1,6 @@
-r"""Without feedback: A strictly upper triangular, ``A_ij = 0 for j <= i``.
+r"""Without feedback: A strictly upper triangular, of any size.
 
-No size matters.
+    A_ij = 0 for j <= i.
 
 The last component depends on the input alone, the one before it on the last, and so on:
 the equation is solved by substitution, and ``x = phi(A x + z)`` has exactly one
@@ -37,7 +37,8 @@ def full_matrix(params: Params, name: str) -> Array:
     """A, where a condition on its zeros needs it whole."""
     if "A" not in params:
         raise InputError(
-            f"{name} is a condition on zeros of A, which factors A = L R^T do not show; use rank=None"
+            f"{name} is a condition on zeros of A, which factors A = L R^T do not show; use "
+            "rank=None"
         )
     return params["A"]
 
@@ -58,10 +59,9 @@ def has_no_cycles(A: np.ndarray) -> bool:
 class StrictlyTriangular(Constraint):
     """The set of strictly upper triangular A.
 
-    `project` sets all other entries to zero, which is the nearest point.
-
-    The solver finds the zeros when the parameters are set, and substitutes: one pass,
-    exact, forward and adjoint.
+    `project` sets all other entries to zero, which gives the nearest point. The solver
+    finds the zeros when the parameters are set, and substitutes: one pass, exact,
+    forward and adjoint.
 
     Examples
     --------
@@ -77,20 +77,21 @@ class StrictlyTriangular(Constraint):
     def refusal(self, activation: Activation) -> str:
         """An activation of several components feeds back what a triangle does not."""
         if acts_together(activation, 2):
-            return "it acts on several components together, which then feed each other; use BlockTriangular with these blocks"
+            return (
+                "it acts on several components together, which then feed each other; use "
+                "BlockTriangular with these blocks"
+            )
         return ""
 
     def project(self, params: Params, activation: Activation) -> dict[str, Array]:
         """Zeros on and below the diagonal."""
         A = full_matrix(params, "StrictlyTriangular")
-        return (
-            dict(params)
-            if self.contains(params, activation)
-            else {**params, "A": namespace(A).triu(A, k=1)}
-        )
+        if self.contains(params, activation):
+            return dict(params)
+        return {**params, "A": namespace(A).triu(A, k=1)}
 
     def contains(self, params: Params, activation: Activation) -> bool:
-        """Whether they are there."""
+        """Whether A is zero on and below the diagonal."""
         A = full_matrix(params, "StrictlyTriangular")
         xp = namespace(A)
         return not bool(xp.any(xp.tril(A) != 0))
@@ -109,13 +110,10 @@ class StrictlyTriangular(Constraint):
             return unproven(
                 "A has cycles: entries on both sides of the diagonal that feed each other, or on it"
             )
+        name, n = "Substitution", size_of(params)
         reason = "A has no cycles, so that substitution solves the equation in one pass"
-        if (
-            activation.row_lipschitz(size_of(params)) is None
-        ):  # well-posed all the same, but no error follows from the residual
-            return Certificate(True, 0.0, Norm(), "Substitution", reason, margin=0.0)
-        M = lower(np.eye(size_of(params)) - gains(params, activation).matrix)
+        if activation.row_lipschitz(n) is None:  # no error follows from the residual
+            return Certificate(True, 0.0, Norm(), name, reason, margin=0.0)
+        M = lower(np.eye(n) - gains(params, activation).matrix)
         s, margin = positive_solution(M)
-        return Certificate(
-            True, 0.0, Norm(weights=s), "Substitution", reason, margin=margin, comparison=M
-        )
+        return Certificate(True, 0.0, Norm(weights=s), name, reason, margin, M)

@@ -1,7 +1,4 @@
-"""No condition at all.
-
-Parameters are used as they are, and nothing is promised before a solve has succeeded.
-"""
+"""No condition at all: nothing is promised before a solve has succeeded."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ __all__ = ["Unconstrained"]
 
 @dataclass(frozen=True)
 class Unconstrained(Constraint):
-    """The set of all parameters. `project` changes nothing.
+    """The set of all parameters; `project` changes nothing.
 
     Solves may fail, and where one succeeds there may be other solutions; its status
     says how it went.
@@ -37,7 +34,7 @@ class Unconstrained(Constraint):
         return dict(params)
 
     def contains(self, params: Params, activation: Activation) -> bool:
-        """True."""
+        """Always: every parameter belongs to the set."""
         return True
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyidl import ImplicitModel, InfNorm, Linear, Pattern, Sequential, activations, rescale
 from pyidl.activations import Activation, Blocks
 from pyidl.errors import InputError
-from pyidl.wellposed.infnorm import row_sums
+from pyidl.wellposed.infnorm import absolute_row_sums
 
 HOMOGENEOUS = [
     a
@@ -48,7 +48,7 @@ def test_the_outputs_are_the_same_and_the_row_sums_are_as_derived(
     model.params = {**model.params, "A": A, "b": rng.normal(size=n), "d": rng.normal(size=2)}
     twin = rescale(model)
     s = np.linalg.solve(np.eye(n) - np.abs(A), np.ones(n))
-    assert row_sums(twin.params).max() == pytest.approx(1 - 1 / s.max(), rel=1e-9)
+    assert absolute_row_sums(twin.params).max() == pytest.approx(1 - 1 / s.max(), rel=1e-9)
     assert twin.certificate().proven
     assert np.array_equal(twin.params["A"] == 0, A == 0)
     U = rng.normal(size=(4, 3))

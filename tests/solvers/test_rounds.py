@@ -31,9 +31,9 @@ from pyidl.solvers import (
     Status,
     direct,
     jacobi,
+    low_rank,
     newton,
 )
-from pyidl.solvers import low_rank as reduced
 from pyidl.solvers import problem as problems_
 from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.cost import Costs
@@ -397,7 +397,7 @@ def small_pieces(monkeypatch, size=64):
         monkeypatch.setattr(module, "CHUNK", size)
     for module in (direct, newton):
         monkeypatch.setattr(module, "CHUNK", 3 * 24**2)
-    assert not hasattr(reduced, "CHUNK")  # it asks `pieces`
+    assert not hasattr(low_rank, "CHUNK")  # it asks `pieces`
 
 
 @pytest.mark.parametrize("matrix", MATRICES)

@@ -45,7 +45,7 @@ from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.cost import Costs
 from pyidl.solvers.loop import iterate, stride_of
-from pyidl.solvers.low_rank import reduce
+from pyidl.solvers.low_rank import low_rank_problem
 from pyidl.solvers.problem import Affine
 
 CLOSED = [a for a in map(activations.named, activations.builtin.BUILT_IN) if a.scalar_solve] + [
@@ -754,7 +754,7 @@ def test_a_low_rank_solve_that_fails_reports_its_residual_and_not_the_bound_on_i
     rng = np.random.default_rng(0)
     L, R = rng.normal(size=(40, 3)), rng.normal(size=(40, 3))
     p = Affine(LowRank(3.0 * L, R), rng.normal(size=(7, 40)), activations.tanh)
-    q = reduce(p)
+    q = low_rank_problem(p)
     s = q.restore(iterate(q, None, None, tol=1e-10, max_iter=5, method="Picard"))
     assert not s.converged.any()
     np.testing.assert_allclose(s.residual, residual(p, s.value), rtol=1e-10)
@@ -764,7 +764,7 @@ def test_far_from_its_solution_a_low_rank_state_is_measured_by_a_bound():
     rng = np.random.default_rng(1)
     L, R = rng.normal(size=(40, 3)) / 20, rng.normal(size=(40, 3)) / 20
     p = Affine(LowRank(L, R), rng.normal(size=(7, 40)), activations.tanh)
-    q = reduce(p)
+    q = low_rank_problem(p)
     r = q.start()[0]
     after = q.pre(r)
     q.tol = 1e-9

@@ -29,7 +29,7 @@ from pyidl.wellposed import (
     Unconstrained,
 )
 from pyidl.wellposed.eigenvalues import spectral_bound
-from pyidl.wellposed.perronfrobenius import factor_of, scaling
+from pyidl.wellposed.perronfrobenius import factor_of, positive_scaling
 from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 
 CONVEX = [c for c in CONSTRAINTS if "PerronFrobenius" not in repr(c)]
@@ -432,7 +432,7 @@ def test_conditions_refuse_what_they_say_nothing_about():
 def test_the_scaling_comes_near_the_spectral_radius(seed, n):
     B = np.abs(hard_matrix(np.random.default_rng(seed), n))
     radius = np.abs(np.linalg.eigvals(B)).max()
-    s, c = scaling(B)
+    s, c = positive_scaling(B)
     assert np.all(s > 0)
     assert c == factor_of(B, s)
     assert c >= radius * (1 - 1e-3) - 1e-3 * np.abs(B).max() * (radius == 0)

@@ -19,7 +19,7 @@ from pyidl.matrices.low_rank import LowRank
 from pyidl.solvers import Fallback, Picard
 from pyidl.solvers.problem import Affine
 from pyidl.wellposed.certificate import Certificate, Norm
-from pyidl.wellposed.infnorm import row_sums
+from pyidl.wellposed.infnorm import absolute_row_sums
 from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
 
 BUILT_IN = [activations.named(name) for name in activations.builtin.BUILT_IN]
@@ -173,7 +173,7 @@ def test_the_radius_follows_the_lipschitz_constant_row_by_row(activation):
     params = InfNorm(0.9).project({"A": A, "B": A}, activation)
     assert params["B"] is A
     np.testing.assert_allclose(
-        np.array(activation.row_lipschitz(10)) * row_sums(params), 0.9, rtol=1e-9
+        np.array(activation.row_lipschitz(10)) * absolute_row_sums(params), 0.9, rtol=1e-9
     )
     assert InfNorm(0.9).contains(params, activation)
     assert not InfNorm(0.899).contains(params, activation)
@@ -193,7 +193,7 @@ def test_factors_are_made_feasible(seed, k, dtype):
     again = ball.project(projected, activations.relu)
     assert np.array_equal(again["L"], projected["L"])
     assert projected["R"] is R
-    inside = row_sums(params) <= 0.9
+    inside = absolute_row_sums(params) <= 0.9
     assert np.array_equal(projected["L"][inside], L[inside])
     exact = np.abs(projected["L"].astype(float) @ projected["R"].astype(float).T).sum(axis=1)
     assert exact.max() <= 0.9 * (1 + 1e-12)
@@ -203,7 +203,7 @@ def test_row_sums_never_form_the_product(xp, monkeypatch):
     monkeypatch.setattr("pyidl.wellposed.infnorm.CHUNK", 50)
     rng = np.random.default_rng(0)
     L, R = rng.normal(size=(23, 3)), rng.normal(size=(23, 3))
-    sums = row_sums({"L": from_host(xp, L), "R": from_host(xp, R)})
+    sums = absolute_row_sums({"L": from_host(xp, L), "R": from_host(xp, R)})
     np.testing.assert_allclose(sums, np.abs(L @ R.T).sum(axis=1), rtol=1e-12)
 
 
