@@ -3,11 +3,12 @@
 Its parameters are a flat dictionary, replaced as a whole.
 
     Y, pull = layer(U)              the map
-    dU, grads = pull(dY)            its transposed derivative, as often as you like, for as many dY as you like
+    dU, grads = pull(dY)            its transposed derivative, for as many dY as you like
 
 A layer is its configuration, fixed when it is built, and its parameters; there is no
-other state. Each subclass is a dataclass of its configuration; its heart is `_forward`,
-where the derivative stands below the line it differentiates.
+other state. Each subclass is a dataclass of its configuration and says how its
+parameters are drawn; its heart is `_forward`, where the derivative stands below the
+line it differentiates.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -30,7 +31,16 @@ from pyidl.solvers.solution import OnFail, Solution, check_on_fail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng, Tol
 from pyidl.wellposed.certificate import Certificate, Norm
 
-__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
+__all__ = [
+    "Call",
+    "Explicit",
+    "Layer",
+    "Parameterless",
+    "Pullback",
+    "check_dtype",
+    "check_width",
+    "check_widths",
+]
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,30 @@ class Call:
 
 @dataclass(frozen=True, repr=False)
 class Pullback(ABC):
-    """From the gradient with respect to a layer's output to those with respect to its inputs and parameters.
+    """The transposed derivative of a layer at one input: ``dY -> (dU, grads)``.
+
+    From the gradient of a loss with respect to the output of the layer it makes those
+    with respect to its inputs and its parameters.
 
     Calling it touches nothing: it may be called twice, for several cotangents, and
     after the layer's parameters have been replaced. It keeps a copy of the inputs,
     unless they are frozen: read-only, and owners of their memory. So a caller may use
     its buffers again.
+
+    Attributes
+    ----------
+    output : array
+        Y, what the layer returned together with this pullback.
+
+    Examples
+    --------
+    >>> from pyidl import Linear
+    >>> Y, pull = Linear(3, 2, rng=0)(np.ones((5, 3)))
+    >>> dU, grads = pull(np.ones_like(Y))
+    >>> dU.shape, grads["W"].shape, grads["b"]
+    ((5, 3), (2, 3), array([5., 5.], dtype=float32))
+    >>> pull(np.ones_like(Y), inputs=False)[0] is None
+    True
     """
 
     output: Array
@@ -68,7 +96,19 @@ class Pullback(ABC):
     def __call__(self, dY: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """Return ``(dU, grads)``.
 
-        `grads` has the keys of the parameters, dU is None with ``inputs=False``.
+        Parameters
+        ----------
+        dY : array
+            The gradient of a loss with respect to Y, and of its shape.
+        inputs : bool
+            Whether dU is wanted too.
+
+        Returns
+        -------
+        dU : array or None
+            Of the shape of the input; None with ``inputs=False``.
+        grads : dict
+            An array for each parameter, under its name.
 
         Raises
         ------
@@ -87,7 +127,8 @@ class Pullback(ABC):
         cotangent = backend.as_real(dY, name="dY", xp=xp, dtype=backend.real_dtype(self.output))
         if cotangent.shape != self.output.shape:
             raise InputError(
-                f"dY has shape {cotangent.shape}, the output {self.output.shape}; they must be equal"
+                f"dY has shape {cotangent.shape}, the output {self.output.shape}; "
+                "they must be equal"
             )
         return cotangent
 
@@ -117,9 +158,21 @@ class Pullback(ABC):
 
 @dataclass(frozen=True, repr=False)
 class Explicit(Pullback):
-    """The pullback of a layer without a solve.
+    """The pullback of a layer without a solve: a closure over what the forward pass saw.
 
-    A closure over what the forward pass saw.
+    Attributes
+    ----------
+    output : array
+        Y.
+    backward : callable
+        ``backward(dY, inputs) -> (dU, grads)``, for a dY that has been checked.
+
+    Examples
+    --------
+    >>> U = np.array([[1.0, 3.0]])
+    >>> pull = Explicit(U**2, lambda dY, inputs: (2 * U * dY if inputs else None, {}))
+    >>> pull(np.ones((1, 2)))
+    (array([[2., 6.]]), {})
     """
 
     backward: Callable[[Any, bool], tuple[Any, Grads]]
@@ -130,14 +183,66 @@ class Explicit(Pullback):
 
 
 class Layer(ABC):
-    """Base class of all layers and models."""
+    """Base class of all layers and models.
+
+    A subclass is a dataclass, ``@dataclass(eq=False, repr=False)``, of its configuration
+    and has at least `_validate`, `_shapes`, `_draw`, `_check` and `_forward`. A field
+    ``rng: InitVar = None`` makes the seed of `_draw` an argument.
+
+    Examples
+    --------
+    >>> @dataclass(eq=False, repr=False)
+    ... class Scale(Layer):
+    ...     width: int
+    ...     dtype: str = "float64"
+    ...
+    ...     def _validate(self):
+    ...         check_widths(self, "width")
+    ...
+    ...     def _shapes(self):
+    ...         return {"s": (self.width,)}
+    ...
+    ...     def _draw(self, generator):
+    ...         return {"s": np.full(self.width, 2.0)}
+    ...
+    ...     def _check(self, U):
+    ...         assert U.shape[1] == self.width
+    ...
+    ...     def _forward(self, U, call):
+    ...         s = self.params["s"]
+    ...         return U * s, Explicit(U * s, lambda dY, inputs: (dY * s, {"s": sum(dY * U)}))
+    >>> Y, pull = Scale(2)(np.array([[1.0, 3.0]]))
+    >>> Y, pull(np.ones((1, 2)))[1]
+    (array([[2., 6.]]), {'s': array([1., 3.])})
+    """
 
     _params: Params
 
     tokenwise: ClassVar[bool] = False
-    """Whether every row of the input has its own row of the output, whatever stands beside it."""
+    """Whether a row of the output depends on its own row of the input alone."""
+
+    dtype: str
+
+    def __post_init__(self, rng: Rng = None) -> None:
+        """Build the layer: validate, draw, confine, cast, project, set."""
+        self._validate()
+        drawn = self._draw(backend.as_generator(rng))
+        for key in drawn:
+            mask = self.support(key)
+            inside = drawn[key] if mask is None else drawn[key] * mask
+            drawn[key] = inside.astype(self.dtype)
+        # Projected after the cast: what is rounded later may leave the set.
+        self.params = cast(Params, self.project(drawn))
 
     # ------------------------------------------------------------ what a subclass gives
+
+    @abstractmethod
+    def _validate(self) -> None:
+        """Check the configuration, and put it into its normal form."""
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        """Initial parameters, in float64 on the host; none where there are none."""
+        return {}
 
     @abstractmethod
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -166,10 +271,6 @@ class Layer(ABC):
     def _widths(self) -> tuple[int | None, int | None]:
         """The last dimension of input and output, or None where any will do."""
         return None, None
-
-    @abstractmethod
-    def _validate(self) -> None:
-        """Check the configuration, and put it into its normal form."""
 
     # ----------------------------------------------------------------------- calling it
 
@@ -279,7 +380,7 @@ class Layer(ABC):
         return [(self, {"_params": checked})]
 
     def _checked(self, new: Mapping[str, Any]) -> Params:
-        """The arrays in the layer's dtype, after everything about them has been checked: read-only copies.
+        """Read-only copies of the parameters in the layer's dtype, all of them checked.
 
         What an optimiser has made is read-only and owns its memory, and is not copied
         again.
@@ -301,7 +402,8 @@ class Layer(ABC):
         for key, array in backend.all_as_real(arrays, xp=xp, dtype=self.dtype).items():
             if array.shape != shapes[key]:
                 raise InputError(
-                    f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shapes[key]}"
+                    f"parameter {key} has shape {array.shape}; "
+                    f"{type(self).__name__} needs {shapes[key]}"
                 )
             checked[key] = backend.frozen(xp, array)
         return MappingProxyType(checked)
@@ -340,7 +442,10 @@ class Layer(ABC):
         return namespace(*self.params.values()) if self.params else np
 
     def to(self, device: str) -> Self:
-        """Return the same layer with its parameters on ``"cpu"`` or ``"cuda"``, as `pyidl.to_device` moves them."""
+        """Return the same layer with its parameters on ``"cpu"`` or ``"cuda"``.
+
+        `pyidl.to_device` moves them.
+        """
         return self._with(
             self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()}
         )
@@ -362,7 +467,8 @@ class Layer(ABC):
         unknown = sorted(set(changes) - set(config))
         if unknown:
             raise InputError(
-                f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(config)}"
+                f"{type(self).__name__} has no option {', '.join(unknown)}; "
+                f"it has {', '.join(config)}"
             )
         return self._with({**config, **changes}, self.params)
 
@@ -389,12 +495,11 @@ class Layer(ABC):
 
     # ------------------------------------------------------------------ being an object
 
-    dtype: str
-
     def __setattr__(self, name: str, value: Any) -> None:
         if "_params" in self.__dict__ and name != "params":
             raise AttributeError(
-                f"{name} cannot be set: a layer's configuration is fixed; use layer.replace({name}=...)"
+                f"{name} cannot be set: a layer's configuration is fixed; "
+                f"use layer.replace({name}=...)"
             )
         super().__setattr__(name, value)
 
@@ -420,7 +525,7 @@ class Layer(ABC):
 
 
 class Parameterless(Layer):
-    """A layer that computes in the library and dtype of its input, for want of parameters that prescribe them."""
+    """A layer without parameters: its input says in which library and dtype it computes."""
 
     tokenwise = True
 
@@ -437,7 +542,8 @@ class Parameterless(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim < 2 or U.size == 0:
             raise InputError(
-                f"U has shape {U.shape}; {type(self).__name__} takes (m, n), one sample a row, with m >= 1"
+                f"U has shape {U.shape}; {type(self).__name__} takes (m, n), "
+                "one sample a row, with m >= 1"
             )
 
     def astype(self, dtype: str) -> Self:
@@ -473,3 +579,10 @@ def check_width(name: str, value: Any) -> int:
     if not (is_whole(value) and value >= 1):
         raise InputError(f"{name} is {value!r}; it must be a positive integer")
     return int(value)
+
+
+def check_widths(layer: Layer, *names: str) -> None:
+    """Put these dimensions of a layer, and its dtype, into their normal form."""
+    for name in names:
+        setattr(layer, name, check_width(name, getattr(layer, name)))
+    layer.dtype = check_dtype(layer.dtype)
