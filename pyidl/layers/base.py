@@ -515,9 +515,9 @@ class Layer(ABC):
         count = sum(a.size for a in self.params.values())
         config = ", ".join(
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
             if _differs(self, f)
-        )  # type: ignore[arg-type]
+        )
         device = (
             backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
         )
