@@ -3,7 +3,7 @@
 Its parameters are a flat dictionary, replaced as a whole.
 
     Y, pull = layer(U)              the map
-    dU, grads = pull(dY)            its transposed derivative, for as many dY as you like
+    dU, grads = pull(dY)            its transposed derivative, for any number of dY
 
 A layer is its configuration, fixed when it is built, and its parameters; there is no
 other state. Each subclass is a dataclass of its configuration and says how its
@@ -54,13 +54,17 @@ class Call:
 
     None where all have all.
     """
+    h0: Any = None
+    """Where a recurrence starts, (m, r); None for zero. Only its own call says it."""
 
     def __post_init__(self) -> None:
         check_on_fail(self.on_fail)
 
     def of(self, samples: slice) -> Call:
         """The same for some of the samples."""
-        return self if self.line is None else dataclasses.replace(self, line=self.line.of(samples))
+        line = None if self.line is None else self.line.of(samples)
+        h0 = None if self.h0 is None else self.h0[samples, ...]
+        return dataclasses.replace(self, line=line, h0=h0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,7 +162,9 @@ class Pullback(ABC):
 
 @dataclass(frozen=True, repr=False)
 class Explicit(Pullback):
-    """The pullback of a layer without a solve: a closure over what the forward pass saw.
+    """The pullback of a layer without a solve.
+
+    A closure over what the forward pass saw.
 
     Attributes
     ----------
@@ -185,9 +191,9 @@ class Explicit(Pullback):
 class Layer(ABC):
     """Base class of all layers and models.
 
-    A subclass is a dataclass, ``@dataclass(eq=False, repr=False)``, of its configuration
-    and has at least `_validate`, `_shapes`, `_draw`, `_check` and `_forward`. A field
-    ``rng: InitVar = None`` makes the seed of `_draw` an argument.
+    A subclass is a dataclass, ``@dataclass(eq=False, repr=False)``, of its
+    configuration and has at least `_validate`, `_shapes`, `_draw`, `_check` and
+    `_forward`. A field ``rng: InitVar = None`` makes the seed of `_draw` an argument.
 
     Examples
     --------
@@ -210,7 +216,11 @@ class Layer(ABC):
     ...
     ...     def _forward(self, U, call):
     ...         s = self.params["s"]
-    ...         return U * s, Explicit(U * s, lambda dY, inputs: (dY * s, {"s": sum(dY * U)}))
+    ...
+    ...         def backward(dY, inputs):
+    ...             return dY * s, {"s": sum(dY * U)}
+    ...
+    ...         return U * s, Explicit(U * s, backward)
     >>> Y, pull = Scale(2)(np.array([[1.0, 3.0]]))
     >>> Y, pull(np.ones((1, 2)))[1]
     (array([[2., 6.]]), {'s': array([1., 3.])})
@@ -312,7 +322,26 @@ class Layer(ABC):
         return admitted
 
     def predict(self, U: Any, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
-        """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
+        """Return Y alone, in batches of at most `batch_size` rows.
+
+        Parameters
+        ----------
+        U, on_fail
+            As in a call.
+        batch_size : int, optional
+            A number to choose where memory matters; all rows at once if left out.
+
+        Returns
+        -------
+        array
+            Y.
+
+        Examples
+        --------
+        >>> from pyidl import Linear
+        >>> Linear(3, 2, rng=0).predict(np.ones((5, 3)), batch_size=2).shape
+        (5, 2)
+        """
         return self._in_batches(self._admit(U), batch_size, Call(on_fail=on_fail))
 
     def _in_batches(self, U: Any, batch_size: int | None, call: Call) -> Any:
@@ -329,13 +358,31 @@ class Layer(ABC):
     def start(self, m: int) -> Any:
         """What the layer remembers of m sequences that have no token yet.
 
-        None where it treats every token alone.
+        Parameters
+        ----------
+        m : int
+            How many sequences go on together.
+
+        Returns
+        -------
+        cache
+            For `step`; None where every token is treated alone.
 
         Raises
         ------
         InputError
             If an output depends on later tokens, or the layer does not know what to
             remember.
+
+        Examples
+        --------
+        >>> from pyidl import PositionEmbedding
+        >>> layer = PositionEmbedding(5, 2, rng=0)
+        >>> U, cache = np.ones((4, 3, 2)), layer.start(4)
+        >>> for t in range(3):
+        ...     y, cache = layer.step(U[:, t], cache)
+        >>> bool(np.allclose(y, layer.predict(U)[:, -1]))
+        True
         """
         if not self.tokenwise:
             raise InputError(
@@ -346,10 +393,22 @@ class Layer(ABC):
     def step(self, u: Any, cache: Any, *, on_fail: OnFail = "raise") -> tuple[Any, Any]:
         """Return ``(y, cache)`` after one more token of m sequences.
 
-        u (m, p), or tokens (m,) for an `Embedding`, and y (m, q).
+        The outputs for tokens one after another are those for the whole sequence.
 
-        The outputs for tokens one after another are those for the whole sequence. The
-        given `cache`, from `start` or the last step, stays as it was.
+        Parameters
+        ----------
+        u : array, shape (m, p), or integers (m,) for an `Embedding`
+            The token.
+        cache
+            What `start` or the last step returned. It stays as it was.
+        on_fail : {"raise", "warn", "ignore"}
+            As in a call.
+
+        Returns
+        -------
+        y : array, shape (m, q)
+        cache
+            For the next step.
         """
         return self._forward(self._admit(u), Call(on_fail=on_fail))[0], cache
 
@@ -360,6 +419,20 @@ class Layer(ABC):
         """The parameters: a read-only mapping of arrays.
 
         Assign a whole new mapping to change them.
+
+        Raises
+        ------
+        InputError
+            If names or shapes of a new mapping do not fit, or an entry is not a finite
+            real number. The layer then stays as it was.
+
+        Examples
+        --------
+        >>> from pyidl import Linear
+        >>> layer = Linear(3, 2, rng=0)
+        >>> layer.params = {**layer.params, "b": np.ones(2)}
+        >>> layer.params["b"]
+        array([1., 1.], dtype=float32)
         """
         return self._params
 
@@ -419,6 +492,15 @@ class Layer(ABC):
         """Return parameters in the set where the layer is well-posed.
 
         For a layer without a fixed point, those given.
+
+        Parameters
+        ----------
+        params : mapping
+            Such as an optimiser's step returns.
+
+        Returns
+        -------
+        dict
         """
         return dict(params)
 
@@ -427,8 +509,15 @@ class Layer(ABC):
 
         An explicit layer has none, and so nothing to prove.
 
-        With `explain`, the other conditions are listed too, with what they prove or why
-        they fail.
+        Parameters
+        ----------
+        explain : bool
+            Whether the other conditions are listed too, with what they prove or why
+            they fail.
+
+        Returns
+        -------
+        Certificate
         """
         return Certificate(
             True, 0.0, Norm(), "one evaluation", "an explicit map, without a fixed point"
@@ -442,20 +531,43 @@ class Layer(ABC):
         return namespace(*self.params.values()) if self.params else np
 
     def to(self, device: str) -> Self:
-        """Return the same layer with its parameters on ``"cpu"`` or ``"cuda"``.
+        """Return the same layer on ``"cpu"`` or ``"cuda"``.
 
-        `pyidl.to_device` moves them.
+        `pyidl.to_device` moves its parameters.
         """
         return self._with(
             self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()}
         )
 
     def astype(self, dtype: str) -> Self:
-        """Return the same layer computing in ``"float32"`` or ``"float64"``."""
+        """Return the same layer computing in ``"float32"`` or ``"float64"``.
+
+        Examples
+        --------
+        >>> from pyidl import Linear
+        >>> Linear(3, 2, rng=0).astype("float64").predict(np.ones((1, 3))).dtype
+        dtype('float64')
+        """
         return self._with({**self._config(), "dtype": check_dtype(dtype)}, self.params)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a layer with some of its configuration changed and the same parameters.
+        """Return a layer with the same parameters and some other options.
+
+        Parameters
+        ----------
+        **changes
+            The options of the constructor that change, but for `rng`.
+
+        Returns
+        -------
+        Layer
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitModel, activations
+        >>> model = ImplicitModel(3, 2, 10, rng=0).replace(activation=activations.tanh)
+        >>> model.activation.name
+        'tanh'
 
         Raises
         ------
@@ -476,12 +588,24 @@ class Layer(ABC):
         """Return the layer at this tolerance, or at a pair (forward, adjoint).
 
         An explicit layer is returned as it is.
+
+        Parameters
+        ----------
+        tol : float or pair of floats
+            Between 0 and 1.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitModel
+        >>> ImplicitModel(3, 2, 10, rng=0).with_tol((1e-4, 1e-6)).forward.tol
+        0.0001
         """
         return self
 
     def _config(self) -> dict[str, Any]:
         """The fields of the dataclass."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {f.name: getattr(self, f.name) for f in fields}
 
     @classmethod
     def _with(cls, config: Mapping[str, Any], params: Mapping[str, Any]) -> Self:
@@ -504,7 +628,7 @@ class Layer(ABC):
         super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._config(), dict(self.params))
+        return type(self)._with, (self._config(), dict(self.params))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self._with(
@@ -516,7 +640,7 @@ class Layer(ABC):
         config = ", ".join(
             f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if _differs(self, f)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
         )
         device = (
             backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
@@ -525,7 +649,10 @@ class Layer(ABC):
 
 
 class Parameterless(Layer):
-    """A layer without parameters: its input says in which library and dtype it computes."""
+    """A layer without parameters.
+
+    Its input says in which library and dtype it computes.
+    """
 
     tokenwise = True
 
@@ -552,17 +679,11 @@ class Parameterless(Layer):
         return self
 
 
-def _rebuild(cls: type[Layer], config: Mapping[str, Any], params: Mapping[str, Any]) -> Layer:
-    return cls._with(config, params)
-
-
-def _differs(layer: Layer, f: dataclasses.Field[Any]) -> bool:
-    """Whether a field is worth printing: it has no default, or another value."""
-    return f.default is dataclasses.MISSING or getattr(layer, f.name) != f.default
-
-
 def check_dtype(dtype: Any) -> str:
-    """Return ``"float32"`` or ``"float64"``, also for ``numpy.float64`` and the like."""
+    """Return ``"float32"`` or ``"float64"``, or refuse the dtype.
+
+    ``numpy.float64`` and the like are taken too.
+    """
     try:
         name = "None" if dtype is None else str(np.dtype(dtype).name)  # NumPy reads None as float64
     except TypeError:

@@ -175,9 +175,9 @@ class ImplicitModel(Implicit):
     def sparsify(self, below: float = sparse.DENSITY) -> ImplicitModel:
         """Return the same model with products in compressed rows.
 
-        It multiplies large A, B, C and D so where few of their entries differ from zero.
-        Answers and gradients are the same up to rounding; gradients are those of all
-        entries unless a pattern confines them.
+        It multiplies large A, B, C and D so where few of their entries differ from
+        zero. Answers and gradients are the same up to rounding; gradients are those of
+        all entries unless a pattern confines them.
 
         Parameters
         ----------
@@ -313,7 +313,7 @@ class ImplicitModel(Implicit):
 
 @dataclass(frozen=True, repr=False)
 class ImplicitPullback(Pullback):
-    """The derivative of ``Y = X C^T + U D^T + d`` and, through it, of the equilibrium X.
+    """The derivative of ``Y = X C^T + U D^T + d`` and of the equilibrium X.
 
     Attributes
     ----------
@@ -326,7 +326,11 @@ class ImplicitPullback(Pullback):
     equilibrium: EquilibriumPullback
 
     def rule(self, dY: Any, inputs: bool, v0: Any = None) -> tuple[Any, Grads]:
-        """``dX = dY C, dC = dY^T X, dD = dY^T U, dd = sum of rows``; the rest is X's."""
+        """``dX = dY C``, of which the equilibrium makes dU, dA, dB and db.
+
+        Besides, ``dC = dY^T X``, ``dD = dY^T U``, ``dd`` is the sum of the rows of dY,
+        and U is heard through D too: ``dU += dY D``.
+        """
         X, U, maps = self.forward.value, self.equilibrium.u, self.maps
         dU, grads = self.equilibrium(maps["C"].T.rows(dY), inputs, v0=v0)
         grads |= maps["C"].grads("C", dY, X)
@@ -353,7 +357,7 @@ class ImplicitPullback(Pullback):
         return self.rule(self._admit(dY, inputs), inputs, self._admit_start(v0))
 
     def solve(self, dY: Array, *, v0: Array | None = None, trace: bool = False) -> Solution:
-        """The adjoint solve for this dY alone, ``V = phi'(Z) * (V A + dY C)``, for study.
+        """The adjoint solve alone: ``V = phi'(Z) * (V A + dY C)``.
 
         Parameters
         ----------

@@ -57,10 +57,10 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 
 def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Entries uniform in ``(-a, a)``, ``a = sqrt(6 / (rows + columns))``, hence with variance ``2 / (rows + columns)``.
+    """Entries uniform in ``(-a, a)``, ``a = sqrt(6 / (rows + columns))``.
 
-    Forward, signals keep their size with variance ``1 / columns``, backward, gradients
-    with ``1 / rows``: this lies between.
+    Their variance is ``2 / (rows + columns)``. Forward, signals keep their size with
+    variance ``1 / columns``, backward, gradients with ``1 / rows``: this lies between.
 
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward
     neural networks", AISTATS 2010, eq. 16.

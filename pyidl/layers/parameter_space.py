@@ -130,11 +130,9 @@ class ParameterSpace:
 
     def refuse_outside(self, params: Params) -> None:
         """Refuse parameters with nonzero entries outside their pattern."""
-        for key in set(params) & set("ABCD"):
-            mask = self.support(key)
-            if mask is None:
-                continue
-            outside = int(np.count_nonzero(backend.to_numpy(params[key])[~mask]))
+        masks = {key: self.support(key) for key in params}
+        for key, mask in masks.items():
+            outside = 0 if mask is None else np.count_nonzero(backend.to_numpy(params[key])[~mask])
             if outside:
                 raise InputError(
                     f"parameter {key} has {outside} nonzero entries outside its pattern; "
@@ -148,14 +146,6 @@ class ParameterSpace:
             self.own(params), self.pattern, before, doubtful, self.sparse_below
         )
 
-    def project(self, params: Params) -> dict[str, Array]:
-        """Parameters inside `constraint`; what is not of the equations stays."""
-        return {**params, **self.constraint.project(self.own(params), self.activation)}
-
-    def certificate(self, params: Params, explain: bool) -> Certificate:
-        """The strongest of what is proven for these parameters."""
-        return strongest(self.own(params), self.activation, self.constraint, explain)
-
 
 class Implicit(Layer):
     """Base class of the layers whose states solve ``x = phi(A x + B u + b)``.
@@ -163,6 +153,8 @@ class Implicit(Layer):
     `_validate` sets `_space`; `_read` keeps its matrices.
     """
 
+    activation: Activation
+    constraint: Constraint
     forward: Solver | None
     adjoint: Solver | None
     _space: ParameterSpace
@@ -181,7 +173,8 @@ class Implicit(Layer):
 
         The nearest ones where that set is convex.
         """
-        return self._space.project(params)
+        own = self._space.own(params)
+        return {**params, **self.constraint.project(own, self.activation)}
 
     def certificate(self, explain: bool = False) -> Certificate:
         """The strongest of what is proven about the fixed point, for every input.
@@ -206,7 +199,8 @@ class Implicit(Layer):
         >>> ImplicitModel(3, 2, 10, rng=0).certificate().proven
         True
         """
-        return self._space.certificate(self.params, explain)
+        own = self._space.own(self.params)
+        return strongest(own, self.activation, self.constraint, explain)
 
     def with_tol(self, tol: Tol) -> Self:
         """Return the same layer at this tolerance, or at a pair (forward, adjoint)."""
@@ -229,7 +223,7 @@ def _check_activation(activation: Any, n: int, dtype: str) -> None:
 
 
 def _try(part: Activation, width: int, dtype: str) -> None:
-    """On a few zeros, phi and its derivative must keep shape and dtype, and be finite."""
+    """Of a few zeros, phi and its derivative keep shape and dtype, and are finite."""
     z = np.zeros((2, width), dtype)
     together = part.vector_blocks(width)
     derivative = ("vjp", functools.partial(part.vjp, z)) if together else ("dphi", part.dphi)

@@ -1,4 +1,4 @@
-"""Which sample takes part in which time step, and how the rows of all steps are stacked.
+"""Which sample takes part in which time step, and how rows of all steps are stacked.
 
 A stack holds the rows of step 0, then those of step 1, ...: N rows in all, N = m T
 where every sample takes part in every step. What is to be done for all steps at once is

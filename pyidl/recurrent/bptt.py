@@ -9,7 +9,7 @@ Let G_t be the total derivative of a loss with respect to H_t, and V_t that with
 to Z_t. H_t is seen by the loss directly and by the next step, X_t by H_t and, through
 A, by itself:
 
-    V_t = phi'(Z_t) * (V_t A + G_t C)                one adjoint solve for each time step
+    V_t = phi'(Z_t) * (V_t A + G_t C)                  one adjoint solve a step
     G_{t-1} = (direct part) + V_t B_h + G_t D_h
 
 and with every V_t and G_t known, all that is left is linear, so that one product serves
@@ -293,7 +293,10 @@ def back(
 
 
 def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -> tuple[Any, Grads]:
-    """``(dU, grads)``: the products at the head of this file, over all steps at once."""
+    """``(dU, grads)``.
+
+    The products at the head of this file, over all steps at once.
+    """
     line, xp = path.line, namespace(path.Z)
     start, V, G = int(line.ends[found.first]), found.V, found.G
     u, h = line.stack(U)[start:, ...], line.chosen(path.H[:-1, ...])[start:, ...]
@@ -333,7 +336,7 @@ def _inner(on_fail: OnFail) -> OnFail:
 
 @contextmanager
 def _named(t: int, rows: np.ndarray | None, m: int) -> Iterator[None]:
-    """An error of step t names the step, and the failed samples by their places in the batch."""
+    """An error of step t names the step, and which samples of the batch failed."""
     try:
         yield
     except ConvergenceError as error:

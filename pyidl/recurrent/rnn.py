@@ -1,7 +1,8 @@
 r"""The implicit recurrent network.
 
-Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``. The hidden state that goes
-from step to step is linear in what was found, and so is the output in the hidden state:
+Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``. The hidden state that
+goes from step to step is linear in what was found, and so is the output in the hidden
+state:
 
     H_t = C X_t + D [U_t, H_{t-1}] + d
     Y = E H_T + e,    or Y_t = E H_t + e for every t
@@ -17,7 +18,7 @@ models", IJCAI 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -169,7 +170,7 @@ class ImplicitRNN(Implicit):
             self.dtype,
         )
 
-    # --------------------------------------------------------------------- its parameters
+    # ------------------------------------------------------------------- its parameters
 
     def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
         p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
@@ -268,16 +269,17 @@ class ImplicitRNN(Implicit):
                 f"(m, T, {self.input_dim}) with m, T >= 1{hint}"
             )
 
-    def _admit_start(self, h0: Any, m: int) -> Any:
-        if h0 is None:
-            return None
-        state = backend.as_real(h0, name="h0", xp=self.xp, dtype=self.dtype)
-        if state.shape != (m, self.hidden_dim):
-            raise InputError(
-                f"h0 has shape {state.shape}; one row for each of the {m} sequences is needed, "
-                f"{(m, self.hidden_dim)}"
-            )
-        return state
+    def _told(self, U: Any, lengths: Any, h0: Any, on_fail: OnFail) -> Call:
+        m, T, _ = U.shape
+        line = Timeline.read(lengths, m, T)
+        if h0 is not None:
+            h0 = backend.as_real(h0, name="h0", xp=self.xp, dtype=self.dtype)
+            if h0.shape != (m, self.hidden_dim):
+                raise InputError(
+                    f"h0 has shape {h0.shape}; one row for each of the {m} sequences is needed, "
+                    f"{(m, self.hidden_dim)}"
+                )
+        return Call(on_fail=on_fail, line=line, h0=h0)
 
     # ----------------------------------------------------------------------- calling it
 
@@ -324,9 +326,8 @@ class ImplicitRNN(Implicit):
             If a solve fails and `on_fail` is "raise"; it names the time step.
         """
         U = backend.own(self._admit(U), U)
-        line = Timeline.read(lengths, U.shape[0], U.shape[1])
-        given = (lengths is not None, h0 is not None)
-        return self._run(U, line, self._admit_start(h0, U.shape[0]), given, on_fail)
+        Y, pull = self._forward(U, self._told(U, lengths, h0, on_fail))
+        return Y, replace(pull, given=(lengths is not None, h0 is not None))
 
     def predict(
         self,
@@ -353,46 +354,32 @@ class ImplicitRNN(Implicit):
         Examples
         --------
         >>> from pyidl import ImplicitRNN
-        >>> ImplicitRNN(3, 2, 5, 8, rng=0).predict(np.ones((4, 7, 3)), batch_size=3).shape
+        >>> network = ImplicitRNN(3, 2, 5, 8, rng=0)
+        >>> network.predict(np.ones((4, 7, 3)), batch_size=3).shape
         (4, 2)
         """
-        if batch_size is not None:
-            check_width("batch_size", batch_size)
         U = self._admit(U)
-        m, T, _ = U.shape
-        line, start, parts = Timeline.read(lengths, m, T), self._admit_start(h0, m), []
-        size = batch_size or m
-        for i in range(0, m, size):
-            s = slice(i, min(i + size, m))
-            h = None if start is None else start[s, ...]
-            parts.append(self._run(U[s, ...], line.of(s), h, (False, False), on_fail)[0])
-        return parts[0] if len(parts) == 1 else namespace(U).concat(parts)
+        return self._in_batches(U, batch_size, self._told(U, lengths, h0, on_fail))
 
     # ------------------------------------------------------- the map and its derivative
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
-        line = Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line
-        return self._run(U, line, None, (False, False), call.on_fail)
-
-    def _run(
-        self, U: Any, line: Timeline, h0: Any, given: tuple[bool, bool], on_fail: OnFail
-    ) -> tuple[Any, RNNPullback]:
         """H of all steps, and ``Y = H E^T + e`` for all of them or the last."""
         step = self._parts
         path = unroll(
             step,
-            line,
+            Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line,
             U,
-            h0,
+            call.h0,
             forward=self.forward,
             warm_start=self.warm_start,
-            on_fail=on_fail,
+            on_fail=call.on_fail,
             certificate=self.certificate,
         )
         Y = step.read(path.H[1:, ...] if self.return_sequences else path.H[-1, ...])
         if self.return_sequences:
             Y = namespace(Y).permute_dims(Y, (1, 0, 2))
-        return Y, RNNPullback(Y, self, step, U, path, given, on_fail)
+        return Y, RNNPullback(Y, self, step, U, path, call.on_fail)
 
 
 @dataclass(frozen=True, repr=False)
@@ -407,11 +394,14 @@ class RNNPullback(Pullback):
     step: Step
     U: Array
     path: Path
-    given: tuple[bool, bool]
     on_fail: OnFail
+    given: tuple[bool, bool] = (False, False)
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """``dH = dY E, dE = dY^T H, de = sum of rows``; the rest is the recurrence's."""
+        """``dH = dY E``, of which the recurrence makes nearly everything.
+
+        Besides, ``dE = dY^T H``, and ``de`` is the sum of the rows of dY.
+        """
         found, grads = self._back(dY)
         dU, rest = gradients(self.step, self.path, self.U, found, inputs)
         lengths, h0 = self.given
