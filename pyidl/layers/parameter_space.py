@@ -119,11 +119,6 @@ class ParameterSpace:
         b: dict[str, tuple[int, ...]] = {"b": (n,), "d": (q,)} if self.bias else {}
         return {**A, "B": (n, p), "C": (q, n), **D, **b}
 
-    def own(self, params: Params) -> dict[str, Array]:
-        """Those of a layer's parameters that belong to the equations."""
-        shapes = self.shapes()
-        return {key: a for key, a in params.items() if key in shapes}
-
     def support(self, name: str) -> np.ndarray | None:
         """The mask of the pattern, if there is one."""
         return getattr(self.pattern, name, None)
@@ -141,10 +136,8 @@ class ParameterSpace:
 
     def read(self, params: Params, before: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
         """A, B, C and D with their structure; `before`: those of earlier parameters."""
-        doubtful = not self.constraint.contracts
-        return structure.read_model(
-            self.own(params), self.pattern, before, doubtful, self.sparse_below
-        )
+        own, doubtful = {key: params[key] for key in self.shapes()}, not self.constraint.contracts
+        return structure.read_model(own, self.pattern, before, doubtful, self.sparse_below)
 
 
 class Implicit(Layer):
@@ -173,8 +166,8 @@ class Implicit(Layer):
 
         The nearest ones where that set is convex.
         """
-        own = self._space.own(params)
-        return {**params, **self.constraint.project(own, self.activation)}
+        inside = self.constraint.project(params, self.activation)
+        return {**params, **inside}
 
     def certificate(self, explain: bool = False) -> Certificate:
         """The strongest of what is proven about the fixed point, for every input.
@@ -199,8 +192,7 @@ class Implicit(Layer):
         >>> ImplicitModel(3, 2, 10, rng=0).certificate().proven
         True
         """
-        own = self._space.own(self.params)
-        return strongest(own, self.activation, self.constraint, explain)
+        return strongest(self.params, self.activation, self.constraint, explain)
 
     def with_tol(self, tol: Tol) -> Self:
         """Return the same layer at this tolerance, or at a pair (forward, adjoint)."""
