@@ -1,4 +1,24 @@
-"""Layers and models: callables that return ``(Y, pullback)``."""
+"""Layers and models: callables that return ``(Y, pullback)``.
+
+=====================  ================================================================
+`base`                 `Layer` and `Pullback`, which all layers are; `Explicit`, the
+                       pullback of a layer without a solve; `Call`
+`implicit`             `ImplicitModel`, the state ``x = phi(A x + B u + b)``, the output of it
+`parameter_space`      the parameters of such equations: shapes, patterns, constraint
+`linear`               `Linear`, ``y = W u + b``, and `Pointwise`, an activation
+`embedding`            `Embedding` of tokens, `PositionEmbedding`
+`normalisation`        `LayerNorm`
+`dropout`              `Dropout`
+`composite`            what layers made of layers share
+`sequential`           `Sequential`, one layer after another
+`residual`             `Residual`, a branch around layers
+`timeline`             sequences of several lengths: who takes part in which step
+`initializers`         where training starts
+`tolerance`            the solvers of a layer at another tolerance
+=====================  ================================================================
+
+Recurrent layers are in `pyidl.recurrent`, those with attention in `pyidl.attention`.
+"""
 
 from pyidl.layers.base import Layer, Pullback
 from pyidl.layers.composite import Composite

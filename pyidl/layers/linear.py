@@ -100,6 +100,16 @@ class Pointwise(Parameterless):
 
     `Sequential` makes one of every activation that it is given.
 
+    Parameters
+    ----------
+    activation : Activation
+        phi.
+
+    Raises
+    ------
+    InputError
+        If it is no activation.
+
     Examples
     --------
     >>> from pyidl import activations

@@ -119,14 +119,10 @@ class ParameterSpace:
         b: dict[str, tuple[int, ...]] = {"b": (n,), "d": (q,)} if self.bias else {}
         return {**A, "B": (n, p), "C": (q, n), **D, **b}
 
-    def support(self, name: str) -> np.ndarray | None:
-        """The mask of the pattern, if there is one."""
-        return getattr(self.pattern, name, None)
-
     def refuse_outside(self, params: Params) -> None:
         """Refuse parameters with nonzero entries outside their pattern."""
-        masks = {key: self.support(key) for key in params}
-        for key, mask in masks.items():
+        for key in params:
+            mask = getattr(self.pattern, key, None)
             outside = 0 if mask is None else np.count_nonzero(backend.to_numpy(params[key])[~mask])
             if outside:
                 raise InputError(
@@ -146,15 +142,13 @@ class Implicit(Layer):
     `_validate` sets `_space`; `_read` keeps its matrices.
     """
 
-    activation: Activation
-    constraint: Constraint
     forward: Solver | None
     adjoint: Solver | None
     _space: ParameterSpace
 
     def support(self, name: str) -> np.ndarray | None:
         """The mask of the pattern, if there is one."""
-        return self._space.support(name)
+        return getattr(self._space.pattern, name, None)
 
     def _checked(self, new: Mapping[str, Any]) -> Params:
         checked = super()._checked(new)
@@ -166,7 +160,7 @@ class Implicit(Layer):
 
         The nearest ones where that set is convex.
         """
-        inside = self.constraint.project(params, self.activation)
+        inside = self._space.constraint.project(params, self._space.activation)
         return {**params, **inside}
 
     def certificate(self, explain: bool = False) -> Certificate:
@@ -192,7 +186,8 @@ class Implicit(Layer):
         >>> ImplicitModel(3, 2, 10, rng=0).certificate().proven
         True
         """
-        return strongest(self.params, self.activation, self.constraint, explain)
+        space = self._space
+        return strongest(self.params, space.activation, space.constraint, explain)
 
     def with_tol(self, tol: Tol) -> Self:
         """Return the same layer at this tolerance, or at a pair (forward, adjoint)."""

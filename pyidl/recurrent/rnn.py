@@ -233,7 +233,15 @@ class ImplicitRNN(Implicit):
 
     @property
     def cell(self) -> ImplicitRNNCell:
-        """One step at a time, with the present parameters."""
+        """One step at a time, with the present parameters.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> y, state = ImplicitRNN(3, 2, 5, 8, rng=0).cell.step(np.ones((4, 3)))
+        >>> y.shape, state.h.shape
+        ((4, 2), (4, 5))
+        """
         return ImplicitRNNCell(self._parts, self.forward, self.warm_start, self.certificate())
 
     def recurrence(self) -> Recurrence:
