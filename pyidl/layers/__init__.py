@@ -3,7 +3,7 @@
 =====================  ================================================================
 `base`                 `Layer` and `Pullback`, which all layers are; `Explicit`, the
                        pullback of a layer without a solve; `Call`
-`implicit`             `ImplicitModel`, the state ``x = phi(A x + B u + b)``, the output of it
+`implicit`             `ImplicitModel`, whose state solves ``x = phi(A x + B u + b)``
 `parameter_space`      the parameters of such equations: shapes, patterns, constraint
 `linear`               `Linear`, ``y = W u + b``, and `Pointwise`, an activation
 `embedding`            `Embedding` of tokens, `PositionEmbedding`

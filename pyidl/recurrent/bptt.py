@@ -50,9 +50,10 @@ __all__ = ["Backward", "Path", "Step", "back", "gradients", "unroll"]
 
 @dataclass(frozen=True)
 class Step:
-    """The parameters of one step.
+    """The parameters of one step, its maps, and their derivatives.
 
-    B acts on ``[U_t, H_{t-1}]``. D does too, or on U_t alone, or is not there.
+    B acts on ``[U_t, H_{t-1}]``. D does too, or on U_t alone, or is not there. bu and
+    bh, du and dh are their columns for U_t and for H_{t-1}.
     """
 
     A: Matrix
@@ -141,21 +142,13 @@ class Step:
         return Y
 
 
-@dataclass
 class _Book:
     """How the solves of all steps ended, row by row of the stack; on the host."""
 
-    status: np.ndarray
-    n_iter: np.ndarray
-    residual: np.ndarray
-    tolerance: np.ndarray
-    method: str = ""
-
-    @classmethod
-    def empty(cls, rows: int) -> _Book:
-        return cls(
-            np.zeros(rows, np.int8), np.zeros(rows, np.int32), np.zeros(rows), np.zeros(rows)
-        )
+    def __init__(self, rows: int) -> None:
+        self.status, self.n_iter = np.zeros(rows, np.int8), np.zeros(rows, np.int32)
+        self.residual, self.tolerance = np.zeros(rows), np.zeros(rows)
+        self.method = ""
 
     def enter(self, at: slice, solution: Solution) -> None:
         self.method = self.method or solution.method
@@ -209,7 +202,7 @@ def unroll(
     Z = step.before(u)
     H = xp.empty((line.T + 1, line.m, step.width[1]), dtype=Z.dtype)
     H[0, ...] = 0.0 if h0 is None else h0
-    book, last = _Book.empty(Z.shape[0]), _Last(xp, line.m, warm_start)
+    book, last = _Book(Z.shape[0]), _Last(xp, line.m, warm_start)
     for t, at, rows in line.steps():
         before = H[t, ...]
         if at.start == at.stop:  # no sample takes part
@@ -270,7 +263,7 @@ def back(
     cuts = None if truncate is None else line.cuts(truncate)
     start, end = int(line.ends[first]), int(line.ends[-1])
     V, G = (xp.empty((end - start, k), dtype=direct.dtype) for k in step.width)
-    book, last = _Book.empty(end - start), _Last(xp, line.m, warm_start)
+    book, last = _Book(end - start), _Last(xp, line.m, warm_start)
     g = direct[line.T - 1, ...] if every else direct
     for t, at, rows in reversed(line.steps(first)):
         if at.start < at.stop:
@@ -322,11 +315,8 @@ def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -
 
 def _confined(matrix: Matrix, gradient: Any) -> Any:
     """The gradient, zero outside a prescribed pattern."""
-    return (
-        gradient * matrix.mask
-        if isinstance(matrix, Tiled) and matrix.mask is not None
-        else gradient
-    )
+    mask = matrix.mask if isinstance(matrix, Tiled) else None
+    return gradient if mask is None else gradient * mask
 
 
 def _inner(on_fail: OnFail) -> OnFail:
@@ -364,9 +354,7 @@ class _Last:
 
     def of(self, rows: np.ndarray | None) -> tuple[Any, ...] | None:
         """For these samples; None before the first solve."""
-        if self.found is None:
-            return None
-        return tuple(_taken(self.xp, a, rows) for a in self.found)
+        return self.found and tuple(_taken(self.xp, a, rows) for a in self.found)
 
     def keep(self, rows: np.ndarray | None, *found: Any) -> None:
         """Take note of what a solve for these samples has found."""

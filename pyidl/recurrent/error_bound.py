@@ -84,8 +84,9 @@ class Recurrence:
         lipschitz = step.activation.row_lipschitz(n)
         unknown = np.full((r, r), np.inf), np.full(r, np.inf), E
         if lipschitz is None:
-            name = step.activation.name
-            reason = f"the Lipschitz constant of the activation {name!r} is not known"
+            reason = (
+                f"the Lipschitz constant of the activation {step.activation.name!r} is not known"
+            )
             return cls(certificate, False, reason, *unknown)
         L = np.asarray(lipschitz)[:, None]
         P = L * np.abs(_host(step.A.dense()))
@@ -240,9 +241,9 @@ class Recurrence:
         if not self.proven:
             return f"no bound for the recurrence: {self.reason}"
         verdict = "are forgotten" if self.rate < 1 else "may grow with the number of steps"
-        most = float((self.E @ self.c).max())
         return (
-            f"the error of a solve, of residual 1, moves Y by at most {most:.4g}; "
+            "the error of a solve, of residual 1, moves Y by at most "
+            f"{float((self.E @ self.c).max()):.4g}; "
             f"errors {verdict} ({self.reason})"
         )
 
