@@ -1,4 +1,7 @@
-"""Layers made of layers: lengths reach those that take them, both directions of time, copies that share nothing."""
+"""Layers made of layers.
+
+Lengths reach those that take them; both directions of time; copies share nothing.
+"""
 
 import copy
 import pickle
@@ -97,7 +100,7 @@ def test_gradients_with_lengths(kind, lengths):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_sample_in_a_batch_is_the_sample_alone(kind):
-    """What is padded, or lies in a hole, does not matter to the others, in either direction."""
+    """What is padded, or lies in a hole, does not matter to the others."""
     model = MODELS[kind]()
     Y = model(U, HOLES)[0]
     for i in range(M):
@@ -181,16 +184,16 @@ def test_fit_counts_samples_not_solves():
     model = Sequential(rnn(), Linear(Q, 1, rng=0, dtype="float64"))
     target, lengths = np.zeros((M, T, 1)), np.array(LENGTHS)
     history = pyidl.fit(
-        model, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-3), epochs=1, validation=((U, lengths), target),
-        on_fail="ignore", rng=0, verbose=0,
+        model, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-3), epochs=1,
+        validation=((U, lengths), target), on_fail="ignore", rng=0, verbose=0,
     )  # fmt: skip
     assert history["val_failed"] == [0]
     hasty = model.replace(
         layers=[model.layers[0].replace(forward=solvers.Picard(max_iter=1)), model.layers[1]]
     )
     history = pyidl.fit(
-        hasty, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1, validation=((U, lengths), target),
-        on_fail="ignore", rng=0, verbose=0,
+        hasty, ((U, lengths), target), loss=losses.mse, optimizer=optim.SGD(1e-9), epochs=1,
+        validation=((U, lengths), target), on_fail="ignore", rng=0, verbose=0,
     )  # fmt: skip
     assert history["val_failed"] == [M]
     converged = model(U, lengths)[1].converged

@@ -26,7 +26,8 @@ def test_moments(draw):
     variance = VARIANCE[draw.__name__]
     assert W.shape == (ROWS, COLUMNS)
     assert W.dtype == np.float64
-    # Standard errors over N entries: sqrt(var / N) of the mean, at most sqrt(2 / N) var of the variance; five of each.
+    # Standard errors over N entries: sqrt(var / N) of the mean, at most sqrt(2 / N) var
+    # of the variance; five of each.
     assert abs(W.mean()) < 5 * math.sqrt(variance / W.size)
     assert W.var() == pytest.approx(variance, rel=5 * math.sqrt(2 / W.size))
 
@@ -68,6 +69,7 @@ def test_contraction(seed, n):
 
 def test_row_sums_are_one_half_on_average():
     A = initializers.uniform_contraction(np.random.default_rng(0), 200)
-    # |a| is uniform in (0, 1/n): a row sum has standard deviation 1 / sqrt(12 n), their mean over n rows 1 / (n sqrt(12)).
+    # |a| is uniform in (0, 1/n): a row sum has standard deviation 1 / sqrt(12 n), their
+    # mean over n rows 1 / (n sqrt(12)).
     assert np.abs(A).sum(axis=1).mean() == pytest.approx(0.5, abs=5 / (200 * math.sqrt(12)))
     assert A.min() < 0 < A.max()

@@ -1,4 +1,7 @@
-"""Layers as a user meets them: what they compute, what they refuse, and that nothing is half-changed."""
+"""Layers as a user meets them.
+
+What they compute, what they refuse, and that nothing is half-changed.
+"""
 
 import copy
 import pickle
@@ -46,7 +49,7 @@ def inputs(m=6, seed=0):
     return np.random.default_rng(seed).normal(size=(m, P))
 
 
-# --------------------------------------------------------------------------------------------------- what is computed
+# --------------------------------------------------------------------- what is computed
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 2}, {"bias": False}, {"feedthrough": False}])
@@ -101,7 +104,10 @@ def test_bad_batch_sizes_are_refused(batch_size):
 
 @given(st.integers(0, 50), st.sampled_from([0.3, 0.9, 0.99]))
 def test_samples_do_not_interact(seed, kappa):
-    """Alone, in a batch, in another order, beside a hard neighbour: the same up to 2 tol / (1 - kappa)."""
+    """The same up to 2 tol / (1 - kappa), whatever stands beside it.
+
+    Alone, in a batch, in another order, beside a hard neighbour.
+    """
     model = build(seed=seed, dtype="float64", constraint=InfNorm(kappa), spread=2.0)
     U = inputs(9, seed) * np.logspace(-2, 2, 9)[:, None]
     together = model.equilibrium(U).value
@@ -149,7 +155,7 @@ def test_a_warm_start_changes_nothing_but_the_steps():
         model.equilibrium(inputs(), x0=np.ones((5, N)))
 
 
-# -------------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- what is refused
 
 GOOD = inputs()
 BAD_INPUTS = {
@@ -337,7 +343,7 @@ def test_bad_parameters_leave_the_model_as_it_was(case, nested):
     assert all(model.params[k] is before[k] for k in before)
 
 
-# --------------------------------------------------------------------------------------------- parameters and copies
+# ---------------------------------------------------------------- parameters and copies
 
 
 @pytest.mark.parametrize(
@@ -488,7 +494,7 @@ def test_two_threads_use_one_model():
         assert all(np.array_equal(grads[k], grads2[k]) for k in grads)
 
 
-# ------------------------------------------------------------------------------------------------- failing solves
+# ----------------------------------------------------------------------- failing solves
 
 CERTIFIED = [
     activations.relu,
@@ -516,7 +522,10 @@ CERTIFIED = [
 def test_the_default_solvers_solve_every_certified_model(
     seed, n, kappa, dtype, activation, factors, spread, size, cotangent
 ):
-    """Up to kappa = 0.99, in both precisions, for inputs from 1e-6 to 1e4 and cotangents from 1e-10 to 1e6."""
+    """Up to kappa = 0.99, in both precisions.
+
+    For inputs from 1e-6 to 1e4 and cotangents from 1e-10 to 1e6.
+    """
     rng = np.random.default_rng(seed)
     options = {
         "activation": activation,
@@ -534,7 +543,7 @@ def test_the_default_solvers_solve_every_certified_model(
 
 
 def expanding(**options):
-    """A model outside its set, on which Picard diverges for inputs that are not zero."""
+    """A model outside its set, on which Picard diverges for nonzero inputs."""
     model = build(forward=solvers.Picard(), **options)
     model.params = {
         **model.params,
@@ -587,9 +596,9 @@ def test_a_failed_adjoint_never_looks_like_a_gradient():
 
 @pytest.mark.parametrize("n", [1, 200])
 def test_the_default_adjoint_repairs_itself(n):
-    """Where nothing contracts, the gradient is exact all the same: x = -2 x + z, so dx/dz = 1/3."""
-    model = ImplicitModel(1, 1, n, activation=activations.identity, dtype="float64", bias=False, feedthrough=False,
-                          forward=solvers.Picard(damping=0.7))  # fmt: skip
+    """Where nothing contracts, it is exact too: x = -2 x + z, so dx/dz = 1/3."""
+    model = ImplicitModel(1, 1, n, activation=activations.identity, dtype="float64", bias=False,
+                          feedthrough=False, forward=solvers.Picard(damping=0.7))  # fmt: skip
     model.params = {"A": -2.0 * np.eye(n), "B": np.ones((n, 1)), "C": np.ones((1, n)) / n}
     Y, pull = model([[3.0]])
     assert Y[0, 0] == pytest.approx(1.0, abs=1e-10)
@@ -598,7 +607,7 @@ def test_the_default_adjoint_repairs_itself(n):
     assert ("Auto(Direct" if n == 1 else "Auto(Jacobi") in pull.solve([[1.0]]).method
 
 
-# -------------------------------------------------------------------------------------------------------- Sequential
+# --------------------------------------------------------------------------- Sequential
 
 
 def test_sequential_is_checked_when_it_is_built():

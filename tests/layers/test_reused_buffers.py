@@ -1,4 +1,7 @@
-"""A pullback answers for the inputs of its forward call, also after the caller has used their buffers again."""
+"""A pullback answers for the inputs of its forward call.
+
+Also after the caller has used their buffers again.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def gradients(pull, Y):
 
 
 def overwritten(call, U, expected):
-    """The same gradients where U has been overwritten between forward and backward pass."""
+    """The same gradients where U is overwritten between the two passes."""
     U = U.copy()
     Y, pull = call(U)
     U[...] = 5 if U.dtype.kind == "f" else 0

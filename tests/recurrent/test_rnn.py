@@ -1,4 +1,8 @@
-"""The implicit RNN: three oracles for its gradients through time, and what it promises about time, memory and errors."""
+"""The implicit RNN.
+
+Three oracles for its gradients through time, and what it promises about time, memory
+and errors.
+"""
 
 import copy
 import pickle
@@ -97,7 +101,7 @@ def some_lengths(T, m=M):
     return 1 + (T - 1) * np.arange(m) // max(1, m - 1)
 
 
-# ------------------------------------------------------------------------------------------------------- the oracles
+# -------------------------------------------------------------------------- the oracles
 
 
 def parts(model):
@@ -111,7 +115,10 @@ def parts(model):
 
 
 def run(model, U, mask, h0, tol=1e-15):
-    """The recurrence in plain NumPy, each equation iterated until nothing moves: every iterate and every H."""
+    """The recurrence in plain NumPy: every iterate and every H.
+
+    Each equation is iterated until nothing moves.
+    """
     A, B, C, D, b, d, E, e = parts(model)
     phi, h, history = model.activation.phi, h0, []
     H = [h0]
@@ -136,7 +143,11 @@ def run(model, U, mask, h0, tol=1e-15):
 
 
 def oracle(model, U, mask, h0, G, way):
-    """Gradients by hand in plain NumPy; the inside of a step by a dense solve, or by the chain rule through all its iterates."""
+    """Gradients by hand in plain NumPy.
+
+    The inside of a step by a dense solve, or by the chain rule through all its
+    iterates.
+    """
     A, B, C, D, _, _, E, _ = parts(model)
     _, H, history = run(model, U, mask, h0)
     m, T = mask.shape
@@ -289,7 +300,10 @@ def test_central_differences_with_lengths_and_h0(option):
 
 
 def test_the_oracles_see_a_missing_term(monkeypatch):
-    """The twin that is broken on purpose: without the way through D, and without that through B, a gradient is wrong."""
+    """The twin that is broken on purpose.
+
+    Without the way through D, and without that through B, a gradient is wrong.
+    """
     model = build()
     U, lengths, h0, G, mask, start = problem(model, 7, True, True)
     truth = oracle(model, U, mask, start, G, "dense")
@@ -305,7 +319,7 @@ def test_the_oracles_see_a_missing_term(monkeypatch):
         assert relative(grads["B"], truth["B"]) > 1e-3
 
 
-# --------------------------------------------------------------------------------------------------------- one and many
+# ------------------------------------------------------------------------- one and many
 
 
 @pytest.mark.parametrize("option", ["default", "no D", "D on the input", "rank 2", "no bias"])
@@ -402,7 +416,10 @@ def test_a_mask_may_have_holes():
 
 
 def test_a_step_in_which_nobody_takes_part():
-    """Its output is that of the step before, and so its cotangent counts there: in the end for H_0."""
+    """Its output is that of the step before, and so its cotangent counts there.
+
+    In the end for H_0.
+    """
     model, U, rng = build("sequences").with_tol(1e-14), inputs(6), np.random.default_rng(0)
     mask, kept, h0 = np.ones((M, 6), bool), [1, 2, 4, 5], rng.normal(size=(M, R))
     mask[:, [0, 3]] = False
@@ -489,7 +506,11 @@ def test_the_pullback_is_homogeneous(exponent, seed):
 
 
 def test_cotangents_of_very_different_sizes():
-    """A warm start scaled from the smallest to the largest of them would leave the range of float32."""
+    """They do not meet in a warm start.
+
+    Scaled from the smallest to the largest of them, it would leave the range of
+    float32.
+    """
     model = build(dtype="float32", return_sequences=True)
     G = np.ones((M, 4, Q)) * np.array([1e12, 1e12, 1e12, 1e-36])[:, None]
     warm, cold = (model.replace(warm_start=start)(inputs(4))[1](G)[1] for start in (True, False))
@@ -512,11 +533,11 @@ def test_zero_cotangents_give_exact_zeros():
     assert not any(np.any(g) for g in pull(0 * G)[1].values())
 
 
-# ----------------------------------------------------------------------------------------------- truncation, long sequences
+# ----------------------------------------------------------- truncation, long sequences
 
 
 def test_truncation_cuts_where_it_says():
-    """The gradient of the truncated network is that of one whose h0 at the cut is a constant."""
+    """Truncated, the gradient is that of a network whose h0 at the cut is constant."""
     model, U = build().with_tol(1e-14), inputs(7)
     G = np.random.default_rng(0).normal(size=(M, Q))
     _, full = model(U)
@@ -534,7 +555,7 @@ def test_truncation_cuts_where_it_says():
 
 
 def test_truncation_with_sequences_and_lengths():
-    """Every sample is cut from its own end; each piece then learns from its own outputs."""
+    """Every sample is cut from its own end; each piece has its own outputs."""
     model, U = build(return_sequences=True).with_tol(1e-14), inputs(7)
     lengths, rng = np.array([7, 4, 1, 6]), np.random.default_rng(0)
     Y, full = model(U, lengths)
@@ -599,11 +620,14 @@ def test_memory_is_linear_in_time_with_a_small_constant():
     assert peak[2] - peak[1] < 2.1 * (peak[1] - peak[0])
 
 
-# ------------------------------------------------------------------------------------------------------- the certificate
+# ---------------------------------------------------------------------- the certificate
 
 
 def perturbed(model, U, h0, rho, rng):
-    """The recurrence in NumPy with x_t solved for a right-hand side that is off by rho, of random signs."""
+    """The recurrence in NumPy with errors of rho.
+
+    x_t is solved for a right-hand side that is off by rho, of random signs.
+    """
     A, B, C, D, b, d, E, e = parts(model)
     phi, h, Y = model.activation.phi, h0, []
     for t in range(U.shape[1]):
@@ -640,7 +664,10 @@ def test_no_error_is_larger_than_the_bound(seed, option, kappa):
 
 
 def test_the_bound_is_attained_and_a_smaller_one_is_not_a_bound():
-    """With nonnegative parameters and inputs nothing cancels: then the error is the bound, up to rounding."""
+    """With nonnegative parameters and inputs nothing cancels.
+
+    Then the error is the bound, up to rounding.
+    """
     model, U = nonnegative(), np.abs(inputs(6))
     bound = model.recurrence()
     rho = np.full((M, 6), 1e-3)
@@ -676,7 +703,10 @@ def _without_feedback(model):
 
 
 def test_row_sums_are_never_better():
-    """The well-known bound by row sums, ``(|C| k_B / (1 - kappa) + |D_h|)^t``, is at least that of the entries."""
+    """The well-known bound by row sums is at least that of the entries.
+
+    It is ``(|C| k_B / (1 - kappa) + |D_h|)^t``.
+    """
     for seed in range(10):
         model = build(seed=seed)
         A, B, C, D, *_ = parts(model)
@@ -743,7 +773,10 @@ def test_where_nothing_is_proven_it_says_so():
 
 
 def test_a_spectral_radius_below_one_is_enough():
-    """Row sums above 1 prove nothing for the step, but |A| of a small radius still gives a bound; at radius 1 there is none."""
+    """Row sums above 1 prove nothing for the step.
+
+    |A| of a small radius still gives a bound; at radius 1 there is none.
+    """
     model = build("no D")
     A = np.zeros((N, N))
     A[0, 1:] = 3.0
@@ -754,7 +787,7 @@ def test_a_spectral_radius_below_one_is_enough():
     assert not model.recurrence().proven
 
 
-# ---------------------------------------------------------------------------------------------------------- composition
+# -------------------------------------------------------------------------- composition
 
 
 def test_stacked_layers():
@@ -776,8 +809,9 @@ def test_fit_with_lengths_save_and_load(tmp_path):
     target = np.array([row[:k].mean() for row, k in zip(U[..., 0], lengths)])[:, None]
     model = ImplicitRNN(1, 1, 8, 8, rng=0)
     history = pyidl.fit(
-        model, ((U, lengths), target), loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=25, batch_size=50,
-        validation=((U, lengths), target), metrics=[pyidl.metrics.r2], rng=0, verbose=0,
+        model, ((U, lengths), target), loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=25,
+        batch_size=50, validation=((U, lengths), target), metrics=[pyidl.metrics.r2],
+        rng=0, verbose=0,
     )  # fmt: skip
     assert history["val_r2"][-1] > 0.8
     assert history["failed"][-1] == 0
@@ -817,9 +851,9 @@ def test_the_seed_decides_and_a_new_model_is_certified():
     assert not np.array_equal(one.params["B"], other.params["B"])
     assert one.certificate().proven
     assert one.recurrence().proven
-    assert (
-        repr(one)
-        == "ImplicitRNN(input_dim=3, output_dim=2, hidden_dim=5, implicit_hidden_dim=8), 233 parameters on cpu"
+    assert repr(one) == (
+        "ImplicitRNN(input_dim=3, output_dim=2, hidden_dim=5, implicit_hidden_dim=8), "
+        "233 parameters on cpu"
     )
 
 
@@ -832,7 +866,7 @@ def test_without_biases_the_network_is_homogeneous():
         assert relative(model.predict(scale * U) / np.float32(scale), model.predict(U)) < 1e-4
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------- what is refused
 
 
 BAD_CALLS = {
@@ -978,7 +1012,10 @@ def test_a_failing_adjoint_says_so():
 
 
 def test_nothing_waits_for_the_device_but_the_solves(monkeypatch):
-    """On a GPU: one look at U, and the bookkeeping of the solves; building the stacks costs no wait."""
+    """On a GPU, building the stacks costs no wait.
+
+    One look at U, and the bookkeeping of the solves.
+    """
     for name, module in stand_in.MODULES.items():
         monkeypatch.setitem(sys.modules, name, module)
     cupy = stand_in.cupy
