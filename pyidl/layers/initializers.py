@@ -33,6 +33,22 @@ def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarra
 
     Source: LeCun, Bottou, Orr, Muller, "Efficient BackProp", 1998, section 4.6.
 
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    rows, columns : int
+        The shape.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
+
     Examples
     --------
     >>> lecun_normal(np.random.default_rng(0), 2, 3).shape
@@ -46,6 +62,22 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """Normal entries with variance ``2 / columns``.
 
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    rows, columns : int
+        The shape.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
 
     Examples
     --------
@@ -65,6 +97,22 @@ def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndar
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward
     neural networks", AISTATS 2010, eq. 16.
 
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    rows, columns : int
+        The shape.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
+
     Examples
     --------
     >>> bool(np.abs(glorot_uniform(np.random.default_rng(0), 2, 4)).max() < 1)
@@ -79,6 +127,22 @@ def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
     """Entries uniform in ``(-1/n, 1/n)``.
 
     Absolute row sums are below 1 for certain, and 1/2 on average.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    n : int
+        The size.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, n)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
 
     Examples
     --------
@@ -98,6 +162,22 @@ def orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
     Source: Mezzadri, "How to generate random matrices from the classical compact
     groups", Notices AMS 54(5), 2007: the Q of a normal matrix, with the signs that make
     the diagonal of R positive.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    n : int
+        The size.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, n)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
 
     Examples
     --------

@@ -139,7 +139,8 @@ class ParameterSpace:
 class Implicit(Layer):
     """Base class of the layers whose states solve ``x = phi(A x + B u + b)``.
 
-    `_validate` sets `_space`; `_read` keeps its matrices.
+    `_validate` of a subclass sets `_space`, the `ParameterSpace` of the equation; its
+    `_read` keeps the matrices that `ParameterSpace.read` makes of the parameters.
     """
 
     forward: Solver | None
@@ -159,6 +160,24 @@ class Implicit(Layer):
         """Return parameters inside `constraint`.
 
         The nearest ones where that set is convex.
+
+        Parameters
+        ----------
+        params : mapping
+            Such as an optimiser's step returns.
+
+        Returns
+        -------
+        dict
+            The matrices in the set, and all other parameters as they are given.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitModel
+        >>> model = ImplicitModel(3, 2, 4, rng=0)
+        >>> inside = model.project({**model.params, "A": np.ones((4, 4), np.float32)})
+        >>> bool(np.abs(inside["A"]).sum(axis=1).max() <= 0.99)
+        True
         """
         inside = self._space.constraint.project(params, self._space.activation)
         return {**params, **inside}
@@ -190,7 +209,19 @@ class Implicit(Layer):
         return strongest(self.params, space.activation, space.constraint, explain)
 
     def with_tol(self, tol: Tol) -> Self:
-        """Return the same layer at this tolerance, or at a pair (forward, adjoint)."""
+        """Return the same layer at this tolerance, or at a pair (forward, adjoint).
+
+        Parameters
+        ----------
+        tol : float or pair of floats
+            Between 0 and 1.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> ImplicitRNN(3, 2, 5, 8, rng=0).with_tol(1e-4).adjoint.tol
+        0.0001
+        """
         forward, adjoint = solvers_at(self.forward, self.adjoint, tol)
         return self.replace(forward=forward, adjoint=adjoint)
 

@@ -45,6 +45,11 @@ class Residual(Sequential):
     *layers : Layer or Activation
         Together they keep the shape of their input.
 
+    Raises
+    ------
+    InputError
+        If they do not.
+
     Examples
     --------
     >>> import numpy as np
