@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.attention.cell import AttentionCell
@@ -171,26 +173,13 @@ class ImplicitAttentionHead(Layer):
     dtype: str = "float32"
     rng: InitVar[Rng] = None
 
-    def __post_init__(self, rng: Rng) -> None:
-        self._validate()
-        generator = backend.as_generator(rng)
-        drawn = {
-            "S": generator.normal(
-                0.0, self.embed_dim**-0.5, (self.num_heads, self.embed_dim, 3 * self.head_dim)
-            )
-        }
-        rows, r = self._heard, self.rank
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        shapes, rows, r = self._shapes(), self._heard, self.rank
+        drawn = {"S": generator.normal(0.0, self.embed_dim**-0.5, shapes["S"])}
         if r is None:
-            drawn["R"] = generator.normal(
-                0.0, 0.5 / rows, (self.num_heads, rows, 3 * self.head_dim)
-            )
-        else:  # the entries of L M then have about that variance
-            for key, shape in (
-                ("L", (self.num_heads, rows, r)),
-                ("M", (self.num_heads, r, 3 * self.head_dim)),
-            ):
-                drawn[key] = generator.normal(0.0, (0.25 / (r * rows**2)) ** 0.25, shape)
-        self.params = self.project({key: a.astype(self.dtype) for key, a in drawn.items()})
+            return {**drawn, "R": generator.normal(0.0, 0.5 / rows, shapes["R"])}
+        size = (0.25 / (r * rows**2)) ** 0.25  # the entries of L M then have about that variance
+        return drawn | {key: generator.normal(0.0, size, shapes[key]) for key in ("L", "M")}
 
     def _validate(self) -> None:
         for name in ("embed_dim", "head_dim", "num_heads"):

@@ -3,11 +3,12 @@
 Its parameters are a flat dictionary, replaced as a whole.
 
     Y, pull = layer(U)              the map
-    dU, grads = pull(dY)            its transposed derivative, as often as you like, for as many dY as you like
+    dU, grads = pull(dY)            its transposed derivative, for any number of dY
 
 A layer is its configuration, fixed when it is built, and its parameters; there is no
-other state. Each subclass is a dataclass of its configuration; its heart is `_forward`,
-where the derivative stands below the line it differentiates.
+other state. Each subclass is a dataclass of its configuration and says how its
+parameters are drawn; its heart is `_forward`, where the derivative stands below the
+line it differentiates.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -30,7 +31,16 @@ from pyidl.solvers.solution import OnFail, Solution, check_on_fail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng, Tol
 from pyidl.wellposed.certificate import Certificate, Norm
 
-__all__ = ["Call", "Explicit", "Layer", "Parameterless", "Pullback", "check_dtype", "check_width"]
+__all__ = [
+    "Call",
+    "Explicit",
+    "Layer",
+    "Parameterless",
+    "Pullback",
+    "check_dtype",
+    "check_width",
+    "check_widths",
+]
 
 
 @dataclass(frozen=True)
@@ -44,23 +54,45 @@ class Call:
 
     None where all have all.
     """
+    h0: Any = None
+    """Where a recurrence starts, (m, r); None for zero. Only its own call says it."""
 
     def __post_init__(self) -> None:
         check_on_fail(self.on_fail)
 
     def of(self, samples: slice) -> Call:
         """The same for some of the samples."""
-        return self if self.line is None else dataclasses.replace(self, line=self.line.of(samples))
+        line = None if self.line is None else self.line.of(samples)
+        h0 = None if self.h0 is None else self.h0[samples, ...]
+        return dataclasses.replace(self, line=line, h0=h0)
 
 
 @dataclass(frozen=True, repr=False)
 class Pullback(ABC):
-    """From the gradient with respect to a layer's output to those with respect to its inputs and parameters.
+    """The transposed derivative of a layer at one input: ``dY -> (dU, grads)``.
+
+    From the gradient of a loss with respect to the output of the layer it makes those
+    with respect to its inputs and its parameters.
 
     Calling it touches nothing: it may be called twice, for several cotangents, and
     after the layer's parameters have been replaced. It keeps a copy of the inputs,
     unless they are frozen: read-only, and owners of their memory. So a caller may use
     its buffers again.
+
+    Attributes
+    ----------
+    output : array
+        Y, what the layer returned together with this pullback.
+
+    Examples
+    --------
+    >>> from pyidl import Linear
+    >>> Y, pull = Linear(3, 2, rng=0)(np.ones((5, 3)))
+    >>> dU, grads = pull(np.ones_like(Y))
+    >>> dU.shape, grads["W"].shape, grads["b"]
+    ((5, 3), (2, 3), array([5., 5.], dtype=float32))
+    >>> pull(np.ones_like(Y), inputs=False)[0] is None
+    True
     """
 
     output: Array
@@ -68,7 +100,19 @@ class Pullback(ABC):
     def __call__(self, dY: Array, inputs: bool = True) -> tuple[Any, Grads]:
         """Return ``(dU, grads)``.
 
-        `grads` has the keys of the parameters, dU is None with ``inputs=False``.
+        Parameters
+        ----------
+        dY : array
+            The gradient of a loss with respect to Y, and of its shape.
+        inputs : bool
+            Whether dU is wanted too.
+
+        Returns
+        -------
+        dU : array or None
+            Of the shape of the input; None with ``inputs=False``.
+        grads : dict
+            An array for each parameter, under its name.
 
         Raises
         ------
@@ -87,7 +131,8 @@ class Pullback(ABC):
         cotangent = backend.as_real(dY, name="dY", xp=xp, dtype=backend.real_dtype(self.output))
         if cotangent.shape != self.output.shape:
             raise InputError(
-                f"dY has shape {cotangent.shape}, the output {self.output.shape}; they must be equal"
+                f"dY has shape {cotangent.shape}, the output {self.output.shape}; "
+                "they must be equal"
             )
         return cotangent
 
@@ -120,6 +165,20 @@ class Explicit(Pullback):
     """The pullback of a layer without a solve.
 
     A closure over what the forward pass saw.
+
+    Attributes
+    ----------
+    output : array
+        Y.
+    backward : callable
+        ``backward(dY, inputs) -> (dU, grads)``, for a dY that has been checked.
+
+    Examples
+    --------
+    >>> U = np.array([[1.0, 3.0]])
+    >>> pull = Explicit(U**2, lambda dY, inputs: (2 * U * dY if inputs else None, {}))
+    >>> pull(np.ones((1, 2)))
+    (array([[2., 6.]]), {})
     """
 
     backward: Callable[[Any, bool], tuple[Any, Grads]]
@@ -130,14 +189,70 @@ class Explicit(Pullback):
 
 
 class Layer(ABC):
-    """Base class of all layers and models."""
+    """Base class of all layers and models.
+
+    A subclass is a dataclass, ``@dataclass(eq=False, repr=False)``, of its
+    configuration and has at least `_validate`, `_shapes`, `_draw`, `_check` and
+    `_forward`. A field ``rng: InitVar = None`` makes the seed of `_draw` an argument.
+
+    Examples
+    --------
+    >>> @dataclass(eq=False, repr=False)
+    ... class Scale(Layer):
+    ...     width: int
+    ...     dtype: str = "float64"
+    ...
+    ...     def _validate(self):
+    ...         check_widths(self, "width")
+    ...
+    ...     def _shapes(self):
+    ...         return {"s": (self.width,)}
+    ...
+    ...     def _draw(self, generator):
+    ...         return {"s": np.full(self.width, 2.0)}
+    ...
+    ...     def _check(self, U):
+    ...         assert U.shape[1] == self.width
+    ...
+    ...     def _forward(self, U, call):
+    ...         s = self.params["s"]
+    ...
+    ...         def backward(dY, inputs):
+    ...             return dY * s, {"s": sum(dY * U)}
+    ...
+    ...         return U * s, Explicit(U * s, backward)
+    >>> Y, pull = Scale(2)(np.array([[1.0, 3.0]]))
+    >>> Y, pull(np.ones((1, 2)))[1]
+    (array([[2., 6.]]), {'s': array([1., 3.])})
+    """
 
     _params: Params
 
     tokenwise: ClassVar[bool] = False
-    """Whether every row of the input has its own row of the output, whatever stands beside it."""
+    """Whether a row of the output depends on its own row of the input alone."""
+
+    dtype: str
+
+    def __post_init__(self, rng: Rng = None) -> None:
+        """Build the layer: validate, draw, confine, cast, project, set."""
+        self._validate()
+        drawn = self._draw(backend.as_generator(rng))
+        for key in drawn:
+            mask = self.support(key)
+            inside = drawn[key] if mask is None else drawn[key] * mask
+            drawn[key] = inside.astype(self.dtype)
+        # Projected after the cast: what is rounded later may leave the set.
+        self.params = cast(Params, self.project(drawn))
 
     # ------------------------------------------------------------ what a subclass gives
+
+    @abstractmethod
+    def _validate(self) -> None:
+        """Check the configuration, and put it into its normal form."""
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        """Initial parameters, in float64 on the host; none where there are none."""
+        return {}
 
     @abstractmethod
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -166,10 +281,6 @@ class Layer(ABC):
     def _widths(self) -> tuple[int | None, int | None]:
         """The last dimension of input and output, or None where any will do."""
         return None, None
-
-    @abstractmethod
-    def _validate(self) -> None:
-        """Check the configuration, and put it into its normal form."""
 
     # ----------------------------------------------------------------------- calling it
 
@@ -211,7 +322,26 @@ class Layer(ABC):
         return admitted
 
     def predict(self, U: Any, *, batch_size: int | None = None, on_fail: OnFail = "raise") -> Any:
-        """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
+        """Return Y alone, in batches of at most `batch_size` rows.
+
+        Parameters
+        ----------
+        U, on_fail
+            As in a call.
+        batch_size : int, optional
+            A number to choose where memory matters; all rows at once if left out.
+
+        Returns
+        -------
+        array
+            Y.
+
+        Examples
+        --------
+        >>> from pyidl import Linear
+        >>> Linear(3, 2, rng=0).predict(np.ones((5, 3)), batch_size=2).shape
+        (5, 2)
+        """
         return self._in_batches(self._admit(U), batch_size, Call(on_fail=on_fail))
 
     def _in_batches(self, U: Any, batch_size: int | None, call: Call) -> Any:
@@ -228,13 +358,31 @@ class Layer(ABC):
     def start(self, m: int) -> Any:
         """What the layer remembers of m sequences that have no token yet.
 
-        None where it treats every token alone.
+        Parameters
+        ----------
+        m : int
+            How many sequences go on together.
+
+        Returns
+        -------
+        cache
+            For `step`; None where every token is treated alone.
 
         Raises
         ------
         InputError
             If an output depends on later tokens, or the layer does not know what to
             remember.
+
+        Examples
+        --------
+        >>> from pyidl import PositionEmbedding
+        >>> layer = PositionEmbedding(5, 2, rng=0)
+        >>> U, cache = np.ones((4, 3, 2)), layer.start(4)
+        >>> for t in range(3):
+        ...     y, cache = layer.step(U[:, t], cache)
+        >>> bool(np.allclose(y, layer.predict(U)[:, -1]))
+        True
         """
         if not self.tokenwise:
             raise InputError(
@@ -245,10 +393,22 @@ class Layer(ABC):
     def step(self, u: Any, cache: Any, *, on_fail: OnFail = "raise") -> tuple[Any, Any]:
         """Return ``(y, cache)`` after one more token of m sequences.
 
-        u (m, p), or tokens (m,) for an `Embedding`, and y (m, q).
+        The outputs for tokens one after another are those for the whole sequence.
 
-        The outputs for tokens one after another are those for the whole sequence. The
-        given `cache`, from `start` or the last step, stays as it was.
+        Parameters
+        ----------
+        u : array, shape (m, p), or integers (m,) for an `Embedding`
+            The token.
+        cache
+            What `start` or the last step returned. It stays as it was.
+        on_fail : {"raise", "warn", "ignore"}
+            As in a call.
+
+        Returns
+        -------
+        y : array, shape (m, q)
+        cache
+            For the next step.
         """
         return self._forward(self._admit(u), Call(on_fail=on_fail))[0], cache
 
@@ -259,6 +419,20 @@ class Layer(ABC):
         """The parameters: a read-only mapping of arrays.
 
         Assign a whole new mapping to change them.
+
+        Raises
+        ------
+        InputError
+            If names or shapes of a new mapping do not fit, or an entry is not a finite
+            real number. The layer then stays as it was.
+
+        Examples
+        --------
+        >>> from pyidl import Linear
+        >>> layer = Linear(3, 2, rng=0)
+        >>> layer.params = {**layer.params, "b": np.ones(2)}
+        >>> layer.params["b"]
+        array([1., 1.], dtype=float32)
         """
         return self._params
 
@@ -279,7 +453,7 @@ class Layer(ABC):
         return [(self, {"_params": checked})]
 
     def _checked(self, new: Mapping[str, Any]) -> Params:
-        """The arrays in the layer's dtype, after everything about them has been checked: read-only copies.
+        """Read-only copies of the parameters in the layer's dtype, all of them checked.
 
         What an optimiser has made is read-only and owns its memory, and is not copied
         again.
@@ -301,7 +475,8 @@ class Layer(ABC):
         for key, array in backend.all_as_real(arrays, xp=xp, dtype=self.dtype).items():
             if array.shape != shapes[key]:
                 raise InputError(
-                    f"parameter {key} has shape {array.shape}; {type(self).__name__} needs {shapes[key]}"
+                    f"parameter {key} has shape {array.shape}; "
+                    f"{type(self).__name__} needs {shapes[key]}"
                 )
             checked[key] = backend.frozen(xp, array)
         return MappingProxyType(checked)
@@ -317,6 +492,15 @@ class Layer(ABC):
         """Return parameters in the set where the layer is well-posed.
 
         For a layer without a fixed point, those given.
+
+        Parameters
+        ----------
+        params : mapping
+            Such as an optimiser's step returns.
+
+        Returns
+        -------
+        dict
         """
         return dict(params)
 
@@ -325,8 +509,15 @@ class Layer(ABC):
 
         An explicit layer has none, and so nothing to prove.
 
-        With `explain`, the other conditions are listed too, with what they prove or why
-        they fail.
+        Parameters
+        ----------
+        explain : bool
+            Whether the other conditions are listed too, with what they prove or why
+            they fail.
+
+        Returns
+        -------
+        Certificate
         """
         return Certificate(
             True, 0.0, Norm(), "one evaluation", "an explicit map, without a fixed point"
@@ -340,17 +531,43 @@ class Layer(ABC):
         return namespace(*self.params.values()) if self.params else np
 
     def to(self, device: str) -> Self:
-        """Return the same layer with its parameters on ``"cpu"`` or ``"cuda"``, as `pyidl.to_device` moves them."""
+        """Return the same layer on ``"cpu"`` or ``"cuda"``.
+
+        `pyidl.to_device` moves its parameters.
+        """
         return self._with(
             self._config(), {key: backend.to_device(a, device) for key, a in self.params.items()}
         )
 
     def astype(self, dtype: str) -> Self:
-        """Return the same layer computing in ``"float32"`` or ``"float64"``."""
+        """Return the same layer computing in ``"float32"`` or ``"float64"``.
+
+        Examples
+        --------
+        >>> from pyidl import Linear
+        >>> Linear(3, 2, rng=0).astype("float64").predict(np.ones((1, 3))).dtype
+        dtype('float64')
+        """
         return self._with({**self._config(), "dtype": check_dtype(dtype)}, self.params)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a layer with some of its configuration changed and the same parameters.
+        """Return a layer with the same parameters and some other options.
+
+        Parameters
+        ----------
+        **changes
+            The options of the constructor that change, but for `rng`.
+
+        Returns
+        -------
+        Layer
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitModel, activations
+        >>> model = ImplicitModel(3, 2, 10, rng=0).replace(activation=activations.tanh)
+        >>> model.activation.name
+        'tanh'
 
         Raises
         ------
@@ -362,7 +579,8 @@ class Layer(ABC):
         unknown = sorted(set(changes) - set(config))
         if unknown:
             raise InputError(
-                f"{type(self).__name__} has no option {', '.join(unknown)}; it has {', '.join(config)}"
+                f"{type(self).__name__} has no option {', '.join(unknown)}; "
+                f"it has {', '.join(config)}"
             )
         return self._with({**config, **changes}, self.params)
 
@@ -370,12 +588,24 @@ class Layer(ABC):
         """Return the layer at this tolerance, or at a pair (forward, adjoint).
 
         An explicit layer is returned as it is.
+
+        Parameters
+        ----------
+        tol : float or pair of floats
+            Between 0 and 1.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitModel
+        >>> ImplicitModel(3, 2, 10, rng=0).with_tol((1e-4, 1e-6)).forward.tol
+        0.0001
         """
         return self
 
     def _config(self) -> dict[str, Any]:
         """The fields of the dataclass."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {f.name: getattr(self, f.name) for f in fields}
 
     @classmethod
     def _with(cls, config: Mapping[str, Any], params: Mapping[str, Any]) -> Self:
@@ -389,17 +619,16 @@ class Layer(ABC):
 
     # ------------------------------------------------------------------ being an object
 
-    dtype: str
-
     def __setattr__(self, name: str, value: Any) -> None:
         if "_params" in self.__dict__ and name != "params":
             raise AttributeError(
-                f"{name} cannot be set: a layer's configuration is fixed; use layer.replace({name}=...)"
+                f"{name} cannot be set: a layer's configuration is fixed; "
+                f"use layer.replace({name}=...)"
             )
         super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._config(), dict(self.params))
+        return type(self)._with, (self._config(), dict(self.params))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self._with(
@@ -410,9 +639,9 @@ class Layer(ABC):
         count = sum(a.size for a in self.params.values())
         config = ", ".join(
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if _differs(self, f)
-        )  # type: ignore[arg-type]
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        )
         device = (
             backend.device_of(next(iter(self.params.values()))) if self.params else "any device"
         )
@@ -420,7 +649,10 @@ class Layer(ABC):
 
 
 class Parameterless(Layer):
-    """A layer that computes in the library and dtype of its input, for want of parameters that prescribe them."""
+    """A layer without parameters.
+
+    Its input says in which library and dtype it computes.
+    """
 
     tokenwise = True
 
@@ -437,7 +669,8 @@ class Parameterless(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim < 2 or U.size == 0:
             raise InputError(
-                f"U has shape {U.shape}; {type(self).__name__} takes (m, n), one sample a row, with m >= 1"
+                f"U has shape {U.shape}; {type(self).__name__} takes (m, n), "
+                "one sample a row, with m >= 1"
             )
 
     def astype(self, dtype: str) -> Self:
@@ -446,17 +679,11 @@ class Parameterless(Layer):
         return self
 
 
-def _rebuild(cls: type[Layer], config: Mapping[str, Any], params: Mapping[str, Any]) -> Layer:
-    return cls._with(config, params)
-
-
-def _differs(layer: Layer, f: dataclasses.Field[Any]) -> bool:
-    """Whether a field is worth printing: it has no default, or another value."""
-    return f.default is dataclasses.MISSING or getattr(layer, f.name) != f.default
-
-
 def check_dtype(dtype: Any) -> str:
-    """Return ``"float32"`` or ``"float64"``, also for ``numpy.float64`` and the like."""
+    """Return ``"float32"`` or ``"float64"``, or refuse the dtype.
+
+    ``numpy.float64`` and the like are taken too.
+    """
     try:
         name = "None" if dtype is None else str(np.dtype(dtype).name)  # NumPy reads None as float64
     except TypeError:
@@ -473,3 +700,10 @@ def check_width(name: str, value: Any) -> int:
     if not (is_whole(value) and value >= 1):
         raise InputError(f"{name} is {value!r}; it must be a positive integer")
     return int(value)
+
+
+def check_widths(layer: Layer, *names: str) -> None:
+    """Put these dimensions of a layer, and its dtype, into their normal form."""
+    for name in names:
+        setattr(layer, name, check_width(name, getattr(layer, name)))
+    layer.dtype = check_dtype(layer.dtype)

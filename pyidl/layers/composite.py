@@ -1,6 +1,6 @@
 """Layers made of layers.
 
-The parameters are those of the parts, with the part's name before them.
+The parameters are those of the parts, with the part's name before them:
 
     params = {"0.W": ..., "2.A": ...}
 
@@ -34,9 +34,10 @@ __all__ = ["Composite", "joined"]
 
 @dataclass(frozen=True, repr=False)
 class CompositePullback(Pullback):
-    """The pullbacks of the parts. What is returned for the inputs mirrors them.
+    """The pullbacks of the parts.
 
-    DU, or ``(dU, None)`` where lengths were given.
+    What is returned for the inputs mirrors them: dU, or ``(dU, None)`` where lengths
+    were given.
     """
 
     pulls: Mapping[str, Pullback]
@@ -59,7 +60,11 @@ class CompositePullback(Pullback):
 
 
 class Composite(Layer):
-    """Base class of layers that are made of layers."""
+    """Base class of layers that are made of layers.
+
+    A subclass has `parts`, `of`, `_check` and `_forward`; its constructor ends with
+    `__post_init__`.
+    """
 
     @property
     @abstractmethod
@@ -71,8 +76,9 @@ class Composite(Layer):
     def of(cls, parts: Mapping[str, Layer]) -> Self:
         """The layer that has these parts."""
 
-    def _seal(self) -> None:
-        """Close the construction: a composite has no parameters of its own."""
+    def __post_init__(self, rng: Rng = None) -> None:
+        """Validate the parts; nothing is drawn, since all parameters are theirs."""
+        self._validate()
         object.__setattr__(self, "_params", MappingProxyType({}))
 
     def _validate(self) -> None:
@@ -80,18 +86,18 @@ class Composite(Layer):
         what = type(self).__name__
         for name, layer in self.parts.items():
             expect(f"layer {name} of {what}", layer, Layer, "a Layer or an Activation is needed")
-        parts, owners = (
-            list(self.parts.values()),
-            [id(leaf) for leaf in _leaves(self) if leaf.params],
-        )
-        if len({id(layer) for layer in parts}) < len(parts) or len(set(owners)) < len(owners):
+        parts = list(self.parts.values())
+        leaves = [leaf for leaf in _leaves(self) if leaf.params]
+        if any(len({id(layer) for layer in some}) < len(some) for some in (parts, leaves)):
             raise InputError(
-                f"one layer stands twice in {what}, so that it would be stepped twice; use layer.replace() for a copy"
+                f"one layer stands twice in {what}, so that it would be stepped twice; "
+                "use layer.replace() for a copy"
             )
-        dtypes = sorted({layer.dtype for layer in self.parts.values() if layer.params})
+        dtypes = sorted({layer.dtype for layer in parts if layer.params})
         if len(dtypes) > 1:
             raise InputError(
-                f"the layers of {what} compute in {' and '.join(dtypes)}; bring them together with layer.astype(...)"
+                f"the layers of {what} compute in {' and '.join(dtypes)}; "
+                "bring them together with layer.astype(...)"
             )
         self.dtype = dtypes[0] if dtypes else "float64"
 
@@ -124,8 +130,9 @@ class Composite(Layer):
     def _split(self, params: Params) -> dict[str, Params]:
         """The parameters of each layer, under its own names."""
         return {
-            name: MappingProxyType({key: params[f"{name}.{key}"] for key in layer._shapes()}) for name, layer in self.parts.items()
-        }  # fmt: skip
+            name: MappingProxyType({key: params[f"{name}.{key}"] for key in layer._shapes()})
+            for name, layer in self.parts.items()
+        }
 
     def project(self, params: Params) -> dict[str, Array]:
         """Project those of every layer."""
@@ -156,7 +163,7 @@ class Composite(Layer):
 
     def __call__(
         self, U: Any, lengths: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
-    ) -> tuple[Any, CompositePullback]:  # fmt: skip
+    ) -> tuple[Any, CompositePullback]:
         """Return ``(Y, pullback)``.
 
         As for every `Layer`; and for sequences of several lengths, where a part takes
@@ -183,7 +190,22 @@ class Composite(Layer):
         batch_size: int | None = None,
         on_fail: OnFail = "raise",
     ) -> Any:
-        """Return Y alone, in batches of at most `batch_size` rows where memory matters."""
+        """Return Y alone, in batches of at most `batch_size` rows.
+
+        Parameters
+        ----------
+        U, lengths, on_fail
+            As in a call.
+        batch_size : int, optional
+            A number to choose where memory matters; all rows at once if left out.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from pyidl import Linear, Sequential
+        >>> Sequential(Linear(3, 2, rng=0)).predict(np.ones((5, 3)), batch_size=2).shape
+        (5, 2)
+        """
         U = self._admit(U)
         return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=self._line(U, lengths)))
 
@@ -218,7 +240,8 @@ class Composite(Layer):
         unknown = sorted(set(changes) - set(self.parts))
         if unknown:
             raise InputError(
-                f"{type(self).__name__} has no part {', '.join(unknown)}; it has {', '.join(self.parts)}"
+                f"{type(self).__name__} has no part {', '.join(unknown)}; "
+                f"it has {', '.join(self.parts)}"
             )
         return self.of(
             {

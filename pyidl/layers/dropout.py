@@ -1,7 +1,8 @@
-"""Dropout: ``Y = U * M``, the entries of M independent, 0 with probability `rate` and 1 / (1 - rate) otherwise; ``dU = dY * M``.
+"""Dropout: ``Y = U * M`` with a random M, hence ``dU = dY * M``.
 
-The mean of M is 1, so that without drawing, where Y = U, sizes are those met in
-training.
+The entries of M are independent, 0 with probability `rate` and 1 / (1 - rate)
+otherwise. The mean of M is 1, so that without drawing, where Y = U, sizes are those met
+in training.
 
 Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15,
 2014, section 10 for the scaling.
@@ -23,10 +24,13 @@ __all__ = ["Dropout"]
 
 @dataclass(eq=False, repr=False)
 class Dropout(Parameterless):
-    """``Y = U * M`` where the call has an `rng` that draws M, as in the steps of `fit`; ``Y = U`` where it has none.
+    """``Y = U * M`` where the call has an `rng` that draws M.
 
-    So `predict` and the validation of `fit` draw nothing. M is drawn on the host: the
-    same generator gives the same M on every device and in either dtype.
+    ``Y = U`` where it has none.
+
+    The steps of `fit` have one; `predict` and the validation of `fit` draw nothing. M
+    is drawn on the host: the same generator gives the same M on every device and in
+    either dtype.
 
     Parameters
     ----------
@@ -50,10 +54,6 @@ class Dropout(Parameterless):
     """
 
     rate: float
-
-    def __post_init__(self) -> None:
-        self._validate()
-        self.params = {}
 
     def _validate(self) -> None:
         if not (is_real(self.rate) and 0 <= self.rate < 1):

@@ -5,7 +5,7 @@ And ``Y_it = U_it + P_t``, row t of a table for position t.
 With E the matrix of zeros and ones, one row for each place of U and the 1 at its token,
 ``Y = E W``: linear in W, so that
 
-    dW = E^T dY,   row k the sum of dY over the places of token k;      dP_t = sum_i dY_it.
+    dW = E^T dY,  row k the sum of dY over the places of token k;    dP_t = sum_i dY_it.
 
 A token is a name and no number, so it has no derivative. Source: Vaswani et al.,
 "Attention is all you need", 2017, section 3.4; the learnt positions of Gehring et al.,
@@ -23,7 +23,7 @@ from pyidl.arrays import backend
 from pyidl.arrays.batch import sum_rows
 from pyidl.errors import InputError, is_whole
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
+from pyidl.layers.base import Call, Explicit, Layer, check_widths
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Rng
 
@@ -72,18 +72,11 @@ class Embedding(Layer):
     dtype: str = "float32"
     rng: InitVar[Rng] = None
 
-    def __post_init__(self, rng: Rng) -> None:
-        self._validate()
-        self.params = {
-            "W": initializers.lecun_normal(
-                backend.as_generator(rng), self.num_tokens, self.embed_dim
-            )
-        }
-
     def _validate(self) -> None:
-        self.num_tokens = check_width("num_tokens", self.num_tokens)
-        self.embed_dim = check_width("embed_dim", self.embed_dim)
-        self.dtype = check_dtype(self.dtype)
+        check_widths(self, "num_tokens", "embed_dim")
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        return {"W": initializers.lecun_normal(generator, self.num_tokens, self.embed_dim)}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {"W": (self.num_tokens, self.embed_dim)}
@@ -94,22 +87,23 @@ class Embedding(Layer):
     def _admit(self, U: Any) -> Any:
         """Check the tokens; they stay integers."""
         xp = self.xp
-        backend.as_real(
-            U, name="U", xp=xp, dtype="float64"
-        )  # refuses what is no array of numbers, or lives elsewhere
+        # Refuses what is no array of numbers, or lives elsewhere.
+        backend.as_real(U, name="U", xp=xp, dtype="float64")
         tokens = U if backend.is_array(U) else backend.from_host(xp, np.asarray(U))
         self._check(tokens)
         low, high = int(xp.min(tokens)), int(xp.max(tokens))
         if low < 0 or high >= self.num_tokens:
             raise InputError(
-                f"tokens lie between {low} and {high}; there are {self.num_tokens} tokens, 0, ..., {self.num_tokens - 1}"
+                f"tokens lie between {low} and {high}; "
+                f"there are {self.num_tokens} tokens, 0, ..., {self.num_tokens - 1}"
             )
         return backend.astype(xp, tokens, "int64")
 
     def _check(self, U: Any) -> None:
         if not self.xp.isdtype(U.dtype, "integral"):
             raise InputError(
-                f"U has dtype {U.dtype}; Embedding takes tokens: cast them to integers, and let no layer stand before it"
+                f"U has dtype {U.dtype}; Embedding takes tokens: "
+                "cast them to integers, and let no layer stand before it"
             )
         if U.ndim not in (1, 2) or U.size == 0:
             raise InputError(
@@ -122,9 +116,8 @@ class Embedding(Layer):
         Y = xp.reshape(xp.take(W, places, axis=0), (*U.shape, self.embed_dim))
 
         def backward(dY: Any, inputs: bool) -> tuple[None, dict[str, Any]]:
-            return None, {
-                "W": sum_rows(xp, xp.reshape(dY, (-1, self.embed_dim)), places, self.num_tokens)
-            }
+            rows = xp.reshape(dY, (-1, self.embed_dim))
+            return None, {"W": sum_rows(xp, rows, places, self.num_tokens)}
 
         return Y, Explicit(Y, backward)
 
@@ -165,18 +158,11 @@ class PositionEmbedding(Layer):
     dtype: str = "float32"
     rng: InitVar[Rng] = None
 
-    def __post_init__(self, rng: Rng) -> None:
-        self._validate()
-        self.params = {
-            "P": initializers.lecun_normal(
-                backend.as_generator(rng), self.block_size, self.embed_dim
-            )
-        }
-
     def _validate(self) -> None:
-        self.block_size = check_width("block_size", self.block_size)
-        self.embed_dim = check_width("embed_dim", self.embed_dim)
-        self.dtype = check_dtype(self.dtype)
+        check_widths(self, "block_size", "embed_dim")
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        return {"P": initializers.lecun_normal(generator, self.block_size, self.embed_dim)}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {"P": (self.block_size, self.embed_dim)}
@@ -187,11 +173,13 @@ class PositionEmbedding(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.embed_dim or U.size == 0:
             raise InputError(
-                f"U has shape {U.shape}; PositionEmbedding takes (m, T, {self.embed_dim}) with m, T >= 1"
+                f"U has shape {U.shape}; "
+                f"PositionEmbedding takes (m, T, {self.embed_dim}) with m, T >= 1"
             )
         if U.shape[1] > self.block_size:
             raise InputError(
-                f"U has {U.shape[1]} positions, the table {self.block_size}; shorten the context, or build the model with that block_size"
+                f"U has {U.shape[1]} positions, the table {self.block_size}; "
+                "shorten the context, or build the model with that block_size"
             )
 
     def start(self, m: int) -> int:
@@ -205,7 +193,8 @@ class PositionEmbedding(Layer):
             raise InputError(f"cache is {cache!r}; give what start(m) or the last step returned")
         if cache >= self.block_size:
             raise InputError(
-                f"the cache holds {cache} tokens, the table {self.block_size} positions; start again from the last ones"
+                f"the cache holds {cache} tokens, the table {self.block_size} positions; "
+                "start again from the last ones"
             )
         return u + self.params["P"][cache, :], cache + 1
 

@@ -33,6 +33,22 @@ def lecun_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarra
 
     Source: LeCun, Bottou, Orr, Muller, "Efficient BackProp", 1998, section 4.6.
 
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    rows, columns : int
+        The shape.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
+
     Examples
     --------
     >>> lecun_normal(np.random.default_rng(0), 2, 3).shape
@@ -47,6 +63,22 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2.
 
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    rows, columns : int
+        The shape.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
+
     Examples
     --------
     >>> he_normal(np.random.default_rng(0), 2, 3).shape
@@ -57,13 +89,29 @@ def he_normal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 
 def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Entries uniform in ``(-a, a)``, ``a = sqrt(6 / (rows + columns))``, hence with variance ``2 / (rows + columns)``.
+    """Entries uniform in ``(-a, a)``, ``a = sqrt(6 / (rows + columns))``.
 
-    Forward, signals keep their size with variance ``1 / columns``, backward, gradients
-    with ``1 / rows``: this lies between.
+    Their variance is ``2 / (rows + columns)``. Forward, signals keep their size with
+    variance ``1 / columns``, backward, gradients with ``1 / rows``: this lies between.
 
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward
     neural networks", AISTATS 2010, eq. 16.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    rows, columns : int
+        The shape.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows, columns)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
 
     Examples
     --------
@@ -79,6 +127,22 @@ def uniform_contraction(rng: np.random.Generator, n: int) -> np.ndarray:
     """Entries uniform in ``(-1/n, 1/n)``.
 
     Absolute row sums are below 1 for certain, and 1/2 on average.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    n : int
+        The size.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, n)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
 
     Examples
     --------
@@ -98,6 +162,22 @@ def orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
     Source: Mezzadri, "How to generate random matrices from the classical compact
     groups", Notices AMS 54(5), 2007: the Q of a normal matrix, with the signs that make
     the diagonal of R positive.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        What draws.
+    n : int
+        The size.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, n)
+
+    Raises
+    ------
+    InputError
+        If rng is no generator, or a size no positive integer.
 
     Examples
     --------

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.arrays import backend
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_dtype, check_width
+from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_widths
 from pyidl.typing import Rng
 
 __all__ = ["Linear", "Pointwise"]
@@ -57,16 +56,13 @@ class Linear(Layer):
     dtype: str = "float32"
     rng: InitVar[Rng] = None
 
-    def __post_init__(self, rng: Rng) -> None:
-        self._validate()
-        W = initializers.he_normal(backend.as_generator(rng), self.output_dim, self.input_dim)
-        self.params = {"W": W, "b": np.zeros(self.output_dim)} if self.bias else {"W": W}
-
     def _validate(self) -> None:
-        self.input_dim = check_width("input_dim", self.input_dim)
-        self.output_dim = check_width("output_dim", self.output_dim)
-        self.dtype = check_dtype(self.dtype)
+        check_widths(self, "input_dim", "output_dim")
         expect_flags(self, "bias")
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        W = {"W": initializers.he_normal(generator, self.output_dim, self.input_dim)}
+        return {**W, "b": np.zeros(self.output_dim)} if self.bias else W
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         W = {"W": (self.output_dim, self.input_dim)}
@@ -78,7 +74,8 @@ class Linear(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim not in (2, 3) or U.shape[-1] != self.input_dim or U.size == 0:
             raise InputError(
-                f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) or (m, T, {self.input_dim}) with m, T >= 1"
+                f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) "
+                f"or (m, T, {self.input_dim}) with m, T >= 1"
             )
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
@@ -103,6 +100,16 @@ class Pointwise(Parameterless):
 
     `Sequential` makes one of every activation that it is given.
 
+    Parameters
+    ----------
+    activation : Activation
+        phi.
+
+    Raises
+    ------
+    InputError
+        If it is no activation.
+
     Examples
     --------
     >>> from pyidl import activations
@@ -112,10 +119,6 @@ class Pointwise(Parameterless):
     """
 
     activation: Activation
-
-    def __post_init__(self) -> None:
-        self._validate()
-        self.params = {}
 
     def _validate(self) -> None:
         expect(

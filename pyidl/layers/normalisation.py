@@ -5,7 +5,8 @@ r"""Layer normalisation with a gain and an offset.
 With ``r = (eps + variance u)^{1/2}``, the projection P that takes away the mean, and k
 components (see `vector_activations`),
 
-    dn = (P - n n^T / k) du / r,   symmetric;      hence   dU = (P - n n^T / k) (g * dY) / r,   dg = sum dY * n,   db = sum dY.
+    dn = (P - n n^T / k) du / r,        a symmetric map, and hence
+    dU = (P - n n^T / k) (g * dY) / r,    dg = sum dY * n,    db = sum dY.
 
 Source: Ba, Kiros, Hinton, "Layer normalization", 2016, eq. 4.
 """
@@ -20,14 +21,16 @@ import numpy as np
 
 from pyidl.activations.blocks import normed, normed_vjp
 from pyidl.errors import InputError, is_real
-from pyidl.layers.base import Call, Explicit, Layer, check_dtype, check_width
+from pyidl.layers.base import Call, Explicit, Layer, check_widths
 
 __all__ = ["LayerNorm"]
 
 
 @dataclass(eq=False, repr=False)
 class LayerNorm(Layer):
-    """``Y = g * (U - mean) / (eps + variance)^{1/2} + b``, mean and variance along the last axis; g starts with ones, b with zeros.
+    """``Y = g * (U - mean) / (eps + variance)^{1/2} + b``.
+
+    Mean and variance are those along the last axis. g starts with ones, b with zeros.
 
     Parameters
     ----------
@@ -60,18 +63,17 @@ class LayerNorm(Layer):
     _: KW_ONLY
     dtype: str = "float32"
 
-    def __post_init__(self) -> None:
-        self._validate()
-        self.params = {"g": np.ones(self.dim), "b": np.zeros(self.dim)}
-
     def _validate(self) -> None:
-        self.dim = check_width("dim", self.dim)
-        self.dtype = check_dtype(self.dtype)
+        check_widths(self, "dim")
         if not (is_real(self.eps) and 0 < self.eps < math.inf):
             raise InputError(
-                f"eps of LayerNorm is {self.eps!r}; it must be positive and finite, since a constant row has no variance"
+                f"eps of LayerNorm is {self.eps!r}; it must be positive and finite, "
+                "since a constant row has no variance"
             )
         self.eps = float(self.eps)
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        return {"g": np.ones(self.dim), "b": np.zeros(self.dim)}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {"g": (self.dim,), "b": (self.dim,)}
@@ -82,7 +84,8 @@ class LayerNorm(Layer):
     def _check(self, U: Any) -> None:
         if U.ndim not in (2, 3) or U.shape[-1] != self.dim or U.size == 0:
             raise InputError(
-                f"U has shape {U.shape}; LayerNorm takes (m, {self.dim}) or (m, T, {self.dim}) with m, T >= 1"
+                f"U has shape {U.shape}; LayerNorm takes (m, {self.dim}) "
+                f"or (m, T, {self.dim}) with m, T >= 1"
             )
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:

@@ -1,4 +1,6 @@
-"""A branch around layers, ``Y = U + f_k(... f_1(U))``, hence ``dU = dY + df_1^T ... df_k^T dY``.
+"""A branch around layers: ``Y = U + f(U)``, hence ``dU = dY + df^T dY``.
+
+f is a chain of layers, ``f_k(... f_1(U))``, and df^T is ``df_1^T ... df_k^T``.
 
 Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016,
 eq. 1.
@@ -43,6 +45,11 @@ class Residual(Sequential):
     *layers : Layer or Activation
         Together they keep the shape of their input.
 
+    Raises
+    ------
+    InputError
+        If they do not.
+
     Examples
     --------
     >>> import numpy as np
@@ -58,7 +65,8 @@ class Residual(Sequential):
         needs, gives = self._widths()
         if needs is not None and gives is not None and needs != gives:
             raise InputError(
-                f"Residual adds an input of width {needs} to an output of its layers of width {gives}; they must be equal"
+                f"Residual adds an input of width {needs} to an output of its layers "
+                f"of width {gives}; they must be equal"
             )
 
     def step(
@@ -72,7 +80,8 @@ class Residual(Sequential):
         f, pull = super()._forward(U, call)
         if f.shape != U.shape:
             raise InputError(
-                f"Residual adds an input {U.shape} to an output of its layers {f.shape}; the shapes must be equal"
+                f"Residual adds an input {U.shape} to an output of its layers {f.shape}; "
+                "the shapes must be equal"
             )
         Y = U + f
         return Y, ResidualPullback(Y, pull.pulls)

@@ -59,7 +59,8 @@ class Sequential(Composite):
     Examples
     --------
     >>> from pyidl import ImplicitModel, Linear, Sequential, activations
-    >>> model = Sequential(Linear(8, 5, rng=0), activations.tanh, ImplicitModel(5, 3, 10, rng=0))
+    >>> last = ImplicitModel(5, 3, 10, rng=0)
+    >>> model = Sequential(Linear(8, 5, rng=0), activations.tanh, last)
     >>> Y, pull = model(np.ones((4, 8)))
     >>> dU, grads = pull(np.ones((4, 3)))
     >>> sorted(grads)
@@ -70,8 +71,7 @@ class Sequential(Composite):
 
     def __init__(self, *layers: Layer | Activation) -> None:
         self.layers = tuple(Pointwise(f) if isinstance(f, Activation) else f for f in layers)
-        self._validate()
-        self._seal()
+        self.__post_init__()
 
     @property
     def parts(self) -> Mapping[str, Layer]:
@@ -92,7 +92,8 @@ class Sequential(Composite):
             needs, gives = layer._widths()
             if width is not None and needs is not None and needs != width:
                 raise InputError(
-                    f"layer {i} of {type(self).__name__} takes {needs} inputs, the layers before it give {width}"
+                    f"layer {i} of {type(self).__name__} takes {needs} inputs, "
+                    f"the layers before it give {width}"
                 )
             width = gives or width
 
@@ -146,11 +147,16 @@ class Sequential(Composite):
         return u, tuple(after)
 
     def replace(self, **changes: Any) -> Self:
-        """Return copies of the layers in a new `Sequential`, or that of the given ``layers=``."""
-        if set(changes) - {"layers"}:
-            raise InputError(
-                f"{type(self).__name__} has no option {', '.join(sorted(set(changes) - {'layers'}))}; it has layers"
-            )
+        """Return one of copies of the layers or of the given ``layers=``.
+
+        Raises
+        ------
+        InputError
+            If another name is given, or the layers do not fit.
+        """
+        unknown = ", ".join(sorted(set(changes) - {"layers"}))
+        if unknown:
+            raise InputError(f"{type(self).__name__} has no option {unknown}; it has layers")
         return type(self)(*changes.get("layers", [layer.replace() for layer in self.layers]))
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which sample takes part in which time step, and the stacks of rows in which all steps lie one after another.
+"""Which sample takes part in which time step, and how rows of all steps are stacked.
 
 A stack holds the rows of step 0, then those of step 1, ...: N rows in all, N = m T
 where every sample takes part in every step. What is to be done for all steps at once is
@@ -44,18 +44,21 @@ class Timeline:
         if host.shape == (m,) and host.dtype.kind in "iu":
             if host.min() < 1 or host.max() > T:
                 raise InputError(
-                    f"lengths lie between {host.min()} and {host.max()}; with {T} steps they are 1, ..., {T}"
+                    f"lengths lie between {host.min()} and {host.max()}; "
+                    f"with {T} steps they are 1, ..., {T}"
                 )
             mask = np.arange(T) < host[:, None]
         elif host.shape == (m, T) and host.dtype == np.bool_:
             mask, empty = host.copy(), np.flatnonzero(~host.any(axis=1))
             if empty.size:
                 raise InputError(
-                    f"{empty.size} sequences have no step, the first is number {empty[0]}; leave them out"
+                    f"{empty.size} sequences have no step, the first is number {empty[0]}; "
+                    "leave them out"
                 )
         else:
             raise InputError(
-                f"lengths has shape {host.shape} and dtype {host.dtype}; it holds an integer for each of the {m} sequences, ({m},), "
+                f"lengths has shape {host.shape} and dtype {host.dtype}; "
+                f"it holds an integer for each of the {m} sequences, ({m},), "
                 f"or a boolean for each of their steps, ({m}, {T})"
             )
         return cls(m, T, None if mask.all() else mask)
@@ -94,6 +97,10 @@ class Timeline:
             if self.mask is None or self.ends[t + 1] - self.ends[t] == self.m
             else np.flatnonzero(self.mask[:, t])
         )
+
+    def steps(self, first: int = 0) -> list[tuple[int, slice, np.ndarray | None]]:
+        """t, the place of step t in a stack, and its samples, from a first step on."""
+        return [(t, self.at(t), self.rows(t)) for t in range(first, self.T)]
 
     def stack(self, a: Any) -> Any:
         """``(m, T, k) -> (N, k)``."""

@@ -1,6 +1,14 @@
-"""Implicit recurrent networks.
+"""Implicit recurrent networks: ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
 
-Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
+=====================  ================================================================
+`rnn`                  `ImplicitRNN`, the layer: parameters, calls, output
+`bptt`                 the recurrence and its derivative, back-propagation through time
+`cell`                 `ImplicitRNNCell`, one step at a time for inputs that arrive so
+`bidirectional`        `Bidirectional`, two layers that read in either direction
+`error_bound`          `Recurrence`, how errors of solves travel from step to step
+=====================  ================================================================
+
+Which samples take part in which step is told by `pyidl.layers.timeline`.
 """
 
 from pyidl.recurrent.bidirectional import Bidirectional

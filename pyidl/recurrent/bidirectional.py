@@ -13,7 +13,7 @@ from typing import Any
 from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError
 from pyidl.layers.base import Call, Layer
-from pyidl.layers.composite import Composite, CompositePullback
+from pyidl.layers.composite import Composite, CompositePullback, joined
 from pyidl.layers.timeline import Timeline
 from pyidl.typing import Grads
 
@@ -34,17 +34,19 @@ class BidirectionalPullback(CompositePullback):
         dU2, of_back = self.pulls["back"].rule(
             self.line.reverse(dY2) if dY.ndim == 3 else dY2, inputs
         )
-        grads = {f"ahead.{key}": g for key, g in of_ahead.items()} | {
-            f"back.{key}": g for key, g in of_back.items()
-        }
+        grads = joined([("ahead", of_ahead), ("back", of_back)])
         return (dU1 + self.line.reverse(dU2) if inputs else None), grads
 
 
 @dataclass(eq=False, repr=False)
 class Bidirectional(Composite):
-    """``Y_t = [f(U)_t, g(U reversed)_t reversed]`` for every t, or ``Y = [f(U)_T, g(U reversed)_T]``, whichever f and g give.
+    """``Y_t = [f(U)_t, g(U reversed)_t reversed]``.
 
-    With lengths, the steps of every sequence are reversed among themselves.
+    Two layers, one in either direction.
+
+    Where f and g give a single output, that of the last step, ``Y = [f(U)_T, g(U
+    reversed)_T]``. With lengths, the steps of every sequence are reversed among
+    themselves.
 
     Parameters
     ----------
@@ -62,8 +64,8 @@ class Bidirectional(Composite):
     --------
     >>> import numpy as np
     >>> from pyidl import Bidirectional, ImplicitRNN
-    >>> ahead, back = (ImplicitRNN(3, 2, 5, 8, return_sequences=True, rng=seed) for seed in (0, 1))
-    >>> model = Bidirectional(ahead, back)
+    >>> ahead = ImplicitRNN(3, 2, 5, 8, return_sequences=True, rng=0)
+    >>> model = Bidirectional(ahead, ahead.replace())
     >>> Y, pull = model(np.ones((4, 7, 3)), lengths=[7, 3, 1, 5])
     >>> (dU, _), grads = pull(np.ones((4, 7, 4)))
     >>> Y.shape, dU.shape, "back.A" in grads
@@ -72,10 +74,6 @@ class Bidirectional(Composite):
 
     ahead: Layer
     back: Layer
-
-    def __post_init__(self) -> None:
-        self._validate()
-        self._seal()
 
     @property
     def parts(self) -> Mapping[str, Layer]:
@@ -92,7 +90,8 @@ class Bidirectional(Composite):
         one, other = (layer._widths()[0] for layer in (self.ahead, self.back))
         if one is not None and other is not None and one != other:
             raise InputError(
-                f"the layers of Bidirectional read the same sequence, but take {one} and {other} inputs"
+                "the layers of Bidirectional read the same sequence, "
+                f"but take {one} and {other} inputs"
             )
 
     def _widths(self) -> tuple[int | None, int | None]:
@@ -112,7 +111,8 @@ class Bidirectional(Composite):
         Y2, back = self.back._forward(line.reverse(U), call)
         if Y1.shape[:-1] != Y2.shape[:-1]:
             raise InputError(
-                f"the layers of Bidirectional give {Y1.shape} and {Y2.shape}; choose the same return_sequences for both"
+                f"the layers of Bidirectional give {Y1.shape} and {Y2.shape}; "
+                "choose the same return_sequences for both"
             )
         Y = namespace(U).concat([Y1, line.reverse(Y2) if Y2.ndim == 3 else Y2], axis=-1)
         return Y, BidirectionalPullback(Y, {"ahead": ahead, "back": back}, line, Y1.shape[-1])

@@ -1,22 +1,23 @@
 r"""One recurrence through time, and its derivative.
 
-Back-propagation through time, written once.
+Back-propagation through time, written once. Z_t is the pre-activation of step t:
 
-    X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)            Z_t, the pre-activation, is what phi is applied to
+    X_t = phi(Z_t),    Z_t = A X_t + B_u U_t + B_h H_{t-1} + b
     H_t = C X_t + D_u U_t + D_h H_{t-1} + d
 
 Let G_t be the total derivative of a loss with respect to H_t, and V_t that with respect
 to Z_t. H_t is seen by the loss directly and by the next step, X_t by H_t and, through
 A, by itself:
 
-    V_t = phi'(Z_t) * (V_t A + G_t C)                       one adjoint solve for each time step
+    V_t = phi'(Z_t) * (V_t A + G_t C)                  one adjoint solve a step
     G_{t-1} = (direct part) + V_t B_h + G_t D_h
 
 and with every V_t and G_t known, all that is left is linear, so that one product serves
 all time steps:
 
-    dA = sum_t V_t^T X_t,  dB = sum_t V_t^T [U_t, H_{t-1}],  dC = sum_t G_t^T X_t,  dD = sum_t G_t^T [U_t, H_{t-1}],
-    db = sum_t V_t,  dd = sum_t G_t,  dU_t = V_t B_u + G_t D_u.
+    dA = sum_t V_t^T X_t,   dB = sum_t V_t^T [U_t, H_{t-1}],   db = sum_t V_t,
+    dC = sum_t G_t^T X_t,   dD = sum_t G_t^T [U_t, H_{t-1}],   dd = sum_t G_t,
+    dU_t = V_t B_u + G_t D_u.
 
 What is kept for each time step: Z_t (X_t is phi of it) and H_t; no iterate of any
 solver.
@@ -24,7 +25,7 @@ solver.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +52,10 @@ __all__ = ["Backward", "Path", "Step", "back", "gradients", "unroll"]
 
 @dataclass(frozen=True)
 class Step:
-    """The parameters of one step. B acts on ``[U_t, H_{t-1}]``.
+    """The parameters of one step, its maps, and their derivatives.
 
-    D does too, or on U_t alone, or is not there.
+    B acts on ``[U_t, H_{t-1}]``. D does too, or on U_t alone, or is not there. bu and
+    bh, du and dh are their columns for U_t and for H_{t-1}.
     """
 
     A: Matrix
@@ -72,7 +74,9 @@ class Step:
     dh: Full | None
 
     @classmethod
-    def of(cls, maps: Any, params: Any, activation: Activation, input_dim: int) -> Step:
+    def of(
+        cls, maps: Mapping[str, Matrix], params: Any, activation: Activation, input_dim: int
+    ) -> Step:
         """From the maps A, B, C, D and the other parameters of a layer."""
         p, B, D = input_dim, params["B"], params.get("D")
         return cls(
@@ -94,7 +98,7 @@ class Step:
 
     @property
     def width(self) -> tuple[int, int]:
-        """Those of the state X and of H."""
+        """Those of the state X and of H: n and r."""
         n, r = self.bh.A.shape
         return n, r
 
@@ -106,10 +110,7 @@ class Step:
         return Z
 
     def cell(self, Z: Any) -> AffineCell:
-        """``x = phi(A x + B_h h + z)``.
-
-        The cell of a step, whose bias z differs from row to row.
-        """
+        """``x = phi(A x + B_h h + z)``, with a bias z that differs from row to row."""
         return AffineCell(self.A, self.bh, Z, self.activation)
 
     def after(self, X: Any, u: Any, h: Any) -> Any:
@@ -123,6 +124,18 @@ class Step:
             H += self.d
         return H
 
+    def adjoint(self, Z: Solution, G: Any, solver: Solver, v0: Any) -> Solution:
+        """``V = phi'(Z) * (V A + G C)``, solved from v0."""
+        pull = EquilibriumPullback(self.cell(None), G, Z, solver)
+        return pull.solve(self.C.T.rows(G), v0=v0)
+
+    def handed_back(self, V: Any, G: Any) -> Any:
+        """``V B_h + G D_h``: what the step before hears."""
+        dh = self.bh.T.rows(V)
+        if self.dh is not None:
+            dh += self.dh.T.rows(G)
+        return dh
+
     def read(self, H: Any) -> Any:
         """``H E^T + e``."""
         Y = H @ self.E.T
@@ -131,31 +144,23 @@ class Step:
         return Y
 
 
-@dataclass
 class _Book:
     """How the solves of all steps ended, row by row of the stack; on the host."""
 
-    status: np.ndarray
-    n_iter: np.ndarray
-    residual: np.ndarray
-    tolerance: np.ndarray
-    method: str = ""
-
-    @classmethod
-    def empty(cls, rows: int) -> _Book:
-        return cls(
-            np.zeros(rows, np.int8), np.zeros(rows, np.int32), np.zeros(rows), np.zeros(rows)
-        )
+    def __init__(self, rows: int) -> None:
+        self.status, self.n_iter = np.zeros(rows, np.int8), np.zeros(rows, np.int32)
+        self.residual, self.tolerance = np.zeros(rows), np.zeros(rows)
+        self.method = ""
 
     def enter(self, at: slice, solution: Solution) -> None:
         self.method = self.method or solution.method
         for name in ("status", "n_iter", "residual", "tolerance"):
             getattr(self, name)[at] = getattr(solution, name)
 
-    def solution(self, value: Any, pre: Any) -> Solution:
-        return Solution(
-            value, pre, self.status, self.n_iter, self.residual, self.tolerance, self.method
-        )
+    def solution(self, value: Any, pre: Any, at: slice = slice(None)) -> Solution:
+        """The solves of some rows, with what they found."""
+        status, n_iter, residual = self.status[at], self.n_iter[at], self.residual[at]
+        return Solution(value, pre, status, n_iter, residual, self.tolerance[at], self.method)
 
 
 @dataclass(frozen=True)
@@ -172,16 +177,8 @@ class Path:
 
     def step(self, at: slice) -> Solution:
         """One step, as far as its adjoint needs it: where the slopes are taken."""
-        Z, book = self.Z[at, ...], self.book
-        return Solution(
-            Z,
-            Z,
-            book.status[at],
-            book.n_iter[at],
-            book.residual[at],
-            book.tolerance[at],
-            book.method,
-        )
+        Z = self.Z[at, ...]
+        return self.book.solution(Z, Z, at)
 
     def solution(self, activation: Activation) -> Solution:
         """All solves as one, a row for each sample and step."""
@@ -203,38 +200,34 @@ def unroll(
 
     A step starts from the states of the one before, where `warm_start` says so.
     """
-    xp, (n, width) = namespace(U), step.width
-    u = line.stack(U)
+    xp, u = namespace(U), line.stack(U)
     Z = step.before(u)
-    H = xp.empty((line.T + 1, line.m, width), dtype=Z.dtype)
+    H = xp.empty((line.T + 1, line.m, step.width[1]), dtype=Z.dtype)
     H[0, ...] = 0.0 if h0 is None else h0
-    book, last = _Book.empty(Z.shape[0]), None
-    for t in range(line.T):
-        at, rows, before = line.at(t), line.rows(t), H[t, ...]
+    book, last = _Book(Z.shape[0]), _Last(xp, line.m, warm_start)
+    for t, at, rows in line.steps():
+        before = H[t, ...]
         if at.start == at.stop:  # no sample takes part
             H[t + 1, ...] = before
             continue
-        h = before if rows is None else take_rows(xp, before, rows)
-        x0 = last if last is None or rows is None else take_rows(xp, last, rows)
+        h, known = _taken(xp, before, rows), last.of(rows)
         with _named(t, rows, line.m):
+            # X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)
             X, pull = settled(
-                step.cell(Z[at, ...]), h, forward=forward, x0=x0, on_fail=_inner(on_fail), certificate=certificate
-            )  # fmt: skip
-        Z[at, ...] = pull.forward.pre  # what B_u U_t + b has been used for; the place is free
-        book.enter(at, pull.forward)
-        new = step.after(X, u[at, ...], h)
-        H[t + 1, ...] = new if rows is None else _placed(xp, before, rows, new)
-        if warm_start:
-            last = (
-                X
-                if rows is None
-                else _placed(
-                    xp, xp.zeros((line.m, n), dtype=Z.dtype) if last is None else last, rows, X
-                )
+                step.cell(Z[at, ...]),
+                h,
+                forward=forward,
+                x0=None if known is None else known[0],
+                on_fail=_inner(on_fail),
+                certificate=certificate,
             )
-    path = Path(line, H, Z, book)
+        Z[at, ...] = pull.forward.pre  # what B_u U_t + b has been used for; the place is free
+        # H_t = C X_t + D_u U_t + D_h H_{t-1} + d
+        H[t + 1, ...] = _placed(xp, before, rows, step.after(X, u[at, ...], h))
+        book.enter(at, pull.forward)
+        last.keep(rows, X)
     settle(book.solution(None, None), on_fail, adjoint=False, certificate=certificate)
-    return path
+    return Path(line, H, Z, book)
 
 
 @dataclass(frozen=True)
@@ -253,50 +246,43 @@ class Backward:
 
 
 def back(
-    step: Step, path: Path, direct: Array, *, adjoint: Solver, warm_start: bool, truncate: int | None, on_fail: OnFail
-) -> Backward:  # fmt: skip
-    """Go back through the steps, from the direct derivative of a loss with respect to every H_t, (T, m, r), or to H_T alone, (m, r)."""
-    line, xp, (n, width) = path.line, namespace(path.Z), step.width
-    every = direct.ndim == 3
+    step: Step,
+    path: Path,
+    direct: Array,
+    *,
+    adjoint: Solver,
+    warm_start: bool,
+    truncate: int | None,
+    on_fail: OnFail,
+) -> Backward:
+    """Go back through the steps, and find V_t and G_t.
+
+    `direct` is the direct derivative of a loss with respect to every H_t, (T, m, r), or
+    to H_T alone, (m, r).
+    """
+    line, xp, every = path.line, namespace(path.Z), direct.ndim == 3
     first = 0 if truncate is None or every else line.since(truncate)
     cuts = None if truncate is None else line.cuts(truncate)
-    start, rows_in_all = int(line.ends[first]), int(line.ends[-1])
-    V, G = (xp.empty((rows_in_all - start, k), dtype=direct.dtype) for k in (n, width))
-    book = _Book.empty(rows_in_all - start)
-    last: Any = None  # v and the size of its right-hand side, one step later in time
+    start, end = int(line.ends[first]), int(line.ends[-1])
+    V, G = (xp.empty((end - start, k), dtype=direct.dtype) for k in step.width)
+    book, last = _Book(end - start), _Last(xp, line.m, warm_start)
     g = direct[line.T - 1, ...] if every else direct
-    for t in range(line.T - 1, first - 1, -1):
-        at, rows = line.at(t), line.rows(t)
-        here = slice(at.start - start, at.stop - start)
-        if at.start == at.stop:  # no sample takes part: H_t = H_{t-1}
-            g = g + direct[t - 1, ...] if every and t > 0 else g
-            continue
-        # H_t = C X_t + D_u U_t + D_h H_{t-1} + d
-        own = g if rows is None else take_rows(xp, g, rows)
-        dX = step.C.T.rows(own)
-        # X_t = phi(Z_t),  Z_t = A X_t + B_u U_t + B_h H_{t-1} + b
-        size = max_abs(xp, own)
-        v0 = None if last is None else _scaled(xp, last, rows, size)
-        pull = EquilibriumPullback(step.cell(None), own, path.step(at), adjoint)
-        with _named(t, rows, line.m):
-            solved = settle(pull.solve(dX, v0=v0), _inner(on_fail), adjoint=True)
-        v = solved.value
-        dh = step.bh.T.rows(v)
-        if step.dh is not None:
-            dh += step.dh.T.rows(own)
-        if cuts is not None:
-            cut = cuts[:, t] if rows is None else cuts[rows, t]
-            dh = dh * astype(xp, from_host(xp, 1.0 - cut), dh.dtype)[:, None]
-        V[here, ...], G[here, ...] = v, own
-        book.enter(here, solved)
-        g = dh if rows is None else _placed(xp, g, rows, dh)
+    for t, at, rows in reversed(line.steps(first)):
+        if at.start < at.stop:
+            G_t = _taken(xp, g, rows)
+            size = max_abs(xp, G_t)
+            with _named(t, rows, line.m):
+                # V_t = phi'(Z_t) * (V_t A + G_t C)
+                solved = step.adjoint(path.step(at), G_t, adjoint, _scaled(xp, last.of(rows), size))
+                V_t = settle(solved, _inner(on_fail), adjoint=True).value
+            # G_{t-1} = (direct part) + V_t B_h + G_t D_h
+            g = _placed(xp, g, rows, _cut(xp, step.handed_back(V_t, G_t), cuts, rows, t))
+            here = slice(at.start - start, at.stop - start)
+            V[here, ...], G[here, ...] = V_t, G_t
+            book.enter(here, solved)
+            last.keep(rows, V_t, size)
         if every and t > 0:
             g = g + direct[t - 1, ...]
-        if warm_start and rows is None:
-            last = v, size
-        elif warm_start and rows is not None:
-            old = last or (xp.zeros((line.m, n), dtype=v.dtype), xp.zeros((line.m,), dtype=v.dtype))
-            last = tuple(_placed(xp, a, rows, new) for a, new in zip(old, (v, size), strict=True))
     settle(book.solution(None, None), on_fail, adjoint=True)
     return Backward(first, V, G, g, book)
 
@@ -304,7 +290,7 @@ def back(
 def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -> tuple[Any, Grads]:
     """``(dU, grads)``.
 
-    The products at the head of this file, each over all steps at once.
+    The products at the head of this file, over all steps at once.
     """
     line, xp = path.line, namespace(path.Z)
     start, V, G = int(line.ends[found.first]), found.V, found.G
@@ -331,11 +317,8 @@ def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -
 
 def _confined(matrix: Matrix, gradient: Any) -> Any:
     """The gradient, zero outside a prescribed pattern."""
-    return (
-        gradient * matrix.mask
-        if isinstance(matrix, Tiled) and matrix.mask is not None
-        else gradient
-    )
+    mask = matrix.mask if isinstance(matrix, Tiled) else None
+    return gradient if mask is None else gradient * mask
 
 
 def _inner(on_fail: OnFail) -> OnFail:
@@ -345,7 +328,7 @@ def _inner(on_fail: OnFail) -> OnFail:
 
 @contextmanager
 def _named(t: int, rows: np.ndarray | None, m: int) -> Iterator[None]:
-    """An error of step t names the step, and the failed samples by their places in the batch."""
+    """An error of step t names the step, and which samples of the batch failed."""
     try:
         yield
     except ConvergenceError as error:
@@ -354,20 +337,61 @@ def _named(t: int, rows: np.ndarray | None, m: int) -> Iterator[None]:
         raise type(error)(f"at time step {t}, {error}", converged) from None
 
 
-def _scaled(xp: Namespace, last: Any, rows: np.ndarray | None, size: Any) -> Any:
-    """Where the adjoint solve of a step starts.
+def _cut(xp: Namespace, dh: Any, cuts: np.ndarray | None, rows: np.ndarray | None, t: int) -> Any:
+    """Truncation: zero for the samples whose gradient is cut before step t."""
+    if cuts is None:
+        return dh
+    cut = cuts[slice(None) if rows is None else rows, t]
+    return dh * astype(xp, from_host(xp, 1.0 - cut), dh.dtype)[:, None]
 
-    v scales with its right-hand side, so that of the step after is brought to this
-    size.
 
-    (Where the new right-hand side is zero, the start must be zero too.) What is less
-    than a thousandth of its new size says nothing.
+@dataclass
+class _Last:
+    """Warm starts: what the last solve of every sample found, zeros where none was."""
+
+    xp: Namespace
+    m: int
+    remembers: bool
+    found: tuple[Any, ...] | None = None
+
+    def of(self, rows: np.ndarray | None) -> tuple[Any, ...] | None:
+        """For these samples; None before the first solve."""
+        return self.found and tuple(_taken(self.xp, a, rows) for a in self.found)
+
+    def keep(self, rows: np.ndarray | None, *found: Any) -> None:
+        """Take note of what a solve for these samples has found."""
+        if self.remembers and rows is None:
+            self.found = found
+        elif self.remembers:
+            old = self.found or tuple(
+                self.xp.zeros((self.m, *a.shape[1:]), dtype=a.dtype) for a in found
+            )
+            self.found = tuple(
+                _placed(self.xp, a, rows, new) for a, new in zip(old, found, strict=True)
+            )
+
+
+def _scaled(xp: Namespace, last: tuple[Any, ...] | None, size: Any) -> Any:
+    """Where the adjoint solve of a step starts: from v of the step after, scaled.
+
+    v scales with its right-hand side, so it is brought from the size of that to this
+    size. (Where the new right-hand side is zero, the start must be zero too.) What is
+    less than a thousandth of its new size says nothing.
     """
-    v, before = last if rows is None else (take_rows(xp, a, rows) for a in last)
+    if last is None:
+        return None
+    v, before = last
     known = 1e3 * before > size
     return v * xp.where(known, size / xp.where(known, before, 1.0), 0.0)[:, None]
 
 
-def _placed(xp: Namespace, base: Any, rows: np.ndarray, new: Any) -> Any:
-    """A copy of base with some of its rows replaced."""
+def _taken(xp: Namespace, a: Any, rows: np.ndarray | None) -> Any:
+    """Some rows; None for all."""
+    return a if rows is None else take_rows(xp, a, rows)
+
+
+def _placed(xp: Namespace, base: Any, rows: np.ndarray | None, new: Any) -> Any:
+    """A copy of base with some of its rows replaced; None for all."""
+    if rows is None:
+        return new
     return put_rows(xp, xp.asarray(base, copy=True), rows, new, np.arange(len(rows)))

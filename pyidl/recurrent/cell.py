@@ -1,6 +1,10 @@
-"""One step of an implicit recurrent network at a time, for inputs that arrive one by one.
+"""One step of an implicit recurrent network, for inputs that arrive one by one.
 
-X_t = phi(A X_t + B [U_t, H_{t-1}] + b),    H_t = C X_t + D [U_t, H_{t-1}] + d,    Y_t = E H_t + e.
+    X_t = phi(A X_t + B [U_t, H_{t-1}] + b)
+    H_t = C X_t + D [U_t, H_{t-1}] + d
+    Y_t = E H_t + e
+
+The derivative of a step is in `bptt.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ class RNNState(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class ImplicitRNNCell:
-    """The step of a network, with the parameters of the moment at which `ImplicitRNN.cell` made it; it keeps nothing between steps.
+    """The step of a network; it keeps nothing between steps.
+
+    Its parameters are those of the moment at which `ImplicitRNN.cell` made it.
 
     Attributes
     ----------
@@ -54,7 +60,7 @@ class ImplicitRNNCell:
     (1, 2) (1, 5)
     """
 
-    maps: Step
+    parameters: Step
     forward: Solver | None
     warm_start: bool
     certificate: Certificate
@@ -89,49 +95,59 @@ class ImplicitRNNCell:
         ConvergenceError
             If the solve fails and `on_fail` is "raise".
         """
-        maps, (n, r) = self.maps, self.maps.width
+        step, (n, r) = self.parameters, self.parameters.width
         u = self._admit("u", u)
-        if u.ndim != 2 or u.shape[0] == 0 or u.shape[1] != maps.input_dim:
+        if u.ndim != 2 or u.shape[0] == 0 or u.shape[1] != step.input_dim:
             raise InputError(
-                f"u has shape {u.shape}; a step takes one time step of m >= 1 sequences, (m, {maps.input_dim})"
+                f"u has shape {u.shape}; a step takes one time step of m >= 1 sequences, "
+                f"(m, {step.input_dim})"
             )
+        m = u.shape[0]
         h, x = state if isinstance(state, RNNState) else (state, None)
-        h = (
-            namespace(u).zeros((u.shape[0], r), dtype=u.dtype)
-            if h is None
-            else self._admit("h", h, (u.shape[0], r))
-        )
-        x0 = None if x is None else self._admit("x", x, (u.shape[0], n))
+        h = namespace(u).zeros((m, r), dtype=u.dtype) if h is None else self._admit("h", h, (m, r))
+        x0 = None if x is None else self._admit("x", x, (m, n))
         X, _ = settled(
-            maps.cell(maps.before(u)),
+            step.cell(step.before(u)),
             h,
             forward=self.forward,
             x0=x0 if self.warm_start else None,
             on_fail=on_fail,
             certificate=lambda: self.certificate,
         )
-        h = maps.after(X, u, h)
-        return maps.read(h), RNNState(h, X)
+        h = step.after(X, u, h)
+        return step.read(h), RNNState(h, X)
 
     def stream(
-        self, inputs: Iterable[Any], state: RNNState | Array | None = None, *, on_fail: OnFail = "raise"
-    ) -> Iterator[tuple[Any, RNNState]]:  # fmt: skip
-        """Yield ``(y, state)`` for every u of `inputs`, each of shape (m, p), as they come."""
+        self,
+        inputs: Iterable[Any],
+        state: RNNState | Array | None = None,
+        *,
+        on_fail: OnFail = "raise",
+    ) -> Iterator[tuple[Any, RNNState]]:
+        """Yield ``(y, state)`` for every u of `inputs`, as they come.
+
+        Parameters
+        ----------
+        inputs : iterable of arrays, shape (m, p)
+            One time step of m sequences each.
+        state, on_fail
+            As in `step`; the state before the first of them.
+        """
         for u in inputs:
             y, state = self.step(u, state, on_fail=on_fail)
             yield y, state
 
     def _admit(self, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Any:
-        E = self.maps.E
+        E = self.parameters.E
         array = backend.as_real(value, name=name, xp=namespace(E), dtype=backend.real_dtype(E))
         if shape is not None and array.shape != shape:
             raise InputError(
-                f"{name} has shape {array.shape}; one row for each of the {shape[0]} sequences is needed, {shape}"
+                f"{name} has shape {array.shape}; "
+                f"one row for each of the {shape[0]} sequences is needed, {shape}"
             )
         return array
 
     def __repr__(self) -> str:
-        (n, r), p = self.maps.width, self.maps.input_dim
-        return (
-            f"ImplicitRNNCell({p} inputs, {r} hidden, {n} implicit, {self.maps.E.shape[0]} outputs)"
-        )
+        step, (n, r) = self.parameters, self.parameters.width
+        p, q = step.input_dim, step.E.shape[0]
+        return f"ImplicitRNNCell({p} inputs, {r} hidden, {n} implicit, {q} outputs)"

@@ -4,12 +4,16 @@ Let ``|phi_i(a) - phi_i(b)| <= L_i |a - b|``, and let P = diag(L) |A| have a spe
 radius below 1. Run the recurrence twice: once exactly, once so that the solve of step t
 ends with a residual of at most rho_t in every entry. The states satisfy
 
-    |dX_t| <= P |dX_t| + diag(L) |B_h| |dH_{t-1}| + rho_t        and so, since (I - P)^{-1} is nonnegative,
-    |dX_t| <= (I - P)^{-1} (diag(L) |B_h| |dH_{t-1}| + rho_t),
+    |dX_t| <= P |dX_t| + diag(L) |B_h| |dH_{t-1}| + rho_t
 
-entry by entry, and ``dH_t = C dX_t + D_h dH_{t-1}`` gives
+entry by entry, and so, since (I - P)^{-1} is nonnegative,
 
-    |dH_t| <= M |dH_{t-1}| + c rho_t,    M = |C| (I - P)^{-1} diag(L) |B_h| + |D_h|,    c = |C| (I - P)^{-1} 1.
+    |dX_t| <= (I - P)^{-1} (diag(L) |B_h| |dH_{t-1}| + rho_t).
+
+With ``dH_t = C dX_t + D_h dH_{t-1}`` this gives
+
+    |dH_t| <= M |dH_{t-1}| + c rho_t,
+    M = |C| (I - P)^{-1} diag(L) |B_h| + |D_h|,    c = |C| (I - P)^{-1} 1.
 
 Unrolled, ``|dH_T| <= M^T |dH_0| + sum_t M^{T-t} c rho_t``. With row sums in place of
 the entries this is the well-known ``|dH_t| <= (|C| k_B / (1 - kappa) + |D_h|)
@@ -40,7 +44,7 @@ ROUNDING = 64 * np.finfo(np.float64).eps
 class Recurrence:
     """A bound on how errors travel through an `ImplicitRNN`, whatever its inputs.
 
-    Of the parameters that it was asked for.
+    It holds for the parameters of the moment at which it was asked for.
 
     Attributes
     ----------
@@ -80,19 +84,19 @@ class Recurrence:
         lipschitz = step.activation.row_lipschitz(n)
         unknown = np.full((r, r), np.inf), np.full(r, np.inf), E
         if lipschitz is None:
-            return cls(
-                certificate,
-                False,
-                f"the Lipschitz constant of the activation {step.activation.name!r} is not known",
-                *unknown,
+            reason = (
+                f"the Lipschitz constant of the activation {step.activation.name!r} is not known"
             )
+            return cls(certificate, False, reason, *unknown)
         L = np.asarray(lipschitz)[:, None]
         P = L * np.abs(_host(step.A.dense()))
-        solved = _bounded(
-            P, np.concatenate([L * np.abs(_host(step.bh.A)), np.ones((n, 1))], axis=1)
-        )
+        columns = np.concatenate([L * np.abs(_host(step.bh.A)), np.ones((n, 1))], axis=1)
+        solved = _bounded(P, columns)
         if solved is None:
-            reason = "the entries of A are too large: diag(L) |A| is not seen to have a spectral radius below 1; lower kappa, or project"
+            reason = (
+                "the entries of A are too large: diag(L) |A| is not seen to have a spectral "
+                "radius below 1; lower kappa, or project"
+            )
             return cls(certificate, False, reason, *unknown)
         both = np.abs(_host(step.C.dense())) @ solved
         M = both[:, :-1] + (0.0 if step.dh is None else np.abs(_host(step.dh.A)))
@@ -111,7 +115,7 @@ class Recurrence:
         return _radius(self.M) if self.proven else np.inf
 
     def errors(self, residuals: Any, h0: float = 0.0) -> np.ndarray:
-        """Bound on ``max|dY_t|`` after each step.
+        """A bound on ``max|dY_t|`` after each step.
 
         Parameters
         ----------
@@ -123,6 +127,18 @@ class Recurrence:
         Returns
         -------
         numpy.ndarray, shape (..., T)
+            inf where nothing is proven.
+
+        Raises
+        ------
+        InputError
+            If a residual is negative or not a number.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> ImplicitRNN(1, 1, 4, 6, rng=0).recurrence().errors([0.0, 1e-6, 0.0]).shape
+        (3,)
         """
         rho = to_numpy(residuals).astype(np.float64)
         if rho.ndim == 0 or rho.shape[-1] == 0 or not np.all(rho >= 0):
@@ -134,23 +150,48 @@ class Recurrence:
         with np.errstate(over="ignore"):
             for t in range(rho.shape[-1]):
                 d = np.minimum(d @ self.M.T + self.c * rho[..., t, None], np.finfo(np.float64).max)
-                found[..., t] = (d @ self.E.T).max(axis=-1) * (
-                    1.0 + (2 * len(self.c) + t) * ROUNDING
-                )
+                up = 1.0 + (2 * len(self.c) + t) * ROUNDING
+                found[..., t] = (d @ self.E.T).max(axis=-1) * up
         return found
 
     def amplification(self, T: int) -> float:
-        """The largest error of an entry of Y_T, if no solve of the T steps has a residual above 1; inf where nothing is proven."""
+        """The largest error of an entry of Y_T, for residuals of at most 1.
+
+        Parameters
+        ----------
+        T : int
+            The number of steps.
+
+        Returns
+        -------
+        float
+            inf where nothing is proven.
+        """
         return float(self.errors(np.ones(_steps(T)))[-1])
 
     def memory(self, k: int) -> float:
         """The largest row sum of M^k.
 
         After k steps, at most this is left of a change of H by 1, or of a cotangent of
-        size 1.
+        size 1. (Changes are measured by their largest entry, cotangents by the sum of
+        their absolute entries, which is the dual norm.)
 
-        (Changes are measured by their largest entry, cotangents by the sum of their
-        absolute entries, which is the dual norm.)
+        Parameters
+        ----------
+        k : int
+            The number of steps.
+
+        Returns
+        -------
+        float
+            inf where nothing is proven.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> bound = ImplicitRNN(1, 1, 4, 6, rng=0).recurrence()
+        >>> bool(bound.memory(3) <= 1.001 * bound.memory(1) ** 3)
+        True
         """
         if not self.proven:
             return np.inf
@@ -159,11 +200,36 @@ class Recurrence:
         return float(power.sum(axis=1).max())
 
     def tolerance(self, error: float, T: int, size: float = 1.0) -> float:
-        """The tol of the forward solves with which no entry of Y_1, ..., Y_T is wrong by more than `error`.
+        """The tol of the forward solves that keeps Y_1, ..., Y_T within `error`.
 
-        A solve with tolerance tol ends with a residual of at most ``tol (1 + max|x|)``;
-        `size` is the largest state that is expected. (What the dtype cannot resolve, no
-        tolerance brings.)
+        A solve with tolerance tol ends with a residual of at most ``tol (1 + max|x|)``.
+        (What the dtype cannot resolve, no tolerance brings.)
+
+        Parameters
+        ----------
+        error : float
+            By how much no entry of an output may be wrong.
+        T : int
+            The number of steps.
+        size : float
+            The largest state that is expected.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        InputError
+            If a number is out of range, or nothing is proven.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> network = ImplicitRNN(1, 1, 4, 6, rng=0)
+        >>> tol = network.recurrence().tolerance(1e-3, T=10)
+        >>> bool(0 < network.with_tol(tol).forward.tol < 1e-3)
+        True
         """
         if not (error > 0 and size >= 0):
             raise InputError(f"tolerance needs error > 0 and size >= 0, got {error} and {size}")
@@ -174,18 +240,21 @@ class Recurrence:
     def __repr__(self) -> str:
         if not self.proven:
             return f"no bound for the recurrence: {self.reason}"
-        verdict = (
-            "errors are forgotten" if self.rate < 1 else "errors may grow with the number of steps"
+        verdict = "are forgotten" if self.rate < 1 else "may grow with the number of steps"
+        return (
+            "the error of a solve, of residual 1, moves Y by at most "
+            f"{float((self.E @ self.c).max()):.4g}; "
+            f"errors {verdict} ({self.reason})"
         )
-        return f"the error of a solve, of residual 1, moves Y by at most {float((self.E @ self.c).max()):.4g}; {verdict} ({self.reason})"
 
 
 def _bounded(P: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
-    """An upper bound of ``(I - P)^{-1} columns`` for nonnegative P and columns, or None if the spectral radius of P is not below 1.
+    """An upper bound of ``(I - P)^{-1} columns`` for nonnegative P and columns.
 
-    If ``w - P w >= s > 0`` for a positive w, the radius is below 1 (Collatz, Wielandt).
-    What a solution in floating point lacks, d, is made up for by a multiple of w: ``(I
-    - P)(z + max(d / s) w) >= columns``.
+    None if the spectral radius of P is not seen to be below 1. If ``w - P w >= s > 0``
+    for a positive w, the radius is below 1 (Collatz, Wielandt). What a solution in
+    floating point lacks, d, is made up for by a multiple of w: ``(I - P)(z + max(d / s)
+    w) >= columns``.
     """
     n = len(P)
     try:
@@ -203,10 +272,7 @@ def _bounded(P: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
 
 
 def _radius(M: np.ndarray) -> float:
-    """The spectral radius.
-
-    Inf for an M that has overflowed, of which LAPACK knows none.
-    """
+    """The spectral radius; inf for an M that has overflowed."""
     if not np.all(np.isfinite(M)):
         return np.inf
     return float(np.abs(np.linalg.eigvals(M)).max())

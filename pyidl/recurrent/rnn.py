@@ -1,11 +1,11 @@
 r"""The implicit recurrent network.
 
-Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``.
+Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``. The hidden state that
+goes from step to step is linear in what was found, and so is the output in the hidden
+state:
 
-The hidden state that goes from step to step is linear in what was found, and so is the
-output in the hidden state:
-
-    H_t = C X_t + D [U_t, H_{t-1}] + d,        Y = E H_T + e        (or Y_t = E H_t + e for every t).
+    H_t = C X_t + D [U_t, H_{t-1}] + d
+    Y = E H_T + e,    or Y_t = E H_t + e for every t
 
 A step is thus an implicit model with p + r inputs and r outputs. The recurrence and its
 derivative are in `bptt.py`; here are the parameters, the door, and the output. With A =
@@ -18,8 +18,7 @@ models", IJCAI 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
-from types import MappingProxyType
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -31,20 +30,21 @@ from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import DEFAULT_ADJOINT
 from pyidl.errors import InputError, expect_flags
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
+from pyidl.layers.base import Call, Layer, Pullback, check_width, check_widths
 from pyidl.layers.implicit import ImplicitModel
+from pyidl.layers.parameter_space import Implicit, ParameterSpace
 from pyidl.layers.timeline import Timeline
-from pyidl.layers.tolerance import solvers_at
+from pyidl.matrices.base import Matrix
 from pyidl.matrices.full import Full
 from pyidl.matrices.pattern import Pattern
 from pyidl.recurrent.bptt import Backward, Path, Step, back, gradients, unroll
 from pyidl.recurrent.cell import ImplicitRNNCell
 from pyidl.recurrent.error_bound import Recurrence
 from pyidl.solvers import Solution, Solver
+from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail
-from pyidl.typing import Array, Grads, Params, Rng, Tol
+from pyidl.typing import Array, Grads, Params, Rng
 from pyidl.wellposed import Constraint, InfNorm
-from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["ImplicitRNN", "RNNPullback"]
 
@@ -55,92 +55,13 @@ D_h starts as this times an orthogonal matrix.
 """
 
 
-@dataclass(frozen=True, repr=False)
-class RNNPullback(Pullback):
-    """The derivative of ``Y = H E^T + e`` and, through it, of the whole recurrence.
-
-    What it returns for the inputs mirrors what was given: dU; or a tuple of dU, None
-    for `lengths`, and dh0, as far as those were given, in this order.
-    """
-
-    layer: ImplicitRNN
-    step: Step
-    U: Array
-    path: Path
-    given: tuple[bool, bool]
-    on_fail: OnFail
-
-    @property
-    def forward(self) -> Solution:
-        """The forward solves of all steps, a row for each sample and step.
-
-        Those of the first step first.
-        """
-        return self.path.solution(self.step.activation)
-
-    @property
-    def solutions(self) -> tuple[Solution, ...]:
-        """The same."""
-        return (self.path.book.solution(self.path.Z, self.path.Z),)
-
-    @property
-    def converged(self) -> np.ndarray:
-        """Which sequences have only steps that converged."""
-        return self.path.line.every(self.solutions[0].converged)
-
-    @property
-    def hidden(self) -> Array:
-        """H of all steps, (m, T, r)."""
-        return cast(Array, namespace(self.path.H).permute_dims(self.path.H[1:, ...], (1, 0, 2)))
-
-    def solve(self, dY: Array) -> Solution:
-        """The adjoint solves of all steps for this dY, for study.
-
-        V in the place of X in `forward`.
-        """
-        found = self._back(self._admit(dY))[0]
-        return found.book.solution(found.V, found.V)
-
-    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """``dE = sum dY^T H``, ``de = sum of rows``.
-
-        The recurrence does the rest, from ``dH = dY E``.
-        """
-        found, grads = self._back(dY)
-        dU, rest = gradients(self.step, self.path, self.U, found, inputs)
-        lengths, h0 = self.given
-        if inputs and (lengths or h0):
-            dU = (dU, *([None] * lengths), *([found.dh0] * h0))
-        return dU, rest | grads
-
-    def _back(self, dY: Any) -> tuple[Backward, Grads]:
-        layer, H, E = self.layer, self.path.H, self.step.E
-        xp = namespace(H)
-        last = H[-1, ...]
-        if layer.return_sequences:
-            dY = xp.permute_dims(dY, (1, 0, 2))
-            last = H[1:, ...]
-        # Y = H E^T + e
-        rows, flat = (xp.reshape(a, (-1, a.shape[-1])) for a in (dY, last))
-        grads = {"E": rows.T @ flat}
-        if layer.bias:
-            grads["e"] = xp.sum(rows, axis=0)
-        direct = xp.reshape(rows @ E, last.shape)
-        found = back(
-            self.step,
-            self.path,
-            direct,
-            adjoint=layer.adjoint or DEFAULT_ADJOINT,
-            warm_start=layer.warm_start and layer.return_sequences,
-            truncate=layer.truncate,
-            on_fail=self.on_fail,
-        )
-        return found, grads
-
-
 @dataclass(eq=False, repr=False)
-class ImplicitRNN(Layer):
-    """``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)``, ``H_t = C X_t + D [U_t, H_{t-1}] + d``, ``Y = E H_T + e``; H_0 = 0 unless given.
+class ImplicitRNN(Implicit):
+    """The recurrent network whose every step solves an equation for its state.
+
+        X_t = phi(A X_t + B [U_t, H_{t-1}] + b)
+        H_t = C X_t + D [U_t, H_{t-1}] + d,    H_0 = 0 unless given
+        Y = E H_T + e
 
     With p = `input_dim`, q = `output_dim`, r = `hidden_dim`, n = `implicit_hidden_dim`,
     the parameters are A (n, n), or L and R (n, k) with `rank` k; B (n, p + r), C (r,
@@ -221,51 +142,11 @@ class ImplicitRNN(Layer):
     rng: InitVar[Rng] = None
 
     def __post_init__(self, rng: Rng) -> None:
-        self._validate()
-        generator = backend.as_generator(rng)
-        p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
-        lecun, wide = initializers.lecun_normal, self.feedthrough is True
-        whole = ImplicitModel(
-            1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator
-        ).params
-        drawn: dict[str, Any] = {key: whole[key] for key in ("A", "L", "R") if key in whole}
-        drawn["B"] = np.concatenate([lecun(generator, n, p), lecun(generator, n, r)], axis=1)
-        drawn["C"] = lecun(generator, r, n)
-        if self.feedthrough:
-            D = 0.5 * lecun(generator, r, p)
-            drawn["D"] = (
-                np.concatenate([D, MEMORY * initializers.orthogonal(generator, r)], axis=1)
-                if wide
-                else D
-            )
-        drawn["E"] = lecun(generator, q, r)
-        if self.bias:
-            drawn |= {"b": np.zeros(n), "d": np.zeros(r), "e": np.zeros(q)}
-        for key in set(drawn) & set("ABCD"):
-            mask = self.support(key)
-            drawn[key] = drawn[key] if mask is None else drawn[key] * mask
-        drawn = self.project(
-            {key: a.astype(self.dtype) for key, a in drawn.items()}
-        )  # cast first: rounding may lead out of the set
-        # In the 2-norm, |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|:
-        # brought to 1, so that 1,000 steps neither explode nor forget everything at
-        # once. (Certain where the Frobenius norm of A, which bounds |A|, is below 0.99
-        # / L.)
-        A, B, C = (
-            drawn["A"] if "A" in drawn else drawn["L"] @ drawn["R"].T,
-            np.asarray(drawn["B"]),
-            np.asarray(drawn["C"]),
-        )
-        L = max(self.activation.row_lipschitz(n) or [1.0])
-        way = L * float(np.linalg.norm(C, 2)) * float(np.linalg.norm(B[:, p:], 2))
-        way /= 1.0 - min(L * float(np.linalg.norm(np.asarray(A))), 0.99)
-        shrink = (((1.0 - MEMORY) if wide else 1.0) / way) ** 0.5 if way > 0 else 1.0
-        self.params = drawn | {"B": B * np.repeat([1.0, shrink], [p, r]), "C": C * shrink}
+        super().__post_init__(rng)
+        self.params = self._balanced()
 
     def _validate(self) -> None:
-        for name in ("input_dim", "output_dim", "hidden_dim", "implicit_hidden_dim"):
-            setattr(self, name, check_width(name, getattr(self, name)))
-        self.dtype = check_dtype(self.dtype)
+        check_widths(self, "input_dim", "output_dim", "hidden_dim", "implicit_hidden_dim")
         if self.truncate is not None:
             self.truncate = check_width("truncate", self.truncate)
         expect_flags(self, "return_sequences", "bias", "warm_start")
@@ -273,90 +154,153 @@ class ImplicitRNN(Layer):
             raise InputError(f"feedthrough is {self.feedthrough!r}; use True, False, or 'input'")
         if self.feedthrough == "input" and getattr(self.pattern, "D", None) is not None:
             raise InputError(
-                "with feedthrough='input' the pattern cannot hold a D; use feedthrough=True with a mask for [U_t, H_{t-1}]"
+                "with feedthrough='input' the pattern cannot hold a D; "
+                "use feedthrough=True with a mask for [U_t, H_{t-1}]"
             )
-        options = {f.name: f.default for f in fields(ImplicitModel)} | {
-            f.name: getattr(self, f.name) for f in fields(self)
-        }
-        core = object.__new__(ImplicitModel)
-        for f in fields(ImplicitModel):
-            setattr(core, f.name, options[f.name])
-        core.input_dim, core.output_dim = self.input_dim + self.hidden_dim, self.hidden_dim
-        core.hidden_dim, core.feedthrough = self.implicit_hidden_dim, self.feedthrough is True
-        core._validate()
-        object.__setattr__(self, "_implicit", core)
+        check_solvers(self.forward, self.adjoint)
+        self._space = ParameterSpace(  # of a step: p + r inputs, r outputs
+            self.input_dim + self.hidden_dim,
+            self.hidden_dim,
+            self.implicit_hidden_dim,
+            self.activation,
+            self.constraint,
+            self.rank,
+            self.pattern,
+            self.bias,
+            self.feedthrough is True,
+            self.dtype,
+        )
+
+    # ------------------------------------------------------------------- its parameters
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Any]:
+        p, q, r, n = self.input_dim, self.output_dim, self.hidden_dim, self.implicit_hidden_dim
+        lecun = initializers.lecun_normal
+        # A comes from a model of one input and one output, whose B and C are drawn and
+        # left: so a seed has always given the same network.
+        model = ImplicitModel(
+            1, 1, n, rank=self.rank, feedthrough=False, bias=False, dtype="float64", rng=generator
+        )
+        drawn = {key: a for key, a in model.params.items() if key not in "BC"}
+        drawn["B"] = np.concatenate([lecun(generator, n, p), lecun(generator, n, r)], axis=1)
+        drawn["C"] = lecun(generator, r, n)
+        if self.feedthrough:
+            drawn["D"] = 0.5 * lecun(generator, r, p)
+        if self.feedthrough is True:
+            turn = MEMORY * initializers.orthogonal(generator, r)
+            drawn["D"] = np.concatenate([drawn["D"], turn], axis=1)
+        drawn["E"] = lecun(generator, q, r)
+        return drawn | ({"b": np.zeros(n), "d": np.zeros(r), "e": np.zeros(q)} if self.bias else {})
+
+    def _balanced(self) -> dict[str, Any]:
+        """The drawn parameters, with C and B_h scaled so that no step expands.
+
+        In the 2-norm, and with L the Lipschitz constant of phi,
+
+            |dH_t| <= (|D_h| + L |C| |B_h| / (1 - L |A|)) |dH_{t-1}|.
+
+        The bracket is brought to 1, so that 1,000 steps neither explode nor forget
+        everything at once. (Certain where the Frobenius norm of A, which bounds |A|, is
+        below 0.99 / L.)
+        """
+        params: Mapping[str, Any] = self.params
+        p, r = self.input_dim, self.hidden_dim
+        A = params["A"] if "A" in params else params["L"] @ params["R"].T
+        B, C = params["B"], params["C"]
+        L = max(self.activation.row_lipschitz(self.implicit_hidden_dim) or [1.0])
+        way = L * float(np.linalg.norm(C, 2)) * float(np.linalg.norm(B[:, p:], 2))
+        way /= 1.0 - min(L * float(np.linalg.norm(A)), 0.99)
+        room = 1.0 - MEMORY if self.feedthrough is True else 1.0
+        shrink = (room / way) ** 0.5 if way > 0 else 1.0
+        return {**params, "B": B * np.repeat([1.0, shrink], [p, r]), "C": C * shrink}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         p, q, r = self.input_dim, self.output_dim, self.hidden_dim
         D: dict[str, tuple[int, ...]] = {"D": (r, p)} if self.feedthrough == "input" else {}
         e: dict[str, tuple[int, ...]] = {"e": (q,)} if self.bias else {}
-        return {**self._core._shapes(), **D, "E": (q, r), **e}
+        return {**self._space.shapes(), **D, "E": (q, r), **e}
+
+    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
+        maps: dict[str, Matrix] = self._space.read(checked, self.__dict__.get("_maps"))
+        if self.feedthrough == "input":
+            maps["D"] = Full(checked["D"])
+        step = Step.of(maps, checked, self.activation, self.input_dim)
+        return [(self, {"_params": checked, "_maps": maps, "_step": step})]
+
+    @property
+    def _parts(self) -> Step:
+        """The parameters of a step, with the structure of its matrices."""
+        return cast(Step, self.__dict__["_step"])
+
+    @property
+    def cell(self) -> ImplicitRNNCell:
+        """One step at a time, with the present parameters.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> y, state = ImplicitRNN(3, 2, 5, 8, rng=0).cell.step(np.ones((4, 3)))
+        >>> y.shape, state.h.shape
+        ((4, 2), (4, 5))
+        """
+        return ImplicitRNNCell(self._parts, self.forward, self.warm_start, self.certificate())
+
+    def recurrence(self) -> Recurrence:
+        """How an error of a solve, or of H_0, moves the outputs of the present network.
+
+        Returns
+        -------
+        Recurrence
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> ImplicitRNN(3, 2, 5, 8, rng=0).recurrence().proven
+        True
+        """
+        return Recurrence.of(self.certificate(), self._parts)
+
+    # ----------------------------------------------------------------- what it is given
 
     def _widths(self) -> tuple[int, int]:
         return self.input_dim, self.output_dim
 
     @property
     def takes_lengths(self) -> bool:
-        """Yes."""
+        """A recurrence ends where its sequence does, so lengths matter."""
         return True
 
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.input_dim or U.size == 0:
             hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
             raise InputError(
-                f"U has shape {U.shape}; ImplicitRNN takes sequences, (m, T, {self.input_dim}) with m, T >= 1{hint}"
+                f"U has shape {U.shape}; ImplicitRNN takes sequences, "
+                f"(m, T, {self.input_dim}) with m, T >= 1{hint}"
             )
 
-    def support(self, name: str) -> np.ndarray | None:
-        """The mask of the pattern, if there is one."""
-        return self._core.support(name)
-
-    # ----------------------------- a step is an implicit model: p + r inputs, r outputs
-
-    @property
-    def _core(self) -> ImplicitModel:
-        return cast(ImplicitModel, self.__dict__["_implicit"])
-
-    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of the step."""
-        return {key: params[key] for key in self._core._shapes()}
-
-    def _checked(self, new: Mapping[str, Any]) -> Params:
-        checked = super()._checked(new)
-        self._core._checked(self._own(checked))
-        return checked
-
-    def _read(self, checked: Params) -> list[tuple[Layer, dict[str, Any]]]:
-        ((core, kept),) = self._core._read(MappingProxyType(self._own(checked)))
-        maps = dict(kept["_maps"])
-        if self.feedthrough == "input":
-            maps["D"] = Full(checked["D"])
-        step = Step.of(maps, checked, self.activation, self.input_dim)
-        return [(core, kept), (self, {"_params": checked, "_step": step})]
-
-    def project(self, params: Params) -> dict[str, Array]:
-        """Return parameters inside `constraint`.
-
-        The nearest ones where that set is convex.
-        """
-        return {**params, **self._core.project(self._own(params))}
-
-    def certificate(self, explain: bool = False) -> Certificate:
-        """What is proven about the fixed point of every step.
-
-        How errors travel from step to step: `recurrence`.
-        """
-        return self._core.certificate(explain)
-
-    def recurrence(self) -> Recurrence:
-        """How much the outputs of the present network can be moved by an error of a solve, or of H_0; see `Recurrence`."""
-        return Recurrence.of(self.certificate(), self.__dict__["_step"])
+    def _told(self, U: Any, lengths: Any, h0: Any, on_fail: OnFail) -> Call:
+        m, T, _ = U.shape
+        line = Timeline.read(lengths, m, T)
+        if h0 is not None:
+            h0 = backend.as_real(h0, name="h0", xp=self.xp, dtype=self.dtype)
+            if h0.shape != (m, self.hidden_dim):
+                raise InputError(
+                    f"h0 has shape {h0.shape}; one row for each of the {m} sequences is needed, "
+                    f"{(m, self.hidden_dim)}"
+                )
+        return Call(on_fail=on_fail, line=line, h0=h0)
 
     # ----------------------------------------------------------------------- calling it
 
     def __call__(
-        self, U: Any, lengths: Any = None, h0: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
-    ) -> tuple[Any, RNNPullback]:  # fmt: skip
+        self,
+        U: Any,
+        lengths: Any = None,
+        h0: Any = None,
+        *,
+        rng: Rng = None,
+        on_fail: OnFail = "raise",
+    ) -> tuple[Any, RNNPullback]:
         """Return ``(Y, pullback)``.
 
         Parameters
@@ -391,73 +335,152 @@ class ImplicitRNN(Layer):
             If a solve fails and `on_fail` is "raise"; it names the time step.
         """
         U = backend.own(self._admit(U), U)
-        line = Timeline.read(lengths, U.shape[0], U.shape[1])
-        start = None if h0 is None else self._admit_state("h0", h0, U.shape[0])
-        return self._run(U, line, start, (lengths is not None, h0 is not None), on_fail)
+        Y, pull = self._forward(U, self._told(U, lengths, h0, on_fail))
+        return Y, replace(pull, given=(lengths is not None, h0 is not None))
+
+    def predict(
+        self,
+        U: Any,
+        lengths: Any = None,
+        h0: Any = None,
+        *,
+        batch_size: int | None = None,
+        on_fail: OnFail = "raise",
+    ) -> Any:
+        """Return Y alone, in batches of at most `batch_size` sequences.
+
+        Parameters
+        ----------
+        U, lengths, h0, on_fail
+            As in a call.
+        batch_size : int, optional
+            A number to choose where memory matters; all sequences at once if left out.
+
+        Returns
+        -------
+        array, shape (m, q) or (m, T, q)
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> network = ImplicitRNN(3, 2, 5, 8, rng=0)
+        >>> network.predict(np.ones((4, 7, 3)), batch_size=3).shape
+        (4, 2)
+        """
+        U = self._admit(U)
+        return self._in_batches(U, batch_size, self._told(U, lengths, h0, on_fail))
+
+    # ------------------------------------------------------- the map and its derivative
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
-        line = Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line
-        return self._run(U, line, None, (False, False), call.on_fail)
-
-    def _run(
-        self, U: Any, line: Timeline, h0: Any, given: tuple[bool, bool], on_fail: OnFail
-    ) -> tuple[Any, RNNPullback]:
-        step = cast(Step, self.__dict__["_step"])
+        """H of all steps, and ``Y = H E^T + e`` for all of them or the last."""
+        step = self._parts
         path = unroll(
             step,
-            line,
+            Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line,
             U,
-            h0,
+            call.h0,
             forward=self.forward,
             warm_start=self.warm_start,
-            on_fail=on_fail,
+            on_fail=call.on_fail,
             certificate=self.certificate,
         )
         Y = step.read(path.H[1:, ...] if self.return_sequences else path.H[-1, ...])
         if self.return_sequences:
             Y = namespace(Y).permute_dims(Y, (1, 0, 2))
-        return Y, RNNPullback(Y, self, step, U, path, given, on_fail)
+        return Y, RNNPullback(Y, self, step, U, path, call.on_fail)
 
-    def predict(
-        self, U: Any, lengths: Any = None, h0: Any = None, *, batch_size: int | None = None, on_fail: OnFail = "raise"
-    ) -> Any:  # fmt: skip
-        """Return Y alone, in batches of at most `batch_size` sequences where memory matters."""
-        if batch_size is not None:
-            check_width("batch_size", batch_size)
-        U = self._admit(U)
-        m, T, _ = U.shape
-        line = Timeline.read(lengths, m, T)
-        start = None if h0 is None else self._admit_state("h0", h0, m)
-        size, parts = batch_size or m, []
-        for i in range(0, m, size):
-            s = slice(i, min(i + size, m))
-            parts.append(
-                self._run(
-                    U[s, ...],
-                    line.of(s),
-                    None if start is None else start[s, ...],
-                    (False, False),
-                    on_fail,
-                )[0]
-            )
-        return parts[0] if len(parts) == 1 else namespace(U).concat(parts)
 
-    def _admit_state(self, name: str, value: Any, m: int) -> Any:
-        state = backend.as_real(value, name=name, xp=self.xp, dtype=self.dtype)
-        if state.shape != (m, self.hidden_dim):
-            raise InputError(
-                f"{name} has shape {state.shape}; one row for each of the {m} sequences is needed, {(m, self.hidden_dim)}"
-            )
-        return state
+@dataclass(frozen=True, repr=False)
+class RNNPullback(Pullback):
+    """The derivative of ``Y = H E^T + e`` and, through it, of the whole recurrence.
+
+    What it returns for the inputs mirrors what was given: dU; or a tuple of dU, None
+    for `lengths`, and dh0, as far as those were given, in this order.
+    """
+
+    layer: ImplicitRNN
+    step: Step
+    U: Array
+    path: Path
+    on_fail: OnFail
+    given: tuple[bool, bool] = (False, False)
+
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """``dH = dY E``, of which the recurrence makes nearly everything.
+
+        Besides, ``dE = dY^T H``, and ``de`` is the sum of the rows of dY.
+        """
+        found, grads = self._back(dY)
+        dU, rest = gradients(self.step, self.path, self.U, found, inputs)
+        lengths, h0 = self.given
+        if inputs and (lengths or h0):
+            dU = (dU, *([None] * lengths), *([found.dh0] * h0))
+        return dU, rest | grads
+
+    def _back(self, dY: Any) -> tuple[Backward, Grads]:
+        """Of the output, and of the recurrence as far as V and G of all steps."""
+        layer, H, xp = self.layer, self.path.H, namespace(dY)
+        H = H[1:, ...] if layer.return_sequences else H[-1, ...]
+        if layer.return_sequences:
+            dY = xp.permute_dims(dY, (1, 0, 2))
+        rows, flat = (xp.reshape(a, (-1, a.shape[-1])) for a in (dY, H))
+        grads = {"E": rows.T @ flat}
+        if layer.bias:
+            grads["e"] = xp.sum(rows, axis=0)
+        found = back(
+            self.step,
+            self.path,
+            xp.reshape(rows @ self.step.E, H.shape),
+            adjoint=layer.adjoint or DEFAULT_ADJOINT,
+            warm_start=layer.warm_start and layer.return_sequences,
+            truncate=layer.truncate,
+            on_fail=self.on_fail,
+        )
+        return found, grads
+
+    def solve(self, dY: Array) -> Solution:
+        """The adjoint solves of all steps for this dY, for study.
+
+        Parameters
+        ----------
+        dY : array
+            As in a call.
+
+        Returns
+        -------
+        Solution
+            V in the place of X in `forward`.
+
+        Examples
+        --------
+        >>> from pyidl import ImplicitRNN
+        >>> Y, pull = ImplicitRNN(3, 2, 5, 8, rng=0)(np.ones((4, 7, 3)))
+        >>> pull.solve(np.ones((4, 2))).value.shape
+        (28, 8)
+        """
+        found = self._back(self._admit(dY))[0]
+        return found.book.solution(found.V, found.V)
 
     @property
-    def cell(self) -> ImplicitRNNCell:
-        """One step at a time, with the present parameters."""
-        return ImplicitRNNCell(
-            self.__dict__["_step"], self.forward, self.warm_start, self.certificate()
-        )
+    def forward(self) -> Solution:
+        """The forward solves of all steps, a row for each sample and step.
 
-    def with_tol(self, tol: Tol) -> ImplicitRNN:
-        """Return the same network at this tolerance, or at a pair (forward, adjoint)."""
-        forward, adjoint = solvers_at(self.forward, self.adjoint, tol)
-        return self.replace(forward=forward, adjoint=adjoint)
+        Those of the first step first.
+        """
+        return self.path.solution(self.step.activation)
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """How the solves of `forward` went; without X, which is not formed for that."""
+        return (self.path.book.solution(self.path.Z, self.path.Z),)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which sequences have only steps that converged."""
+        return self.path.line.every(self.solutions[0].converged)
+
+    @property
+    def hidden(self) -> Array:
+        """H of all steps, (m, T, r)."""
+        return cast(Array, namespace(self.path.H).permute_dims(self.path.H[1:, ...], (1, 0, 2)))

@@ -100,7 +100,7 @@ def test_gradients_with_lengths(kind, lengths):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_sample_in_a_batch_is_the_sample_alone(kind):
-    """What is padded, or lies in a hole, does not matter to the others, in either direction."""
+    """What is padded, or lies in a hole, does not matter to the others."""
     model = MODELS[kind]()
     Y = model(U, HOLES)[0]
     for i in range(M):

@@ -543,7 +543,7 @@ def test_the_default_solvers_solve_every_certified_model(
 
 
 def expanding(**options):
-    """A model outside its set, on which Picard diverges for inputs that are not zero."""
+    """A model outside its set, on which Picard diverges for nonzero inputs."""
     model = build(forward=solvers.Picard(), **options)
     model.params = {
         **model.params,

@@ -57,7 +57,7 @@ def gradients(pull, Y):
 
 
 def overwritten(call, U, expected):
-    """The same gradients where U has been overwritten between forward and backward pass."""
+    """The same gradients where U is overwritten between the two passes."""
     U = U.copy()
     Y, pull = call(U)
     U[...] = 5 if U.dtype.kind == "f" else 0

@@ -535,7 +535,7 @@ def test_zero_cotangents_give_exact_zeros():
 
 
 def test_truncation_cuts_where_it_says():
-    """The gradient of the truncated network is that of one whose h0 at the cut is a constant."""
+    """Truncated, the gradient is that of a network whose h0 at the cut is constant."""
     model, U = build().with_tol(1e-14), inputs(7)
     G = np.random.default_rng(0).normal(size=(M, Q))
     _, full = model(U)
@@ -553,7 +553,7 @@ def test_truncation_cuts_where_it_says():
 
 
 def test_truncation_with_sequences_and_lengths():
-    """Every sample is cut from its own end; each piece then learns from its own outputs."""
+    """Every sample is cut from its own end; each piece has its own outputs."""
     model, U = build(return_sequences=True).with_tol(1e-14), inputs(7)
     lengths, rng = np.array([7, 4, 1, 6]), np.random.default_rng(0)
     Y, full = model(U, lengths)
