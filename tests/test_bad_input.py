@@ -156,7 +156,7 @@ DOORS = {
     ),
     "Fallback": (solvers.Fallback, {"first": solvers.Picard(), "then": solvers.Direct()}),
     "Substitution": (solvers.Substitution, {}),
-    **every(sim, "ADMM CoordinateDescent FISTA LeastSquares LowRank NoPenalty Ridge"),
+    **every(sim, "ADMM CoordinateDescent FISTA LeastSquares NoPenalty ReducedRank Ridge"),
     **every(sim, "ElasticNet L1", lam=0.1),
     "ReverseHuber": (sim.ReverseHuber, {"price": 0.1, "ridge": 0.1}),
     "Feedforward": (
@@ -175,7 +175,7 @@ DOORS = {
     "iter_states": (states, {"network": NET, "U": U}),
     "map_rows": (sim.map_rows, {"function": str, "blocks": [1]}),
     "path": (sim.path, {"network": STATES, "penalties": [sim.L1(0.1)], "score": lambda model: 1.0}),
-    "Path.best": (sim.path(STATES, [sim.L1(0.1)], lambda model: 1.0).best, {}),
+    "PenaltyPath.best": (sim.path(STATES, [sim.L1(0.1)], lambda model: 1.0).best, {}),
     "ridge": (training.ridge, {"alpha": 0.1}),
     **every(losses, "binary_cross_entropy huber mae mse", Y=U, target=U),
     "cross_entropy": (losses.cross_entropy, {"Y": U, "target": np.zeros(4, int)}),

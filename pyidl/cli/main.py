@@ -30,7 +30,7 @@ from pyidl.io import replacing
 from pyidl.layers import ImplicitModel, Layer
 from pyidl.training import recipe
 from pyidl.training.ridge import ridge
-from pyidl.training.standardise import Scaling, fold
+from pyidl.training.standardise import Standardiser, fold
 
 __all__ = ["main"]
 
@@ -342,8 +342,8 @@ def _train(options: Any) -> int:
         raise InputError(
             f"there is no activation {options.activation!r}; try relu, tanh, sigmoid, softplus, silu or gelu"
         )
-    inputs = Scaling.of(U[train])
-    outputs = Scaling.of(target[train]) if classes is None else Scaling.identity(len(classes))
+    inputs = Standardiser.of(U[train])
+    outputs = Standardiser.of(target[train]) if classes is None else Standardiser.identity(len(classes))
     model = ImplicitModel(
         len(columns),
         1 if classes is None else len(classes),

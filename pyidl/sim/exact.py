@@ -25,9 +25,9 @@ from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 from pyidl.matrices.pattern import Pattern
-from pyidl.sim.hooks import is_torch, steps_of
-from pyidl.sim.networks import Affine, Branch, Chain, Step, biased, chain, read_chain
+from pyidl.sim.networks import AffineMap, Branch, Chain, Step, biased, chain, read_chain
 from pyidl.sim.states import joint_activation
+from pyidl.sim.torch_network import is_torch, steps_of
 from pyidl.wellposed import BlockTriangular, InfNorm, StrictlyTriangular
 
 __all__ = ["exact_model"]
@@ -89,7 +89,7 @@ def exact_model(network: Any) -> ImplicitModel:
                     for key in form | after
                 }
                 constant = constant + shift
-            elif isinstance(step, Affine):
+            elif isinstance(step, AffineMap):
                 W = to_numpy(step.W).astype(np.float64)
                 form = {source: W @ M for source, M in form.items()}
                 constant = W @ constant + (0.0 if step.b is None else to_numpy(step.b))
@@ -143,7 +143,7 @@ def exact_model(network: Any) -> ImplicitModel:
 
 def _of_torch(module: Any) -> Chain:
     steps = steps_of(module)
-    double = any(isinstance(step, Affine) and step.W.dtype == np.float64 for step in steps)
+    double = any(isinstance(step, AffineMap) and step.W.dtype == np.float64 for step in steps)
     return chain(steps, np, "float64" if double else "float32")
 
 

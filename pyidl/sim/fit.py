@@ -46,12 +46,12 @@ from pyidl.errors import ConvergenceWarning, InputError, expect, is_real, is_who
 from pyidl.layers import ImplicitModel
 from pyidl.matrices.pattern import Pattern
 from pyidl.sim.accumulate import accumulate, map_rows
-from pyidl.sim.chunks import Shape, Source
 from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import L1, Penalty
-from pyidl.sim.problem import Problem
 from pyidl.sim.report import Report, SIMResult, Solved
-from pyidl.sim.solvers import ADMM, LowRank, Rows, RowSolver
+from pyidl.sim.row_problem import RowProblem
+from pyidl.sim.solvers import ADMM, ReducedRank, Rows, RowSolver
+from pyidl.sim.source import Shape, Source
 from pyidl.typing import Array, Rng
 from pyidl.wellposed import Constraint, InfNorm, PerronFrobenius, StrictlyTriangular, Unconstrained
 from pyidl.wellposed.base import lipschitz_rows
@@ -209,7 +209,7 @@ def fit(
         activation=shape.activation,
         constraint=constraint,
         pattern=None if all(mask is None for mask in masks.values()) else Pattern(**masks),
-        rank=solver.rank if isinstance(solver, LowRank) else None,
+        rank=solver.rank if isinstance(solver, ReducedRank) else None,
         bias=bias,
         dtype=dtype,
         rng=0,
@@ -235,14 +235,14 @@ def fit(
         0,
         None,
     )
-    if isinstance(solver, LowRank) and scheduler is not None:
+    if isinstance(solver, ReducedRank) and scheduler is not None:
         raise InputError(
             "factors of A belong to all rows together, which blocks of a scheduler are not; leave out one of solver and scheduler"
         )
     using = partial(_solved, solver=solver or ADMM(), scheduler=scheduler)
     output_using = partial(
         _solved,
-        solver=ADMM(solver.tol) if isinstance(solver, LowRank) else solver or ADMM(),
+        solver=ADMM(solver.tol) if isinstance(solver, ReducedRank) else solver or ADMM(),
         scheduler=scheduler,
     )
 
@@ -332,7 +332,7 @@ def _solved(
     )
     if start is not None:
         start = start * cost
-    of = partial(Problem.of, scaled, rows=part.rows, ball=part.ball, radius=part.radius)
+    of = partial(RowProblem.of, scaled, rows=part.rows, ball=part.ball, radius=part.radius)
     problem = of(part.penalty, mask=part.mask)
     lam_max = problem.lam_max
     if not (chosen and start is not None):
@@ -365,7 +365,7 @@ def _solved(
     )
 
 
-def _rows(problem: Problem, solver: RowSolver, start: Array | None, scheduler: Any) -> Rows:
+def _rows(problem: RowProblem, solver: RowSolver, start: Array | None, scheduler: Any) -> Rows:
     """Solve here, or in blocks wherever the scheduler says."""
     if scheduler is None:
         return solver(problem, start)
@@ -383,7 +383,7 @@ def _rows(problem: Problem, solver: RowSolver, start: Array | None, scheduler: A
     )
 
 
-def _block(solver: RowSolver, problem: Problem, start: Array | None, rows: np.ndarray) -> Rows:
+def _block(solver: RowSolver, problem: RowProblem, start: Array | None, rows: np.ndarray) -> Rows:
     with on_device_of(problem.H):
         return solver(
             problem.take(rows), None if start is None else take_rows(namespace(start), start, rows)

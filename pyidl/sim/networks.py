@@ -30,7 +30,7 @@ from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Se
 from pyidl.typing import Array, Namespace
 
 __all__ = [
-    "Affine",
+    "AffineMap",
     "Branch",
     "Chain",
     "Feedforward",
@@ -55,7 +55,7 @@ class Record(NamedTuple):
     activation: Activation
 
 
-class Affine(NamedTuple):
+class AffineMap(NamedTuple):
     """``W x + b``."""
 
     W: Array
@@ -100,7 +100,7 @@ class Feedforward:
     [6.0]
     """
 
-    layers: tuple[Affine, ...]
+    layers: tuple[AffineMap, ...]
     activation: tuple[Activation, ...]
 
     def __init__(
@@ -154,7 +154,7 @@ class Feedforward:
                     f"layer {i} has W of shape {W.shape} and b of shape {getattr(b, 'shape', None)}, the layer before it {width} outputs; "
                     "W must be (outputs, inputs), b (outputs,)"
                 )
-            affine.append(Affine(W, b))
+            affine.append(AffineMap(W, b))
             width = W.shape[0]
         object.__setattr__(self, "layers", tuple(affine))
         object.__setattr__(self, "activation", phis)
@@ -167,12 +167,12 @@ class Branch:
     steps: tuple[Step, ...]
 
 
-Step: TypeAlias = "Affine | Activation | ImplicitModel | Branch"
+Step: TypeAlias = "AffineMap | Activation | ImplicitModel | Branch"
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Affine maps, activations and implicit models one after another, without an activation of the output."""
+    """AffineMap maps, activations and implicit models one after another, without an activation of the output."""
 
     steps: tuple[Step, ...]
     xp: Namespace
@@ -230,7 +230,7 @@ def biased(steps: tuple[Step, ...]) -> bool:
     return any(
         biased(step.steps)
         if isinstance(step, Branch)
-        else isinstance(step, Affine) and step.b is not None
+        else isinstance(step, AffineMap) and step.b is not None
         for step in steps
     )
 
@@ -290,7 +290,7 @@ def _of_layers(layer: Any) -> list[Step]:
     if isinstance(layer, Pointwise):
         return [layer.activation]
     if isinstance(layer, Linear):
-        return [Affine(layer.params["W"], layer.params.get("b"))]
+        return [AffineMap(layer.params["W"], layer.params.get("b"))]
     if isinstance(layer, ImplicitModel):
         return [layer]
     raise InputError(

@@ -23,9 +23,9 @@ from pyidl.arrays.batch import take_rows
 from pyidl.errors import InputError, is_whole
 from pyidl.layers import ImplicitModel, Sequential
 from pyidl.layers.base import check_width
-from pyidl.sim.hooks import Watched, is_torch
 from pyidl.sim.moments import Moments
 from pyidl.sim.networks import Feedforward, Network, Record, is_perceptron, read_chain
+from pyidl.sim.torch_network import Watched, is_torch
 from pyidl.typing import Array
 
 __all__ = ["States", "collect_states", "iter_states", "joint_activation"]

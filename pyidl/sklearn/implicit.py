@@ -37,7 +37,7 @@ from pyidl.sklearn.rate import falling, going_on
 from pyidl.sklearn.rollback import as_it_was, check_flags
 from pyidl.training import EarlyStopping, fit, recipe
 from pyidl.training.ridge import ridge
-from pyidl.training.standardise import Scaling, fold
+from pyidl.training.standardise import Standardiser, fold
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
@@ -107,7 +107,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         """
 
     @abstractmethod
-    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
+    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Standardiser:
         """That of the outputs."""
 
     # ------------------------------------------------------------------------- training
@@ -206,7 +206,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self._rng = np.random.default_rng(
             check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         )
-        self._inputs = Scaling.of(X, weights) if self.standardize else Scaling.identity(X.shape[1])
+        self._inputs = Standardiser.of(X, weights) if self.standardize else Standardiser.identity(X.shape[1])
         self._outputs = self._scaling(T, weights)
         self._built = {name: getattr(self, name) for name in KEPT}
         self._network = ImplicitModel(
@@ -367,8 +367,8 @@ class ImplicitClassifier(Answers, _Implicit):
             )
         return np.searchsorted(self.classes_, y)
 
-    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
-        return Scaling.identity(len(self.classes_))
+    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Standardiser:
+        return Standardiser.identity(len(self.classes_))
 
 
 class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
@@ -414,8 +414,8 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
             )
         return T
 
-    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
-        return Scaling.of(T, weights)
+    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Standardiser:
+        return Standardiser.of(T, weights)
 
     def predict(self, X: Any) -> np.ndarray:
         """The targets, (m,) or (m, q) as in `fit`."""

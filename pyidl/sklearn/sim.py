@@ -23,7 +23,7 @@ from pyidl.matrices.pattern import Pattern
 from pyidl.sim.penalties import Penalty
 from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rollback import as_it_was, check_flags
-from pyidl.training.standardise import Scaling, fold
+from pyidl.training.standardise import Standardiser, fold
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["SIMClassifier"]
@@ -124,7 +124,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         teacher = MLPClassifier() if self.teacher is None else clone(self.teacher)
         if teacher.random_state is None:
             teacher.set_params(random_state=seed)
-        self._inputs = Scaling.of(X) if self.standardize else Scaling.identity(X.shape[1])
+        self._inputs = Standardiser.of(X) if self.standardize else Standardiser.identity(X.shape[1])
         V = self._inputs(X)
         self.teacher_ = teacher.fit(V, T)
         result = sim.fit(
@@ -143,7 +143,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     def model_(self) -> ImplicitModel:
         """The fitted model, for inputs as they are."""
         check_is_fitted(self)
-        return fold(self._network, self._inputs, Scaling.identity(self._network.output_dim))
+        return fold(self._network, self._inputs, Standardiser.identity(self._network.output_dim))
 
     def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

@@ -21,7 +21,7 @@ from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 
-__all__ = ["Scaling", "fold"]
+__all__ = ["Standardiser", "fold"]
 
 CONSTANT = (
     64 * np.finfo(np.float64).eps
@@ -29,7 +29,7 @@ CONSTANT = (
 
 
 @dataclass(frozen=True, eq=False)
-class Scaling:
+class Standardiser:
     """``u -> (u - mean) / scale``, column by column, on the host and in float64.
 
     Parameters
@@ -39,7 +39,7 @@ class Scaling:
 
     Examples
     --------
-    >>> scaling = Scaling.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
+    >>> scaling = Standardiser.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
     >>> scaling(np.array([[5.0, 8.0]]))
     array([[3., 1.]])
     """
@@ -48,7 +48,7 @@ class Scaling:
     scale: np.ndarray
 
     @classmethod
-    def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Scaling:
+    def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Standardiser:
         """Mean and deviation of the columns, weighted.
 
         The scale of a constant column is 1.
@@ -66,7 +66,7 @@ class Scaling:
         return cls(mean * unit, np.where(deviation > CONSTANT, deviation * unit, 1.0))
 
     @classmethod
-    def identity(cls, p: int) -> Scaling:
+    def identity(cls, p: int) -> Standardiser:
         """Columns as they are."""
         return cls(np.zeros(p), np.ones(p))
 
@@ -81,14 +81,14 @@ class Scaling:
         return U
 
 
-def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitModel:
+def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> ImplicitModel:
     """Return the model with ``outputs.undo(model(inputs(U)))`` as its outputs, up to rounding.
 
     Parameters
     ----------
     model : ImplicitModel
         With biases.
-    inputs, outputs : Scaling
+    inputs, outputs : Standardiser
         Of its p inputs and q outputs.
 
     Raises
@@ -100,7 +100,7 @@ def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitMod
     --------
     >>> import pyidl
     >>> model, U = pyidl.ImplicitModel(2, 1, 5, dtype="float64", rng=0), np.array([[1.0, 7.0], [3.0, 9.0]])
-    >>> inputs, outputs = Scaling.of(U), Scaling(np.array([10.0]), np.array([2.0]))
+    >>> inputs, outputs = Standardiser.of(U), Standardiser(np.array([10.0]), np.array([2.0]))
     >>> bool(np.allclose(fold(model, inputs, outputs).predict(U), 10 + 2 * model.predict(inputs(U))))
     True
     """

@@ -398,7 +398,7 @@ def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
 def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
-    task = sim.Problem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=9, radius=0.7)
+    task = sim.RowProblem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=9, radius=0.7)
     step = steps(task, task.zeros())
     step.step(1)
     cupy.waits = cupy.launches = 0
@@ -416,12 +416,12 @@ def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
 def test_solvers_of_sim_wait_once_a_measurement(solver, penalty):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
-    task = sim.Problem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=5, radius=0.7)
-    measured, old = [], sim.Problem.measure
+    task = sim.RowProblem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=5, radius=0.7)
+    measured, old = [], sim.RowProblem.measure
     cupy.waits = 0
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(sim.Problem, "measure", lambda self, W: measured.append(1) or old(self, W))
+        patch.setattr(sim.RowProblem, "measure", lambda self, W: measured.append(1) or old(self, W))
         rows = type(solver)(tol=1e-6)(task)
     assert rows.n_iter.max() >= 10
     assert cupy.waits <= 2 + 5 * len(measured)  # two in a measurement, three in a guess

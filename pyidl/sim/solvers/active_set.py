@@ -22,7 +22,7 @@ import numpy as np
 
 from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.sim.penalties import Penalty
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.typing import Array
 
 __all__ = ["guess", "work"]
@@ -37,7 +37,7 @@ def work(W: Array) -> float:
     return float(np.sum(4.0 * (2.0 / 3.0 * sizes**3 + 4.0 * sizes * W.shape[1])))
 
 
-def guess(problem: Problem, W: Array) -> Array:
+def guess(problem: RowProblem, W: Array) -> Array:
     """The optimum of every row as its support suggests.
 
     A row itself where the systems are singular. Not projected.

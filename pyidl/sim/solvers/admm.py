@@ -29,7 +29,7 @@ import numpy as np
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
 from pyidl.arrays.fusion import fused
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array
 
@@ -40,7 +40,7 @@ TINY = 1e-300
 
 
 class _Steps:
-    def __init__(self, problem: Problem, start: Array) -> None:
+    def __init__(self, problem: RowProblem, start: Array) -> None:
         xp = namespace(start)
         r, k = start.shape
         self.problem, self.y = problem, start
@@ -112,13 +112,13 @@ class ADMM(RowSolver):
 
     Examples
     --------
-    >>> from pyidl.sim import L1, Moments, Problem
+    >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = Problem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> problem = RowProblem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
     >>> rows = ADMM(tol=1e-8)(problem)
     >>> rows.W.round(3), bool(rows.converged.all())
     (array([[ 0.05, -0.85,  0.  ,  0.  ]]), True)
     """
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         return iterate(self, problem, start, _Steps(problem, start), "ADMM")

@@ -1,4 +1,4 @@
-"""A solver of row problems is a frozen configuration that, called with a `Problem`, returns `Rows`.
+"""A solver of row problems is a frozen configuration that, called with a `RowProblem`, returns `Rows`.
 
 Iterations hand their feasible iterate to `iterate`, which measures the duality gap of
 every row, keeps the best rows seen, lets rows go that are good enough, and from time to
@@ -19,11 +19,11 @@ import numpy as np
 from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.errors import ConvergenceWarning, InputError, is_real, is_whole
-from pyidl.sim.problem import TINY, Measure, Problem, free_groups
+from pyidl.sim.row_problem import TINY, Measure, RowProblem, free_groups
 from pyidl.sim.solvers import active_set
 from pyidl.typing import Array
 
-__all__ = ["Advance", "RowSolver", "Rows", "iterate"]
+__all__ = ["RowIteration", "RowSolver", "Rows", "iterate"]
 
 SMALL_FACTOR = 1.0
 """How many times longer an operation takes in the factorisation of one support than in a product for all rows (measured: 3 to 5)."""
@@ -52,7 +52,7 @@ class Rows:
     scale : numpy.ndarray
         ``max(P, 1e-8 |z|^2 / (2m))``, what the tolerance is relative to.
     factors : pair of arrays, optional
-        L and R, both (n, rank), with ``A = L R^T``; of `LowRank` only.
+        L and R, both (n, rank), with ``A = L R^T``; of `ReducedRank` only.
     """
 
     W: Array
@@ -99,7 +99,7 @@ class RowSolver(ABC):
         """The same with another tolerance."""
         return replace(self, tol=tol)
 
-    def __call__(self, problem: Problem, start: Array | None = None) -> Rows:
+    def __call__(self, problem: RowProblem, start: Array | None = None) -> Rows:
         """Solve all rows, from `start` (r, k) if it is given.
 
         Warns
@@ -125,10 +125,10 @@ class RowSolver(ABC):
         return rows
 
     @abstractmethod
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         """Solve a problem without free weights."""
 
-    def _without_free(self, problem: Problem, start: Array) -> Rows:
+    def _without_free(self, problem: RowProblem, start: Array) -> Rows:
         """Eliminate the free weights, group by group of rows that have the same, solve for the others, and complete."""
         xp, n, k = namespace(problem.H), problem.ball, problem.H.shape[1]
         numbers, parts = [], []
@@ -187,7 +187,7 @@ class RowSolver(ABC):
         )
 
 
-def _nothing(problem: Problem) -> Rows:
+def _nothing(problem: RowProblem) -> Rows:
     """The answer for rows of no weights."""
     r = problem.H.shape[0]
     objective = 0.5 * to_numpy(problem.square)
@@ -203,7 +203,7 @@ def _nothing(problem: Problem) -> Rows:
     )
 
 
-class Advance(Protocol):
+class RowIteration(Protocol):
     """Steps of an iteration for the rows that are left."""
 
     work: float
@@ -221,7 +221,7 @@ class Advance(Protocol):
 class Best:
     """The best rows met so far, and which are still open."""
 
-    def __init__(self, problem: Problem, start: Array, tol: float) -> None:
+    def __init__(self, problem: RowProblem, start: Array, tol: float) -> None:
         self.W, self.tol = start, tol
         m = problem.measure(start)
         self.gap, self.objective, self.converged = (
@@ -246,7 +246,9 @@ class Best:
             )
 
 
-def iterate(solver: RowSolver, problem: Problem, start: Array, advance: Advance, name: str) -> Rows:
+def iterate(
+    solver: RowSolver, problem: RowProblem, start: Array, advance: RowIteration, name: str
+) -> Rows:
     """Step, measure, guess, and let rows go, until all are done or `max_iter` is reached."""
     xp = namespace(start)
     best = Best(problem, xp.asarray(start, copy=True), solver.tol)

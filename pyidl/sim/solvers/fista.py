@@ -22,7 +22,7 @@ import numpy as np
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
 from pyidl.arrays.fusion import fused
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array
 
@@ -30,7 +30,7 @@ __all__ = ["FISTA"]
 
 
 class _Steps:
-    def __init__(self, problem: Problem, start: Array) -> None:
+    def __init__(self, problem: RowProblem, start: Array) -> None:
         xp = namespace(start)
         r, k = start.shape
         self.problem, self.x, self.y = problem, start, start
@@ -85,12 +85,12 @@ class FISTA(RowSolver):
 
     Examples
     --------
-    >>> from pyidl.sim import L1, Moments, Problem
+    >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = Problem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> problem = RowProblem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
     >>> FISTA(tol=1e-8)(problem).W.round(3)
     array([[ 0.05, -0.85,  0.  ,  0.  ]])
     """
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         return iterate(self, problem, start, _Steps(problem, start), "FISTA")

@@ -20,7 +20,7 @@ import numpy as np
 from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.errors import InputError
-from pyidl.sim.networks import Affine, Record, Step
+from pyidl.sim.networks import AffineMap, Record, Step
 from pyidl.typing import Array
 
 __all__ = ["Watched", "activation_of", "is_torch", "steps_of"]
@@ -105,7 +105,7 @@ def steps_of(module: Any) -> list[Step]:
             None if a is None else _host(a, sys.modules["torch"])
             for a in (module.weight, module.bias)
         )
-        return [Affine(W, None if b is None else b.reshape(-1))]  # type: ignore[arg-type]
+        return [AffineMap(W, None if b is None else b.reshape(-1))]  # type: ignore[arg-type]
     phi = activation_of(module)
     if phi is None:
         raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.sim.penalties import ElasticNet
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver
 from pyidl.typing import Array
 
@@ -38,7 +38,7 @@ class LeastSquares(RowSolver):
         If some rows exceed their bound; their gap is infinite.
     """
 
-    def __call__(self, problem: Problem, start: Array | None = None) -> Rows:
+    def __call__(self, problem: RowProblem, start: Array | None = None) -> Rows:
         """Solve all rows; `start` plays no part."""
         if not (isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0):
             raise InputError(
@@ -66,5 +66,5 @@ class LeastSquares(RowSolver):
             method=words,
         )
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         raise NotImplementedError("least squares has no free weights to spare")

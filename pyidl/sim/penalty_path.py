@@ -17,11 +17,11 @@ from pyidl.sim.fit import fit
 from pyidl.sim.penalties import Penalty
 from pyidl.sim.report import SIMResult
 
-__all__ = ["Path", "path"]
+__all__ = ["PenaltyPath", "path"]
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class PenaltyPath:
     """The results of all penalties, in their order.
 
     Attributes
@@ -117,7 +117,7 @@ def path(
     penalties: Iterable[Penalty],
     score: Callable[[ImplicitModel], float],
     fit: Callable[..., SIMResult] = fit,
-) -> Path:
+) -> PenaltyPath:
     """Fit the same states under one penalty after the other, and score every model.
 
     Parameters
@@ -171,4 +171,4 @@ def path(
             raise InputError(f"score has returned {found!r}; a number is needed")
         scores.append(float(found))
         start = result
-    return Path(chosen, tuple(results), np.array(scores))
+    return PenaltyPath(chosen, tuple(results), np.array(scores))

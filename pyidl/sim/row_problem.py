@@ -42,7 +42,7 @@ from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import ElasticNet, NoPenalty, Penalty, ball_project
 from pyidl.typing import Array
 
-__all__ = ["Measure", "Problem", "Spectrum", "free_groups"]
+__all__ = ["Measure", "RowProblem", "Spectrum", "free_groups"]
 
 UNIT = float(np.finfo(np.float64).eps) / 2
 TINY = float(np.finfo(np.float64).tiny)
@@ -73,10 +73,10 @@ class Measure:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class RowProblem:
     """Rows w = (a, b) that share G; float64, in the library of the moments.
 
-    Made by `Problem.of`.
+    Made by `RowProblem.of`.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Problem:
         ball: int = 0,
         radius: Any = None,
         mask: Any = None,
-    ) -> Problem:
+    ) -> RowProblem:
         """The rows of some targets.
 
         Parameters
@@ -181,11 +181,11 @@ class Problem:
             G, H, square, rest, 0 if radii is None else ball, radii, mask, spread, xp.sqrt(square)
         )
 
-    def take(self, rows: np.ndarray) -> Problem:
+    def take(self, rows: np.ndarray) -> RowProblem:
         """Some of the rows, numbered on the host."""
         xp = namespace(self.G)
         index = from_host(xp, rows)
-        return Problem(
+        return RowProblem(
             self.G,
             xp.take(self.H, index, axis=0),
             xp.take(self.square, index, axis=0),
@@ -284,7 +284,7 @@ class Problem:
         ) + value * free_error / np.maximum(free, TINY)
         return Measure(gap, 0.5 * loss + value, rounding + less, FLOOR * 0.5 * reach**2)
 
-    def eliminate(self, free: np.ndarray) -> tuple[Problem, Spectrum]:
+    def eliminate(self, free: np.ndarray) -> tuple[RowProblem, Spectrum]:
         """The problem of the bounded weights alone, when the columns `free` take their best values; and the spectrum of G_bb."""
         xp, n = namespace(self.G), self.ball
         index = from_host(xp, free)
@@ -294,7 +294,7 @@ class Problem:
         G, H = self.G[:n, :n] - spectrum.solve(Gba.T) @ Gba, self.H[:, :n] - best @ Gba
         mask = None if self.mask is None else self.mask[:, :n]
         square = xp.maximum(self.square - xp.sum(Hb * best, axis=1), 0.0)
-        return Problem(
+        return RowProblem(
             0.5 * (G + G.T),
             H,
             square,
@@ -353,7 +353,7 @@ def _parts(held: int) -> tuple[slice, slice]:
     return slice(0, held), slice(held, None)
 
 
-def free_groups(problem: Problem) -> list[tuple[np.ndarray, np.ndarray]]:
+def free_groups(problem: RowProblem) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows that allow the same free weights, with those weights.
 
     Pairs of numbers, on the host.
