@@ -64,7 +64,6 @@ from typing import Any
 import numpy as np
 
 from pyidl.arrays.backend import astype, cumsum, from_host, looks_are_free, namespace
-from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array
 from pyidl.wellposed.projections import l1_ball_rows
@@ -83,7 +82,6 @@ __all__ = [
 EPS = float(np.finfo(np.float64).eps)
 
 
-@fused
 def soft(V: Any, threshold: Any) -> Any:
     """``sign(v) max(|v| - threshold, 0)``, entry by entry."""
     xp = namespace(V)
@@ -172,11 +170,6 @@ class Penalty(ABC):
         return np.ones_like(loss)
 
 
-@fused
-def _elastic_net(V: Any, t: Any, lam: Any, ridge: Any) -> Any:
-    return soft(V, t * lam) / (1.0 + t * ridge)
-
-
 @dataclass(frozen=True)
 class ElasticNet(Penalty):
     """``lam |w|_1 + ridge |w|^2 / 2``.
@@ -220,7 +213,7 @@ class ElasticNet(Penalty):
 
     def prox(self, V: Array, t: Any) -> Array:
         """``soft(v, t lam) / (1 + t ridge)``."""
-        return _elastic_net(V, t, self.lam, self.ridge)  # type: ignore[no-any-return]
+        return soft(V, t * self.lam) / (1.0 + t * self.ridge)
 
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
         """A projection after the proximal map: the thresholds t lam and nu add."""
@@ -290,22 +283,6 @@ class NoPenalty(ElasticNet):
     ridge: float = field(default=0.0, init=False)
 
 
-@fused
-def _reverse_huber(V: Any, t: Any, s: Any, corner: Any, ridge: Any) -> Any:
-    xp, small = namespace(V), soft(V, t * s)
-    return xp.where(xp.abs(small) <= corner, small, V / (1.0 + t * ridge))
-
-
-@fused
-def _lowered(v: Any, d: Any, level: Any, inside: Any, head: Any, corner: Any, rho: Any) -> Any:
-    """``f(level - d)`` with the signs of v; `head` where that is inside the ball."""
-    xp = namespace(v)
-    y = xp.maximum(level - d, 0.0)
-    return xp.where(
-        inside, head, xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0))
-    )
-
-
 @dataclass(frozen=True)
 class ReverseHuber(Penalty):
     """The convex envelope of ``price`` for each nonzero weight, given ``ridge |w|^2 / 2``.
@@ -364,7 +341,8 @@ class ReverseHuber(Penalty):
 
         ``v - w`` is ``t s`` and ``t ridge w``.
         """
-        return _reverse_huber(V, t, self.slope, self.corner, self.ridge)  # type: ignore[no-any-return]
+        xp, small = namespace(V), soft(V, t * self.slope)
+        return xp.where(xp.abs(small) <= self.corner, small, V / (1.0 + t * self.ridge))  # type: ignore[no-any-return]
 
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
         """`prox` where that is feasible.
@@ -388,7 +366,9 @@ class ReverseHuber(Penalty):
         d = top - size
         # A bound less by the usual rounding saves l1_ball_rows the second sort.
         level = _level(d, corner, rho, bound * (1.0 - ball * EPS), top)
-        head = l1_ball_rows(_lowered(v, d, level, inside, head, corner, rho), radius)
+        y = xp.maximum(level - d, 0.0)
+        outside = xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0))
+        head = l1_ball_rows(xp.where(inside, head, outside), radius)
         return head if ball == V.shape[1] else xp.concat([head, W[:, ball:]], axis=1)
 
     def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:

@@ -392,7 +392,7 @@ def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
 @pytest.mark.parametrize("steps", [admm._Steps, fista._Steps])
 @pytest.mark.parametrize(
     ("penalty", "bound"),
-    [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 65)],
+    [(sim.L1(0.02), 50), (sim.ReverseHuber(0.002, 0.1), 95)],
     ids=lambda p: type(p).__name__,
 )
 def test_a_step_of_sim_is_few_launches(steps, penalty, bound):

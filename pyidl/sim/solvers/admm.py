@@ -28,7 +28,6 @@ import numpy as np
 
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
-from pyidl.arrays.fusion import fused
 from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array
@@ -57,8 +56,9 @@ class _Steps:
 
     def _once(self) -> None:
         y, u, rho = self.y, self.u, self.rho
-        x = _divided(_right(self.problem.H, rho, y, u) @ self.Q, self.e, rho) @ self.Q.T
-        v = _relaxed(x, y, u)
+        right = self.problem.H + rho * (y - u)
+        x = (right @ self.Q / (self.e + rho)) @ self.Q.T
+        v = RELAX * x + (1.0 - RELAX) * y + u
         self.y = self.problem.prox(v, 1.0 / rho)
         self.u = v - self.y
         self.steps += 1
@@ -81,24 +81,6 @@ class _Steps:
         xp = namespace(self.y)
         self.problem = self.problem.take(kept)
         self.y, self.u, self.rho = (take_rows(xp, a, kept) for a in (self.y, self.u, self.rho))
-
-
-@fused
-def _right(H: Any, rho: Any, y: Any, u: Any) -> Any:
-    """Of ``(G + rho I) x = h + rho (y - u)``."""
-    return H + rho * (y - u)
-
-
-@fused
-def _divided(p: Any, e: Any, rho: Any) -> Any:
-    """In the eigenvectors of G, with its eigenvalues e."""
-    return p / (e + rho)
-
-
-@fused
-def _relaxed(x: Any, y: Any, u: Any) -> Any:
-    """What the proximal map is taken of."""
-    return RELAX * x + (1.0 - RELAX) * y + u
 
 
 def _norm(a: Any) -> Any:
