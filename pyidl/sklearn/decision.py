@@ -47,7 +47,7 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
         return P
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """The logarithms of `predict_proba`, also where those are too small for a float."""
+        """``log softmax``, also where a probability is too small for a float."""
         Y = self._raw(X)
         Y = Y - Y.max(axis=1, keepdims=True)
         L: np.ndarray = Y - np.log(np.exp(Y).sum(axis=1, keepdims=True))

@@ -385,7 +385,7 @@ def test_options_reach_the_model():
         < 0.5 * np.abs(host(small.model_.params["C"])).sum()
     )
     bare = fitted(classifier(standardize=False, max_iter=2), X, y)
-    assert np.array_equal(host(bare.model_.params["B"]), host(bare._network.params["B"]))
+    assert np.array_equal(host(bare.model_.params["B"]), host(bare._standardised.network.params["B"]))
 
 
 BAD = {
