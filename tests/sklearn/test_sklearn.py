@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyidl
 from pyidl import activations, optim, sim
-from pyidl.cli.main import _parser
+from pyidl.cli.parser import build_parser
 from pyidl.errors import InputError
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
 from pyidl.training.standardise import Standardiser, fold
@@ -301,7 +301,7 @@ def test_a_schedule_is_taken_as_it_is(rates):
 
 
 def test_the_command_line_has_the_same_recipe():
-    given = _parser().parse_args(["train", "x.csv", "--target", "y"])
+    given = build_parser().parse_args(["train", "x.csv", "--target", "y"])
     for cls in (ImplicitClassifier, ImplicitRegressor):
         defaults = cls().get_params()
         assert given.learning_rate == defaults["learning_rate"]
