@@ -76,7 +76,8 @@ def _moments(chunk: Any) -> Any:
     if isinstance(chunk, Moments):
         return chunk
     raise InputError(
-        f"a chunk is {type(chunk).__name__}; accumulate takes States, as iter_states(network, U) gives them, or Moments"
+        f"a chunk is {type(chunk).__name__}; accumulate takes States, as iter_states(network, U) "
+        "gives them, or Moments"
     )
 
 

@@ -65,7 +65,8 @@ def exact_model(network: Any) -> ImplicitModel:
     p = steps.input_dim
     if p is None:
         raise InputError(
-            "the network is activations alone, of which nothing tells the number of inputs; use a Linear layer"
+            "the network is activations alone, of which nothing tells the number of inputs; use a "
+            "Linear layer"
         )
     form: dict[int, np.ndarray] = {
         -1: np.eye(p)
@@ -80,7 +81,8 @@ def exact_model(network: Any) -> ImplicitModel:
         for step in parts:
             if isinstance(step, ImplicitModel):
                 raise InputError(
-                    "the network contains an ImplicitModel, whose states feed back; it is an implicit model already"
+                    "the network contains an ImplicitModel, whose states feed back; it is an "
+                    "implicit model already"
                 )
             if isinstance(step, Branch):
                 after, shift = through(step.steps, form, constant)

@@ -174,7 +174,8 @@ def fit(
         )
     if refit_rounds and isinstance(U, Iterator):
         raise InputError(
-            "U is an iterator, which can be read once; use refit_rounds=0, or give a list of chunks or a dask.array"
+            "U is an iterator, which can be read once; use refit_rounds=0, or give a list of "
+            "chunks or a dask.array"
         )
     if not (is_real(state_cost) and 0 < state_cost < np.inf):
         raise InputError(f"state_cost is {state_cost!r}; it is a positive factor")
@@ -199,7 +200,8 @@ def fit(
         start.model.output_dim,
     ] != [shape.n, shape.p, shape.q]:
         raise InputError(
-            f"start has {start.model!r}; the states to fit have {shape.n} components, {shape.p} inputs and {shape.q} outputs"
+            f"start has {start.model!r}; the states to fit have {shape.n} components, {shape.p} "
+            f"inputs and {shape.q} outputs"
         )
     masks = _masks(pattern, constraint, shape)
     model = ImplicitModel(
@@ -219,7 +221,8 @@ def fit(
     if radius is not None:
         if whole_row and state_cost != 1:
             raise InputError(
-                "whole_row bounds A and B together, and state_cost counts them differently; use one of them"
+                "whole_row bounds A and B together, and state_cost counts them differently; use "
+                "one of them"
             )
         radius = radius * state_cost
     mask_of = partial(_joined, masks, shape)
@@ -237,7 +240,8 @@ def fit(
     )
     if isinstance(solver, ReducedRank) and scheduler is not None:
         raise InputError(
-            "factors of A belong to all rows together, which blocks of a scheduler are not; leave out one of solver and scheduler"
+            "factors of A belong to all rows together, which blocks of a scheduler are not; leave "
+            "out one of solver and scheduler"
         )
     using = partial(_solved, solver=solver or ADMM(), scheduler=scheduler)
     output_using = partial(
@@ -270,7 +274,8 @@ def fit(
     dropped = total.count - moments.count
     if dropped:
         warnings.warn(
-            f"the fixed points of {dropped} of {total.count} samples were not found, and these samples dropped; use a constraint that "
+            f"the fixed points of {dropped} of {total.count} samples were not found, and these "
+            "samples dropped; use a constraint that "
             "makes the model well-posed, or model.equilibrium(U, on_fail='ignore') to see why",
             ConvergenceWarning,
             stacklevel=2,
@@ -401,11 +406,13 @@ def _bound(constraint: Constraint, shape: Shape, whole_row: bool) -> tuple[int, 
     if isinstance(constraint, (StrictlyTriangular, Unconstrained)):
         if whole_row:
             raise InputError(
-                f"whole_row bounds weights by the kappa of the constraint, and {constraint!r} has none; use InfNorm(kappa)"
+                f"whole_row bounds weights by the kappa of the constraint, and {constraint!r} has "
+                "none; use InfNorm(kappa)"
             )
         return 0, None
     raise InputError(
-        f"{constraint!r} is no condition on single rows with the plain sum of sizes; use InfNorm(kappa), PerronFrobenius(kappa), "
+        f"{constraint!r} is no condition on single rows with the plain sum of sizes; use "
+        "InfNorm(kappa), PerronFrobenius(kappa), "
         "StrictlyTriangular() or Unconstrained(), and project afterwards onto the set that you want"
     )
 
@@ -422,7 +429,8 @@ def _masks(
         mask = to_numpy(pattern)
         if mask.shape != (n, n) or mask.dtype != np.bool_:
             raise InputError(
-                f"pattern has shape {mask.shape} and dtype {mask.dtype}; a mask of A is boolean, ({n}, {n})"
+                f"pattern has shape {mask.shape} and dtype {mask.dtype}; a mask of A is boolean, "
+                f"({n}, {n})"
             )
         masks["A"] = mask
     elif pattern == "no_self_loops":
@@ -432,7 +440,8 @@ def _masks(
         masks["A"] = block[None, :] > block[:, None]
     elif pattern not in (None, "free"):
         raise InputError(
-            f"pattern is {pattern!r}; use 'free', 'no_self_loops', 'block_triangular', a Pattern, or a boolean array for A"
+            f"pattern is {pattern!r}; use 'free', 'no_self_loops', 'block_triangular', a Pattern, "
+            "or a boolean array for A"
         )
     if isinstance(constraint, StrictlyTriangular):
         masks["A"] = np.triu(np.ones((n, n), bool) if masks["A"] is None else masks["A"], 1)
@@ -454,7 +463,8 @@ def _joined(
         mask.shape != (rows, widths[key]) for key, mask in zip((state, inputs), both, strict=True)
     ):
         raise InputError(
-            f"the pattern of {state} and {inputs} has the shapes {both[0].shape} and {both[1].shape}; the states need "
+            f"the pattern of {state} and {inputs} has the shapes {both[0].shape} and "
+            f"{both[1].shape}; the states need "
             f"({rows}, {shape.n}) and ({rows}, {shape.p})"
         )
     return np.concatenate(both, axis=1)

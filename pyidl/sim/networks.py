@@ -118,7 +118,8 @@ class Feedforward:
         ]
         if len(pairs) < 2 or None in pairs:
             raise InputError(
-                f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be None"
+                f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be "
+                "None"
             )
         phis = (
             (activation,) * (len(pairs) - 1)
@@ -127,7 +128,8 @@ class Feedforward:
         )
         if len(phis) != len(pairs) - 1 or not all(isinstance(phi, Activation) for phi in phis):
             raise InputError(
-                f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got {len(phis)}: use pyidl.activations"
+                f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got "
+                f"{len(phis)}: use pyidl.activations"
             )
         given = [a for pair in pairs for a in pair if a is not None]  # type: ignore[union-attr]
         owners = [a for a in given if is_array(a)]
@@ -151,7 +153,8 @@ class Feedforward:
                 or (b is not None and b.shape != W.shape[:1])
             ):
                 raise InputError(
-                    f"layer {i} has W of shape {W.shape} and b of shape {getattr(b, 'shape', None)}, the layer before it {width} outputs; "
+                    f"layer {i} has W of shape {W.shape} and b of shape "
+                    f"{getattr(b, 'shape', None)}, the layer before it {width} outputs; "
                     "W must be (outputs, inputs), b (outputs,)"
                 )
             affine.append(AffineMap(W, b))
@@ -184,7 +187,8 @@ class Chain:
         width = self.input_dim
         if value.ndim != 2 or width not in (None, value.shape[1]) or value.shape[0] == 0:
             raise InputError(
-                f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a row, m >= 1"
+                f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a "
+                "row, m >= 1"
             )
         records: list[Record] = []
         return value, records, _through(self.steps, value, records)
@@ -253,7 +257,8 @@ def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
     kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
     if not _states_in(kept):
         raise InputError(
-            "the network has no hidden activation, and so no state; it is the affine map y = D u + d already"
+            "the network has no hidden activation, and so no state; it is the affine map y = D u + "
+            "d already"
         )
     return Chain(kept, xp, dtype)
 
@@ -276,7 +281,8 @@ def read_chain(network: Any) -> Chain:
     if isinstance(network, (ImplicitModel, Sequential)):
         return chain(_of_layers(network), network.xp, network.dtype)
     raise InputError(
-        f"network is {type(network).__name__}, whose layers are not known one by one; use Sequential or sim.Feedforward"
+        f"network is {type(network).__name__}, whose layers are not known one by one; use "
+        "Sequential or sim.Feedforward"
     )
 
 
@@ -294,7 +300,8 @@ def _of_layers(layer: Any) -> list[Step]:
     if isinstance(layer, ImplicitModel):
         return [layer]
     raise InputError(
-        f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, ImplicitModel and activations"
+        f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, "
+        "ImplicitModel and activations"
     )
 
 
@@ -312,7 +319,8 @@ def _from_perceptron(network: Any) -> Feedforward:
         raise InputError(f"{type(network).__name__} is not fitted; call fit(X, y) first")
     if network.activation not in PERCEPTRON:
         raise InputError(
-            f"the activation {network.activation!r} of {type(network).__name__} is not one of {', '.join(PERCEPTRON)}"
+            f"the activation {network.activation!r} of {type(network).__name__} is not one of "
+            f"{', '.join(PERCEPTRON)}"
         )
     layers = [(W.T, b) for W, b in zip(network.coefs_, network.intercepts_, strict=True)]
     return Feedforward(layers, PERCEPTRON[network.activation]())

@@ -102,7 +102,8 @@ def _positive(name: str, number: Any, *, zero: bool) -> float:
     value = float(number) if is_real(number) else math.nan
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         raise InputError(
-            f"{name} is {number!r}; a penalty takes a finite {'nonnegative' if zero else 'positive'} number, on the mean loss"
+            f"{name} is {number!r}; a penalty takes a finite "
+            f"{'nonnegative' if zero else 'positive'} number, on the mean loss"
         )
     return value
 

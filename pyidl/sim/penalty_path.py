@@ -58,7 +58,8 @@ class PenaltyPath:
         few = np.flatnonzero(self.densities <= density)
         if not len(few):
             raise InputError(
-                f"the sparsest model has {self.densities.min():.1%} nonzero entries, more than {density:.1%}; raise the penalty"
+                f"the sparsest model has {self.densities.min():.1%} nonzero entries, more than "
+                f"{density:.1%}; raise the penalty"
             )
         return self.results[int(few[np.argmax(self.scores[few])])]
 
@@ -106,7 +107,8 @@ class PenaltyPath:
         for penalty, result, score in self:
             some = {key: count / size for key, (count, size) in result.report.nonzeros.items()}
             lines.append(
-                f"{penalty!r:30} {score:8.4f} {result.report.density:8.1%} {some.get('A', 1.0):6.1%} {some['B']:6.1%} "
+                f"{penalty!r:30} {score:8.4f} {result.report.density:8.1%} "
+                f"{some.get('A', 1.0):6.1%} {some['B']:6.1%} "
                 f"{result.report.states.relative_gap:8.1e}"
             )
         return "\n".join(lines)
@@ -158,7 +160,8 @@ def path(
             name,
             function,
             Callable,
-            "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) -> SIMResult",
+            "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) "
+            "-> SIMResult",
         )
     for penalty in chosen:
         expect("one of penalties", penalty, Penalty, "use a penalty of pyidl.sim, such as L1(1e-3)")

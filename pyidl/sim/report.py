@@ -58,8 +58,10 @@ class Solved:
     def __str__(self) -> str:
         done, lost = int(np.count_nonzero(self.converged)), float(np.mean(self.unexplained))
         return (
-            f"objective {float(self.objective.sum()):.4g}, relative gap {self.relative_gap:.1e} ({done} of {len(self.converged)} rows "
-            f"within the tolerance), unexplained {lost:.2%} on average, lam_max {self.lam_max:.3g} ({self.method})"
+            f"objective {float(self.objective.sum()):.4g}, relative gap {self.relative_gap:.1e} "
+            f"({done} of {len(self.converged)} rows "
+            f"within the tolerance), unexplained {lost:.2%} on average, lam_max {self.lam_max:.3g} "
+            f"({self.method})"
         )
 
 

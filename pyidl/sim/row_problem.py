@@ -148,7 +148,8 @@ class RowProblem:
         xp, m = namespace(moments.G), moments.count
         if not all_finite(xp, moments.G, moments.H, moments.square):
             raise InputError(
-                "sums of products of inputs and targets are too large for float64, of which eigenvalues "
+                "sums of products of inputs and targets are too large for float64, of which "
+                "eigenvalues "
                 "are not defined; divide the data by their size, which is above 1e150"
             )
         G, H, square = moments.G / m, moments.H[rows, :] / m, moments.square[rows] / m
@@ -158,7 +159,8 @@ class RowProblem:
             G = G + ridge * xp.eye(k, dtype=xp.float64)
         if not 0 <= ball <= k or (radius is not None and ball == 0):
             raise InputError(
-                f"ball is {ball}: the number of leading inputs that the bound counts lies between 1 and {k}"
+                f"ball is {ball}: the number of leading inputs that the bound counts lies between "
+                f"1 and {k}"
             )
         radii = (
             None
@@ -167,13 +169,15 @@ class RowProblem:
         )
         if radii is not None and not (np.all(radii > 0) and np.all(np.isfinite(radii))):
             raise InputError(
-                f"the smallest radius is {radii.min()}; a bound of the weights is positive and finite, or None"
+                f"the smallest radius is {radii.min()}; a bound of the weights is positive and "
+                "finite, or None"
             )
         if mask is not None:
             allowed = to_numpy(mask)
             if allowed.shape != (r, k) or allowed.dtype != np.bool_:
                 raise InputError(
-                    f"the mask has shape {allowed.shape} and dtype {allowed.dtype}; it needs ({r}, {k}) and bool"
+                    f"the mask has shape {allowed.shape} and dtype {allowed.dtype}; it needs ({r}, "
+                    f"{k}) and bool"
                 )
             mask = from_host(xp, np.ascontiguousarray(allowed))
         spread = xp.sqrt(xp.sum(G * xp.eye(k, dtype=xp.float64), axis=1))

@@ -81,7 +81,8 @@ class Source:
         if samples is not None:
             if head is not U:
                 raise InputError(
-                    "samples are drawn from one array, and U comes in chunks; draw from each of them, or leave out samples"
+                    "samples are drawn from one array, and U comes in chunks; draw from each of "
+                    "them, or leave out samples"
                 )
             drawn = _drawn(rng, samples, U.shape[0])
             U = take_rows(namespace(U), U, drawn) if backend.is_array(U) else U[drawn]
@@ -129,7 +130,8 @@ def _regenerated(model: ImplicitModel, states: States) -> Moments:
     found = np.flatnonzero(solution.converged)
     if not len(found):
         raise ConvergenceError(
-            f"no fixed point of the model was found for {len(solution.converged)} samples; use a constraint that makes it well-posed, or "
+            f"no fixed point of the model was found for {len(solution.converged)} samples; use a "
+            "constraint that makes it well-posed, or "
             "refit_rounds=0",
             solution.converged,
         )

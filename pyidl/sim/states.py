@@ -89,12 +89,14 @@ class States:
         ):
             shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
             raise InputError(
-                f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), none empty"
+                f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), "
+                "none empty"
             )
         n, phi = Z.shape[1], self.activation
         if not isinstance(phi, Activation) or (isinstance(phi, Blocks) and phi.width != n):
             raise InputError(
-                f"activation is {phi!r}, the states have {n} components; use one of pyidl.activations, or Blocks of that width"
+                f"activation is {phi!r}, the states have {n} components; use one of "
+                "pyidl.activations, or Blocks of that width"
             )
         if not (
             isinstance(self.widths, (tuple, list))
@@ -106,14 +108,16 @@ class States:
         object.__setattr__(self, "widths", tuple(self.widths) or (n,))
         if sum(self.widths) != n:
             raise InputError(
-                f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states {n} components"
+                f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states "
+                f"{n} components"
             )
         # What is rounded elsewhere may differ in half of the digits; a block in the
         # wrong place differs in all of them.
         error = float(xp.max(xp.abs(phi(Z) - self.X) / (1.0 + xp.abs(self.X))))
         if not error <= float(xp.finfo(Z.dtype).eps) ** 0.5:
             raise InputError(
-                f"X is not {phi.name}(Z): they differ by {error:.3g} of 1 + |X|; give the activation of every block, in the blocks' order"
+                f"X is not {phi.name}(Z): they differ by {error:.3g} of 1 + |X|; give the "
+                "activation of every block, in the blocks' order"
             )
 
     @property
@@ -253,7 +257,8 @@ def iter_states(
     if _is_dask(U):
         if batch_size is not None:
             raise InputError(
-                f"batch_size is {batch_size}, and U has chunks of its own; use U.rechunk({{0: {batch_size}}})"
+                f"batch_size is {batch_size}, and U has chunks of its own; use "
+                f"U.rechunk({{0: {batch_size}}})"
             )
         return _delayed(network, U, at)
     pieces = U if isinstance(U, Iterator) else iter((U,))
@@ -267,8 +272,10 @@ def _reader(network: Any) -> Network:
     if is_torch(network):
         return Watched(network)
     raise InputError(
-        f"network: no states can be read from {type(network).__name__}; use a Sequential of Linear layers and activations, an "
-        "ImplicitModel, sim.Feedforward([(W, b), ...], activation), a fitted MLP of scikit-learn, a torch.nn.Module, or give the arrays: "
+        f"network: no states can be read from {type(network).__name__}; use a Sequential of Linear "
+        "layers and activations, an "
+        "ImplicitModel, sim.Feedforward([(W, b), ...], activation), a fitted MLP of scikit-learn, "
+        "a torch.nn.Module, or give the arrays: "
         "sim.States(...)"
     )
 
@@ -302,7 +309,8 @@ def _chosen(records: list[Record], at: tuple[int, ...] | None) -> list[Record]:
     numbers = isinstance(at, (tuple, list)) and all(is_whole(i) and -count <= i < count for i in at)
     if not (at and numbers and len({i % count for i in at}) == len(at)):
         raise InputError(
-            f"at is {at!r}; the network has {count} hidden activations: give different numbers from 0 to {count - 1}"
+            f"at is {at!r}; the network has {count} hidden activations: give different numbers "
+            f"from 0 to {count - 1}"
         )
     return [records[i] for i in sorted(i % count for i in at)]
 

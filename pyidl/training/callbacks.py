@@ -63,7 +63,8 @@ class EarlyStopping:
         )
         if not (counts and margin and self.mode in ("min", "max")):
             raise InputError(
-                f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0"
+                f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', "
+                "min_delta >= 0"
             )
         expect("monitor", self.monitor, str, "name a key of the history, such as 'val_loss'")
         expect_flags(self, "restore_best")
@@ -73,7 +74,8 @@ class EarlyStopping:
         """Remember the best epoch; True when patience is over."""
         if self.monitor not in run.records[-1]:
             raise InputError(
-                f"EarlyStopping watches {self.monitor!r}, and this run records {', '.join(run.records[-1])}; "
+                f"EarlyStopping watches {self.monitor!r}, and this run records "
+                f"{', '.join(run.records[-1])}; "
                 "give fit a validation set, or watch another of them"
             )
         values = History(tuple(run.records))[self.monitor]
@@ -119,7 +121,8 @@ class Checkpoint:
         )
         if not (is_whole(self.every) and self.every >= 1):
             raise InputError(
-                f"every is {self.every!r}; an integer is needed, a checkpoint is written every one or more epochs"
+                f"every is {self.every!r}; an integer is needed, a checkpoint is written every one "
+                "or more epochs"
             )
 
     def __call__(self, run: Run) -> None:
@@ -169,7 +172,8 @@ def restore(run: Run, path: str | Path) -> None:
             groups[group][name] = a
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
-            f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not written by fit"
+            f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not "
+            "written by fit"
         ) from error
     own, generator = type(run.optimizer).__name__, type(run.rng.bit_generator).__name__
     if optimizer != own:

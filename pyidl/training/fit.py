@@ -264,7 +264,8 @@ class _Data:
         lengths = {a.shape[0] if a.ndim else 0 for a in parts}
         if len(lengths) != 1 or lengths == {0}:
             raise InputError(
-                f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1"
+                f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first "
+                "axis of at least 1"
             )
         backend.namespace(*parts, *model.params.values())
         weights = parts[-1] if len(data) == 3 and data[2] is not None else None
@@ -273,7 +274,8 @@ class _Data:
         for words, arrays in (("inputs", read.inputs), ("targets", (read.target,))):
             if not all(_finite(a) for a in arrays):
                 raise InputError(
-                    f"the {words} of {name} have entries that are NaN or infinite; clean them, or give their samples the weight 0"
+                    f"the {words} of {name} have entries that are NaN or infinite; clean them, or "
+                    "give their samples the weight 0"
                 )
         return read
 
@@ -290,7 +292,8 @@ class _Data:
             or not np.any(weights > 0)
         ):
             raise InputError(
-                f"the weights of {name} must be one finite number >= 0 for each sample or position, and not all of them 0"
+                f"the weights of {name} must be one finite number >= 0 for each sample or "
+                "position, and not all of them 0"
             )
         some = weights.reshape(self.m, -1).any(axis=1)
         read = replace(self, unit=float(weights.max()))
@@ -377,7 +380,8 @@ def _train_epoch(
                 extra, slopes = _pair("penalty", penalty(run.model.params))
                 if not set(slopes) <= set(grads):
                     raise InputError(
-                        f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}"
+                        f"penalty gives gradients of {sorted(slopes)}, the parameters are "
+                        f"{sorted(grads)}"
                     )
                 backend.namespace(
                     *grads.values(), *(g for g in slopes.values() if backend.is_array(g))

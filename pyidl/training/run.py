@@ -49,7 +49,8 @@ class History:
     def __getitem__(self, key: str) -> np.ndarray:
         if not self.records or key not in self.records[0]:
             raise KeyError(
-                f"{key!r} was not recorded; there are {list(self.records[0]) if self.records else 'no epochs'}"
+                f"{key!r} was not recorded; there are "
+                f"{list(self.records[0]) if self.records else 'no epochs'}"
             )
         return np.array([record[key] for record in self.records])
 

@@ -106,12 +106,14 @@ def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> I
     """
     if not model.bias:
         raise InputError(
-            "a model without biases cannot take a shift of its inputs or outputs; build it with bias=True"
+            "a model without biases cannot take a shift of its inputs or outputs; build it with "
+            "bias=True"
         )
     widths = len(inputs.mean), len(outputs.mean)
     if widths != (model.input_dim, model.output_dim):
         raise InputError(
-            f"the scalings have {widths} columns, the model has {(model.input_dim, model.output_dim)} inputs and outputs"
+            f"the scalings have {widths} columns, the model has "
+            f"{(model.input_dim, model.output_dim)} inputs and outputs"
         )
     old: dict[str, Any] = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items()}
     column = outputs.scale[:, None]

@@ -117,8 +117,10 @@ class RowSolver(ABC):
                 np.max(rows.gap[~rows.converged] / np.maximum(rows.scale[~rows.converged], TINY))
             )
             warnings.warn(
-                f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; the largest is {worst:.2e} after "
-                f"{int(rows.n_iter.max(initial=0))} steps ({rows.method}). Raise max_iter or tol, or add a ridge",
+                f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; "
+                f"the largest is {worst:.2e} after "
+                f"{int(rows.n_iter.max(initial=0))} steps ({rows.method}). Raise max_iter or tol, "
+                "or add a ridge",
                 ConvergenceWarning,
                 stacklevel=2,
             )

@@ -42,7 +42,8 @@ class LeastSquares(RowSolver):
         """Solve all rows; `start` plays no part."""
         if not (isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0):
             raise InputError(
-                f"least squares knows no penalty {problem.penalty}; use Ridge or NoPenalty, or another solver"
+                f"least squares knows no penalty {problem.penalty}; use Ridge or NoPenalty, or "
+                "another solver"
             )
         rows = self._without_free(replace(problem, ball=0, radius=None), problem.zeros())
         if problem.radius is None:
@@ -54,8 +55,10 @@ class LeastSquares(RowSolver):
             return rows
         words = f"least squares, {int(broken.sum())} of {len(sums)} rows beyond their bound: not known to be well-posed"
         warnings.warn(
-            f"least squares gave {int(broken.sum())} of {len(sums)} rows with sums up to {sums.max():.4g}, where "
-            f"{problem.radius.min():.4g} is allowed: the model is not known to be well-posed; use ADMM, which keeps the bound",
+            f"least squares gave {int(broken.sum())} of {len(sums)} rows with sums up to "
+            f"{sums.max():.4g}, where "
+            f"{problem.radius.min():.4g} is allowed: the model is not known to be well-posed; use "
+            "ADMM, which keeps the bound",
             WellPosednessWarning,
             stacklevel=2,
         )

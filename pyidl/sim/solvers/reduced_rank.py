@@ -75,11 +75,13 @@ class ReducedRank(RowSolver):
         plain = isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0
         if problem.mask is not None or not plain:
             raise InputError(
-                f"a matrix of low rank is not sparse: ReducedRank takes no mask and no penalty {problem.penalty}; use Ridge or ADMM"
+                "a matrix of low rank is not sparse: ReducedRank takes no mask and no penalty "
+                f"{problem.penalty}; use Ridge or ADMM"
             )
         if problem.radius is None or problem.ball < problem.H.shape[1]:
             raise InputError(
-                f"ReducedRank needs a bound of the rows of A, and counts {problem.ball} of {problem.H.shape[1]} weights; give a radius"
+                f"ReducedRank needs a bound of the rows of A, and counts {problem.ball} of "
+                f"{problem.H.shape[1]} weights; give a radius"
             )
         L, R = self._first(problem)
         loss, recent, steps = _loss(problem, L, R), [np.inf], 0
