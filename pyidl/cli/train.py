@@ -124,7 +124,7 @@ def _output(options: Any) -> Path:
 
 
 def _checked(options: Any) -> Activation:
-    """The activation, after a look at the numbers that nobody else would refuse in time."""
+    """The activation; numbers that nobody else would refuse in time are refused."""
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; it is at least 0")
     if not 0 <= options.test_share < 1:

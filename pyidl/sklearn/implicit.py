@@ -196,7 +196,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         return some(train), some(held_out)
 
     def _has_settled(self, values: np.ndarray) -> bool:
-        """Whether a run ended by itself, or gained next to nothing while its rate fell."""
+        """Whether a run ended by itself, or gained next to nothing at its end."""
         if len(values) < self.max_iter:
             return True
         if callable(self.learning_rate) or len(values) <= self.n_iter_no_change:
@@ -298,9 +298,9 @@ class ImplicitClassifier(Answers, _Implicit):
         Whether columns of X are shifted and scaled within, by their mean and deviation
         at the first call.
     warm_start : bool
-        Whether `fit` goes on from the last fit: its parameters, its scalings and the
-        state of Adam. The rate may change in between; what the network is built from
-        may not.
+        Whether `fit` goes on from the last fit: its parameters, its standardisation and
+        the state of Adam. The rate may change in between; what the network is built
+        from may not.
     random_state : int, RandomState or None
         Draws the parameters, the order of samples, and those held out.
     dtype : {"float64", "float32"}
@@ -373,9 +373,9 @@ class ImplicitClassifier(Answers, _Implicit):
 class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
     """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
-    It predicts ``C x + D u + d``, and minimises the squared error, each target measured in units of its deviation at
-    the first call. Parameters, attributes and errors as for `ImplicitClassifier`,
-    without `classes_`; targets may be one column or several.
+    It predicts ``C x + D u + d``, and minimises the squared error, each target measured
+    in units of its deviation at the first call. Parameters, attributes and errors as
+    for `ImplicitClassifier`, without `classes_`; targets may be one column or several.
 
     Examples
     --------

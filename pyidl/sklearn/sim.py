@@ -4,8 +4,9 @@ The teacher, a perceptron of scikit-learn, is trained on X and y. The model
 
     x = phi(A x + B u + b),    y = C x + D u + d
 
-is the one that reproduces the teacher's pre-activations, states and logits on X with the
-least mean loss and penalty (`pyidl.sim.fit`). No gradient passes through a fixed point.
+is the one that reproduces the teacher's pre-activations, states and logits on X with
+the least mean loss and penalty (`pyidl.sim.fit`). No gradient passes through a fixed
+point.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         self.dtype = dtype
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the teacher on X (m, p) and labels y (m,), and learn from its states."""
+        """Train the teacher on X (m, p), labels y (m,), and learn from its states."""
         with as_it_was(self):
             self._train(X, y)
         return self

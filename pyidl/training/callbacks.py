@@ -57,10 +57,8 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        counts, margin = (
-            is_whole(self.patience) and self.patience >= 1,
-            is_real(self.min_delta) and self.min_delta >= 0,
-        )
+        counts = is_whole(self.patience) and self.patience >= 1
+        margin = is_real(self.min_delta) and self.min_delta >= 0
         if not (counts and margin and self.mode in ("min", "max")):
             raise InputError(
                 f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', "

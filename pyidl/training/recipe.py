@@ -67,7 +67,8 @@ class Standardised:
     >>> from pyidl import activations
     >>> U = np.linspace(-2, 2, 60)[:, None]
     >>> data, rng = (U, 100 + 50 * np.tanh(U), None), np.random.default_rng(0)
-    >>> model = Standardised.build(data, hidden_dim=10, activation=activations.relu, rng=rng)
+    >>> relu = activations.relu
+    >>> model = Standardised.build(data, hidden_dim=10, activation=relu, rng=rng)
     >>> adam = falling(Adam(LEARNING_RATE), data, batch_size=20, epochs=50)
     >>> history = model.train(data, optimizer=adam, epochs=50, batch_size=20, rng=rng)
     >>> model.predict(U).shape, bool(history["loss"][-1] < 0.1 * history["loss"][0])

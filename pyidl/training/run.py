@@ -58,11 +58,7 @@ class History:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            ["History of no epochs"]
-            if not self.records
-            else [in_words(record) for record in self.records]
-        )
+        return "\n".join(map(in_words, self.records)) or "History of no epochs"
 
 
 def in_words(record: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-r"""Columns with mean 0 and deviation 1 for training, and a model that takes the columns as they are.
+r"""Columns of mean 0 and deviation 1, and a model that takes them as they are.
 
 With ``v = (u - m) / s`` and ``y = t + r z``, componentwise, a model trained on v and z
 is, exactly, one of u and y:
@@ -23,9 +23,8 @@ from pyidl.layers import ImplicitModel
 
 __all__ = ["Standardiser", "fold"]
 
-CONSTANT = (
-    64 * np.finfo(np.float64).eps
-)  # a deviation below this share of the largest entry is rounding
+CONSTANT = 64 * np.finfo(np.float64).eps
+"""A deviation below this share of the largest entry is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +38,8 @@ class Standardiser:
 
     Examples
     --------
-    >>> scaling = Standardiser.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
-    >>> scaling(np.array([[5.0, 8.0]]))
+    >>> columns = Standardiser.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
+    >>> columns(np.array([[5.0, 8.0]]))
     array([[3., 1.]])
     """
 
@@ -49,14 +48,10 @@ class Standardiser:
 
     @classmethod
     def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Standardiser:
-        """Mean and deviation of the columns, weighted.
-
-        The scale of a constant column is 1.
-
-        They are computed in units of a power of two near the largest entry, so that no
-        square overflows or vanishes.
-        """
+        """Mean and deviation, weighted; the scale of a constant column is 1."""
         U = np.asarray(U, dtype=np.float64)
+        # In units of a power of two near the largest entry no square overflows or
+        # vanishes.
         unit = np.exp2(
             np.frexp(np.maximum(np.max(np.abs(U), axis=0), np.finfo(np.float64).tiny))[1] - 1.0
         )
@@ -82,7 +77,7 @@ class Standardiser:
 
 
 def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> ImplicitModel:
-    """Return the model with ``outputs.undo(model(inputs(U)))`` as its outputs, up to rounding.
+    """The model whose outputs are ``outputs.undo(model(inputs(U)))``, up to rounding.
 
     Parameters
     ----------
@@ -99,9 +94,12 @@ def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> I
     Examples
     --------
     >>> import pyidl
-    >>> model, U = pyidl.ImplicitModel(2, 1, 5, dtype="float64", rng=0), np.array([[1.0, 7.0], [3.0, 9.0]])
-    >>> inputs, outputs = Standardiser.of(U), Standardiser(np.array([10.0]), np.array([2.0]))
-    >>> bool(np.allclose(fold(model, inputs, outputs).predict(U), 10 + 2 * model.predict(inputs(U))))
+    >>> model = pyidl.ImplicitModel(2, 1, 5, dtype="float64", rng=0)
+    >>> U = np.array([[1.0, 7.0], [3.0, 9.0]])
+    >>> inputs = Standardiser.of(U)
+    >>> outputs = Standardiser(np.array([10.0]), np.array([2.0]))
+    >>> Y = 10 + 2 * model.predict(inputs(U))
+    >>> bool(np.allclose(fold(model, inputs, outputs).predict(U), Y))
     True
     """
     if not model.bias:
@@ -112,14 +110,13 @@ def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> I
     widths = len(inputs.mean), len(outputs.mean)
     if widths != (model.input_dim, model.output_dim):
         raise InputError(
-            f"the scalings have {widths} columns, the model has "
+            f"the standardisers have {widths} columns, the model has "
             f"{(model.input_dim, model.output_dim)} inputs and outputs"
         )
     old: dict[str, Any] = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items()}
     column = outputs.scale[:, None]
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what overflows is refused by the model, by name
+    # What overflows is refused by the model, by name.
+    with np.errstate(over="ignore", invalid="ignore"):
         new = {
             **old,
             "B": old["B"] / inputs.scale,
