@@ -15,6 +15,7 @@ restart for accelerated gradient schemes", Found. Comput. Math. 15, 2015.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 
 from pyidl.arrays.backend import namespace
