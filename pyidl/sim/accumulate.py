@@ -1,4 +1,4 @@
-r"""Sums over chunks of data, here or on other machines, and rows that are solved one block beside the other.
+r"""Sums over chunks of data, and rows solved in blocks, here or on other machines.
 
 The moments of a fit are sums (`pyidl.sim.moments`). They are added in a tree: chunks 0
 and 1, chunks 2 and 3, then both sums, and so on. So an error of rounding passes through
@@ -25,7 +25,7 @@ def accumulate(chunks: Iterable[Any]) -> Moments:
 
     Parameters
     ----------
-    chunks : iterable of States, Moments, or delayed objects of Dask that give one of them
+    chunks : iterable of States or Moments, or of delayed objects of Dask that give them
         As `iter_states` yields them; consumed one at a time.
 
     Raises

@@ -4,7 +4,9 @@ Counts, means, and sums of squares and products.
 
 For inputs R (m, k) and targets T (m, l), one sample a row, with means r and t,
 
-    G = sum_i (R_i - r)(R_i - r)^T,    H = sum_i (T_i - t)(R_i - r)^T,    square = sum_i (T_i - t)^2,
+    G = sum_i (R_i - r)(R_i - r)^T,
+    H = sum_i (T_i - t)(R_i - r)^T,
+    square = sum_i (T_i - t)^2,
 
 and ``sum_i |T_i - W R_i - c|^2`` is least for ``c = t - W r``, where it is ``square - 2
 <W, H> + <W G, W>``, row by row. So the samples are not needed any more, and they may

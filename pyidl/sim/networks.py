@@ -4,7 +4,8 @@ What goes into every activation and what comes out.
 
 A network of affine maps and activations computes, activation by activation,
 
-    z_l = (an affine function of x_1, ..., x_(l-1) and u),    x_l = phi_l(z_l),    y = (one of x_1, ..., x_L and u).
+    z_l = (an affine function of x_1, ..., x_(l-1) and u),    x_l = phi_l(z_l),
+    y = (an affine function of x_1, ..., x_L and u).
 
 Layers that follow one another are that with ``z_l = W_l x_(l-1) + b_l``. So the
 pre-activations z, stacked, are affine in the stacked states x and in u, and the network
@@ -56,7 +57,7 @@ class Record(NamedTuple):
 
 
 class AffineMap(NamedTuple):
-    """``W x + b``."""
+    """A linear layer, ``x -> W x + b``."""
 
     W: Array
     b: Array | None
@@ -95,7 +96,8 @@ class Feedforward:
 
     Examples
     --------
-    >>> net = Feedforward([(np.ones((3, 2)), None), (np.ones((1, 3)), np.zeros(1))], activations.relu)
+    >>> layers = [(np.ones((3, 2)), None), (np.ones((1, 3)), np.zeros(1))]
+    >>> net = Feedforward(layers, activations.relu)
     >>> read_chain(net).run(np.ones((5, 2)))[2][0].tolist()
     [6.0]
     """
@@ -175,7 +177,10 @@ Step: TypeAlias = "AffineMap | Activation | ImplicitModel | Branch"
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """AffineMap maps, activations and implicit models one after another, without an activation of the output."""
+    """Affine maps, activations and implicit models, one after another.
+
+    Without an activation of the output.
+    """
 
     steps: tuple[Step, ...]
     xp: Namespace

@@ -44,7 +44,7 @@ class PenaltyPath:
         return np.array([result.report.density for result in self.results])
 
     def best(self, density: float = 1.0) -> SIMResult:
-        """The result of the highest score among those with at most this share of nonzero entries.
+        """The best-scored result with at most this share of nonzero entries.
 
         Raises
         ------
@@ -142,9 +142,13 @@ def path(
     >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
     >>> U = np.random.default_rng(0).normal(size=(200, 5))
     >>> Y = net.predict(U)
-    >>> found = path(sim.collect_states(net, U), [sim.L1(0.1), sim.L1(1e-3)], lambda model: -float(np.mean((model.predict(U) - Y) ** 2)))
-    >>> bool(found.densities[0] < found.densities[1]), bool(found.scores[0] < found.scores[1])
-    (True, True)
+    >>> def score(model):
+    ...     return -float(np.mean((model.predict(U) - Y) ** 2))
+    >>> found = path(sim.collect_states(net, U), [sim.L1(0.1), sim.L1(1e-3)], score)
+    >>> bool(found.densities[0] < found.densities[1])
+    True
+    >>> bool(found.scores[0] < found.scores[1])
+    True
     """
     expect(
         "penalties",

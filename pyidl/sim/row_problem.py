@@ -1,6 +1,8 @@
-r"""The problem of all rows, its objective, and a bound of what is missing to the optimum.
+r"""The problem of all rows, its objective, and a bound of what it is above the optimum.
 
-    minimise  P(w) = |z - M w|^2 / (2m) + p(w)    subject to  |a|_1 <= kappa_i,    w = (a, b),   for every row i.
+    minimise  P(w) = |z - M w|^2 / (2m) + p(w)    subject to  |a|_1 <= kappa_i,
+
+with w = (a, b), for every row i.
 
 With G = M^T M / m, h = M^T z / m and square = |z|^2 / m the samples are not needed. A
 square in the penalty is a part of the loss: further samples ``(m ridge)^(1/2) I`` with
@@ -9,7 +11,8 @@ target 0, so G + ridge I takes the place of G.
 **The duality gap.** Let r be the residual (divided by m^(1/2)), and g = h - G w = M^T
 r. For any s, ``theta = s r`` gives the lower bound
 
-    P* >= D = theta.z - |theta|^2 / 2 - p^*(M^T theta),        p^*(xi) = sup { xi.v - p(v) : |v_a|_1 <= kappa },
+    P* >= D = theta.z - |theta|^2 / 2 - p^*(M^T theta),
+    p^*(xi) = sup { xi.v - p(v) : |v_a|_1 <= kappa },
 
 since ``|r_v|^2 / 2 >= theta.r_v - |theta|^2 / 2`` for every v, and ``theta.(z - M v) +
 p(v) >= theta.z - p^*(M^T theta)``. With ``r.z = |r|^2 + g.w`` the difference is
@@ -47,7 +50,7 @@ __all__ = ["Measure", "RowProblem", "Spectrum", "free_groups"]
 UNIT = float(np.finfo(np.float64).eps) / 2
 TINY = float(np.finfo(np.float64).tiny)
 FLOOR = 1e-8
-"""A row whose loss is below this part of its target's square counts as fitted exactly."""
+"""A row with a loss below this part of its target's square counts as fitted exactly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +68,9 @@ class Measure:
     """``FLOOR |z|^2 / (2m)``."""
 
     def enough(self, tol: float) -> np.ndarray:
-        """Which rows have ``gap <= tol max(P, scale)``, or only a few times what rounding alone makes of it."""
-        return np.asarray(
-            self.gap
-            <= np.maximum(tol * np.maximum(self.objective, self.scale), 8.0 * self.rounding)
-        )
+        """Which rows have ``gap <= tol max(P, scale)``, or hardly more than rounding."""
+        wanted = tol * np.maximum(self.objective, self.scale)
+        return np.asarray(self.gap <= np.maximum(wanted, 8.0 * self.rounding))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +223,7 @@ class RowProblem:
 
     @property
     def lam_max(self) -> float:
-        """The least slope of the penalty at 0 (lam of L1) with which all weights of all rows are zero."""
+        """The least slope of the penalty at 0, lam of L1, that makes all weights zero."""
         xp = namespace(self.H)
         return float(xp.max(xp.abs(self.masked(self.H)))) if self.H.size else 0.0
 
@@ -289,7 +290,10 @@ class RowProblem:
         return Measure(gap, 0.5 * loss + value, rounding + less, FLOOR * 0.5 * reach**2)
 
     def eliminate(self, free: np.ndarray) -> tuple[RowProblem, Spectrum]:
-        """The problem of the bounded weights alone, when the columns `free` take their best values; and the spectrum of G_bb."""
+        """The problem of the bounded weights alone, and the spectrum of G_bb.
+
+        The columns `free` take their best values.
+        """
         xp, n = namespace(self.G), self.ball
         index = from_host(xp, free)
         Gb, Hb = xp.take(self.G, index, axis=0), xp.take(self.H, index, axis=1)
@@ -325,7 +329,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, G: Array) -> Spectrum:
-        """Factor."""
+        """The spectrum of G, by one symmetric eigendecomposition."""
         xp = namespace(G)
         if not G.shape[0]:
             return cls(G[:, :0], G, G[:, :0])
@@ -341,10 +345,14 @@ class Spectrum:
             return g
         xp = namespace(g)
         p = g @ self.Q
-        return xp.where(self.kept, p / self.values, xp.zeros_like(p)) @ self.Q.T  # type: ignore[no-any-return]
+        p = xp.where(self.kept, p / self.values, xp.zeros_like(p))
+        return p @ self.Q.T  # type: ignore[no-any-return]
 
     def missing(self, g: Array, e: Array) -> np.ndarray:
-        """``g G^{-1} g / 2``, what a loss with gradient g is above its minimum, all directions counted; g is known up to e."""
+        """``g G^{-1} g / 2``, what a loss with gradient g is above its minimum.
+
+        All directions are counted; g is known up to e.
+        """
         xp = namespace(g)
         if not self.Q.shape[0]:
             return np.zeros(g.shape[0])
