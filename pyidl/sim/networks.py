@@ -269,7 +269,7 @@ def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
 
 
 def is_perceptron(network: Any) -> bool:
-    """Whether it is an MLPClassifier or MLPRegressor of scikit-learn, or looks like one."""
+    """Whether it is scikit-learn's MLPClassifier or MLPRegressor, or looks like one."""
     return hasattr(network, "hidden_layer_sizes") and hasattr(network, "activation")
 
 

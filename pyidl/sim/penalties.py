@@ -257,9 +257,9 @@ class ElasticNet(Penalty):
         free: np.ndarray,
         radius: np.ndarray | None,
     ) -> np.ndarray:
-        r"""The s >= 0 with ``s free <= lam`` that makes the gap least:
+        r"""The s >= 0 with ``s free <= lam`` that makes the gap least.
 
-            (1 - s)^2 loss / 2 - s gain + radius max(s top - lam, 0).
+            (1 - s)^2 loss / 2 - s gain + radius max(s top - lam, 0)
 
         The function is convex, with the minimiser ``1 + gain / loss`` left of the kink
         ``lam / top`` and ``1 + (gain - radius top) / loss`` right of it: the middle one

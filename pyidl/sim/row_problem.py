@@ -68,7 +68,7 @@ class Measure:
     """``FLOOR |z|^2 / (2m)``."""
 
     def enough(self, tol: float) -> np.ndarray:
-        """Which rows have ``gap <= tol max(P, scale)``, or hardly more than rounding."""
+        """Which rows have ``gap <= tol max(P, scale)``, or little but rounding."""
         wanted = tol * np.maximum(self.objective, self.scale)
         return np.asarray(self.gap <= np.maximum(wanted, 8.0 * self.rounding))
 
@@ -223,7 +223,7 @@ class RowProblem:
 
     @property
     def lam_max(self) -> float:
-        """The least slope of the penalty at 0, lam of L1, that makes all weights zero."""
+        """The least slope of the penalty at 0 (lam of L1) that makes all weights 0."""
         xp = namespace(self.H)
         return float(xp.max(xp.abs(self.masked(self.H)))) if self.H.size else 0.0
 
@@ -317,7 +317,7 @@ class RowProblem:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """``Q diag(values) Q^T`` of a positive semidefinite matrix, as its pseudo-inverse needs it.
+    """``Q diag(values) Q^T``, for the pseudo-inverse of a positive semidefinite matrix.
 
     Eigenvalues below k times the rounding of the largest count as zero: the data do not
     tell them from it.

@@ -59,8 +59,8 @@ class States:
     Examples
     --------
     >>> from pyidl import activations
-    >>> Z = np.array([[1.0, -1.0]])
-    >>> States(U=np.ones((1, 3)), Z=Z, X=np.maximum(Z, 0), Y=np.ones((1, 1)), activation=activations.relu).widths
+    >>> Z, one = np.array([[1.0, -1.0]]), np.ones((1, 1))
+    >>> States(one, Z, np.maximum(Z, 0), one, activation=activations.relu).widths
     (2,)
     """
 
@@ -159,7 +159,10 @@ class States:
 
     def __repr__(self) -> str:
         m, n = self.Z.shape
-        return f"States({m} samples, {self.U.shape[1]} inputs, {n} states in blocks of {self.widths}, {self.Y.shape[1]} outputs)"
+        return (
+            f"States({m} samples, {self.U.shape[1]} inputs, {n} states in blocks of {self.widths}, "
+            f"{self.Y.shape[1]} outputs)"
+        )
 
 
 def _dtype(xp: Any, a: Any) -> str:
@@ -188,7 +191,7 @@ def collect_states(
 
     Parameters
     ----------
-    network : Sequential, ImplicitModel, Feedforward, MLPClassifier, MLPRegressor or torch.nn.Module
+    network : Sequential, ImplicitModel, Feedforward, a perceptron, or a Module
         A `Sequential` of linear layers, activations and implicit models; plain arrays
         as `Feedforward`; scikit-learn's fitted perceptrons; any module of PyTorch whose
         activations are modules. Its states are collected in evaluation mode.
@@ -217,7 +220,9 @@ def collect_states(
     Examples
     --------
     >>> from pyidl import Linear, Sequential, activations
-    >>> net = Sequential(Linear(4, 3, rng=0), activations.relu, Linear(3, 2, rng=1), activations.tanh, Linear(2, 1, rng=2))
+    >>> relu, tanh = activations.relu, activations.tanh
+    >>> layers = [Linear(4, 3, rng=0), Linear(3, 2, rng=1), Linear(2, 1, rng=2)]
+    >>> net = Sequential(layers[0], relu, layers[1], tanh, layers[2])
     >>> states = collect_states(net, np.ones((5, 4)))
     >>> states.widths, states.activation.name
     ((2, 3), 'Blocks((tanh, 2), (relu, 3))')
@@ -233,7 +238,7 @@ def collect_states(
 def iter_states(
     network: Any, U: Any, batch_size: int | None = None, *, at: tuple[int, ...] | None = None
 ) -> Iterator[Any]:
-    """The states in chunks, one at a time, so that neither they nor U need fit in memory.
+    """The states in chunks, one at a time: neither they nor U need fit in memory.
 
     Parameters
     ----------
@@ -250,6 +255,18 @@ def iter_states(
     ------
     States
         Of one chunk.
+
+    Raises
+    ------
+    InputError
+        As for `collect_states`; if there is a `batch_size` for a `dask.array`.
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations
+    >>> net = Sequential(Linear(4, 3, rng=0), activations.relu, Linear(3, 1, rng=1))
+    >>> [len(states.U) for states in iter_states(net, np.ones((5, 4)), 2)]
+    [2, 2, 1]
     """
     if batch_size is not None:
         check_width("batch_size", batch_size)

@@ -4,7 +4,8 @@ Let S be the support of w, with signs s, and let ``q'(w) = s (c + d |w|)`` on th
 present pieces of the penalty (c = lam, d = 0 for L1). Then w and the multiplier nu of
 the bound solve the linear system
 
-    (G_SS + diag d) w = h_S - c s - nu s_a,        s_a . w_a = kappa,  or nu = 0 where the bound is slack.
+    (G_SS + diag d) w = h_S - c s - nu s_a,
+    s_a . w_a = kappa,  or nu = 0 where the bound is slack.
 
 Entries that come out with the other sign leave S; entries outside with ``|h - G w| >
 q'(0) + nu`` enter, with the sign of that correlation. This is Newton's method for the

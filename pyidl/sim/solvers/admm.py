@@ -1,4 +1,4 @@
-r"""The alternating direction method of multipliers, with one factorisation for all rows and all step sizes.
+r"""The alternating direction method of multipliers, with one factorisation for all.
 
 Split ``minimise f(x) + p(y)`` subject to ``x = y``, f the loss, p the penalty with mask
 and bound; u is the multiplier over rho:
@@ -96,7 +96,8 @@ class ADMM(RowSolver):
     --------
     >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = RowProblem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
     >>> rows = ADMM(tol=1e-8)(problem)
     >>> rows.W.round(3), bool(rows.converged.all())
     (array([[ 0.05, -0.85,  0.  ,  0.  ]]), True)

@@ -1,5 +1,6 @@
-"""A solver of row problems is a frozen configuration that, called with a `RowProblem`, returns `Rows`.
+"""What the solvers of row problems share.
 
+A solver is a frozen configuration that, called with a `RowProblem`, returns `Rows`.
 Iterations hand their feasible iterate to `iterate`, which measures the duality gap of
 every row, keeps the best rows seen, lets rows go that are good enough, and from time to
 time guesses the optimum from the signs of an iterate (`pyidl.sim.solvers.active_set`).
@@ -26,7 +27,10 @@ from pyidl.typing import Array
 __all__ = ["RowIteration", "RowSolver", "Rows", "iterate"]
 
 SMALL_FACTOR = 1.0
-"""How many times longer an operation takes in the factorisation of one support than in a product for all rows (measured: 3 to 5)."""
+"""What an operation in the factorisation of one support counts.
+
+Relative to one in a product for all rows; it takes 3 to 5 times as long (measured).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +122,8 @@ class RowSolver(ABC):
             )
             warnings.warn(
                 f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; "
-                f"the largest is {worst:.2e} after "
-                f"{int(rows.n_iter.max(initial=0))} steps ({rows.method}). Raise max_iter or tol, "
-                "or add a ridge",
+                f"the largest is {worst:.2e} after {int(rows.n_iter.max(initial=0))} steps "
+                f"({rows.method}). Raise max_iter or tol, or add a ridge",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -131,7 +134,10 @@ class RowSolver(ABC):
         """Solve a problem without free weights."""
 
     def _without_free(self, problem: RowProblem, start: Array) -> Rows:
-        """Eliminate the free weights, group by group of rows that have the same, solve for the others, and complete."""
+        """Eliminate the free weights, solve for the others, and complete.
+
+        Group by group of rows that have the same free weights.
+        """
         xp, n, k = namespace(problem.H), problem.ball, problem.H.shape[1]
         numbers, parts = [], []
         for rows, free in free_groups(problem):
@@ -251,7 +257,7 @@ class Best:
 def iterate(
     solver: RowSolver, problem: RowProblem, start: Array, advance: RowIteration, name: str
 ) -> Rows:
-    """Step, measure, guess, and let rows go, until all are done or `max_iter` is reached."""
+    """Step, measure, guess, and let rows go, until all are done or steps run out."""
     xp = namespace(start)
     best = Best(problem, xp.asarray(start, copy=True), solver.tol)
     rows, here = np.arange(len(best.gap)), problem

@@ -94,14 +94,13 @@ class _Steps:
         self.W[S] = W
 
     def _price(self) -> None:
-        """A secant step for ``|a(nu)|_1 = radius`` in every row, kept inside the bracket."""
+        """A secant step for ``|a(nu)|_1 = radius`` in every row, inside the bracket."""
         a = np.abs(self.W[: self.ball]).sum(axis=0)
         over = a - self.radius
         self.low = np.where(over > 0, np.maximum(self.low, self.nu), self.low)
         self.high = np.where(over <= 0, np.minimum(self.high, self.nu), self.high)
-        crossed = (
-            self.low >= self.high
-        )  # rounds are not exact: forget a bracket that contradicts itself
+        # Rounds are not exact: a bracket that contradicts itself is forgotten.
+        crossed = self.low >= self.high
         self.low, self.high = np.where(crossed, 0.0, self.low), np.where(crossed, np.inf, self.high)
         diagonal = np.maximum(np.diagonal(self.G)[: self.ball], np.finfo(np.float64).tiny)[:, None]
         first = np.sum((self.W[: self.ball] != 0) / diagonal, axis=0)
@@ -132,7 +131,8 @@ class CoordinateDescent(RowSolver):
     --------
     >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = RowProblem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
     >>> CoordinateDescent(tol=1e-8)(problem).W.round(3)
     array([[ 0.05, -0.85,  0.  ,  0.  ]])
     """

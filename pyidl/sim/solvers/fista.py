@@ -68,7 +68,8 @@ class FISTA(RowSolver):
     --------
     >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = RowProblem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
     >>> FISTA(tol=1e-8)(problem).W.round(3)
     array([[ 0.05, -0.85,  0.  ,  0.  ]])
     """

@@ -36,6 +36,14 @@ class LeastSquares(RowSolver):
     -----
     WellPosednessWarning
         If some rows exceed their bound; their gap is infinite.
+
+    Examples
+    --------
+    >>> from pyidl.sim import Moments, NoPenalty, RowProblem
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> LeastSquares()(RowProblem.of(moments, NoPenalty())).W.round(3)
+    array([[ 1., -2., -0., -0.]])
     """
 
     def __call__(self, problem: RowProblem, start: Array | None = None) -> Rows:
@@ -53,10 +61,9 @@ class LeastSquares(RowSolver):
         broken = sums > problem.radius
         if not broken.any():
             return rows
-        words = f"least squares, {int(broken.sum())} of {len(sums)} rows beyond their bound: not known to be well-posed"
+        some = f"{int(broken.sum())} of {len(sums)} rows"
         warnings.warn(
-            f"least squares gave {int(broken.sum())} of {len(sums)} rows with sums up to "
-            f"{sums.max():.4g}, where "
+            f"least squares gave {some} with sums up to {sums.max():.4g}, where "
             f"{problem.radius.min():.4g} is allowed: the model is not known to be well-posed; use "
             "ADMM, which keeps the bound",
             WellPosednessWarning,
@@ -66,7 +73,7 @@ class LeastSquares(RowSolver):
             rows,
             gap=np.where(broken, np.inf, rows.gap),
             converged=rows.converged & ~broken,
-            method=words,
+            method=f"least squares, {some} beyond their bound: not known to be well-posed",
         )
 
     def _solve(self, problem: RowProblem, start: Array) -> Rows:

@@ -62,6 +62,16 @@ class ReducedRank(RowSolver):
     InputError
         If the rank is not positive, or the problem has a mask or a penalty that is not
         quadratic, or bounds other weights than A's.
+
+    Examples
+    --------
+    >>> from pyidl.sim import Moments, NoPenalty, RowProblem
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> moments = Moments.of(X, X @ np.full((4, 3), 0.1))
+    >>> problem = RowProblem.of(moments, NoPenalty(), ball=4, radius=0.9)
+    >>> rows = ReducedRank(rank=1)(problem)
+    >>> rows.W.round(3)[0], rows.factors[0].shape
+    (array([0.1, 0.1, 0.1, 0.1]), (3, 1))
     """
 
     rank: int = 10
@@ -97,7 +107,10 @@ class ReducedRank(RowSolver):
             steps, recent = steps + 1, [*recent[-PATIENCE + 1 :], loss]
         W = L @ R.T
         m = problem.measure(problem.project(W))
-        words = f"projected gradient on factors of rank {self.rank}, {steps} steps; the gap is to the best A of any rank"
+        words = (
+            f"projected gradient on factors of rank {self.rank}, {steps} steps; the gap is to the "
+            "best A of any rank"
+        )
         done = np.full(len(m.gap), steps < self.max_iter)
         return Rows(
             W,
