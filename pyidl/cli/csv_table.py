@@ -107,6 +107,17 @@ class Table:
 def read_table(path: str | Path, delimiter: str = ",") -> Table:
     r"""Read a file.
 
+    Parameters
+    ----------
+    path : str or Path
+        UTF-8, with a header.
+    delimiter : str
+        One character.
+
+    Returns
+    -------
+    Table
+
     Raises
     ------
     OSError

@@ -24,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Those after ``python -m pyidl``; of the running process if left out.
 
+    Returns
+    -------
+    int
+        0, 1 or 2, as above; 130 if interrupted.
+
     Examples
     --------
     >>> main(["certify", "nowhere.npz"])  # says so on stderr

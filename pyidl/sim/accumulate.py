@@ -28,6 +28,10 @@ def accumulate(chunks: Iterable[Any]) -> Moments:
     chunks : iterable of States or Moments, or of delayed objects of Dask that give them
         As `iter_states` yields them; consumed one at a time.
 
+    Returns
+    -------
+    Moments
+
     Raises
     ------
     InputError
@@ -106,6 +110,16 @@ def map_rows(
     scheduler : optional
         None for a loop in this process; otherwise what ``dask.compute(scheduler=...)``
         takes: "threads", "processes", or a ``distributed.Client``.
+
+    Returns
+    -------
+    list
+        In the order of the blocks.
+
+    Raises
+    ------
+    InputError
+        If there is no such scheduler.
 
     Examples
     --------

@@ -44,6 +44,10 @@ def exact_model(network: Any) -> ImplicitModel:
         As for `collect_states`, of linear layers and activations: not with implicit
         models in it, whose states feed back.
 
+    Returns
+    -------
+    ImplicitModel
+
     Raises
     ------
     InputError

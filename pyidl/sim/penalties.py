@@ -120,6 +120,12 @@ class Penalty(ABC):
     """A separable, even, convex penalty on the mean loss.
 
     Subclasses are frozen dataclasses.
+
+    Examples
+    --------
+    >>> ridge, rest = ElasticNet(0.1, 0.2).split()  # what may join G, and what is left
+    >>> ridge, rest.slope
+    (0.2, 0.1)
     """
 
     def split(self) -> tuple[float, Penalty]:
@@ -281,21 +287,49 @@ class ElasticNet(Penalty):
 
 @dataclass(frozen=True)
 class L1(ElasticNet):
-    """``lam |w|_1``."""
+    """``lam |w|_1``, a price for size that leaves weights out.
+
+    Parameters
+    ----------
+    lam : float
+        Not negative; on the mean loss.
+
+    Examples
+    --------
+    >>> L1(1.0).prox(np.array([[3.0, 0.5]]), 1.0)
+    array([[2., 0.]])
+    """
 
     ridge: float = field(default=0.0, init=False)
 
 
 @dataclass(frozen=True)
 class Ridge(ElasticNet):
-    """``ridge |w|^2 / 2``."""
+    """``ridge |w|^2 / 2``, which keeps weights small and leaves none out.
+
+    Parameters
+    ----------
+    ridge : float
+        Not negative; on the mean loss.
+
+    Examples
+    --------
+    >>> Ridge(1.0).prox(np.array([[3.0, 0.5]]), 1.0)
+    array([[1.5 , 0.25]])
+    """
 
     lam: float = field(default=0.0, init=False)
 
 
 @dataclass(frozen=True)
 class NoPenalty(ElasticNet):
-    """Least squares alone."""
+    """Least squares alone.
+
+    Examples
+    --------
+    >>> NoPenalty().value(np.array([[3.0, 0.5]]))
+    array([0.])
+    """
 
     lam: float = field(default=0.0, init=False)
     ridge: float = field(default=0.0, init=False)

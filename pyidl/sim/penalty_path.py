@@ -32,6 +32,15 @@ class PenaltyPath:
         What the caller's score says of each model.
     densities : numpy.ndarray
         The share of entries of A, B, C and D that differ from zero.
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations, sim
+    >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
+    >>> states = sim.collect_states(net, np.random.default_rng(0).normal(size=(99, 5)))
+    >>> found = sim.path(states, [sim.L1(0.1), sim.L1(1e-3)], lambda model: 1.0)
+    >>> found.best(density=0.5) is found.results[0]
+    True
     """
 
     penalties: tuple[Penalty, ...]
@@ -45,6 +54,11 @@ class PenaltyPath:
 
     def best(self, density: float = 1.0) -> SIMResult:
         """The best-scored result with at most this share of nonzero entries.
+
+        Parameters
+        ----------
+        density : float
+            A share between 0 and 1.
 
         Raises
         ------
@@ -135,6 +149,15 @@ def path(
     fit : callable
         `sim.fit`, or ``functools.partial(sim.fit, constraint=..., pattern=...)`` where
         its options are chosen.
+
+    Returns
+    -------
+    PenaltyPath
+
+    Raises
+    ------
+    InputError
+        If there are no penalties, or something else, or `score` returns no number.
 
     Examples
     --------

@@ -99,6 +99,16 @@ class RowProblem:
         ``G_jj^(1/2)``, before an elimination: what roundings are relative to.
     reach : array, shape (r,)
         ``|z| / m^(1/2)``, likewise.
+
+    Examples
+    --------
+    >>> from pyidl.sim import ADMM, L1
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
+    >>> rows = ADMM(tol=1e-8)(problem)
+    >>> bool(problem.measure(rows.W).gap[0] <= 1e-8 * rows.objective[0])
+    True
     """
 
     G: Array

@@ -48,6 +48,19 @@ class EarlyStopping:
     InputError
         If a number is out of range; after the first epoch, if `monitor` is not
         recorded.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> U = np.linspace(-2, 2, 64)[:, None]
+    >>> model, adam = pyidl.ImplicitModel(1, 1, 9, rng=0), pyidl.optim.Adam(1e-2)
+    >>> stop = EarlyStopping(patience=2, monitor="loss", min_delta=1.0)
+    >>> history = pyidl.fit(
+    ...     model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=50,
+    ...     callbacks=[stop], rng=0, verbose=0,
+    ... )
+    >>> len(history)
+    3
     """
 
     patience: int = 10
@@ -108,6 +121,25 @@ class Checkpoint:
         Overwritten atomically.
     every : int
         Epochs between two writes.
+
+    Raises
+    ------
+    InputError
+        If `path` is no name, or `every` no positive integer.
+
+    Examples
+    --------
+    >>> import pyidl, tempfile
+    >>> path, U = Path(tempfile.mkdtemp()) / "run.npz", np.linspace(-2, 2, 64)[:, None]
+    >>> def run(epochs, resume=None):
+    ...     return pyidl.fit(
+    ...         pyidl.ImplicitModel(1, 1, 9, rng=0), (U, np.sin(U)), rng=0, verbose=0,
+    ...         loss=pyidl.losses.mse, optimizer=pyidl.optim.Adam(1e-2), epochs=epochs,
+    ...         callbacks=[Checkpoint(path)], resume=resume,
+    ...     )
+    >>> _ = run(2)
+    >>> bool(run(4, resume=path)["loss"][-1] == run(4)["loss"][-1])
+    True
     """
 
     path: str | Path

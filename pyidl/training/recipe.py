@@ -198,6 +198,10 @@ def falling(adam: Adam, data: Data, batch_size: int | None, epochs: int) -> Adam
     data, batch_size, epochs
         What `Standardised.train` will be called with: they give the number of steps.
 
+    Returns
+    -------
+    Adam
+
     Raises
     ------
     InputError

@@ -27,6 +27,11 @@ def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
     alpha : float
         Its weight, not negative.
 
+    Returns
+    -------
+    callable
+        ``params -> (value, grads)``.
+
     Raises
     ------
     InputError

@@ -41,6 +41,12 @@ class History:
     tol : (float, float) or None
         Tolerances of the solves of training, forward and adjoint; None where they were
         the model's.
+
+    Examples
+    --------
+    >>> history = History(({"epoch": 1, "loss": 0.5, "seconds": 0.1},))
+    >>> history["loss"], history
+    (array([0.5]), epoch 1: loss 0.5 (0.10 s))
     """
 
     records: tuple[Mapping[str, float], ...] = ()
@@ -88,6 +94,17 @@ class Run:
         One for each epoch done.
     memory : dict of str to numpy.ndarray
         Where callbacks keep what they must remember; a checkpoint saves it.
+
+    Examples
+    --------
+    >>> def enough(run):  # a callback: True ends the training
+    ...     return run.records[-1]["loss"] < 0.1
+    >>> from pyidl import ImplicitModel, optim
+    >>> rng = np.random.default_rng(0)
+    >>> run = Run(ImplicitModel(1, 1, 9, rng=rng), optim.Adam(), rng, epochs=5)
+    >>> run.records.append({"epoch": 1, "loss": 0.05, "seconds": 0.1})
+    >>> run.epoch, enough(run)
+    (1, True)
     """
 
     model: Layer

@@ -86,6 +86,10 @@ def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> I
     inputs, outputs : Standardiser
         Of its p inputs and q outputs.
 
+    Returns
+    -------
+    ImplicitModel
+
     Raises
     ------
     InputError

@@ -57,6 +57,14 @@ class Rows:
         ``max(P, 1e-8 |z|^2 / (2m))``, what the tolerance is relative to.
     factors : pair of arrays, optional
         L and R, both (n, rank), with ``A = L R^T``; of `ReducedRank` only.
+
+    Examples
+    --------
+    >>> from pyidl.sim import ADMM, L1, Moments
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> rows = ADMM()(RowProblem.of(Moments.of(X, X[:, :1]), L1(0.01)))
+    >>> rows.W.shape, bool(rows.converged[0]), rows.method
+    ((1, 4), True, 'ADMM, 10 steps')
     """
 
     W: Array
@@ -85,6 +93,12 @@ class RowSolver(ABC):
     ------
     InputError
         If one of them is not positive.
+
+    Examples
+    --------
+    >>> from pyidl.sim import FISTA
+    >>> FISTA().at(1e-6)
+    FISTA(tol=1e-06, max_iter=5000)
     """
 
     tol: float = 1e-4

@@ -67,11 +67,11 @@ class ReducedRank(RowSolver):
     --------
     >>> from pyidl.sim import Moments, NoPenalty, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> moments = Moments.of(X, X @ np.full((4, 3), 0.1))
+    >>> moments = Moments.of(X, X @ np.full((4, 4), 0.1))
     >>> problem = RowProblem.of(moments, NoPenalty(), ball=4, radius=0.9)
     >>> rows = ReducedRank(rank=1)(problem)
     >>> rows.W.round(3)[0], rows.factors[0].shape
-    (array([0.1, 0.1, 0.1, 0.1]), (3, 1))
+    (array([0.1, 0.1, 0.1, 0.1]), (4, 1))
     """
 
     rank: int = 10
