@@ -94,19 +94,10 @@ class Part:
         """Solve here, or in blocks wherever the scheduler says."""
         if self.scheduler is None:
             return self.solver(problem, start)
-        blocks = np.array_split(np.arange(problem.H.shape[0]), ROW_BLOCKS)
-        parts = map_rows(
-            partial(_block, self.solver, problem, start),
-            [rows for rows in blocks if len(rows)],
-            self.scheduler,
-        )
-        gap, objective, n_iter, converged, scale = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("gap", "objective", "n_iter", "converged", "scale")
-        )
-        W = namespace(problem.H).concat([part.W for part in parts])
-        method = f"{parts[0].method}; in {len(parts)} tasks"
-        return Rows(W, gap, objective, n_iter, converged, method, scale)
+        count = problem.H.shape[0]
+        blocks = np.array_split(np.arange(count), min(ROW_BLOCKS, count))
+        parts = map_rows(partial(_block, self.solver, problem, start), blocks, self.scheduler)
+        return Rows.joined(parts, blocks, f"{parts[0].method}; in {len(parts)} tasks")
 
 
 def _block(solver: RowSolver, problem: RowProblem, start: Array | None, rows: np.ndarray) -> Rows:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -75,6 +76,21 @@ class Rows:
     method: str
     scale: np.ndarray
     factors: tuple[Array, Array] | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows], numbers: Sequence[np.ndarray], method: str) -> Rows:
+        """The rows of all parts, in the order of their numbers.
+
+        Factors belong to all rows together: there are none of several parts.
+        """
+        order = np.argsort(np.concatenate(numbers))
+        gap, objective, n_iter, converged, scale = (
+            np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("gap", "objective", "n_iter", "converged", "scale")
+        )
+        xp, factors = namespace(parts[0].W), parts[0].factors if len(parts) == 1 else None
+        W = take_rows(xp, xp.concat([part.W for part in parts]), order)
+        return cls(W, gap, objective, n_iter, converged, method, scale, factors)
 
 
 @dataclass(frozen=True)
@@ -160,53 +176,24 @@ class RowSolver(ABC):
             found = (
                 self._solve(reduced, take_rows(xp, start, rows)[:, :n]) if n else _nothing(reduced)
             )
-            # Columns of [A, b, 0] in the order of the weights.
-            place = np.full(k, n + len(free))
-            place[:n], place[free] = np.arange(n), n + np.arange(len(free))
-            W = xp.concat([found.W, xp.zeros((len(rows), len(free) + 1), dtype=xp.float64)], axis=1)
-            W = xp.take(W, from_host(xp, place), axis=1)
+            W = xp.concat([found.W, xp.zeros((len(rows), k - n), dtype=xp.float64)], axis=1)
+            # Columns of [b, 0] in the order of the weights.
             place = np.full(k, len(free))
             place[free] = np.arange(len(free))
             index, back = from_host(xp, free), from_host(xp, place)
+            zero = xp.zeros((len(rows), 1), dtype=xp.float64)
             for _ in range(2):  # the second time corrects the rounding of the first
                 g = xp.take(group.correlation(W), index, axis=1)
-                b = xp.concat(
-                    [spectrum.solve(g), xp.zeros((len(rows), 1), dtype=xp.float64)], axis=1
-                )
-                W = W + xp.take(b, back, axis=1)
+                W = W + xp.take(xp.concat([spectrum.solve(g), zero], axis=1), back, axis=1)
             g = xp.take(group.correlation(W), index, axis=1)
             doubt = xp.take(group.doubt(W), index, axis=1)
             missing, rounding = (spectrum.missing(part, doubt) for part in (g, 0.0 * g))
+            gap = np.minimum(found.gap + missing, found.scale)
+            enough = missing <= np.maximum(self.tol * found.scale, 8.0 * rounding)
+            parts.append(replace(found, W=W, gap=gap, converged=found.converged & enough))
             numbers.append(rows)
-            converged = found.converged & (
-                missing <= np.maximum(self.tol * found.scale, 8.0 * rounding)
-            )
-            parts.append(
-                replace(
-                    found,
-                    W=W,
-                    gap=np.minimum(found.gap + missing, found.scale),
-                    converged=converged,
-                )
-            )
-        order = np.argsort(np.concatenate(numbers))
-
-        def joined(name: str) -> np.ndarray:
-            return np.concatenate([getattr(part, name) for part in parts])[order]
-
-        W = take_rows(xp, xp.concat([part.W for part in parts]), order)
-        words = f"{parts[0].method}; weights without penalty eliminated"
-        factors = parts[0].factors if len(parts) == 1 else None
-        return Rows(
-            W,
-            joined("gap"),
-            joined("objective"),
-            joined("n_iter"),
-            joined("converged"),
-            words,
-            joined("scale"),
-            factors,
-        )
+        method = f"{parts[0].method}; weights without penalty eliminated"
+        return Rows.joined(parts, numbers, method)
 
 
 def _nothing(problem: RowProblem) -> Rows:
