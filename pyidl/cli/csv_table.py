@@ -112,7 +112,7 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     path : str or Path
         UTF-8, with a header.
     delimiter : str
-        One character.
+        One character, or "tab".
 
     Returns
     -------
@@ -135,6 +135,9 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     >>> table.numbers(["width"])[:, 0], table.text("kind")
     (array([1.5, 2. ]), array(['a', 'b'], dtype='<U1'))
     """
+    delimiter = "\t" if delimiter == "tab" else delimiter
+    if len(delimiter) != 1:
+        raise InputError(f"--delimiter is {delimiter!r}; it is one character, or 'tab'")
     rows, lines = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -84,20 +84,33 @@ def build_parser() -> argparse.ArgumentParser:
     )
     certifying.add_argument("model", type=Path, help="a file of pyidl.save, or of train")
     checking = command(check, "check the gradients of all layers against finite differences")
-    device = "cpu, cuda, cuda:1 (default: %(default)s)"
-    checking.add_argument("--device", default="cpu", help=device)
+    checking.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)"
+    )
     return parser
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("data", type=Path, help="a CSV file")
     train.add_argument("--target", required=True, metavar="COLUMN", help="the column to predict")
-    output = "where the model goes (default: DATA with the ending .npz)"
-    train.add_argument("--output", type=Path, metavar="FILE", help=output)
-    task = "default: regression if the target holds numbers only"
-    train.add_argument("--task", choices=("classification", "regression"), help=task)
-    ignore = "leave out a column; may be repeated"
-    train.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help=ignore)
+    train.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the model goes (default: DATA with the ending .npz)",
+    )
+    train.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="default: regression if the target holds numbers only",
+    )
+    train.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="leave out a column; may be repeated",
+    )
     for name, kind, default, metavar, meaning in TRAIN_NUMBERS:
         text = f"{meaning} (default: %(default)s)".strip()
         train.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
@@ -108,12 +121,17 @@ def _add_train(train: argparse.ArgumentParser) -> None:
 def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", type=Path, help="a file that train has written")
     predict.add_argument("data", type=Path, help="a CSV file")
-    output = "a CSV file (default: standard output)"
-    predict.add_argument("--output", "-o", type=Path, metavar="FILE", help=output)
+    predict.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="a CSV file (default: standard output)"
+    )
     predict.add_argument("--probabilities", action="store_true", help="of all classes too")
     _add_delimiter(predict)
 
 
 def _add_delimiter(command: argparse.ArgumentParser) -> None:
-    delimiter = "between fields (default: a comma; 'tab' for a tab)"
-    command.add_argument("--delimiter", default=",", metavar="CHARACTER", help=delimiter)
+    command.add_argument(
+        "--delimiter",
+        default=",",
+        metavar="CHARACTER",
+        help="between fields (default: a comma; 'tab' for a tab)",
+    )

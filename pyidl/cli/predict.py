@@ -7,7 +7,8 @@ import io
 from typing import Any
 
 from pyidl.activations import softmax
-from pyidl.cli.files import check_destination, given_table
+from pyidl.cli.csv_table import read_table
+from pyidl.cli.destination import check_destination
 from pyidl.errors import InputError
 from pyidl.io import load, load_notes, replacing
 from pyidl.layers import ImplicitModel
@@ -33,7 +34,7 @@ def predict(options: Any) -> int:
         check_destination(options.output, options.data, options.model)
     if options.probabilities and classes is None:
         raise InputError(f"{options.model} predicts a number; --probabilities are for classes")
-    Y = model.predict(given_table(options).numbers(columns))
+    Y = model.predict(read_table(options.data, options.delimiter).numbers(columns))
     header, rows = [target], [[repr(float(y[0]))] for y in Y]
     if classes is not None:
         rows = [[classes[int(k)]] for k in Y.argmax(axis=1)]

@@ -11,8 +11,8 @@ import numpy as np
 
 from pyidl import activations, metrics
 from pyidl.activations import Activation
-from pyidl.cli.csv_table import Table
-from pyidl.cli.files import check_destination, given_table
+from pyidl.cli.csv_table import Table, read_table
+from pyidl.cli.destination import check_destination
 from pyidl.errors import InputError
 from pyidl.io import save
 from pyidl.optim import Adam
@@ -24,7 +24,7 @@ __all__ = ["train"]
 
 def train(options: Any) -> int:
     """Train by the recipe of `pyidl.training.recipe`, and write the model."""
-    table = given_table(options)
+    table = read_table(options.data, options.delimiter)
     columns, U = _inputs(options, table)
     target, classes = _target(options, table)
     output = _output(options)

@@ -16,7 +16,7 @@ hooks on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -137,18 +137,12 @@ class Feedforward:
         owners = [a for a in given if is_array(a)]
         xp = namespace(*owners) if owners else np
         single = len(owners) == len(given) and all(a.dtype == xp.float32 for a in owners)
+        dtype = "float32" if single else "float64"
         affine, width = [], None
         for i, (W, b) in enumerate(pairs):  # type: ignore[misc]
-            W = backend.as_real(
-                W, name=f"W of layer {i}", xp=xp, dtype="float32" if single else "float64"
-            )
-            b = (
-                b
-                if b is None
-                else backend.as_real(
-                    b, name=f"b of layer {i}", xp=xp, dtype="float32" if single else "float64"
-                )
-            )
+            W = backend.as_real(W, name=f"W of layer {i}", xp=xp, dtype=dtype)
+            if b is not None:
+                b = backend.as_real(b, name=f"b of layer {i}", xp=xp, dtype=dtype)
             if (
                 W.ndim != 2
                 or width not in (None, W.shape[1])
@@ -201,7 +195,12 @@ class Chain:
     @property
     def input_dim(self) -> int | None:
         """The number of inputs; None where only activations tell it."""
-        return _input_dim(self.steps)
+        for step in _flat(self.steps):
+            if isinstance(step, ImplicitModel):
+                return step.input_dim
+            if isinstance(step, AffineMap):
+                return int(step.W.shape[1])
+        return None
 
 
 def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
@@ -221,36 +220,18 @@ def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
     return value
 
 
-def _input_dim(steps: tuple[Step, ...]) -> int | None:
-    widths = (
-        _input_dim(step.steps)
-        if isinstance(step, Branch)
-        else step.input_dim
-        if isinstance(step, ImplicitModel)
-        else step.W.shape[1]
-        for step in steps
-        if not isinstance(step, Activation)
-    )
-    return next((width for width in widths if width), None)
+def _flat(steps: tuple[Step, ...]) -> Iterator[AffineMap | Activation | ImplicitModel]:
+    """All steps, those of branches too."""
+    for step in steps:
+        if isinstance(step, Branch):
+            yield from _flat(step.steps)
+        else:
+            yield step
 
 
 def biased(steps: tuple[Step, ...]) -> bool:
     """Whether some affine map has a b."""
-    return any(
-        biased(step.steps)
-        if isinstance(step, Branch)
-        else isinstance(step, AffineMap) and step.b is not None
-        for step in steps
-    )
-
-
-def _states_in(steps: tuple[Step, ...]) -> bool:
-    return any(
-        _states_in(step.steps)
-        if isinstance(step, Branch)
-        else isinstance(step, (Activation, ImplicitModel))
-        for step in steps
-    )
+    return any(isinstance(step, AffineMap) and step.b is not None for step in _flat(steps))
 
 
 def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
@@ -260,7 +241,7 @@ def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
     """
     kept = tuple(steps)
     kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
-    if not _states_in(kept):
+    if not any(isinstance(step, (Activation, ImplicitModel)) for step in _flat(kept)):
         raise InputError(
             "the network has no hidden activation, and so no state; it is the affine map y = D u + "
             "d already"
@@ -310,12 +291,13 @@ def _of_layers(layer: Any) -> list[Step]:
     )
 
 
-PERCEPTRON: dict[str, Callable[[], Activation]] = {
-    "identity": lambda: activations.identity,
-    "logistic": lambda: activations.sigmoid,
-    "relu": lambda: activations.relu,
-    "tanh": lambda: activations.tanh,
+PERCEPTRON = {
+    "identity": activations.identity,
+    "logistic": activations.sigmoid,
+    "relu": activations.relu,
+    "tanh": activations.tanh,
 }
+"""scikit-learn's names of activations."""
 
 
 def _from_perceptron(network: Any) -> Feedforward:
@@ -328,4 +310,4 @@ def _from_perceptron(network: Any) -> Feedforward:
             f"{', '.join(PERCEPTRON)}"
         )
     layers = [(W.T, b) for W, b in zip(network.coefs_, network.intercepts_, strict=True)]
-    return Feedforward(layers, PERCEPTRON[network.activation]())
+    return Feedforward(layers, PERCEPTRON[network.activation])

@@ -1,29 +1,13 @@
-"""The files that a command is given, checked before any work."""
+"""Where a result goes, checked before any work."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from pyidl.cli.csv_table import Table, read_table
 from pyidl.errors import InputError
 
-__all__ = ["check_destination", "given_table"]
-
-
-def given_table(options: Any) -> Table:
-    """The table of ``data`` and ``--delimiter``.
-
-    Raises
-    ------
-    InputError
-        If the delimiter is no character, or the file no table.
-    """
-    delimiter = "\t" if options.delimiter == "tab" else options.delimiter
-    if len(delimiter) != 1:
-        raise InputError(f"--delimiter is {delimiter!r}; it is one character, or 'tab'")
-    return read_table(options.data, delimiter)
+__all__ = ["check_destination"]
 
 
 def check_destination(output: Path, *inputs: Path) -> None:
