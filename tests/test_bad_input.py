@@ -206,7 +206,7 @@ DOORS = {
 
 # What pyidl returns, or is subclassed; and what is called in the middle of a computation, with what has been checked.
 NO_DOORS = """
-AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended Solution Status Moments Path Problem Report Rows
+AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended Solution Status Moments PenaltyPath RowProblem Report Rows
 SIMResult Solved Run ActivationReport GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Layer Composite Attention Constraint Solver Penalty RowSolver Optimizer Schedule Cell FunctionCell
 DEFAULT_ADJOINT DEFAULT_FORWARD phi phi_slope check_positive read_npz replacing write_npz to_numpy

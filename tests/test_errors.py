@@ -28,7 +28,7 @@ from pyidl import (
 from pyidl.errors import InputError, is_real, is_whole
 
 U = np.ones((4, 2))
-SIM_SOLVERS = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "LowRank"]
+SIM_SOLVERS = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "ReducedRank"]
 
 
 def trained(**options):
