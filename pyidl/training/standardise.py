@@ -67,13 +67,11 @@ class Standardiser:
 
     def __call__(self, U: np.ndarray) -> np.ndarray:
         """``(U - mean) / scale``."""
-        V: np.ndarray = (U - self.mean) / self.scale
-        return V
+        return np.asarray((U - self.mean) / self.scale)
 
     def undo(self, V: np.ndarray) -> np.ndarray:
         """``mean + scale V``."""
-        U: np.ndarray = self.mean + self.scale * V
-        return U
+        return np.asarray(self.mean + self.scale * V)
 
 
 def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> ImplicitModel:
