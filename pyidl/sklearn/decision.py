@@ -53,4 +53,5 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of every sample."""
-        return np.asarray(self.classes_[self._raw(X).argmax(axis=1)])
+        best = self._raw(X).argmax(axis=1)  # first: whether it is fitted at all
+        return np.asarray(self.classes_[best])
