@@ -160,7 +160,7 @@ DOORS = {
     ),
     "Fallback": (solvers.Fallback, {"first": solvers.Picard(), "then": solvers.Direct()}),
     "Substitution": (solvers.Substitution, {}),
-    **every(sim, "ADMM CoordinateDescent FISTA LeastSquares LowRank NoPenalty Ridge"),
+    **every(sim, "ADMM CoordinateDescent FISTA LeastSquares NoPenalty ReducedRank Ridge"),
     **every(sim, "ElasticNet L1", lam=0.1),
     "ReverseHuber": (sim.ReverseHuber, {"price": 0.1, "ridge": 0.1}),
     "Feedforward": (
@@ -179,7 +179,7 @@ DOORS = {
     "iter_states": (states, {"network": NET, "U": U}),
     "map_rows": (sim.map_rows, {"function": str, "blocks": [1]}),
     "path": (sim.path, {"network": STATES, "penalties": [sim.L1(0.1)], "score": lambda model: 1.0}),
-    "Path.best": (sim.path(STATES, [sim.L1(0.1)], lambda model: 1.0).best, {}),
+    "PenaltyPath.best": (sim.path(STATES, [sim.L1(0.1)], lambda model: 1.0).best, {}),
     "ridge": (training.ridge, {"alpha": 0.1}),
     **every(losses, "binary_cross_entropy huber mae mse", Y=U, target=U),
     "cross_entropy": (losses.cross_entropy, {"Y": U, "target": np.zeros(4, int)}),
@@ -212,7 +212,7 @@ DOORS = {
 # computation, with what has been checked.
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended
-Solution Status Moments Path Problem Report Rows SIMResult Solved Run ActivationReport
+Solution Status Moments PenaltyPath Problem RowProblem Report Rows SIMResult Solved Run ActivationReport
 GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Layer Composite Attention Constraint Solver Iterative Advance Affine iterate
 Penalty RowSolver Optimizer Schedule Cell FunctionCell

@@ -31,7 +31,7 @@ from pyidl import (
 from pyidl.errors import InputError, is_real, is_whole
 
 U = np.ones((4, 2))
-SIM_SOLVERS = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "LowRank"]
+SIM_SOLVERS = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "ReducedRank"]
 
 
 def trained(**options):
@@ -94,7 +94,7 @@ WHOLE = {
     "restart": [solvers.GMRES],
     "steps": [solvers.Neumann, solvers.Phantom, lambda steps: optim.Cosine(1.0, steps)],
     "hidden_dim": [lambda hidden_dim: ImplicitModel(2, 2, hidden_dim)],
-    "rank": [lambda rank=None: ImplicitModel(2, 2, 4, rank=rank), sim.LowRank],
+    "rank": [lambda rank=None: ImplicitModel(2, 2, 4, rank=rank), sim.ReducedRank],
     "epochs": [lambda epochs: trained(epochs=epochs)],
     "batch_size": [lambda batch_size=None: trained(batch_size=batch_size)],
     "tile": [attention.KernelAttention, attention.BoundedSoftmax, attention.Softmax],

@@ -8,11 +8,19 @@ from pyidl.sim.exact import exact_model
 from pyidl.sim.fit import fit
 from pyidl.sim.moments import Moments
 from pyidl.sim.networks import Feedforward
-from pyidl.sim.path import Path, path
 from pyidl.sim.penalties import L1, ElasticNet, NoPenalty, Penalty, ReverseHuber, Ridge
-from pyidl.sim.problem import Problem
+from pyidl.sim.penalty_path import PenaltyPath, path
 from pyidl.sim.report import Report, SIMResult, Solved
-from pyidl.sim.solvers import ADMM, FISTA, CoordinateDescent, LeastSquares, LowRank, Rows, RowSolver
+from pyidl.sim.row_problem import RowProblem
+from pyidl.sim.solvers import (
+    ADMM,
+    FISTA,
+    CoordinateDescent,
+    LeastSquares,
+    ReducedRank,
+    Rows,
+    RowSolver,
+)
 from pyidl.sim.states import States, collect_states, iter_states
 
 __all__ = [
@@ -23,15 +31,15 @@ __all__ = [
     "Feedforward",
     "L1",
     "LeastSquares",
-    "LowRank",
     "Moments",
     "NoPenalty",
-    "Path",
     "Penalty",
-    "Problem",
+    "PenaltyPath",
+    "ReducedRank",
     "Report",
     "ReverseHuber",
     "Ridge",
+    "RowProblem",
     "RowSolver",
     "Rows",
     "SIMResult",

@@ -1,4 +1,4 @@
-r"""Sums over chunks of data, here or on other machines, and rows that are solved one block beside the other.
+r"""Sums over chunks of data, and rows solved in blocks, here or on other machines.
 
 The moments of a fit are sums (`pyidl.sim.moments`). They are added in a tree: chunks 0
 and 1, chunks 2 and 3, then both sums, and so on. So an error of rounding passes through
@@ -25,8 +25,12 @@ def accumulate(chunks: Iterable[Any]) -> Moments:
 
     Parameters
     ----------
-    chunks : iterable of States, Moments, or delayed objects of Dask that give one of them
+    chunks : iterable of States or Moments, or of delayed objects of Dask that give them
         As `iter_states` yields them; consumed one at a time.
+
+    Returns
+    -------
+    Moments
 
     Raises
     ------
@@ -76,7 +80,8 @@ def _moments(chunk: Any) -> Any:
     if isinstance(chunk, Moments):
         return chunk
     raise InputError(
-        f"a chunk is {type(chunk).__name__}; accumulate takes States, as iter_states(network, U) gives them, or Moments"
+        f"a chunk is {type(chunk).__name__}; accumulate takes States, as iter_states(network, U) "
+        "gives them, or Moments"
     )
 
 
@@ -105,6 +110,16 @@ def map_rows(
     scheduler : optional
         None for a loop in this process; otherwise what ``dask.compute(scheduler=...)``
         takes: "threads", "processes", or a ``distributed.Client``.
+
+    Returns
+    -------
+    list
+        In the order of the blocks.
+
+    Raises
+    ------
+    InputError
+        If there is no such scheduler.
 
     Examples
     --------

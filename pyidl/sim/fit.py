@@ -3,7 +3,8 @@ r"""From a trained network to an implicit model, row by row a convex problem.
 Given inputs U, pre-activations Z, states X and outputs Y of the network on m samples,
 (A, B) and (C, D) solve
 
-    minimise  |Z - X A^T - U B^T - b|^2 / (2m) + p(A, B)    subject to  sum_j |A_ij| <= kappa_i for every row,
+    minimise  |Z - X A^T - U B^T - b|^2 / (2m) + p(A, B)
+              subject to  sum_j |A_ij| <= kappa_i for every row i,
     minimise  |Y - X C^T - U D^T - d|^2 / (2m) + p(C, D).
 
 Of the samples only sums are needed (`pyidl.sim.moments`). At work X is the model's own
@@ -25,8 +26,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
 from types import NoneType
 from typing import Any, Literal
 
@@ -35,32 +34,25 @@ import numpy as np
 from pyidl.arrays.backend import (
     as_generator,
     astype,
-    from_host,
     is_array,
     namespace,
-    on_device_of,
     to_numpy,
 )
-from pyidl.arrays.batch import take_rows
 from pyidl.errors import ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers import ImplicitModel
 from pyidl.matrices.pattern import Pattern
-from pyidl.sim.accumulate import accumulate, map_rows
-from pyidl.sim.chunks import Shape, Source
+from pyidl.sim.accumulate import accumulate
 from pyidl.sim.moments import Moments
+from pyidl.sim.part import Answer, Part
 from pyidl.sim.penalties import L1, Penalty
-from pyidl.sim.problem import Problem
-from pyidl.sim.report import Report, SIMResult, Solved
-from pyidl.sim.solvers import ADMM, LowRank, Rows, RowSolver
+from pyidl.sim.report import Report, SIMResult
+from pyidl.sim.solvers import ADMM, ReducedRank, RowSolver
+from pyidl.sim.source import Shape, Source
 from pyidl.typing import Array, Rng
 from pyidl.wellposed import Constraint, InfNorm, PerronFrobenius, StrictlyTriangular, Unconstrained
 from pyidl.wellposed.base import lipschitz_rows
-from pyidl.wellposed.infnorm import absolute_row_sums
 
 __all__ = ["fit"]
-
-ROW_BLOCKS = 8
-"""Into how many tasks the rows are divided where a scheduler solves them."""
 
 Structure = Literal["free", "no_self_loops", "block_triangular"]
 
@@ -91,7 +83,7 @@ def fit(
 
     Parameters
     ----------
-    network : Sequential, ImplicitModel, Feedforward, MLPClassifier, MLPRegressor, torch.nn.Module or States
+    network : Sequential, ImplicitModel, Feedforward, a perceptron, a Module, or States
         As for `collect_states`; or states that were collected before.
     U : array, list of arrays, iterator of arrays, or dask.array, shape (m, p)
         The inputs; in chunks, neither they nor the states need fit in memory. None
@@ -107,11 +99,11 @@ def fit(
         That of (C, D), if it is another one.
     relaxed : Penalty, optional
         The penalty under which the weights that p has chosen are fitted once more.
-    pattern : "free", "no_self_loops", "block_triangular", Pattern, or array of bool (n, n), optional
-        Where weights may be: everywhere; not on the diagonal of A, where a unit that is
-        active on most samples would explain itself; where the network's own order
-        allows it, a block of states seeing earlier blocks and the input; or any mask.
-        The model keeps it.
+    pattern : str, Pattern, or array of bool (n, n), optional
+        Where weights may be. "free": everywhere. "no_self_loops": not on the diagonal
+        of A, where a unit that is active on most samples would explain itself.
+        "block_triangular": where the network's own order allows it, a block of states
+        seeing earlier blocks and the input. Or any mask. The model keeps it.
     state_cost : float
         How many times the penalty counts an entry of A, compared with one of B.
     whole_row : bool
@@ -161,253 +153,168 @@ def fit(
     Examples
     --------
     >>> from pyidl import Linear, Sequential, activations, sim
-    >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 4, rng=1), activations.relu, Linear(4, 2, rng=2))
+    >>> relu = activations.relu
+    >>> layers = [Linear(5, 8, rng=0), Linear(8, 4, rng=1), Linear(4, 2, rng=2)]
+    >>> net = Sequential(layers[0], relu, layers[1], relu, layers[2])
     >>> U = np.random.default_rng(0).normal(size=(200, 5))
     >>> result = sim.fit(net, U, penalty=sim.L1(1e-3))
-    >>> result.model.certificate().proven, result.report.norm <= 0.99, bool(result.report.states.converged.all())
-    (True, True, True)
+    >>> report = result.report
+    >>> result.model.certificate().proven, report.norm <= 0.99
+    (True, True)
+    >>> bool(report.states.converged.all())
+    True
     """
     clock = _Clock()
+    penalties = {"penalty": penalty, "output_penalty": output_penalty, "relaxed": relaxed}
+    _check_options(U, penalties, state_cost, whole_row, solver, refit_rounds, start)
+    source = Source.of(network, U, samples, batch_size, at, as_generator(rng))
+    shape = source.shape
+    masks = _masks(pattern, constraint, shape)
+    model = _model(shape, constraint, masks, solver, bias, dtype)
+    AB, CD = _starts(start, shape)
+    bound = _bound(constraint, shape, whole_row, float(state_cost))
+    hidden = _hidden(shape, masks, penalty, relaxed, float(state_cost), bound, solver, scheduler)
+    output = _output(shape, masks, output_penalty or penalty, relaxed, solver, scheduler)
+
+    moments = total = _about(accumulate(source.states()), bias)
+    clock.stop("collect")
+    states = hidden.solve(moments, AB)
+    clock.stop("states")
+    outputs = output.solve(moments, CD)
+    clock.stop("outputs")
+    model = _fitted(model, states, outputs, moments)
+    for i in range(refit_rounds):
+        if i > 0:
+            states = hidden.solve(moments, states.W, chosen=relaxed is not None)
+            model = _fitted(model, states, outputs, moments)
+            clock.stop("states")
+        intercepts, moments = moments, _about(accumulate(source.regenerated(model)), bias)
+        clock.stop("regenerate")
+        outputs = output.solve(moments, outputs.W)
+        model = _fitted(model, states, outputs, intercepts, moments)
+        clock.stop("outputs")
+    dropped = total.count - moments.count
+    if dropped:
+        warnings.warn(
+            f"the fixed points of {dropped} of {total.count} samples were not found, and these "
+            "samples dropped; use a constraint that makes the model well-posed, or "
+            "model.equilibrium(U, on_fail='ignore') to see why",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return SIMResult(model, _report(model, states, outputs, total.count, dropped, clock))
+
+
+# ------------------------------------------------------------------- what is asked for
+
+
+def _check_options(
+    U: Any,
+    penalties: dict[str, Penalty | None],
+    state_cost: float,
+    whole_row: bool,
+    solver: RowSolver | None,
+    refit_rounds: int,
+    start: SIMResult | None,
+) -> None:
     if not (is_whole(refit_rounds) and refit_rounds >= 0):
         raise InputError(
             f"refit_rounds is {refit_rounds!r}; it is a number of passes over the data, 0 or more"
         )
     if refit_rounds and isinstance(U, Iterator):
         raise InputError(
-            "U is an iterator, which can be read once; use refit_rounds=0, or give a list of chunks or a dask.array"
+            "U is an iterator, which can be read once; use refit_rounds=0, or give a list of "
+            "chunks or a dask.array"
         )
     if not (is_real(state_cost) and 0 < state_cost < np.inf):
         raise InputError(f"state_cost is {state_cost!r}; it is a positive factor")
-    state_cost = float(state_cost)
-    for name, p in {
-        "penalty": penalty,
-        "output_penalty": output_penalty,
-        "relaxed": relaxed,
-    }.items():
+    for name, p in penalties.items():
         if not (isinstance(p, Penalty) or (p is None and name != "penalty")):
             raise InputError(f"{name} is {p!r}; use a penalty of pyidl.sim, such as L1(1e-3)")
     expect("solver", solver, (RowSolver, NoneType), "use one of pyidl.sim, such as ADMM()")
-    expect(
-        "start", start, (SIMResult, NoneType), "give what fit returned for a neighbouring penalty"
-    )
+    cure = "give what fit returned for a neighbouring penalty"
+    expect("start", start, (SIMResult, NoneType), cure)
     expect("whole_row", whole_row, bool, "use True or False")
-    source = Source.of(network, U, samples, batch_size, at, as_generator(rng))
-    shape = source.shape
-    if start is not None and [
-        start.model.hidden_dim,
-        start.model.input_dim,
-        start.model.output_dim,
-    ] != [shape.n, shape.p, shape.q]:
+
+
+def _starts(start: SIMResult | None, shape: Shape) -> tuple[Array | None, Array | None]:
+    """Where (A, B) and (C, D) start; factors of A are no start for rows."""
+    if start is None:
+        return None, None
+    model = start.model
+    if (model.hidden_dim, model.input_dim, model.output_dim) != (shape.n, shape.p, shape.q):
         raise InputError(
-            f"start has {start.model!r}; the states to fit have {shape.n} components, {shape.p} inputs and {shape.q} outputs"
+            f"start has {model!r}; the states to fit have {shape.n} components, {shape.p} "
+            f"inputs and {shape.q} outputs"
         )
-    masks = _masks(pattern, constraint, shape)
-    model = ImplicitModel(
-        shape.p,
-        shape.q,
-        shape.n,
-        activation=shape.activation,
-        constraint=constraint,
-        pattern=None if all(mask is None for mask in masks.values()) else Pattern(**masks),
-        rank=solver.rank if isinstance(solver, LowRank) else None,
-        bias=bias,
-        dtype=dtype,
-        rng=0,
-    )
-    ball, radius = _bound(constraint, shape, whole_row)
+    xp, params = model.xp, {key: astype(model.xp, a, "float64") for key, a in model.params.items()}
+    AB = xp.concat([params["A"], params["B"]], axis=1) if "A" in params else None
+    return AB, xp.concat([params["C"], params["D"]], axis=1)
+
+
+def _hidden(
+    shape: Shape,
+    masks: dict[str, np.ndarray | None],
+    penalty: Penalty,
+    relaxed: Penalty | None,
+    state_cost: float,
+    bound: tuple[int, np.ndarray | None],
+    solver: RowSolver | None,
+    scheduler: Any,
+) -> Part:
+    """The rows of (A, B)."""
+    if isinstance(solver, ReducedRank) and scheduler is not None:
+        raise InputError(
+            "factors of A belong to all rows together, which blocks of a scheduler are not; leave "
+            "out one of solver and scheduler"
+        )
+    mask = _joined(masks, shape, "A", "B", shape.n)
     cost = np.concatenate([np.full(shape.n, state_cost), np.ones(shape.p)])
-    if radius is not None:
-        if whole_row and state_cost != 1:
-            raise InputError(
-                "whole_row bounds A and B together, and state_cost counts them differently; use one of them"
-            )
-        radius = radius * state_cost
-    mask_of = partial(_joined, masks, shape)
-    hidden = _Part(
-        slice(0, shape.n), penalty, relaxed, mask_of("A", "B", shape.n), cost, ball, radius
-    )
-    output = _Part(
-        slice(shape.n, None),
-        output_penalty or penalty,
-        relaxed,
-        mask_of("C", "D", shape.q),
-        np.ones_like(cost),
-        0,
-        None,
-    )
-    if isinstance(solver, LowRank) and scheduler is not None:
-        raise InputError(
-            "factors of A belong to all rows together, which blocks of a scheduler are not; leave out one of solver and scheduler"
-        )
-    using = partial(_solved, solver=solver or ADMM(), scheduler=scheduler)
-    output_using = partial(
-        _solved,
-        solver=ADMM(solver.tol) if isinstance(solver, LowRank) else solver or ADMM(),
-        scheduler=scheduler,
-    )
-
-    moments = total = _about(accumulate(source.states()), bias)
-    clock.stop("collect")
-    first, second = (
-        (None, None) if start is None else (_weights(start.model, *pair) for pair in ("AB", "CD"))
-    )
-    states = using(hidden, moments, start=first)
-    clock.stop("states")
-    outputs = output_using(output, moments, start=second)
-    clock.stop("outputs")
-    model = _with(model, states, outputs, moments)
-    for i in range(refit_rounds):
-        if i > 0:
-            states = using(hidden, moments, start=states.W, chosen=relaxed is not None)
-            model = _with(model, states, outputs, moments)
-            clock.stop("states")
-        intercepts = moments
-        moments = _about(accumulate(source.regenerated(model)), bias)
-        clock.stop("regenerate")
-        outputs = output_using(output, moments, start=outputs.W)
-        model = _with(model, states, outputs, intercepts, moments)
-        clock.stop("outputs")
-    dropped = total.count - moments.count
-    if dropped:
-        warnings.warn(
-            f"the fixed points of {dropped} of {total.count} samples were not found, and these samples dropped; use a constraint that "
-            "makes the model well-posed, or model.equilibrium(U, on_fail='ignore') to see why",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    nonzeros = {
-        key: (int(np.count_nonzero(to_numpy(a))), a.size)
-        for key, a in model.params.items()
-        if key in "ABCDLR"
-    }
-    norm = float(np.max(absolute_row_sums(model.params, None)))
-    report = Report(
-        total.count,
-        states.solved,
-        outputs.solved,
-        nonzeros,
-        norm,
-        model.certificate(),
-        dropped,
-        clock.seconds,
-    )
-    return SIMResult(model, report)
+    rows = slice(0, shape.n)
+    return Part(rows, penalty, relaxed, mask, cost, *bound, solver or ADMM(), scheduler)
 
 
-# --------------------------------------------------------------------- the two problems
+def _output(
+    shape: Shape,
+    masks: dict[str, np.ndarray | None],
+    penalty: Penalty,
+    relaxed: Penalty | None,
+    solver: RowSolver | None,
+    scheduler: Any,
+) -> Part:
+    """The rows of (C, D): no bound, and no rank."""
+    solver = ADMM(solver.tol) if isinstance(solver, ReducedRank) else solver or ADMM()
+    mask = _joined(masks, shape, "C", "D", shape.q)
+    cost, rows = np.ones(shape.n + shape.p), slice(shape.n, None)
+    return Part(rows, penalty, relaxed, mask, cost, 0, None, solver, scheduler)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The rows of (A, B), or those of (C, D): what is asked of them."""
-
-    rows: slice
-    penalty: Penalty
-    relaxed: Penalty | None
-    mask: np.ndarray | None
-    cost: np.ndarray
-    """By which the penalty counts each weight.
-
-    The problem is solved for ``cost * w``, of inputs divided by it.
-    """
-    ball: int
-    radius: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    W: Array
-    factors: tuple[Array, Array] | None
-    solved: Solved
-
-
-def _solved(
-    part: _Part, moments: Moments, *, start: Array | None, solver: RowSolver, scheduler: Any, chosen: bool = False
-) -> _Answer:  # fmt: skip
-    """Solve for the rows; `chosen` says that the support of `start` is to stay."""
-    xp = namespace(moments.G)
-    cost = from_host(xp, part.cost)
-    scaled = replace(
-        moments, mean=moments.mean / cost, G=moments.G / cost / cost[:, None], H=moments.H / cost
-    )
-    if start is not None:
-        start = start * cost
-    of = partial(Problem.of, scaled, rows=part.rows, ball=part.ball, radius=part.radius)
-    problem = of(part.penalty, mask=part.mask)
-    lam_max = problem.lam_max
-    if not (chosen and start is not None):
-        found = _rows(problem, solver, start, scheduler)
-        start = found.W
-    if part.relaxed is not None:
-        problem = of(part.relaxed, mask=to_numpy(start) != 0)
-        found = _rows(problem, solver, start, scheduler)
-    W = found.W
-    fit = to_numpy(xp.sum(W * (2.0 * problem.H - W @ (scaled.G / scaled.count)), axis=1))
-    square = to_numpy(problem.square)
-    unexplained = np.where(
-        square > 0, np.maximum(1.0 - fit / np.where(square > 0, square, 1.0), 0.0), 0.0
-    )
-    gap = float(np.max(found.gap / np.maximum(found.scale, np.finfo(np.float64).tiny)))
-    factors = None if found.factors is None else (found.factors[0] / cost[0], found.factors[1])
-    return _Answer(
-        W / cost,
-        factors,
-        Solved(
-            found.objective,
-            found.gap,
-            gap,
-            found.n_iter,
-            found.converged,
-            unexplained,
-            lam_max,
-            found.method,
-        ),
-    )
-
-
-def _rows(problem: Problem, solver: RowSolver, start: Array | None, scheduler: Any) -> Rows:
-    """Solve here, or in blocks wherever the scheduler says."""
-    if scheduler is None:
-        return solver(problem, start)
-    blocks = np.array_split(np.arange(problem.H.shape[0]), ROW_BLOCKS)
-    parts = map_rows(
-        partial(_block, solver, problem, start), [rows for rows in blocks if len(rows)], scheduler
-    )
-    gap, objective, n_iter, converged, scale = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("gap", "objective", "n_iter", "converged", "scale")
-    )
-    W = namespace(problem.H).concat([part.W for part in parts])
-    return Rows(
-        W, gap, objective, n_iter, converged, f"{parts[0].method}; in {len(parts)} tasks", scale
-    )
-
-
-def _block(solver: RowSolver, problem: Problem, start: Array | None, rows: np.ndarray) -> Rows:
-    with on_device_of(problem.H):
-        return solver(
-            problem.take(rows), None if start is None else take_rows(namespace(start), start, rows)
-        )
-
-
-def _bound(constraint: Constraint, shape: Shape, whole_row: bool) -> tuple[int, np.ndarray | None]:
-    """How many leading entries of a row are bounded, and by how much."""
-    if isinstance(constraint, (InfNorm, PerronFrobenius)) and not getattr(
-        constraint, "weights", None
-    ):
-        return shape.n + (shape.p if whole_row else 0), constraint.kappa / lipschitz_rows(
-            shape.activation, shape.n
-        )
+def _bound(
+    constraint: Constraint, shape: Shape, whole_row: bool, state_cost: float
+) -> tuple[int, np.ndarray | None]:
+    """How many leading entries of ``cost * w`` are bounded, and by how much."""
     if isinstance(constraint, (StrictlyTriangular, Unconstrained)):
         if whole_row:
             raise InputError(
-                f"whole_row bounds weights by the kappa of the constraint, and {constraint!r} has none; use InfNorm(kappa)"
+                f"whole_row bounds weights by the kappa of the constraint, and {constraint!r} has "
+                "none; use InfNorm(kappa)"
             )
         return 0, None
-    raise InputError(
-        f"{constraint!r} is no condition on single rows with the plain sum of sizes; use InfNorm(kappa), PerronFrobenius(kappa), "
-        "StrictlyTriangular() or Unconstrained(), and project afterwards onto the set that you want"
-    )
+    if not isinstance(constraint, (InfNorm, PerronFrobenius)) or getattr(
+        constraint, "weights", None
+    ):
+        raise InputError(
+            f"{constraint!r} is no condition on single rows with the plain sum of sizes; use "
+            "InfNorm(kappa), PerronFrobenius(kappa), StrictlyTriangular() or Unconstrained(), and "
+            "project afterwards onto the set that you want"
+        )
+    if whole_row and state_cost != 1:
+        raise InputError(
+            "whole_row bounds A and B together, and state_cost counts them differently; use "
+            "one of them"
+        )
+    radius = constraint.kappa / lipschitz_rows(shape.activation, shape.n)
+    return shape.n + (shape.p if whole_row else 0), radius * state_cost
 
 
 def _masks(
@@ -422,7 +329,8 @@ def _masks(
         mask = to_numpy(pattern)
         if mask.shape != (n, n) or mask.dtype != np.bool_:
             raise InputError(
-                f"pattern has shape {mask.shape} and dtype {mask.dtype}; a mask of A is boolean, ({n}, {n})"
+                f"pattern has shape {mask.shape} and dtype {mask.dtype}; a mask of A is boolean, "
+                f"({n}, {n})"
             )
         masks["A"] = mask
     elif pattern == "no_self_loops":
@@ -432,7 +340,8 @@ def _masks(
         masks["A"] = block[None, :] > block[:, None]
     elif pattern not in (None, "free"):
         raise InputError(
-            f"pattern is {pattern!r}; use 'free', 'no_self_loops', 'block_triangular', a Pattern, or a boolean array for A"
+            f"pattern is {pattern!r}; use 'free', 'no_self_loops', 'block_triangular', a Pattern, "
+            "or a boolean array for A"
         )
     if isinstance(constraint, StrictlyTriangular):
         masks["A"] = np.triu(np.ones((n, n), bool) if masks["A"] is None else masks["A"], 1)
@@ -454,7 +363,8 @@ def _joined(
         mask.shape != (rows, widths[key]) for key, mask in zip((state, inputs), both, strict=True)
     ):
         raise InputError(
-            f"the pattern of {state} and {inputs} has the shapes {both[0].shape} and {both[1].shape}; the states need "
+            f"the pattern of {state} and {inputs} has the shapes {both[0].shape} and "
+            f"{both[1].shape}; the states need "
             f"({rows}, {shape.n}) and ({rows}, {shape.p})"
         )
     return np.concatenate(both, axis=1)
@@ -463,27 +373,45 @@ def _joined(
 # ---------------------------------------------------------------------------- the model
 
 
+def _model(
+    shape: Shape,
+    constraint: Constraint,
+    masks: dict[str, np.ndarray | None],
+    solver: RowSolver | None,
+    bias: bool,
+    dtype: str,
+) -> ImplicitModel:
+    """A model of these widths, whose parameters are to be found."""
+    return ImplicitModel(
+        shape.p,
+        shape.q,
+        shape.n,
+        activation=shape.activation,
+        constraint=constraint,
+        pattern=None if all(mask is None for mask in masks.values()) else Pattern(**masks),
+        rank=solver.rank if isinstance(solver, ReducedRank) else None,
+        bias=bias,
+        dtype=dtype,
+        rng=0,
+    )
+
+
 def _about(moments: Moments, bias: bool) -> Moments:
     """About the means where there are intercepts, about zero where not."""
     return moments if bias else moments.uncentred()
 
 
-def _weights(model: ImplicitModel, state: str, inputs: str) -> Array | None:
-    """Where a fit may start; factors are no start for rows."""
-    xp = model.xp
-    if state not in model.params:
-        return None
-    return xp.concat([astype(xp, model.params[key], "float64") for key in (state, inputs)], axis=1)  # type: ignore[no-any-return]
-
-
-def _with(
+def _fitted(
     model: ImplicitModel,
-    hidden: _Answer,
-    output: _Answer,
+    hidden: Answer,
+    output: Answer,
     states: Moments,
     outputs: Moments | None = None,
 ) -> ImplicitModel:
-    """The model with these weights, intercepts that follow from the moments, everything rounded and inside the constraint."""
+    """The model with these weights, and the intercepts that follow from the moments.
+
+    Everything is rounded to the model's dtype, and projected into its constraint.
+    """
     n, outputs = model.hidden_dim, outputs or states
     AB, CD = hidden.W, output.W
     both = namespace(AB).concat([AB, CD])
@@ -495,6 +423,31 @@ def _with(
     twin.params = found
     twin.params = twin.project(twin.params)
     return twin
+
+
+def _report(
+    model: ImplicitModel,
+    states: Answer,
+    outputs: Answer,
+    samples: int,
+    dropped: int,
+    clock: _Clock,
+) -> Report:
+    nonzeros = {
+        key: (int(np.count_nonzero(to_numpy(a))), a.size)
+        for key, a in model.params.items()
+        if key in "ABCDLR"
+    }
+    return Report(
+        samples,
+        states.solved,
+        outputs.solved,
+        nonzeros,
+        float(np.max(row_sums(model.params, None))),
+        model.certificate(),
+        dropped,
+        clock.seconds,
+    )
 
 
 class _Clock:

@@ -4,7 +4,9 @@ Counts, means, and sums of squares and products.
 
 For inputs R (m, k) and targets T (m, l), one sample a row, with means r and t,
 
-    G = sum_i (R_i - r)(R_i - r)^T,    H = sum_i (T_i - t)(R_i - r)^T,    square = sum_i (T_i - t)^2,
+    G = sum_i (R_i - r)(R_i - r)^T,
+    H = sum_i (T_i - t)(R_i - r)^T,
+    square = sum_i (T_i - t)^2,
 
 and ``sum_i |T_i - W R_i - c|^2`` is least for ``c = t - W r``, where it is ``square - 2
 <W, H> + <W G, W>``, row by row. So the samples are not needed any more, and they may
@@ -92,7 +94,8 @@ class Moments:
         T = as_real(targets, name="targets", xp=xp, dtype="float64")
         if R.ndim != 2 or T.ndim != 2 or R.shape[0] != T.shape[0] or R.shape[0] == 0:
             raise InputError(
-                f"inputs have shape {R.shape}, targets {T.shape}; give two matrices with one row for each of m >= 1 samples"
+                f"inputs have shape {R.shape}, targets {T.shape}; give two matrices with one row "
+                "for each of m >= 1 samples"
             )
         mean, target_mean = xp.mean(R, axis=0), xp.mean(T, axis=0)
         R, T = R - mean, T - target_mean
@@ -112,7 +115,8 @@ class Moments:
             return NotImplemented
         if self.H.shape != other.H.shape:
             raise InputError(
-                f"moments of {self.H.shape} and {other.H.shape} targets and inputs cannot be added; collect the same columns"
+                f"moments of {self.H.shape} and {other.H.shape} targets and inputs cannot be "
+                "added; collect the same columns"
             )
         namespace(self.G, other.G)  # refuses what lives in two places
         m, share = self.count + other.count, other.count / (self.count + other.count)

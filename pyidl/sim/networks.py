@@ -4,7 +4,8 @@ What goes into every activation and what comes out.
 
 A network of affine maps and activations computes, activation by activation,
 
-    z_l = (an affine function of x_1, ..., x_(l-1) and u),    x_l = phi_l(z_l),    y = (one of x_1, ..., x_L and u).
+    z_l = (an affine function of x_1, ..., x_(l-1) and u),    x_l = phi_l(z_l),
+    y = (an affine function of x_1, ..., x_L and u).
 
 Layers that follow one another are that with ``z_l = W_l x_(l-1) + b_l``. So the
 pre-activations z, stacked, are affine in the stacked states x and in u, and the network
@@ -15,7 +16,7 @@ hooks on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -30,7 +31,7 @@ from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Se
 from pyidl.typing import Array, Namespace
 
 __all__ = [
-    "Affine",
+    "AffineMap",
     "Branch",
     "Chain",
     "Feedforward",
@@ -55,8 +56,8 @@ class Record(NamedTuple):
     activation: Activation
 
 
-class Affine(NamedTuple):
-    """``W x + b``."""
+class AffineMap(NamedTuple):
+    """A linear layer, ``x -> W x + b``."""
 
     W: Array
     b: Array | None
@@ -95,12 +96,13 @@ class Feedforward:
 
     Examples
     --------
-    >>> net = Feedforward([(np.ones((3, 2)), None), (np.ones((1, 3)), np.zeros(1))], activations.relu)
+    >>> layers = [(np.ones((3, 2)), None), (np.ones((1, 3)), np.zeros(1))]
+    >>> net = Feedforward(layers, activations.relu)
     >>> read_chain(net).run(np.ones((5, 2)))[2][0].tolist()
     [6.0]
     """
 
-    layers: tuple[Affine, ...]
+    layers: tuple[AffineMap, ...]
     activation: tuple[Activation, ...]
 
     def __init__(
@@ -118,7 +120,8 @@ class Feedforward:
         ]
         if len(pairs) < 2 or None in pairs:
             raise InputError(
-                f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be None"
+                f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be "
+                "None"
             )
         phis = (
             (activation,) * (len(pairs) - 1)
@@ -127,34 +130,30 @@ class Feedforward:
         )
         if len(phis) != len(pairs) - 1 or not all(isinstance(phi, Activation) for phi in phis):
             raise InputError(
-                f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got {len(phis)}: use pyidl.activations"
+                f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got "
+                f"{len(phis)}: use pyidl.activations"
             )
         given = [a for pair in pairs for a in pair if a is not None]  # type: ignore[union-attr]
         owners = [a for a in given if is_array(a)]
         xp = namespace(*owners) if owners else np
         single = len(owners) == len(given) and all(a.dtype == xp.float32 for a in owners)
+        dtype = "float32" if single else "float64"
         affine, width = [], None
         for i, (W, b) in enumerate(pairs):  # type: ignore[misc]
-            W = backend.as_real(
-                W, name=f"W of layer {i}", xp=xp, dtype="float32" if single else "float64"
-            )
-            b = (
-                b
-                if b is None
-                else backend.as_real(
-                    b, name=f"b of layer {i}", xp=xp, dtype="float32" if single else "float64"
-                )
-            )
+            W = backend.as_real(W, name=f"W of layer {i}", xp=xp, dtype=dtype)
+            if b is not None:
+                b = backend.as_real(b, name=f"b of layer {i}", xp=xp, dtype=dtype)
             if (
                 W.ndim != 2
                 or width not in (None, W.shape[1])
                 or (b is not None and b.shape != W.shape[:1])
             ):
                 raise InputError(
-                    f"layer {i} has W of shape {W.shape} and b of shape {getattr(b, 'shape', None)}, the layer before it {width} outputs; "
+                    f"layer {i} has W of shape {W.shape} and b of shape "
+                    f"{getattr(b, 'shape', None)}, the layer before it {width} outputs; "
                     "W must be (outputs, inputs), b (outputs,)"
                 )
-            affine.append(Affine(W, b))
+            affine.append(AffineMap(W, b))
             width = W.shape[0]
         object.__setattr__(self, "layers", tuple(affine))
         object.__setattr__(self, "activation", phis)
@@ -167,12 +166,15 @@ class Branch:
     steps: tuple[Step, ...]
 
 
-Step: TypeAlias = "Affine | Activation | ImplicitModel | Branch"
+Step: TypeAlias = "AffineMap | Activation | ImplicitModel | Branch"
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Affine maps, activations and implicit models one after another, without an activation of the output."""
+    """Affine maps, activations and implicit models, one after another.
+
+    Without an activation of the output.
+    """
 
     steps: tuple[Step, ...]
     xp: Namespace
@@ -184,7 +186,8 @@ class Chain:
         width = self.input_dim
         if value.ndim != 2 or width not in (None, value.shape[1]) or value.shape[0] == 0:
             raise InputError(
-                f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a row, m >= 1"
+                f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a "
+                "row, m >= 1"
             )
         records: list[Record] = []
         return value, records, _through(self.steps, value, records)
@@ -192,7 +195,12 @@ class Chain:
     @property
     def input_dim(self) -> int | None:
         """The number of inputs; None where only activations tell it."""
-        return _input_dim(self.steps)
+        for step in _flat(self.steps):
+            if isinstance(step, ImplicitModel):
+                return step.input_dim
+            if isinstance(step, AffineMap):
+                return int(step.W.shape[1])
+        return None
 
 
 def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
@@ -212,36 +220,18 @@ def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
     return value
 
 
-def _input_dim(steps: tuple[Step, ...]) -> int | None:
-    widths = (
-        _input_dim(step.steps)
-        if isinstance(step, Branch)
-        else step.input_dim
-        if isinstance(step, ImplicitModel)
-        else step.W.shape[1]
-        for step in steps
-        if not isinstance(step, Activation)
-    )
-    return next((width for width in widths if width), None)
+def _flat(steps: tuple[Step, ...]) -> Iterator[AffineMap | Activation | ImplicitModel]:
+    """All steps, those of branches too."""
+    for step in steps:
+        if isinstance(step, Branch):
+            yield from _flat(step.steps)
+        else:
+            yield step
 
 
 def biased(steps: tuple[Step, ...]) -> bool:
     """Whether some affine map has a b."""
-    return any(
-        biased(step.steps)
-        if isinstance(step, Branch)
-        else isinstance(step, Affine) and step.b is not None
-        for step in steps
-    )
-
-
-def _states_in(steps: tuple[Step, ...]) -> bool:
-    return any(
-        _states_in(step.steps)
-        if isinstance(step, Branch)
-        else isinstance(step, (Activation, ImplicitModel))
-        for step in steps
-    )
+    return any(isinstance(step, AffineMap) and step.b is not None for step in _flat(steps))
 
 
 def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
@@ -251,15 +241,16 @@ def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
     """
     kept = tuple(steps)
     kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
-    if not _states_in(kept):
+    if not any(isinstance(step, (Activation, ImplicitModel)) for step in _flat(kept)):
         raise InputError(
-            "the network has no hidden activation, and so no state; it is the affine map y = D u + d already"
+            "the network has no hidden activation, and so no state; it is the affine map y = D u + "
+            "d already"
         )
     return Chain(kept, xp, dtype)
 
 
 def is_perceptron(network: Any) -> bool:
-    """Whether it is an MLPClassifier or MLPRegressor of scikit-learn, or looks like one."""
+    """Whether it is scikit-learn's MLPClassifier or MLPRegressor, or looks like one."""
     return hasattr(network, "hidden_layer_sizes") and hasattr(network, "activation")
 
 
@@ -276,7 +267,8 @@ def read_chain(network: Any) -> Chain:
     if isinstance(network, (ImplicitModel, Sequential)):
         return chain(_of_layers(network), network.xp, network.dtype)
     raise InputError(
-        f"network is {type(network).__name__}, whose layers are not known one by one; use Sequential or sim.Feedforward"
+        f"network is {type(network).__name__}, whose layers are not known one by one; use "
+        "Sequential or sim.Feedforward"
     )
 
 
@@ -290,20 +282,22 @@ def _of_layers(layer: Any) -> list[Step]:
     if isinstance(layer, Pointwise):
         return [layer.activation]
     if isinstance(layer, Linear):
-        return [Affine(layer.params["W"], layer.params.get("b"))]
+        return [AffineMap(layer.params["W"], layer.params.get("b"))]
     if isinstance(layer, ImplicitModel):
         return [layer]
     raise InputError(
-        f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, ImplicitModel and activations"
+        f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, "
+        "ImplicitModel and activations"
     )
 
 
-PERCEPTRON: dict[str, Callable[[], Activation]] = {
-    "identity": lambda: activations.identity,
-    "logistic": lambda: activations.sigmoid,
-    "relu": lambda: activations.relu,
-    "tanh": lambda: activations.tanh,
+PERCEPTRON = {
+    "identity": activations.identity,
+    "logistic": activations.sigmoid,
+    "relu": activations.relu,
+    "tanh": activations.tanh,
 }
+"""scikit-learn's names of activations."""
 
 
 def _from_perceptron(network: Any) -> Feedforward:
@@ -312,7 +306,8 @@ def _from_perceptron(network: Any) -> Feedforward:
         raise InputError(f"{type(network).__name__} is not fitted; call fit(X, y) first")
     if network.activation not in PERCEPTRON:
         raise InputError(
-            f"the activation {network.activation!r} of {type(network).__name__} is not one of {', '.join(PERCEPTRON)}"
+            f"the activation {network.activation!r} of {type(network).__name__} is not one of "
+            f"{', '.join(PERCEPTRON)}"
         )
     layers = [(W.T, b) for W, b in zip(network.coefs_, network.intercepts_, strict=True)]
-    return Feedforward(layers, PERCEPTRON[network.activation]())
+    return Feedforward(layers, PERCEPTRON[network.activation])

@@ -14,15 +14,17 @@ reverse Huber penalty it is not, and nu is found by sorting (below).
 
 **The conjugate with the ball** is, by the same multiplier,
 
-    sup { xi.w - p(w) : |a|_1 <= kappa } = min over nu >= 0 of  kappa nu + sum over a of q*(soft(xi_j, nu))  +  sum over b of q*(xi_j),
+    sup { xi.w - p(w) : |a|_1 <= kappa }
+        = min over nu >= 0 of  kappa nu + sum over a of q*(soft(xi_j, nu))
+                                        + sum over b of q*(xi_j),
 
 and every nu gives an upper bound, which is all that a certificate needs. For ``q*(x) =
 max(x^2 / (2 ridge) - price, 0)``, with its kink at ``s = (2 price ridge)^(1/2)``, the
 best nu is the least one >= 0 with
 
-    slope(nu) = sum over x_j - nu > s of (x_j - nu) <= ridge kappa,    x_1 >= x_2 >= ... the sizes |xi_a|,
+    slope(nu) = sum over x_j - nu > s of (x_j - nu) <= ridge kappa,
 
-and that is
+where x_1 >= x_2 >= ... are the sizes ``|xi_a|``, and that is
 
     nu = max(0, max_j min((x_1 + ... + x_j - ridge kappa) / j, x_j - s)).
 
@@ -35,12 +37,14 @@ j.)
 conjugate of ``price [w != 0] + ridge w^2 / 2`` is ``q*(xi) = max(xi^2 / (2 ridge) -
 price, 0)``, and the conjugate of that, the largest convex function below the price, is
 
-    q(w) = s |w|  for |w| <= c,    price + ridge w^2 / 2  beyond,    s = (2 price ridge)^(1/2),  c = (2 price / ridge)^(1/2).
+    q(w) = s |w|  for |w| <= c,    price + ridge w^2 / 2  beyond,
+    s = (2 price ridge)^(1/2),    c = (2 price / ridge)^(1/2).
 
 **Its proximal map on the ball**, where the bound is felt: with d_j the distance of
 ``|v_j|`` from the largest, the sizes are
 
-    f(level - d_j),    f(y) = min(y+, c) + rho (y - c)+,    y+ = max(y, 0),    rho = 1 / (1 + t ridge),    level = max_j |v_j| - nu - t s.
+    f(level - d_j),    f(y) = min(y+, c) + rho (y - c)+,    y+ = max(y, 0),
+    rho = 1 / (1 + t ridge),    level = max_j |v_j| - nu - t s.
 
 Neither nu nor t s is needed, and nothing cancels, however large the row is against its
 bound. The sum of the sizes is piecewise linear in the level: its slope gains 1 at every
@@ -64,7 +68,6 @@ from typing import Any
 import numpy as np
 
 from pyidl.arrays.backend import astype, cumsum, from_host, looks_are_free, namespace
-from pyidl.arrays.fusion import fused
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array
 from pyidl.wellposed.projections import l1_ball_rows
@@ -83,7 +86,6 @@ __all__ = [
 EPS = float(np.finfo(np.float64).eps)
 
 
-@fused
 def soft(V: Any, threshold: Any) -> Any:
     """``sign(v) max(|v| - threshold, 0)``, entry by entry."""
     xp = namespace(V)
@@ -91,20 +93,25 @@ def soft(V: Any, threshold: Any) -> Any:
 
 
 def ball_project(W: Array, ball: int, radius: np.ndarray | None) -> Array:
-    """The nearest W whose first `ball` columns have row sums ``sum_j |W_ij| <= radius_i``; W itself for `radius` None."""
+    """The nearest W with ``sum |W_ij| <= radius_i`` over the first `ball` columns j.
+
+    W itself where there is no radius.
+    """
     if radius is None or ball == 0:
         return W
     if ball == W.shape[1]:
         return l1_ball_rows(W, radius)
-    return namespace(W).concat([l1_ball_rows(W[:, :ball], radius), W[:, ball:]], axis=1)  # type: ignore[no-any-return]
+    held = l1_ball_rows(W[:, :ball], radius)
+    return namespace(W).concat([held, W[:, ball:]], axis=1)  # type: ignore[no-any-return]
 
 
 def _positive(name: str, number: Any, *, zero: bool) -> float:
-    """A finite number as a float, which keeps the dtype of every array that it meets."""
+    """A finite number as a float, which keeps the dtype of an array that it meets."""
     value = float(number) if is_real(number) else math.nan
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         raise InputError(
-            f"{name} is {number!r}; a penalty takes a finite {'nonnegative' if zero else 'positive'} number, on the mean loss"
+            f"{name} is {number!r}; a penalty takes a finite "
+            f"{'nonnegative' if zero else 'positive'} number, on the mean loss"
         )
     return value
 
@@ -113,6 +120,12 @@ class Penalty(ABC):
     """A separable, even, convex penalty on the mean loss.
 
     Subclasses are frozen dataclasses.
+
+    Examples
+    --------
+    >>> ridge, rest = ElasticNet(0.1, 0.2).split()  # what may join G, and what is left
+    >>> ridge, rest.slope
+    (0.2, 0.1)
     """
 
     def split(self) -> tuple[float, Penalty]:
@@ -125,7 +138,7 @@ class Penalty(ABC):
     @property
     @abstractmethod
     def slope(self) -> float:
-        """``q'(0+)``: entries whose correlation with the residual is at most this stay zero."""
+        """``q'(0+)``: entries whose ``|h - G w|`` is at most this stay zero."""
 
     @abstractmethod
     def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,20 +155,24 @@ class Penalty(ABC):
     def prox(self, V: Array, t: Any) -> Array:
         """``argmin_w t q(w) + (w - v)^2 / 2``, entry by entry.
 
-        T a number, or one a row as a column.
+        t is a number, or a column of one number a row.
         """
 
     @abstractmethod
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
-        """``argmin_w t p(w) + |w - v|^2 / 2`` subject to ``sum |w_j| <= radius_i`` over the first `ball` entries of row i.
+        """``argmin_w t p(w) + |w - v|^2 / 2`` under a bound of every row.
 
-        Feasible in floating point. `radius` has shape (r,), on the host, positive; None
+        ``sum |w_j| <= radius_i`` over the first `ball` entries of row i; feasible in
+        floating point. `radius` has shape (r,), on the host, positive; None
         for no bound.
         """
 
     @abstractmethod
     def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
-        """``sup_w xi.w - p(w)`` under the same bound, or an upper bound of it, for every row; infinite where it is."""
+        """``sup_w xi.w - p(w)`` under the same bound, for every row, or an upper bound.
+
+        Infinite where it is.
+        """
 
     def dual_scale(
         self,
@@ -170,11 +187,6 @@ class Penalty(ABC):
         1 where every point is feasible.
         """
         return np.ones_like(loss)
-
-
-@fused
-def _elastic_net(V: Any, t: Any, lam: Any, ridge: Any) -> Any:
-    return soft(V, t * lam) / (1.0 + t * ridge)
 
 
 @dataclass(frozen=True)
@@ -206,7 +218,7 @@ class ElasticNet(Penalty):
 
     @property
     def slope(self) -> float:
-        """Lam."""
+        """``q'(0+) = lam``."""
         return self.lam
 
     def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,11 +228,12 @@ class ElasticNet(Penalty):
     def value(self, W: Array) -> Array:
         """``lam |w|_1 + ridge |w|^2 / 2``."""
         xp = namespace(W)
-        return self.lam * xp.sum(xp.abs(W), axis=1) + (0.5 * self.ridge) * xp.sum(W * W, axis=1)  # type: ignore[no-any-return]
+        size, square = xp.sum(xp.abs(W), axis=1), xp.sum(W * W, axis=1)
+        return self.lam * size + (0.5 * self.ridge) * square  # type: ignore[no-any-return]
 
     def prox(self, V: Array, t: Any) -> Array:
         """``soft(v, t lam) / (1 + t ridge)``."""
-        return _elastic_net(V, t, self.lam, self.ridge)  # type: ignore[no-any-return]
+        return soft(V, t * self.lam) / (1.0 + t * self.ridge)  # type: ignore[no-any-return]
 
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
         """A projection after the proximal map: the thresholds t lam and nu add."""
@@ -238,7 +251,9 @@ class ElasticNet(Penalty):
         held = 0 if radius is None else ball
         beyond = _top(excess[:, held:])
         total = xp.where(beyond > 0, xp.full_like(beyond, math.inf), beyond)
-        return total if radius is None else total + _top(excess[:, :held]) * from_host(xp, radius)  # type: ignore[no-any-return]
+        if radius is None:
+            return total  # type: ignore[no-any-return]
+        return total + _top(excess[:, :held]) * from_host(xp, radius)  # type: ignore[no-any-return]
 
     def dual_scale(
         self,
@@ -248,7 +263,9 @@ class ElasticNet(Penalty):
         free: np.ndarray,
         radius: np.ndarray | None,
     ) -> np.ndarray:
-        r"""The s that makes ``(1 - s)^2 loss / 2 - s gain + radius max(s top - lam, 0)`` least, feasible where ``s free <= lam``.
+        r"""The s >= 0 with ``s free <= lam`` that makes the gap least.
+
+            (1 - s)^2 loss / 2 - s gain + radius max(s top - lam, 0)
 
         The function is convex, with the minimiser ``1 + gain / loss`` left of the kink
         ``lam / top`` and ``1 + (gain - radius top) / loss`` right of it: the middle one
@@ -270,45 +287,57 @@ class ElasticNet(Penalty):
 
 @dataclass(frozen=True)
 class L1(ElasticNet):
-    """``lam |w|_1``."""
+    """``lam |w|_1``, a price for size that leaves weights out.
+
+    Parameters
+    ----------
+    lam : float
+        Not negative; on the mean loss.
+
+    Examples
+    --------
+    >>> L1(1.0).prox(np.array([[3.0, 0.5]]), 1.0)
+    array([[2., 0.]])
+    """
 
     ridge: float = field(default=0.0, init=False)
 
 
 @dataclass(frozen=True)
 class Ridge(ElasticNet):
-    """``ridge |w|^2 / 2``."""
+    """``ridge |w|^2 / 2``, which keeps weights small and leaves none out.
+
+    Parameters
+    ----------
+    ridge : float
+        Not negative; on the mean loss.
+
+    Examples
+    --------
+    >>> Ridge(1.0).prox(np.array([[3.0, 0.5]]), 1.0)
+    array([[1.5 , 0.25]])
+    """
 
     lam: float = field(default=0.0, init=False)
 
 
 @dataclass(frozen=True)
 class NoPenalty(ElasticNet):
-    """Least squares alone."""
+    """Least squares alone.
+
+    Examples
+    --------
+    >>> NoPenalty().value(np.array([[3.0, 0.5]]))
+    array([0.])
+    """
 
     lam: float = field(default=0.0, init=False)
     ridge: float = field(default=0.0, init=False)
 
 
-@fused
-def _reverse_huber(V: Any, t: Any, s: Any, corner: Any, ridge: Any) -> Any:
-    xp, small = namespace(V), soft(V, t * s)
-    return xp.where(xp.abs(small) <= corner, small, V / (1.0 + t * ridge))
-
-
-@fused
-def _lowered(v: Any, d: Any, level: Any, inside: Any, head: Any, corner: Any, rho: Any) -> Any:
-    """``f(level - d)`` with the signs of v; `head` where that is inside the ball."""
-    xp = namespace(v)
-    y = xp.maximum(level - d, 0.0)
-    return xp.where(
-        inside, head, xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0))
-    )
-
-
 @dataclass(frozen=True)
 class ReverseHuber(Penalty):
-    """The convex envelope of ``price`` for each nonzero weight, given ``ridge |w|^2 / 2``.
+    """The convex envelope of ``ridge |w|^2 / 2`` and a price for each nonzero weight.
 
     Parameters
     ----------
@@ -343,7 +372,7 @@ class ReverseHuber(Penalty):
         return math.sqrt(2.0 * self.price) / math.sqrt(self.ridge)
 
     def pieces(self, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """S up to c, ``ridge |w|`` beyond."""
+        """``q' = s`` up to c, ``ridge |w|`` beyond."""
         return np.where(size <= self.corner, self.slope, 0.0), np.where(
             size <= self.corner, 0.0, self.ridge
         )
@@ -352,19 +381,18 @@ class ReverseHuber(Penalty):
         """``s |w|`` up to c, ``price + ridge w^2 / 2`` beyond."""
         xp = namespace(W)
         size = xp.abs(W)
-        return xp.sum(
-            xp.where(
-                size <= self.corner, self.slope * size, self.price + (0.5 * self.ridge) * W * W
-            ),
-            axis=1,
-        )  # type: ignore[no-any-return]
+        beyond = self.price + (0.5 * self.ridge) * W * W
+        q = xp.where(size <= self.corner, self.slope * size, beyond)
+        return xp.sum(q, axis=1)  # type: ignore[no-any-return]
 
     def prox(self, V: Array, t: Any) -> Array:
         """``soft(v, t s)`` where that is at most c, and ``v / (1 + t ridge)`` beyond.
 
         ``v - w`` is ``t s`` and ``t ridge w``.
         """
-        return _reverse_huber(V, t, self.slope, self.corner, self.ridge)  # type: ignore[no-any-return]
+        xp, small = namespace(V), soft(V, t * self.slope)
+        found: Array = xp.where(xp.abs(small) <= self.corner, small, V / (1.0 + t * self.ridge))
+        return found
 
     def prox_ball(self, V: Array, t: Any, ball: int, radius: np.ndarray | None) -> Array:
         """`prox` where that is feasible.
@@ -375,11 +403,8 @@ class ReverseHuber(Penalty):
         xp, W = namespace(V), self.prox(V, t)
         if radius is None or ball == 0:
             return W
-        v, head, bound = (
-            V[:, :ball],
-            W[:, :ball],
-            from_host(xp, np.ascontiguousarray(radius))[:, None],
-        )
+        v, head = V[:, :ball], W[:, :ball]
+        bound = from_host(xp, np.ascontiguousarray(radius))[:, None]
         inside = xp.sum(xp.abs(head), axis=1, keepdims=True) <= bound
         if looks_are_free(xp) and bool(xp.all(inside)):
             return W
@@ -388,7 +413,9 @@ class ReverseHuber(Penalty):
         d = top - size
         # A bound less by the usual rounding saves l1_ball_rows the second sort.
         level = _level(d, corner, rho, bound * (1.0 - ball * EPS), top)
-        head = l1_ball_rows(_lowered(v, d, level, inside, head, corner, rho), radius)
+        y = xp.maximum(level - d, 0.0)
+        outside = xp.sign(v) * (xp.minimum(y, corner) + rho * xp.maximum(y - corner, 0.0))
+        head = l1_ball_rows(xp.where(inside, head, outside), radius)
         return head if ball == V.shape[1] else xp.concat([head, W[:, ball:]], axis=1)
 
     def conjugate(self, Xi: Array, ball: int, radius: np.ndarray | None) -> Array:
@@ -399,7 +426,8 @@ class ReverseHuber(Penalty):
 def _top(A: Array) -> Array:
     """The largest entry of every row; 0 where there are no columns."""
     xp = namespace(A)
-    return xp.max(A, axis=1) if A.shape[1] else xp.zeros(A.shape[0], dtype=A.dtype)  # type: ignore[no-any-return]
+    top: Array = xp.max(A, axis=1) if A.shape[1] else xp.zeros(A.shape[0], dtype=A.dtype)
+    return top
 
 
 def _level(d: Any, corner: float, rho: Any, bound: Any, top: Any) -> Any:
@@ -423,19 +451,20 @@ def _level(d: Any, corner: float, rho: Any, bound: Any, top: Any) -> Any:
 def _conjugate(
     size: Array, ball: int, radius: np.ndarray | None, ridge: float, price: float
 ) -> Array:
-    """``min_nu radius nu + sum q*(soft(size, nu))``, and ``sum q*(size)`` off the ball; ``q* = max(x^2 / (2 ridge) - price, 0)``."""
+    """The conjugate of every row, with the best nu (above).
+
+    ``min_nu radius nu + sum q*(soft(size, nu))`` on the ball, ``sum q*(size)`` off it,
+    with ``q* = max(x^2 / (2 ridge) - price, 0)``.
+    """
     xp, unit = namespace(size), math.sqrt(2.0 * ridge)
 
-    def star(x: Any) -> Array:
-        return xp.sum(xp.maximum((x / unit) ** 2 - price, 0.0), axis=1)  # type: ignore[no-any-return]
+    def star(x: Any) -> Any:
+        return xp.sum(xp.maximum((x / unit) ** 2 - price, 0.0), axis=1)
 
     if radius is None or ball == 0:
-        return star(size)
-    head, bound, corner = (
-        size[:, :ball],
-        from_host(xp, np.ascontiguousarray(radius))[:, None],
-        unit * math.sqrt(price),
-    )
+        return star(size)  # type: ignore[no-any-return]
+    head, corner = size[:, :ball], unit * math.sqrt(price)
+    bound = from_host(xp, np.ascontiguousarray(radius))[:, None]
     x = xp.flip(xp.sort(head, axis=1), axis=1)
     top = x[:, :1]
     means = (cumsum(xp, top - x, axis=1) + ridge * bound) / xp.arange(1, ball + 1, dtype=xp.float64)
@@ -444,4 +473,5 @@ def _conjugate(
     nu = xp.maximum(
         xp.max(xp.minimum(top - means, (x - corner) * (1.0 + 2 * EPS)), axis=1, keepdims=True), 0.0
     )
-    return star(size[:, ball:]) + star(xp.maximum(head - nu, 0.0)) + (bound * nu)[:, 0]  # type: ignore[no-any-return]
+    found: Array = star(size[:, ball:]) + star(xp.maximum(head - nu, 0.0)) + (bound * nu)[:, 0]
+    return found

@@ -44,6 +44,15 @@ class Solved:
         The smallest lam of L1 for which all weights are zero.
     method : str
         What was done, in words.
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations, sim
+    >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
+    >>> result = sim.fit(net, np.random.default_rng(0).normal(size=(99, 5)))
+    >>> solved = result.report.states
+    >>> solved.objective.shape, solved.relative_gap < 1e-4
+    ((8,), True)
     """
 
     objective: np.ndarray
@@ -58,8 +67,10 @@ class Solved:
     def __str__(self) -> str:
         done, lost = int(np.count_nonzero(self.converged)), float(np.mean(self.unexplained))
         return (
-            f"objective {float(self.objective.sum()):.4g}, relative gap {self.relative_gap:.1e} ({done} of {len(self.converged)} rows "
-            f"within the tolerance), unexplained {lost:.2%} on average, lam_max {self.lam_max:.3g} ({self.method})"
+            f"objective {float(self.objective.sum()):.4g}, relative gap {self.relative_gap:.1e} "
+            f"({done} of {len(self.converged)} rows "
+            f"within the tolerance), unexplained {lost:.2%} on average, lam_max {self.lam_max:.3g} "
+            f"({self.method})"
         )
 
 
@@ -85,6 +96,15 @@ class Report:
         round; they did not count in it.
     seconds : mapping of str to float
         Time by part: "collect", "states", "regenerate", "outputs".
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations, sim
+    >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
+    >>> result = sim.fit(net, np.random.default_rng(0).normal(size=(99, 5)))
+    >>> report = result.report
+    >>> report.samples, report.nonzeros["D"][1], report.certificate.proven
+    (99, 10, True)
     """
 
     samples: int
@@ -132,6 +152,15 @@ class SIMResult:
     model : ImplicitModel
         An ordinary model: it can be trained further, saved, certified.
     report : Report
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations, sim
+    >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
+    >>> result = sim.fit(net, np.random.default_rng(0).normal(size=(99, 5)))
+    >>> sparse = result.model.replace(pattern=result.support)
+    >>> bool(np.all(sparse.params["A"][~result.support.A] == 0))
+    True
     """
 
     model: ImplicitModel

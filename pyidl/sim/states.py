@@ -23,9 +23,9 @@ from pyidl.arrays.batch import take_rows
 from pyidl.errors import InputError, is_whole
 from pyidl.layers import ImplicitModel, Sequential
 from pyidl.layers.base import check_width
-from pyidl.sim.hooks import Watched, is_torch
 from pyidl.sim.moments import Moments
 from pyidl.sim.networks import Feedforward, Network, Record, is_perceptron, read_chain
+from pyidl.sim.torch_network import Watched, is_torch
 from pyidl.typing import Array
 
 __all__ = ["States", "collect_states", "iter_states", "joint_activation"]
@@ -59,8 +59,8 @@ class States:
     Examples
     --------
     >>> from pyidl import activations
-    >>> Z = np.array([[1.0, -1.0]])
-    >>> States(U=np.ones((1, 3)), Z=Z, X=np.maximum(Z, 0), Y=np.ones((1, 1)), activation=activations.relu).widths
+    >>> Z, one = np.array([[1.0, -1.0]]), np.ones((1, 1))
+    >>> States(one, Z, np.maximum(Z, 0), one, activation=activations.relu).widths
     (2,)
     """
 
@@ -89,12 +89,14 @@ class States:
         ):
             shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
             raise InputError(
-                f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), none empty"
+                f"states have the shapes {shapes}; needed are U (m, p), Z and X (m, n), Y (m, q), "
+                "none empty"
             )
         n, phi = Z.shape[1], self.activation
         if not isinstance(phi, Activation) or (isinstance(phi, Blocks) and phi.width != n):
             raise InputError(
-                f"activation is {phi!r}, the states have {n} components; use one of pyidl.activations, or Blocks of that width"
+                f"activation is {phi!r}, the states have {n} components; use one of "
+                "pyidl.activations, or Blocks of that width"
             )
         if not (
             isinstance(self.widths, (tuple, list))
@@ -106,14 +108,16 @@ class States:
         object.__setattr__(self, "widths", tuple(self.widths) or (n,))
         if sum(self.widths) != n:
             raise InputError(
-                f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states {n} components"
+                f"the blocks have widths {self.widths}, {sum(self.widths)} in all, and the states "
+                f"{n} components"
             )
         # What is rounded elsewhere may differ in half of the digits; a block in the
         # wrong place differs in all of them.
         error = float(xp.max(xp.abs(phi(Z) - self.X) / (1.0 + xp.abs(self.X))))
         if not error <= float(xp.finfo(Z.dtype).eps) ** 0.5:
             raise InputError(
-                f"X is not {phi.name}(Z): they differ by {error:.3g} of 1 + |X|; give the activation of every block, in the blocks' order"
+                f"X is not {phi.name}(Z): they differ by {error:.3g} of 1 + |X|; give the "
+                "activation of every block, in the blocks' order"
             )
 
     @property
@@ -155,7 +159,10 @@ class States:
 
     def __repr__(self) -> str:
         m, n = self.Z.shape
-        return f"States({m} samples, {self.U.shape[1]} inputs, {n} states in blocks of {self.widths}, {self.Y.shape[1]} outputs)"
+        return (
+            f"States({m} samples, {self.U.shape[1]} inputs, {n} states in blocks of {self.widths}, "
+            f"{self.Y.shape[1]} outputs)"
+        )
 
 
 def _dtype(xp: Any, a: Any) -> str:
@@ -184,7 +191,7 @@ def collect_states(
 
     Parameters
     ----------
-    network : Sequential, ImplicitModel, Feedforward, MLPClassifier, MLPRegressor or torch.nn.Module
+    network : Sequential, ImplicitModel, Feedforward, a perceptron, or a Module
         A `Sequential` of linear layers, activations and implicit models; plain arrays
         as `Feedforward`; scikit-learn's fitted perceptrons; any module of PyTorch whose
         activations are modules. Its states are collected in evaluation mode.
@@ -213,7 +220,9 @@ def collect_states(
     Examples
     --------
     >>> from pyidl import Linear, Sequential, activations
-    >>> net = Sequential(Linear(4, 3, rng=0), activations.relu, Linear(3, 2, rng=1), activations.tanh, Linear(2, 1, rng=2))
+    >>> relu, tanh = activations.relu, activations.tanh
+    >>> layers = [Linear(4, 3, rng=0), Linear(3, 2, rng=1), Linear(2, 1, rng=2)]
+    >>> net = Sequential(layers[0], relu, layers[1], tanh, layers[2])
     >>> states = collect_states(net, np.ones((5, 4)))
     >>> states.widths, states.activation.name
     ((2, 3), 'Blocks((tanh, 2), (relu, 3))')
@@ -229,7 +238,7 @@ def collect_states(
 def iter_states(
     network: Any, U: Any, batch_size: int | None = None, *, at: tuple[int, ...] | None = None
 ) -> Iterator[Any]:
-    """The states in chunks, one at a time, so that neither they nor U need fit in memory.
+    """The states in chunks, one at a time: neither they nor U need fit in memory.
 
     Parameters
     ----------
@@ -246,6 +255,18 @@ def iter_states(
     ------
     States
         Of one chunk.
+
+    Raises
+    ------
+    InputError
+        As for `collect_states`; if there is a `batch_size` for a `dask.array`.
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations
+    >>> net = Sequential(Linear(4, 3, rng=0), activations.relu, Linear(3, 1, rng=1))
+    >>> [len(states.U) for states in iter_states(net, np.ones((5, 4)), 2)]
+    [2, 2, 1]
     """
     if batch_size is not None:
         check_width("batch_size", batch_size)
@@ -253,7 +274,8 @@ def iter_states(
     if _is_dask(U):
         if batch_size is not None:
             raise InputError(
-                f"batch_size is {batch_size}, and U has chunks of its own; use U.rechunk({{0: {batch_size}}})"
+                f"batch_size is {batch_size}, and U has chunks of its own; use "
+                f"U.rechunk({{0: {batch_size}}})"
             )
         return _delayed(network, U, at)
     pieces = U if isinstance(U, Iterator) else iter((U,))
@@ -267,8 +289,10 @@ def _reader(network: Any) -> Network:
     if is_torch(network):
         return Watched(network)
     raise InputError(
-        f"network: no states can be read from {type(network).__name__}; use a Sequential of Linear layers and activations, an "
-        "ImplicitModel, sim.Feedforward([(W, b), ...], activation), a fitted MLP of scikit-learn, a torch.nn.Module, or give the arrays: "
+        f"network: no states can be read from {type(network).__name__}; use a Sequential of Linear "
+        "layers and activations, an "
+        "ImplicitModel, sim.Feedforward([(W, b), ...], activation), a fitted MLP of scikit-learn, "
+        "a torch.nn.Module, or give the arrays: "
         "sim.States(...)"
     )
 
@@ -302,7 +326,8 @@ def _chosen(records: list[Record], at: tuple[int, ...] | None) -> list[Record]:
     numbers = isinstance(at, (tuple, list)) and all(is_whole(i) and -count <= i < count for i in at)
     if not (at and numbers and len({i % count for i in at}) == len(at)):
         raise InputError(
-            f"at is {at!r}; the network has {count} hidden activations: give different numbers from 0 to {count - 1}"
+            f"at is {at!r}; the network has {count} hidden activations: give different numbers "
+            f"from 0 to {count - 1}"
         )
     return [records[i] for i in sorted(i % count for i in at)]
 

@@ -1,6 +1,15 @@
-"""Estimators for scikit-learn 1.6 and newer, the extra `sklearn`."""
+"""Estimators for scikit-learn 1.6 and newer, the extra `sklearn`.
+
+`SIMClassifier` is there where `pyidl.sim` is.
+"""
+
+from importlib.util import find_spec
 
 from pyidl.sklearn.implicit import ImplicitClassifier, ImplicitRegressor
-from pyidl.sklearn.sim import SIMClassifier
 
-__all__ = ["ImplicitClassifier", "ImplicitRegressor", "SIMClassifier"]
+__all__ = ["ImplicitClassifier", "ImplicitRegressor"]
+
+if find_spec("pyidl.sim"):
+    from pyidl.sklearn.sim import SIMClassifier as SIMClassifier
+
+    __all__ += ["SIMClassifier"]

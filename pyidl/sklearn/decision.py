@@ -43,18 +43,15 @@ class Answers(ClassifierMixin):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """``softmax`` of the logits, (m, classes), in the order of `classes_`."""
-        P: np.ndarray = softmax.phi(self._raw(X))
-        return P
+        return np.asarray(softmax.phi(self._raw(X)))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """The logarithms of `predict_proba`, also where those are too small for a float."""
+        """``log softmax``, also where a probability is too small for a float."""
         Y = self._raw(X)
         Y = Y - Y.max(axis=1, keepdims=True)
-        L: np.ndarray = Y - np.log(np.exp(Y).sum(axis=1, keepdims=True))
-        return L
+        return np.asarray(Y - np.log(np.exp(Y).sum(axis=1, keepdims=True)))
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of every sample."""
-        best = self._raw(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[best]
-        return labels
+        best = self._raw(X).argmax(axis=1)  # first: whether it is fitted at all
+        return np.asarray(self.classes_[best])

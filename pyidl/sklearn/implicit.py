@@ -2,13 +2,14 @@ r"""Implicit models as estimators of scikit-learn.
 
 ``x = phi(A x + B u + b)``, and from ``y = C x + D u + d``.
 
-    ImplicitClassifier    one logit y_k for each class, probabilities softmax(y); minimises the cross-entropy
-    ImplicitRegressor     the targets themselves; minimises their squared error, in units of their deviation
+    ImplicitClassifier  one logit y_k for each class, probabilities softmax(y);
+                        minimises the cross-entropy
+    ImplicitRegressor   the targets themselves; minimises their squared error, in
+                        units of their deviation
 
 plus ``alpha / 2`` times the squares of A (or L and R), B, C and D, by Adam, projected
-into the constraint after every step. Inputs and targets are standardised within, and
-the scalings folded into the fitted `model_`, which takes the inputs as they are
-(`pyidl.training.standardise` has the equation).
+into the constraint after every step. Both train by `pyidl.training.recipe`: inputs and
+targets are standardised within, and the fitted `model_` takes the inputs as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,26 +28,24 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from pyidl import activations, losses
+from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.errors import InputError, is_real
 from pyidl.layers import ImplicitModel
 from pyidl.layers.base import check_width
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.decision import Answers
-from pyidl.sklearn.rate import falling, going_on
 from pyidl.sklearn.rollback import as_it_was, check_flags
-from pyidl.training import EarlyStopping, fit, recipe
-from pyidl.training.ridge import ridge
-from pyidl.training.standardise import Scaling, fold
-from pyidl.wellposed import Constraint, InfNorm
+from pyidl.training import EarlyStopping
+from pyidl.training.recipe import ALPHA, LEARNING_RATE, Data, Standardised, falling, going_on
+from pyidl.wellposed import Constraint
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
 
 BATCH = 200
 """For ``batch_size="auto"``, as in MLPClassifier."""
 LITTLE = 0.01
-"""The share of the whole fall of the loss that the last epochs may have without a warning."""
+"""How much of the whole fall of the loss the last epochs may have without a warning."""
 KEPT = ("hidden_dim", "activation", "constraint", "rank", "standardize", "dtype")
 """What cannot change while a network is trained further."""
 
@@ -56,7 +56,9 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
     The constructor, training, and standardised outputs.
     """
 
+    classes_: np.ndarray  # of a classifier
     _optimizer: Adam
+    _standardised: Standardised
 
     def __init__(
         self,
@@ -65,9 +67,9 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         activation: str | Activation = "relu",
         constraint: Constraint | None = None,
         rank: int | None = None,
-        alpha: float = recipe.ALPHA,
+        alpha: float = ALPHA,
         batch_size: int | str | None = "auto",
-        learning_rate: float | Schedule = recipe.LEARNING_RATE,
+        learning_rate: float | Schedule = LEARNING_RATE,
         max_iter: int = 50,
         tol: float = 1e-4,
         n_iter_no_change: int = 10,
@@ -97,20 +99,12 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self.dtype = dtype
         self.verbose = verbose
 
-    # ----------------------------------------------------------- what the two differ in
-
     @abstractmethod
-    def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
-        """What the loss compares with.
+    def _targets(self, y: np.ndarray, classes: Any, further: bool) -> np.ndarray:
+        """What the loss compares with; `further` says that there is a network already.
 
-        Labels as positions in `classes_`, or one row of targets a sample.
+        Labels as positions in `classes_`, or one row of values a sample.
         """
-
-    @abstractmethod
-    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
-        """That of the outputs."""
-
-    # ------------------------------------------------------------------------- training
 
     def _train(
         self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, epochs: int | None
@@ -119,13 +113,63 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
 
         Or, with None, until the loss settles, and from there with a warm start.
         """
-        on = hasattr(self, "_network") and (epochs is not None or bool(self.warm_start))
+        further = hasattr(self, "_standardised") and (epochs is not None or bool(self.warm_start))
+        self._check_options()
+        X, y = validate_data(self, X, y, reset=not further, dtype=np.float64, **self._checks)
+        weights = (
+            None
+            if sample_weight is None
+            else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        )
+        data: Data = X, self._targets(y, classes, further), weights
+        if further:
+            self._resume()
+        else:
+            self._start(data)
+        if epochs is None or not further:
+            self.n_iter_ = 0
+            self.loss_curve_: list[float] = []
+        automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
+        batch_size: Any = BATCH if automatic else self.batch_size
+        held_out, monitor = None, "loss"
+        if epochs is None:
+            if self.early_stopping:
+                monitor = "val_loss"
+                data, held_out = self._split(data)
+            self._optimizer = falling(self._optimizer, data, batch_size, self.max_iter)
+        watch = EarlyStopping(self.n_iter_no_change, monitor, min_delta=self.tol)
+        self.history_ = self._standardised.train(
+            data,
+            optimizer=self._optimizer,
+            epochs=self.max_iter if epochs is None else epochs,
+            batch_size=batch_size,
+            rng=self._rng,
+            alpha=self.alpha,
+            validation=held_out,
+            callbacks=(watch,) if epochs is None else (),
+            verbose=self.verbose,
+        )
+        self.n_iter_ += len(self.history_)
+        self.loss_curve_ = [*self.loss_curve_, *map(float, self.history_["loss"])]
+        if epochs is None and not self._has_settled(self.history_[monitor]):
+            warnings.warn(
+                f"{type(self).__name__} stopped after max_iter = {self.max_iter} epochs, "
+                f"while {monitor} still fell by more than tol = {self.tol:g} within "
+                f"{self.n_iter_no_change} epochs; raise max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return self
+
+    def _check_options(self) -> None:
+        """Refuse what neither the network nor the optimiser would refuse."""
         check_flags(self, "early_stopping", "standardize", "warm_start")
         for name in ("max_iter", "n_iter_no_change"):
             check_width(name, getattr(self, name))
         if not (is_real(self.alpha) and 0 <= self.alpha < np.inf):
             raise InputError(
-                f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite number, at least 0"
+                f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite "
+                "number, at least 0"
             )
         if not (is_real(self.tol) and self.tol >= 0):
             raise InputError(
@@ -135,65 +179,24 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             raise InputError(
                 f"validation_fraction is {self.validation_fraction!r}; it lies between 0 and 1"
             )
-        X, y = validate_data(self, X, y, reset=not on, dtype=np.float64, **self._checks)
-        weights = (
-            None
-            if sample_weight is None
-            else _check_sample_weight(sample_weight, X, dtype=np.float64)
+
+    def _split(self, data: Data) -> tuple[Data, Data]:
+        """What is trained on, and what is watched; of labels the same share in both."""
+        U, T, weights = data
+        train, held_out = train_test_split(
+            np.arange(len(U)),
+            test_size=self.validation_fraction,
+            stratify=T if T.ndim == 1 else None,
+            random_state=int(self._rng.integers(2**31)),
         )
-        T = self._targets(y, classes, on)
-        if on:
-            self._resume()
-        else:
-            self._start(X, T, weights)
-        if epochs is None or not on:
-            self.n_iter_ = 0
-            self.loss_curve_: list[float] = []
-        labels = T.ndim == 1
-        train, held_out = [self._inputs(X), T if labels else self._outputs(T), weights], None
-        watched = EarlyStopping(self.n_iter_no_change, "loss", min_delta=self.tol)
-        if epochs is None and self.early_stopping:
-            rows = train_test_split(
-                np.arange(len(X)),
-                test_size=self.validation_fraction,
-                stratify=T if labels else None,
-                random_state=int(self._rng.integers(2**31)),
-            )
-            train, held_out = ([None if a is None else a[k] for a in train] for k in rows)
-            watched = EarlyStopping(self.n_iter_no_change, "val_loss", min_delta=self.tol)
-        automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
-        batch = BATCH if automatic else self.batch_size
-        if epochs is None:
-            self._optimizer = falling(self._optimizer, train, batch, self.max_iter)
-        history = fit(
-            self._network,
-            tuple(train),
-            loss=losses.cross_entropy if labels else losses.mse,
-            optimizer=self._optimizer,
-            epochs=self.max_iter if epochs is None else epochs,
-            batch_size=batch,  # type: ignore[arg-type]
-            validation=None if held_out is None else tuple(held_out),
-            rng=self._rng,
-            penalty=ridge(self.alpha) if self.alpha else None,
-            tol=recipe.TOL,
-            callbacks=(watched,) if epochs is None else (),
-            verbose=self.verbose,
-        )
-        self.history_ = history
-        self.n_iter_ += len(history)
-        self.loss_curve_ = [*self.loss_curve_, *map(float, history["loss"])]
-        if epochs is None and not self._has_settled(history[watched.monitor]):
-            warnings.warn(
-                f"{type(self).__name__} stopped after max_iter = {self.max_iter} epochs, "
-                f"while {watched.monitor} still fell by more than tol = {self.tol:g} within "
-                f"{self.n_iter_no_change} epochs; raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        return self
+
+        def some(rows: np.ndarray) -> Data:
+            return U[rows], T[rows], None if weights is None else weights[rows]
+
+        return some(train), some(held_out)
 
     def _has_settled(self, values: np.ndarray) -> bool:
-        """Whether a run ended by itself, or its rate fell to 0 while next to nothing was gained."""
+        """Whether a run ended by itself, or gained next to nothing at its end."""
         if len(values) < self.max_iter:
             return True
         if callable(self.learning_rate) or len(values) <= self.n_iter_no_change:
@@ -201,20 +204,19 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         late = values[-1 - self.n_iter_no_change] - values[-1]
         return bool(late <= max(self.tol, LITTLE * (values[0] - values[-1])))
 
-    def _start(self, X: np.ndarray, T: np.ndarray, weights: np.ndarray | None) -> None:
+    def _start(self, data: Data) -> None:
         """Everything that a later `partial_fit`, or a warm start, goes on from."""
         self._rng = np.random.default_rng(
             check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         )
-        self._inputs = Scaling.of(X, weights) if self.standardize else Scaling.identity(X.shape[1])
-        self._outputs = self._scaling(T, weights)
         self._built = {name: getattr(self, name) for name in KEPT}
-        self._network = ImplicitModel(
-            X.shape[1],
-            len(self._outputs.mean),
-            self.hidden_dim,
+        self._standardised = Standardised.build(
+            data,
+            classes=len(self.classes_) if data[1].ndim == 1 else None,
+            standardise=self.standardize,
+            hidden_dim=self.hidden_dim,
             activation=_activation(self.activation),
-            constraint=InfNorm(recipe.KAPPA) if self.constraint is None else self.constraint,
+            constraint=self.constraint,
             rank=self.rank,
             dtype=self.dtype,
             rng=self._rng,
@@ -229,13 +231,13 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         for name, built in self._built.items():
             if getattr(self, name) != built:
                 raise InputError(
-                    f"{name} is {getattr(self, name)!r}, but the network was built with {built!r} and is to be trained further; "
-                    "set it back, or start with a new estimator"
+                    f"{name} is {getattr(self, name)!r}, but the network was built with {built!r} "
+                    "and is to be trained further; set it back, or start with a new estimator"
                 )
         self._optimizer = going_on(self._optimizer, self.learning_rate)
-        self._network, self._rng = self._network.replace(), copy.deepcopy(self._rng)
-
-    # ---------------------------------------------------------------------- its answers
+        network = self._standardised.network.replace()
+        self._standardised = replace(self._standardised, network=network)
+        self._rng = copy.deepcopy(self._rng)
 
     @property
     def model_(self) -> ImplicitModel:
@@ -244,14 +246,12 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         For certificates, files, and devices.
         """
         check_is_fitted(self)
-        return fold(self._network, self._inputs, self._outputs)
+        return self._standardised.folded()
 
     def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        return self._outputs.undo(
-            np.asarray(self._network.predict(self._inputs(X)), dtype=np.float64)
-        )
+        return self._standardised.predict(X)
 
 
 class ImplicitClassifier(Answers, _Implicit):
@@ -298,9 +298,9 @@ class ImplicitClassifier(Answers, _Implicit):
         Whether columns of X are shifted and scaled within, by their mean and deviation
         at the first call.
     warm_start : bool
-        Whether `fit` goes on from the last fit: its parameters, its scalings and the
-        state of Adam. The rate may change in between; what the network is built from
-        may not.
+        Whether `fit` goes on from the last fit: its parameters, its standardisation and
+        the state of Adam. The rate may change in between; what the network is built
+        from may not.
     random_state : int, RandomState or None
         Draws the parameters, the order of samples, and those held out.
     dtype : {"float64", "float32"}
@@ -350,42 +350,40 @@ class ImplicitClassifier(Answers, _Implicit):
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these samples.
 
-        The first call needs all labels, in `classes` or in y, and fixes the scalings.
+        The first call needs all labels, in `classes` or in y, and fixes means and
+        deviations.
         """
         with as_it_was(self):
             return self._train(X, y, sample_weight, classes, epochs=1)
 
-    def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
+    def _targets(self, y: np.ndarray, classes: Any, further: bool) -> np.ndarray:
         check_classification_targets(y)
         known = np.unique(y if classes is None else classes)
-        if not on:
+        if not further:
             self._tell_apart(known)
         strangers = np.setdiff1d(np.append(known, y), self.classes_)
         if len(strangers):
             raise InputError(
-                f"y or classes has {strangers.tolist()}; the model was built for the classes {self.classes_.tolist()}"
+                f"y or classes has {strangers.tolist()}; the model was built for the classes "
+                f"{self.classes_.tolist()}"
             )
         return np.searchsorted(self.classes_, y)
-
-    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
-        return Scaling.identity(len(self.classes_))
 
 
 class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
     """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
-    It predicts ``C x + D u + d``.
-
-    It minimises the squared error, each target measured in units of its deviation at
-    the first call. Parameters, attributes and errors as for `ImplicitClassifier`,
-    without `classes_`; targets may be one column or several.
+    It predicts ``C x + D u + d``, and minimises the squared error, each target measured
+    in units of its deviation at the first call. Parameters, attributes and errors as
+    for `ImplicitClassifier`, without `classes_`; targets may be one column or several.
 
     Examples
     --------
     >>> X = np.linspace(-2, 2, 100)[:, None]
     >>> y = 100 + 50 * np.sin(3 * X[:, 0])
-    >>> regressor = ImplicitRegressor(30, alpha=1e-4, tol=1e-3, max_iter=800, random_state=0).fit(X, y)
-    >>> regressor.score(X, y) > 0.9, regressor.model_.predict(X).shape
+    >>> regressor = ImplicitRegressor(30, alpha=1e-4, tol=1e-3, max_iter=800)
+    >>> regressor = regressor.set_params(random_state=0)
+    >>> regressor.fit(X, y).score(X, y) > 0.9, regressor.model_.predict(X).shape
     (True, (100, 1))
     """
 
@@ -399,23 +397,20 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch over these samples.
 
-        The first call fixes the scalings, so give it more than a few.
+        The first call fixes means and deviations, so give it more than a few.
         """
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=1)
 
-    def _targets(self, y: np.ndarray, classes: Any, on: bool) -> np.ndarray:
+    def _targets(self, y: np.ndarray, classes: Any, further: bool) -> np.ndarray:
         T = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
-        if not on:
+        if not further:
             self._column = y.ndim == 1
-        elif T.shape[1] != len(self._outputs.mean):
+        elif T.shape[1] != (width := self._standardised.network.output_dim):
             raise InputError(
-                f"y has {T.shape[1]} targets a sample; the model was built for {len(self._outputs.mean)}"
+                f"y has {T.shape[1]} targets a sample; the model was built for {width}"
             )
         return T
-
-    def _scaling(self, T: np.ndarray, weights: np.ndarray | None) -> Scaling:
-        return Scaling.of(T, weights)
 
     def predict(self, X: Any) -> np.ndarray:
         """The targets, (m,) or (m, q) as in `fit`."""
@@ -433,6 +428,7 @@ def _activation(given: Any) -> Activation:
         return built_in if built_in == given else given
     if built_in is None:
         raise InputError(
-            f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, softplus and others"
+            f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, "
+            "softplus and others"
         )
     return built_in

@@ -1,8 +1,12 @@
-"""A classifier that learns an implicit model from the states of a trained network (SIM).
+"""A classifier that learns an implicit model from the states of a perceptron (SIM).
 
-teacher      a perceptron of scikit-learn, trained on X and y
-model_       ``x = phi(A x + B u + b)``, ``y = C x + D u + d`` with the least mean loss and penalty that reproduces the teacher's
-             pre-activations, states and logits on X (`pyidl.sim.fit`); no gradient passes through a fixed point
+The teacher, a perceptron of scikit-learn, is trained on X and y. The model
+
+    x = phi(A x + B u + b),    y = C x + D u + d
+
+is the one that reproduces the teacher's pre-activations, states and logits on X with
+the least mean loss and penalty (`pyidl.sim.fit`). No gradient passes through a fixed
+point.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pyidl.matrices.pattern import Pattern
 from pyidl.sim.penalties import Penalty
 from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rollback import as_it_was, check_flags
-from pyidl.training.standardise import Scaling, fold
+from pyidl.training.standardise import Standardiser, fold
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["SIMClassifier"]
@@ -76,7 +80,8 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.neural_network import MLPClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> classifier = SIMClassifier(MLPClassifier((20, 10), max_iter=1000), random_state=0).fit(X, y)
+    >>> teacher = MLPClassifier((20, 10), max_iter=1000)
+    >>> classifier = SIMClassifier(teacher, random_state=0).fit(X, y)
     >>> classifier.score(X, y) > 0.9, classifier.report_.certificate.proven
     (True, True)
     """
@@ -105,7 +110,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         self.dtype = dtype
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the teacher on samples X (m, p) and labels y (m,), and learn the model from its states."""
+        """Train the teacher on X (m, p), labels y (m,), and learn from its states."""
         with as_it_was(self):
             self._train(X, y)
         return self
@@ -116,7 +121,8 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         if not (self.teacher is None or isinstance(self.teacher, MLPClassifier)):
             raise InputError(
-                f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other networks"
+                f"teacher is {self.teacher!r}; use an MLPClassifier, or pyidl.sim.fit for other "
+                "networks"
             )
         classes, T = np.unique(y, return_inverse=True)
         self._tell_apart(classes)
@@ -124,7 +130,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         teacher = MLPClassifier() if self.teacher is None else clone(self.teacher)
         if teacher.random_state is None:
             teacher.set_params(random_state=seed)
-        self._inputs = Scaling.of(X) if self.standardize else Scaling.identity(X.shape[1])
+        self._inputs = Standardiser.of(X) if self.standardize else Standardiser.identity(X.shape[1])
         V = self._inputs(X)
         self.teacher_ = teacher.fit(V, T)
         result = sim.fit(
@@ -143,7 +149,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     def model_(self) -> ImplicitModel:
         """The fitted model, for inputs as they are."""
         check_is_fitted(self)
-        return fold(self._network, self._inputs, Scaling.identity(self._network.output_dim))
+        return fold(self._network, self._inputs, Standardiser.identity(self._network.output_dim))
 
     def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

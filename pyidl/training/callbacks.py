@@ -48,6 +48,19 @@ class EarlyStopping:
     InputError
         If a number is out of range; after the first epoch, if `monitor` is not
         recorded.
+
+    Examples
+    --------
+    >>> import pyidl
+    >>> U = np.linspace(-2, 2, 64)[:, None]
+    >>> model, adam = pyidl.ImplicitModel(1, 1, 9, rng=0), pyidl.optim.Adam(1e-2)
+    >>> stop = EarlyStopping(patience=2, monitor="loss", min_delta=1.0)
+    >>> history = pyidl.fit(
+    ...     model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=50,
+    ...     callbacks=[stop], rng=0, verbose=0,
+    ... )
+    >>> len(history)
+    3
     """
 
     patience: int = 10
@@ -57,13 +70,12 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        counts, margin = (
-            is_whole(self.patience) and self.patience >= 1,
-            is_real(self.min_delta) and self.min_delta >= 0,
-        )
+        counts = is_whole(self.patience) and self.patience >= 1
+        margin = is_real(self.min_delta) and self.min_delta >= 0
         if not (counts and margin and self.mode in ("min", "max")):
             raise InputError(
-                f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', min_delta >= 0"
+                f"{self} makes no sense: patience is an integer >= 1, mode 'min' or 'max', "
+                "min_delta >= 0"
             )
         expect("monitor", self.monitor, str, "name a key of the history, such as 'val_loss'")
         expect_flags(self, "restore_best")
@@ -73,7 +85,8 @@ class EarlyStopping:
         """Remember the best epoch; True when patience is over."""
         if self.monitor not in run.records[-1]:
             raise InputError(
-                f"EarlyStopping watches {self.monitor!r}, and this run records {', '.join(run.records[-1])}; "
+                f"EarlyStopping watches {self.monitor!r}, and this run records "
+                f"{', '.join(run.records[-1])}; "
                 "give fit a validation set, or watch another of them"
             )
         values = History(tuple(run.records))[self.monitor]
@@ -108,6 +121,25 @@ class Checkpoint:
         Overwritten atomically.
     every : int
         Epochs between two writes.
+
+    Raises
+    ------
+    InputError
+        If `path` is no name, or `every` no positive integer.
+
+    Examples
+    --------
+    >>> import pyidl, tempfile
+    >>> path, U = Path(tempfile.mkdtemp()) / "run.npz", np.linspace(-2, 2, 64)[:, None]
+    >>> def run(epochs, resume=None):
+    ...     return pyidl.fit(
+    ...         pyidl.ImplicitModel(1, 1, 9, rng=0), (U, np.sin(U)), rng=0, verbose=0,
+    ...         loss=pyidl.losses.mse, optimizer=pyidl.optim.Adam(1e-2), epochs=epochs,
+    ...         callbacks=[Checkpoint(path)], resume=resume,
+    ...     )
+    >>> _ = run(2)
+    >>> bool(run(4, resume=path)["loss"][-1] == run(4)["loss"][-1])
+    True
     """
 
     path: str | Path
@@ -119,7 +151,8 @@ class Checkpoint:
         )
         if not (is_whole(self.every) and self.every >= 1):
             raise InputError(
-                f"every is {self.every!r}; an integer is needed, a checkpoint is written every one or more epochs"
+                f"every is {self.every!r}; an integer is needed, a checkpoint is written every one "
+                "or more epochs"
             )
 
     def __call__(self, run: Run) -> None:
@@ -169,7 +202,8 @@ def restore(run: Run, path: str | Path) -> None:
             groups[group][name] = a
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
-            f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not written by fit"
+            f"{path} is not a complete checkpoint: {error!r} is missing; it was edited, or not "
+            "written by fit"
         ) from error
     own, generator = type(run.optimizer).__name__, type(run.rng.bit_generator).__name__
     if optimizer != own:

@@ -1,4 +1,4 @@
-"""Training: the loop that everyone would otherwise write, with everything in it counted.
+"""Training: the loop that everyone would otherwise write, and a record of it.
 
     Y, pull = model(U);  value, dY = loss(Y, target);  _, grads = pull(dY)
     model.params = model.project(optimizer.step(model.params, grads))
@@ -19,27 +19,28 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from pyidl.arrays import backend
-from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers.base import Layer, check_width
 from pyidl.training.callbacks import restore
 from pyidl.training.run import Callback, History, Optimizer, Run, in_words
+from pyidl.training.samples import Samples, returned_pair
 from pyidl.training.tolerance import Tolerances, Twin, read_tol
-from pyidl.typing import Array, Params, Rng
+from pyidl.typing import Array, Grads, Params, Rng
 
-__all__ = ["Loss", "Metric", "OnFailedSamples", "Penalty", "fit"]
+__all__ = ["Loss", "Metric", "OnFailedSamples", "ParameterPenalty", "fit"]
 
 LOGGER = logging.getLogger("pyidl")
 MAX_FAILED = 0.1
 
 Loss = Callable[..., tuple[Any, Any]]
 Metric = Callable[[Any, Any], Any]
-Penalty = Callable[[Params], tuple[Any, Mapping[str, Array]]]
+ParameterPenalty = Callable[[Params], tuple[Any, Mapping[str, Array]]]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 OnFailedSamples = Literal["skip", "raise", "warn", "ignore"]
 
 
@@ -54,7 +55,7 @@ def fit(
     validation: tuple[Any, ...] | None = None,
     rng: Rng = None,
     metrics: Sequence[Metric] = (),
-    penalty: Penalty | None = None,
+    penalty: ParameterPenalty | None = None,
     tol: Tolerances | None = (1e-4, 1e-3),
     on_fail: OnFailedSamples = "skip",
     callbacks: Iterable[Callback] = (),
@@ -133,43 +134,24 @@ def fit(
     >>> U = np.linspace(-2, 2, 64)[:, None]
     >>> model = pyidl.ImplicitModel(1, 1, 20, rng=0)
     >>> adam = pyidl.optim.Adam(1e-2)
-    >>> history = pyidl.fit(model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=20, rng=0, verbose=0)
+    >>> history = pyidl.fit(
+    ...     model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=20,
+    ...     rng=0, verbose=0,
+    ... )
     >>> bool(history["loss"][-1] < history["loss"][0])
     True
     """
     expect("model", model, Layer, "fit trains a Layer")
     tol = read_tol(tol, model)
-    if on_fail not in ("skip", "raise", "warn", "ignore"):
-        raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
     epochs = check_width("epochs", epochs)
     if batch_size is not None:
         batch_size = check_width("batch_size", batch_size)
-    for name, several in (("metrics", metrics), ("callbacks", callbacks)):
-        if not isinstance(several, Iterable) or isinstance(several, Mapping):
-            raise InputError(
-                f"{name} is {several!r}; a sequence of functions is needed, also of a single one"
-            )
-    callbacks = tuple(callbacks)
-    expect("optimizer", optimizer, "step", "use one of pyidl.optim, such as Adam(1e-3)")
-    if not (is_whole(verbose) or isinstance(verbose, bool)):
-        raise InputError(f"verbose is {verbose!r}; 1 shows progress, 0 is silent")
-    expect(
-        "resume",
-        resume,
-        (str, os.PathLike, NoneType),
-        "the name of a file of Checkpoint is needed, a str or a Path",
-    )
-    given = {
-        "loss": [loss],
-        "metrics": metrics,
-        "callbacks": callbacks,
-        "penalty": [] if penalty is None else [penalty],
-    }
-    for name, functions in given.items():
-        if not all(callable(function) for function in functions):
-            raise InputError(f"{name}: {functions!r} must be callable")
-    train = _Data.read(data, model, "data")
-    held_out = None if validation is None else _Data.read(validation, model, "validation")
+    _check_options(optimizer, on_fail, verbose, resume)
+    metrics, callbacks = _functions("metrics", metrics), _functions("callbacks", callbacks)
+    _functions("loss", [loss])
+    _functions("penalty", [] if penalty is None else [penalty])
+    train = Samples.read(data, model, "data")
+    held_out = None if validation is None else Samples.read(validation, model, "validation")
     run = Run(model, optimizer, backend.as_generator(rng), epochs, tol)
     twin = Twin.of(model, tol)
     if resume is not None:
@@ -182,27 +164,41 @@ def fit(
                 with twin.learning() as pupil:
                     lent = replace(run, model=pupil)
                     steps = _train_epoch(lent, train, size, loss, penalty, on_fail)
-                record = {"epoch": run.epoch + 1, **steps}
-                if held_out is not None:
-                    record |= {
-                        f"val_{key}": value
-                        for key, value in _evaluate(model, held_out, size, loss, metrics).items()
-                    }
-                elif metrics:
-                    record |= _evaluate(model, train, size, None, metrics)
-            record["seconds"] = time.perf_counter() - began
-            run.records.append(record)
-            report(record)
-            if [
-                callback for callback in callbacks if callback(run) is True
-            ]:  # all of them are called
+                scores = _scores(model, train, held_out, size, loss, metrics)
+            seconds = time.perf_counter() - began
+            run.records.append({"epoch": run.epoch + 1, **steps, **scores, "seconds": seconds})
+            report(run.records[-1])
+            # All callbacks are called, whatever the first of them says.
+            if True in [callback(run) is True for callback in callbacks]:
                 break
     return History(tuple(run.records), tol)
 
 
+def _check_options(optimizer: Any, on_fail: Any, verbose: Any, resume: Any) -> None:
+    if on_fail not in ("skip", "raise", "warn", "ignore"):
+        raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
+    expect("optimizer", optimizer, "step", "use one of pyidl.optim, such as Adam(1e-3)")
+    if not (is_whole(verbose) or isinstance(verbose, bool)):
+        raise InputError(f"verbose is {verbose!r}; 1 shows progress, 0 is silent")
+    cure = "the name of a file of Checkpoint is needed, a str or a Path"
+    expect("resume", resume, (str, os.PathLike, NoneType), cure)
+
+
+def _functions(name: str, given: Iterable[_Function]) -> tuple[_Function, ...]:
+    """Several functions as a tuple."""
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise InputError(
+            f"{name} is {given!r}; a sequence of functions is needed, also of a single one"
+        )
+    functions = tuple(given)
+    if not all(callable(function) for function in functions):
+        raise InputError(f"{name}: {given!r} must be callable")
+    return functions
+
+
 @contextmanager
 def _as_it_was(run: Run) -> Iterator[None]:
-    """What is refused in this block changes neither model nor optimiser nor generator."""
+    """Leave model, optimiser and generator as they were, if this block is refused."""
     parts = [
         (run.model, "params"),
         (run.optimizer, "state"),
@@ -221,7 +217,10 @@ def _as_it_was(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _together(optimizer: Optimizer) -> Iterator[None]:
-    """An optimiser that has taken a step that the model did not, for want of memory, say, goes back. Its arrays are not edited."""
+    """Take the optimiser back if the model does not follow its step.
+
+    Memory may run out between the two. The optimiser's arrays are not edited in place.
+    """
     own = getattr(optimizer, "__dict__", {})
     before = dict(own)
     try:
@@ -233,109 +232,6 @@ def _together(optimizer: Optimizer) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------- epochs
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Inputs, targets and weights of m samples."""
-
-    inputs: tuple[Any, ...]
-    target: Any
-    weights: Any
-    m: int
-    unit: float = 1.0
-    """The largest weight of all samples.
-
-    In this unit weights are added up, so that no sum of them overflows.
-    """
-
-    @classmethod
-    def read(cls, data: Any, model: Layer, name: str) -> _Data:
-        if not (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
-            raise InputError(f"{name} must be (inputs, targets) or (inputs, targets, weights)")
-        inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
-        given = (*inputs, data[1], *(w for w in data[2:] if w is not None))
-        parts = [
-            a
-            if backend.is_array(a)
-            else from_host(model.xp, backend.read_array(a, f"an array of {name}"))
-            for a in given
-        ]
-        lengths = {a.shape[0] if a.ndim else 0 for a in parts}
-        if len(lengths) != 1 or lengths == {0}:
-            raise InputError(
-                f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first axis of at least 1"
-            )
-        backend.namespace(*parts, *model.params.values())
-        weights = parts[-1] if len(data) == 3 and data[2] is not None else None
-        read = cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
-        read = read if weights is None else read._with_weight(name)
-        for words, arrays in (("inputs", read.inputs), ("targets", (read.target,))):
-            if not all(_finite(a) for a in arrays):
-                raise InputError(
-                    f"the {words} of {name} have entries that are NaN or infinite; clean them, or give their samples the weight 0"
-                )
-        return read
-
-    def _with_weight(self, name: str) -> _Data:
-        """Without the samples of weight 0.
-
-        They would only be able to fill a batch with nothing.
-        """
-        weights = backend.to_numpy(self.weights)
-        if (
-            weights.ndim not in (1, 2)
-            or not np.all(np.isfinite(weights))
-            or np.any(weights < 0)
-            or not np.any(weights > 0)
-        ):
-            raise InputError(
-                f"the weights of {name} must be one finite number >= 0 for each sample or position, and not all of them 0"
-            )
-        some = weights.reshape(self.m, -1).any(axis=1)
-        read = replace(self, unit=float(weights.max()))
-        return read if np.all(some) else read.take(np.flatnonzero(some))
-
-    def take(self, rows: np.ndarray) -> _Data:
-        """Some of the samples."""
-        xp = backend.namespace(self.target)
-        index = from_host(xp, rows)
-        weights = None if self.weights is None else xp.take(self.weights, index, axis=0)
-        # Frozen, since nobody else has them: a model does not copy them again.
-        inputs = tuple(backend.freeze(xp.take(a, index, axis=0)) for a in self.inputs)
-        target = xp.take(self.target, index, axis=0)
-        return replace(self, inputs=inputs, target=target, weights=weights, m=len(rows))
-
-    def loss(self, loss: Loss, Y: Any) -> tuple[Any, Any]:
-        return _pair(
-            "loss",
-            loss(Y, self.target)
-            if self.weights is None
-            else loss(Y, self.target, weights=self.weights),
-        )
-
-    @property
-    def total(self) -> Any:
-        """The weight of these samples in a mean over all batches."""
-        if self.weights is None:
-            return self.m
-        xp = backend.namespace(self.weights)
-        return xp.sum(backend.astype(xp, self.weights, "float64") / self.unit)
-
-
-def _pair(name: str, given: Any) -> tuple[Any, Any]:
-    """What a function of the caller's has returned."""
-    if not (isinstance(given, (tuple, list)) and len(given) == 2):
-        raise InputError(
-            f"{name} has returned {given!r}; it returns a pair, the value and its derivative"
-        )
-    return given[0], given[1]
-
-
-def _finite(a: Any) -> bool:
-    """Whether no entry of an array of real numbers is NaN or infinite."""
-    xp = backend.namespace(a)
-    return not xp.isdtype(a.dtype, "real floating") or backend.all_finite(xp, a)
 
 
 @dataclass
@@ -361,7 +257,12 @@ class _Failed:
 
 
 def _train_epoch(
-    run: Run, data: _Data, size: int, loss: Loss, penalty: Penalty | None, on_fail: OnFailedSamples
+    run: Run,
+    data: Samples,
+    size: int,
+    loss: Loss,
+    penalty: ParameterPenalty | None,
+    on_fail: OnFailedSamples,
 ) -> dict[str, float]:
     """One pass over the samples in random order, a step for each batch."""
     order = run.rng.permutation(data.m)
@@ -374,21 +275,8 @@ def _train_epoch(
                 continue
             value, grads, total, counts = batch
             if penalty is not None:
-                extra, slopes = _pair("penalty", penalty(run.model.params))
-                if not set(slopes) <= set(grads):
-                    raise InputError(
-                        f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}"
-                    )
-                backend.namespace(
-                    *grads.values(), *(g for g in slopes.values() if backend.is_array(g))
-                )
-                value, grads = (
-                    value + extra,
-                    {
-                        key: grads[key] + slopes[key] if key in slopes else grads[key]
-                        for key in grads
-                    },
-                )
+                extra, grads = _penalised(penalty, run.model.params, grads)
+                value = value + extra
             with _together(run.optimizer):
                 run.model.params = run.model.project(run.optimizer.step(run.model.params, grads))
         except Exception as error:
@@ -418,8 +306,20 @@ def _train_epoch(
     }
 
 
+def _penalised(penalty: ParameterPenalty, params: Params, grads: Grads) -> tuple[Any, Grads]:
+    """The value of the penalty, and the gradients with its own added."""
+    value, slopes = returned_pair("penalty", penalty(params))
+    if not set(slopes) <= set(grads):
+        raise InputError(
+            f"penalty gives gradients of {sorted(slopes)}, the parameters are {sorted(grads)}"
+        )
+    # Refuses what lives in two places.
+    backend.namespace(*grads.values(), *(g for g in slopes.values() if backend.is_array(g)))
+    return value, {key: g + slopes[key] if key in slopes else g for key, g in grads.items()}
+
+
 def _attempt(
-    run: Run, data: _Data, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: _Failed
+    run: Run, data: Samples, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: _Failed
 ) -> Any:
     """Loss and gradients of one batch.
 
@@ -443,8 +343,23 @@ def _attempt(
     return None
 
 
+def _scores(
+    model: Layer,
+    train: Samples,
+    held_out: Samples | None,
+    size: int,
+    loss: Loss,
+    metrics: Sequence[Metric],
+) -> dict[str, float]:
+    """Loss and metrics of the validation data, or metrics of the training data."""
+    if held_out is None:
+        return _evaluate(model, train, size, None, metrics) if metrics else {}
+    found = _evaluate(model, held_out, size, loss, metrics)
+    return {f"val_{key}": value for key, value in found.items()}
+
+
 def _evaluate(
-    model: Layer, data: _Data, size: int, loss: Loss | None, metrics: Sequence[Metric]
+    model: Layer, data: Samples, size: int, loss: Loss | None, metrics: Sequence[Metric]
 ) -> dict[str, float]:
     """Loss and metrics without a step.
 
@@ -473,7 +388,7 @@ def _evaluate(
 
 @contextmanager
 def _progress(run: Run, verbose: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A bar over the epochs where tqdm is installed, lines in the log where it is not."""
+    """A bar over the epochs where tqdm is installed, else lines in the log."""
     if verbose == 0:
         yield lambda record: None
     elif importlib.util.find_spec("tqdm") is None:

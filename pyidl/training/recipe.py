@@ -1,22 +1,235 @@
-"""The recipe that the estimators and the command line train by where nothing else is asked for.
+"""The recipe by which the estimators and the command line train.
 
-All of it was chosen together, on five small tables, by ``tests/benchmarks/estimators.py
---select``; docs/estimators.md has the numbers.
+Columns are standardised, the loss follows from the kind of target, the squares of all
+matrices are penalised, and the rate of Adam falls to 0. What comes out takes the
+columns as they are (`pyidl.training.standardise`).
+
+The numbers were chosen together, on five small tables, by
+``tests/benchmarks/estimators.py --select``; docs/estimators.md has the results.
 """
 
-__all__ = ["ALPHA", "KAPPA", "LEARNING_RATE", "TOL"]
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyidl.activations import Activation
+from pyidl.layers import ImplicitModel
+from pyidl.layers.base import check_width
+from pyidl.losses import cross_entropy, mse
+from pyidl.optim import Adam, Cosine, Schedule
+from pyidl.training.fit import fit
+from pyidl.training.ridge import ridge
+from pyidl.training.run import Callback, History
+from pyidl.training.standardise import Standardiser, fold
+from pyidl.wellposed import Constraint, InfNorm
+
+__all__ = ["ALPHA", "KAPPA", "LEARNING_RATE", "TOL", "Standardised", "falling", "going_on"]
 
 KAPPA = 0.5
-"""Of `InfNorm`.
+"""The bound of `InfNorm`.
 
 Each step of a solve at least halves the error, forward and backward.
 """
 LEARNING_RATE = 1e-2
-"""Of Adam, at the start; it falls to 0 along half a cosine."""
+"""The rate of Adam at the start; it falls to 0 along half a cosine."""
 ALPHA = 3e-3
-"""Of `ridge`."""
+"""The weight of the penalty `ridge`."""
 TOL = (1e-3, 1e-2)
-"""Of the solves of training, forward and adjoint.
+"""The tolerances of the solves of training, forward and adjoint.
 
 With tighter ones no table was answered better.
 """
+
+Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Inputs (m, p), targets, and weights (m,) or None, not standardised.
+
+Targets are labels (m,), the numbers of classes, or values (m, q).
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """A model of standardised columns: ``y = outputs.undo(network(inputs(u)))``.
+
+    Attributes
+    ----------
+    network : ImplicitModel
+        What is trained.
+    inputs, outputs : Standardiser
+        Those of the first data; training further keeps them.
+
+    Examples
+    --------
+    >>> from pyidl import activations
+    >>> U = np.linspace(-2, 2, 60)[:, None]
+    >>> data, rng = (U, 100 + 50 * np.tanh(U), None), np.random.default_rng(0)
+    >>> relu = activations.relu
+    >>> model = Standardised.build(data, hidden_dim=10, activation=relu, rng=rng)
+    >>> adam = falling(Adam(LEARNING_RATE), data, batch_size=20, epochs=50)
+    >>> history = model.train(data, optimizer=adam, epochs=50, batch_size=20, rng=rng)
+    >>> model.predict(U).shape, bool(history["loss"][-1] < 0.1 * history["loss"][0])
+    ((60, 1), True)
+    """
+
+    network: ImplicitModel
+    inputs: Standardiser
+    outputs: Standardiser
+
+    @classmethod
+    def build(
+        cls,
+        data: Data,
+        *,
+        classes: int | None = None,
+        standardise: bool = True,
+        hidden_dim: int,
+        activation: Activation,
+        constraint: Constraint | None = None,
+        rank: int | None = None,
+        dtype: str = "float64",
+        rng: np.random.Generator,
+    ) -> Standardised:
+        """A new network for these data.
+
+        Parameters
+        ----------
+        data : (inputs, targets, weights)
+            They give the widths, means and deviations.
+        classes : int, optional
+            How many there are, if targets are labels: one logit each.
+        standardise : bool
+            Whether inputs are standardised; values to predict always are.
+        hidden_dim, activation, constraint, rank, dtype
+            As for `ImplicitModel`; the constraint is ``InfNorm(KAPPA)`` if None.
+        rng : Generator
+            Draws the parameters.
+
+        Raises
+        ------
+        InputError
+            If `ImplicitModel` refuses an option.
+        """
+        U, T, weights = data
+        inputs = Standardiser.of(U, weights) if standardise else Standardiser.identity(U.shape[1])
+        outputs = Standardiser.of(T, weights) if classes is None else Standardiser.identity(classes)
+        network = ImplicitModel(
+            U.shape[1],
+            len(outputs.mean),
+            hidden_dim,
+            activation=activation,
+            constraint=InfNorm(KAPPA) if constraint is None else constraint,
+            rank=rank,
+            dtype=dtype,
+            rng=rng,
+        )
+        return cls(network, inputs, outputs)
+
+    def train(
+        self,
+        data: Data,
+        *,
+        optimizer: Adam,
+        epochs: int,
+        batch_size: int | None,
+        rng: np.random.Generator,
+        alpha: float = ALPHA,
+        validation: Data | None = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int = 0,
+    ) -> History:
+        """Train the network in place.
+
+        Parameters
+        ----------
+        data, validation : (inputs, targets, weights)
+            As in `build`; of labels the cross-entropy is minimised, of values the
+            squared error, in units of their deviation.
+        alpha : float
+            The weight of `ridge`.
+        optimizer, epochs, batch_size, rng, callbacks, verbose
+            As for `pyidl.fit`.
+
+        Returns
+        -------
+        History
+        """
+        return fit(
+            self.network,
+            self._standardised(data),
+            loss=cross_entropy if data[1].ndim == 1 else mse,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation=None if validation is None else self._standardised(validation),
+            rng=rng,
+            penalty=ridge(alpha) if alpha else None,
+            tol=TOL,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+
+    def _standardised(self, data: Data) -> tuple[Any, ...]:
+        U, T, weights = data
+        return self.inputs(U), T if T.ndim == 1 else self.outputs(T), weights
+
+    def predict(self, U: np.ndarray) -> np.ndarray:
+        """Logits, or values in the units of the targets, (m, q) in float64."""
+        Y = np.asarray(self.network.predict(self.inputs(U)), dtype=np.float64)
+        return self.outputs.undo(Y)
+
+    def folded(self) -> ImplicitModel:
+        """The model that takes the columns, and gives the targets, as they are."""
+        return fold(self.network, self.inputs, self.outputs)
+
+
+def falling(adam: Adam, data: Data, batch_size: int | None, epochs: int) -> Adam:
+    """Adam whose rate falls to 0 from the present step to the last of these epochs.
+
+    A rate that is a schedule already is taken as it is.
+
+    Parameters
+    ----------
+    adam : Adam
+        Its rate is where the new one begins; its state goes on.
+    data, batch_size, epochs
+        What `Standardised.train` will be called with: they give the number of steps.
+
+    Returns
+    -------
+    Adam
+
+    Raises
+    ------
+    InputError
+        If `batch_size` is no number of samples.
+    """
+    rate = adam.learning_rate
+    if callable(rate):
+        return adam
+    inputs, _, weights = data
+    # Samples of weight 0 take no part.
+    m = len(inputs) if weights is None else max(int(np.count_nonzero(weights)), 1)
+    steps = 1 if batch_size is None else -(-m // min(check_width("batch_size", batch_size), m))
+    return going_on(adam, _Later(Cosine(rate, steps=steps * epochs), adam.count))
+
+
+def going_on(adam: Adam, rate: float | Schedule) -> Adam:
+    """Another Adam of this rate, with the state of this one."""
+    other = Adam(rate)
+    other.state, other.count = adam.state, adam.count
+    return other
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A schedule, from a step on that is not the first."""
+
+    schedule: Cosine
+    start: int
+
+    def __call__(self, count: int) -> float:
+        return self.schedule(count - self.start)

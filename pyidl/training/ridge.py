@@ -1,4 +1,10 @@
-"""``alpha / 2`` times the sum of squares of all matrices, with the gradient ``alpha theta``: a penalty for `fit`. Biases cost nothing."""
+"""The squares of all matrices, a penalty for `fit`.
+
+    p(theta) = alpha / 2 * sum of theta_i^2 over all entries of matrices,
+    dp/dtheta_i = alpha theta_i.
+
+Biases cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +20,17 @@ __all__ = ["ridge"]
 
 
 def ridge(alpha: float) -> Callable[[Params], tuple[Any, Mapping[str, Array]]]:
-    """Return the penalty, for ``fit(penalty=...)``.
+    """The penalty ``alpha / 2 |theta|^2``, for ``fit(penalty=...)``.
 
     Parameters
     ----------
     alpha : float
         Its weight, not negative.
+
+    Returns
+    -------
+    callable
+        ``params -> (value, grads)``.
 
     Raises
     ------

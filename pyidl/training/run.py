@@ -41,6 +41,12 @@ class History:
     tol : (float, float) or None
         Tolerances of the solves of training, forward and adjoint; None where they were
         the model's.
+
+    Examples
+    --------
+    >>> history = History(({"epoch": 1, "loss": 0.5, "seconds": 0.1},))
+    >>> history["loss"], history
+    (array([0.5]), epoch 1: loss 0.5 (0.10 s))
     """
 
     records: tuple[Mapping[str, float], ...] = ()
@@ -49,7 +55,8 @@ class History:
     def __getitem__(self, key: str) -> np.ndarray:
         if not self.records or key not in self.records[0]:
             raise KeyError(
-                f"{key!r} was not recorded; there are {list(self.records[0]) if self.records else 'no epochs'}"
+                f"{key!r} was not recorded; there are "
+                f"{list(self.records[0]) if self.records else 'no epochs'}"
             )
         return np.array([record[key] for record in self.records])
 
@@ -57,11 +64,7 @@ class History:
         return len(self.records)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            ["History of no epochs"]
-            if not self.records
-            else [in_words(record) for record in self.records]
-        )
+        return "\n".join(map(in_words, self.records)) or "History of no epochs"
 
 
 def in_words(record: Mapping[str, float]) -> str:
@@ -91,6 +94,17 @@ class Run:
         One for each epoch done.
     memory : dict of str to numpy.ndarray
         Where callbacks keep what they must remember; a checkpoint saves it.
+
+    Examples
+    --------
+    >>> def enough(run):  # a callback: True ends the training
+    ...     return run.records[-1]["loss"] < 0.1
+    >>> from pyidl import ImplicitModel, optim
+    >>> rng = np.random.default_rng(0)
+    >>> run = Run(ImplicitModel(1, 1, 9, rng=rng), optim.Adam(), rng, epochs=5)
+    >>> run.records.append({"epoch": 1, "loss": 0.05, "seconds": 0.1})
+    >>> run.epoch, enough(run)
+    (1, True)
     """
 
     model: Layer

@@ -1,4 +1,4 @@
-r"""Columns with mean 0 and deviation 1 for training, and a model that takes the columns as they are.
+r"""Columns of mean 0 and deviation 1, and a model that takes them as they are.
 
 With ``v = (u - m) / s`` and ``y = t + r z``, componentwise, a model trained on v and z
 is, exactly, one of u and y:
@@ -21,15 +21,14 @@ from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 
-__all__ = ["Scaling", "fold"]
+__all__ = ["Standardiser", "fold"]
 
-CONSTANT = (
-    64 * np.finfo(np.float64).eps
-)  # a deviation below this share of the largest entry is rounding
+CONSTANT = 64 * np.finfo(np.float64).eps
+"""A deviation below this share of the largest entry is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scaling:
+class Standardiser:
     """``u -> (u - mean) / scale``, column by column, on the host and in float64.
 
     Parameters
@@ -39,8 +38,8 @@ class Scaling:
 
     Examples
     --------
-    >>> scaling = Scaling.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
-    >>> scaling(np.array([[5.0, 8.0]]))
+    >>> columns = Standardiser.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
+    >>> columns(np.array([[5.0, 8.0]]))
     array([[3., 1.]])
     """
 
@@ -48,15 +47,11 @@ class Scaling:
     scale: np.ndarray
 
     @classmethod
-    def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Scaling:
-        """Mean and deviation of the columns, weighted.
-
-        The scale of a constant column is 1.
-
-        They are computed in units of a power of two near the largest entry, so that no
-        square overflows or vanishes.
-        """
+    def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Standardiser:
+        """Mean and deviation, weighted; the scale of a constant column is 1."""
         U = np.asarray(U, dtype=np.float64)
+        # In units of a power of two near the largest entry no square overflows or
+        # vanishes.
         unit = np.exp2(
             np.frexp(np.maximum(np.max(np.abs(U), axis=0), np.finfo(np.float64).tiny))[1] - 1.0
         )
@@ -66,30 +61,32 @@ class Scaling:
         return cls(mean * unit, np.where(deviation > CONSTANT, deviation * unit, 1.0))
 
     @classmethod
-    def identity(cls, p: int) -> Scaling:
+    def identity(cls, p: int) -> Standardiser:
         """Columns as they are."""
         return cls(np.zeros(p), np.ones(p))
 
     def __call__(self, U: np.ndarray) -> np.ndarray:
         """``(U - mean) / scale``."""
-        V: np.ndarray = (U - self.mean) / self.scale
-        return V
+        return np.asarray((U - self.mean) / self.scale)
 
     def undo(self, V: np.ndarray) -> np.ndarray:
         """``mean + scale V``."""
-        U: np.ndarray = self.mean + self.scale * V
-        return U
+        return np.asarray(self.mean + self.scale * V)
 
 
-def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitModel:
-    """Return the model with ``outputs.undo(model(inputs(U)))`` as its outputs, up to rounding.
+def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> ImplicitModel:
+    """The model whose outputs are ``outputs.undo(model(inputs(U)))``, up to rounding.
 
     Parameters
     ----------
     model : ImplicitModel
         With biases.
-    inputs, outputs : Scaling
+    inputs, outputs : Standardiser
         Of its p inputs and q outputs.
+
+    Returns
+    -------
+    ImplicitModel
 
     Raises
     ------
@@ -99,25 +96,29 @@ def fold(model: ImplicitModel, inputs: Scaling, outputs: Scaling) -> ImplicitMod
     Examples
     --------
     >>> import pyidl
-    >>> model, U = pyidl.ImplicitModel(2, 1, 5, dtype="float64", rng=0), np.array([[1.0, 7.0], [3.0, 9.0]])
-    >>> inputs, outputs = Scaling.of(U), Scaling(np.array([10.0]), np.array([2.0]))
-    >>> bool(np.allclose(fold(model, inputs, outputs).predict(U), 10 + 2 * model.predict(inputs(U))))
+    >>> model = pyidl.ImplicitModel(2, 1, 5, dtype="float64", rng=0)
+    >>> U = np.array([[1.0, 7.0], [3.0, 9.0]])
+    >>> inputs = Standardiser.of(U)
+    >>> outputs = Standardiser(np.array([10.0]), np.array([2.0]))
+    >>> Y = 10 + 2 * model.predict(inputs(U))
+    >>> bool(np.allclose(fold(model, inputs, outputs).predict(U), Y))
     True
     """
     if not model.bias:
         raise InputError(
-            "a model without biases cannot take a shift of its inputs or outputs; build it with bias=True"
+            "a model without biases cannot take a shift of its inputs or outputs; build it with "
+            "bias=True"
         )
     widths = len(inputs.mean), len(outputs.mean)
     if widths != (model.input_dim, model.output_dim):
         raise InputError(
-            f"the scalings have {widths} columns, the model has {(model.input_dim, model.output_dim)} inputs and outputs"
+            f"the standardisers have {widths} columns, the model has "
+            f"{(model.input_dim, model.output_dim)} inputs and outputs"
         )
     old: dict[str, Any] = {key: to_numpy(a).astype(np.float64) for key, a in model.params.items()}
     column = outputs.scale[:, None]
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what overflows is refused by the model, by name
+    # What overflows is refused by the model, by name.
+    with np.errstate(over="ignore", invalid="ignore"):
         new = {
             **old,
             "B": old["B"] / inputs.scale,

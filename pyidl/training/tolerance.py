@@ -54,7 +54,7 @@ class Twin:
 
     layer: Layer
     pairs: tuple[tuple[Layer, Layer, tuple[str, ...]], ...] = ()
-    """A layer of the model, that of the twin, and the names of what is read from parameters."""
+    """A layer of the model, that of the twin, and what both read from parameters."""
 
     @classmethod
     def of(cls, model: Layer, tol: Tolerances | None) -> Twin:

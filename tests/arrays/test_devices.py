@@ -316,7 +316,7 @@ def test_what_lives_on_another_gpu_is_refused_everywhere(two_gpus):
         "fused": lambda: fusion.fused(lambda z: 2 * z)(Y),
         "sim": lambda: sim.fit(net, V),
         "sums": lambda: moments + moments,
-        "rows": lambda: sim.Problem.of(moments, sim.L1(0.1)),
+        "rows": lambda: sim.RowProblem.of(moments, sim.L1(0.1)),
     }
     for name, call in calls.items():
         with pytest.raises(

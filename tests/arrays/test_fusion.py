@@ -34,8 +34,6 @@ from pyidl.attention import maps, weighted_mean
 from pyidl.errors import InputError
 from pyidl.matrices.full import Full
 from pyidl.optim import adam
-from pyidl.sim import penalties
-from pyidl.sim.solvers import admm, fista
 from pyidl.solvers import image, problem, splitting
 
 ACTIVATIONS = [*map(activations.named, activations.builtin.BUILT_IN), activations.leaky_relu(0.1)]
@@ -64,20 +62,6 @@ def functions():
         (maps._difference, "TTTdd"),
         (weighted_mean._inverse, "Td"),
     )
-    found["soft"], found["prox of the elastic net"] = (
-        (penalties.soft, "Td"),
-        (penalties._elastic_net, "TTdd"),
-    )
-    found["prox of reverse Huber"], found["lowered"] = (
-        (penalties._reverse_huber, "TTddd"),
-        (penalties._lowered, "TTTbTdT"),
-    )
-    found["ADMM, right-hand side"], found["ADMM, divided"] = (
-        (admm._right, "TTTT"),
-        (admm._divided, "TTT"),
-    )
-    found["ADMM, relaxed"], found["FISTA, moves"] = (admm._relaxed, "TTT"), (fista._moves, "TTT")
-    found["FISTA, t"], found["FISTA, beyond"] = (fista._ahead, "Tb"), (fista._beyond, "TTT")
     return found
 
 
@@ -217,8 +201,6 @@ def operands_of(name, dtype):
     """Random entries, and 0 and 1; numbers between 0 and 1."""
     kinds, rng = FUNCTIONS[name][1], np.random.default_rng(0)
     rows = [np.append(rng.normal(size=500), [0.0, 1.0]).astype(dtype) for _ in kinds]
-    if name == "ADMM, divided":
-        rows[1:] = [np.abs(row) + 1 for row in rows[1:]]
     if name.startswith("x ="):
         rows[1] = rng.uniform(-0.9, 0.9, 502).astype(dtype)
     if "Adam" in name:

@@ -410,13 +410,13 @@ def test_a_long_memory_has_no_kernel(memory, fused, monkeypatch):
 @pytest.mark.parametrize("steps", [admm._Steps, fista._Steps])
 @pytest.mark.parametrize(
     ("penalty", "bound"),
-    [(sim.L1(0.02), 30), (sim.ReverseHuber(0.002, 0.1), 65)],
+    [(sim.L1(0.02), 50), (sim.ReverseHuber(0.002, 0.1), 95)],
     ids=lambda p: type(p).__name__,
 )
 def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
-    task = sim.Problem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=9, radius=0.7)
+    task = sim.RowProblem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=9, radius=0.7)
     step = steps(task, task.zeros())
     step.step(1)
     cupy.waits = cupy.launches = 0
@@ -433,12 +433,12 @@ def test_a_step_of_sim_is_few_launches(steps, penalty, bound):
 def test_solvers_of_sim_wait_once_a_measurement(solver, penalty):
     rng = np.random.default_rng(0)
     R, Z = rng.normal(size=(60, 9)), rng.normal(size=(60, 6))
-    task = sim.Problem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=5, radius=0.7)
-    measured, old = [], sim.Problem.measure
+    task = sim.RowProblem.of(sim.Moments.of(there(R), there(Z)), penalty, ball=5, radius=0.7)
+    measured, old = [], sim.RowProblem.measure
     cupy.waits = 0
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(sim.Problem, "measure", lambda self, W: measured.append(1) or old(self, W))
+        patch.setattr(sim.RowProblem, "measure", lambda self, W: measured.append(1) or old(self, W))
         rows = type(solver)(tol=1e-6)(task)
     assert rows.n_iter.max() >= 10
     assert cupy.waits <= 2 + 5 * len(measured)  # two in a measurement, three in a guess

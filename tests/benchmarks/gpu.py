@@ -562,7 +562,7 @@ def sims(bench):
     )
     for k in bench.sizes(512, 2048, 4096):
         R = bench.there(np.random.default_rng(0).normal(size=(4 * k, k)), "float64")
-        task = sim.Problem.of(sim.Moments.of(R, R), sim.L1(1e-2), ball=k, radius=0.9)
+        task = sim.RowProblem.of(sim.Moments.of(R, R), sim.L1(1e-2), ball=k, radius=0.9)
         steps = [
             s._Steps(task, task.zeros())
             for s in (sys.modules["pyidl.sim.solvers.admm"], sys.modules["pyidl.sim.solvers.fista"])

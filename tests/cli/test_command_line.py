@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import pyidl
-from pyidl.cli.csv_files import read_table
+from pyidl.cli.csv_table import read_table
 from pyidl.cli.main import main
 from pyidl.errors import InputError
 from pyidl.io import write_npz
+from pyidl.training import recipe
 
 
 def flowers(m=60, seed=0):
@@ -306,7 +307,7 @@ def test_wrong_options(case, tmp_path, capsys, monkeypatch):
     more, words = OPTIONS[case]
     monkeypatch.chdir(tmp_path)
     Path("good.csv").write_text(GOOD)
-    monkeypatch.setattr(pyidl, "fit", None)  # refused before the training
+    monkeypatch.setattr(recipe, "fit", None)  # refused before the training
     code, _, err = run(capsys, "train", "good.csv", "--target", "kind", *FAST, *more)
     assert code == 2
     assert err.count("\n") == 1
@@ -345,7 +346,7 @@ def test_a_folder_that_is_closed_is_noticed_before_the_training(tmp_path, capsys
     data = tmp_path / "d.csv"
     data.write_text(GOOD)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    monkeypatch.setattr(pyidl, "fit", None)
+    monkeypatch.setattr(recipe, "fit", None)
     code, _, err = run(capsys, "train", data, "--target", "kind")
     assert code == 2
     assert "permission denied" in err
@@ -359,7 +360,7 @@ def test_an_interrupted_training_leaves_the_old_model(tmp_path, capsys, monkeypa
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pyidl, "fit", interrupted)
+    monkeypatch.setattr(recipe, "fit", interrupted)
     assert run(capsys, "train", data, "--target", "kind", "--quiet") == (
         130,
         "",

@@ -261,14 +261,16 @@ def test_every_penalty(penalty):
 
 
 def test_low_rank():
-    result = sim.fit(NET, U, penalty=sim.Ridge(1e-4), solver=sim.LowRank(rank=3))
+    result = sim.fit(NET, U, penalty=sim.Ridge(1e-4), solver=sim.ReducedRank(rank=3))
     assert result.model.rank == 3
     assert result.model.params["L"].shape == (N, 3)
     assert result.report.certificate.proven
     with pytest.raises(InputError, match="not sparse"):
-        sim.fit(NET, U, penalty=sim.L1(1e-4), solver=sim.LowRank(rank=3))
+        sim.fit(NET, U, penalty=sim.L1(1e-4), solver=sim.ReducedRank(rank=3))
     with pytest.raises(InputError, match="all rows together"):
-        sim.fit(NET, U, penalty=sim.Ridge(1e-4), solver=sim.LowRank(rank=3), scheduler="threads")
+        sim.fit(
+            NET, U, penalty=sim.Ridge(1e-4), solver=sim.ReducedRank(rank=3), scheduler="threads"
+        )
 
 
 def test_least_squares_says_when_it_is_not_well_posed():
@@ -301,7 +303,7 @@ def test_samples_without_a_fixed_point_are_dropped_and_counted(monkeypatch):
     left = sim.Moments.of(np.concatenate([X, U[~some]], axis=1), NET.predict(U)[~some])
     np.testing.assert_allclose(
         result.report.outputs.objective,
-        sim.ADMM(1e-9)(sim.Problem.of(left, sim.L1(0.01))).objective,
+        sim.ADMM(1e-9)(sim.RowProblem.of(left, sim.L1(0.01))).objective,
         rtol=1e-6,
     )
     some[:] = True

@@ -24,10 +24,10 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyidl
 from pyidl import activations, optim, sim
-from pyidl.cli.main import _parser
+from pyidl.cli.parser import build_parser
 from pyidl.errors import InputError
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
-from pyidl.training.standardise import Scaling, fold
+from pyidl.training.standardise import Standardiser, fold
 from pyidl.wellposed import SpectralNorm
 
 IRIS, DIABETES = load_iris(return_X_y=True), load_diabetes(return_X_y=True)
@@ -306,7 +306,7 @@ def test_a_schedule_is_taken_as_it_is(rates):
 
 
 def test_the_command_line_has_the_same_recipe():
-    given = _parser().parse_args(["train", "x.csv", "--target", "y"])
+    given = build_parser().parse_args(["train", "x.csv", "--target", "y"])
     for cls in (ImplicitClassifier, ImplicitRegressor):
         defaults = cls().get_params()
         assert given.learning_rate == defaults["learning_rate"]
@@ -390,7 +390,9 @@ def test_options_reach_the_model():
         < 0.5 * np.abs(host(small.model_.params["C"])).sum()
     )
     bare = fitted(classifier(standardize=False, max_iter=2), X, y)
-    assert np.array_equal(host(bare.model_.params["B"]), host(bare._network.params["B"]))
+    assert np.array_equal(
+        host(bare.model_.params["B"]), host(bare._standardised.network.params["B"])
+    )
 
 
 BAD = {
@@ -538,23 +540,25 @@ def test_other_teachers_are_refused():
 def test_scalings_are_exact_for_any_size():
     for size in (1e-300, 1.0, 1e150):
         U = size * np.array([[1.0, 7.0], [3.0, 7.0]])
-        scaling = Scaling.of(U)
+        scaling = Standardiser.of(U)
         assert np.allclose(scaling(U), [[-1, 0], [1, 0]])
         assert np.allclose(scaling.undo(scaling(U)), U, rtol=1e-15)
-    assert Scaling.of(np.array([[1.0], [3.0]]), np.array([3.0, 1.0])).mean == [1.5]
+    assert Standardiser.of(np.array([[1.0], [3.0]]), np.array([3.0, 1.0])).mean == [1.5]
 
 
 def test_folding_needs_biases():
     model = pyidl.ImplicitModel(2, 1, 3, bias=False, rng=0)
     with pytest.raises(InputError, match="without biases"):
-        fold(model, Scaling.identity(2), Scaling.identity(1))
+        fold(model, Standardiser.identity(2), Standardiser.identity(1))
     with pytest.raises(InputError, match=r"\(3, 1\) columns, the model has \(2, 1\)"):
-        fold(pyidl.ImplicitModel(2, 1, 3, rng=0), Scaling.identity(3), Scaling.identity(1))
+        fold(
+            pyidl.ImplicitModel(2, 1, 3, rng=0), Standardiser.identity(3), Standardiser.identity(1)
+        )
     bare = pyidl.ImplicitModel(2, 1, 3, feedthrough=False, dtype="float64", rng=0)
     U, scaling = (
         np.array([[1.0, 2.0], [5.0, -3.0]]),
-        Scaling(np.array([1.0, 2.0]), np.array([3.0, 4.0])),
+        Standardiser(np.array([1.0, 2.0]), np.array([3.0, 4.0])),
     )
     assert np.allclose(
-        fold(bare, scaling, Scaling.identity(1)).predict(U), bare.predict(scaling(U))
+        fold(bare, scaling, Standardiser.identity(1)).predict(U), bare.predict(scaling(U))
     )

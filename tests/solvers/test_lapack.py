@@ -59,4 +59,4 @@ def test_sums_of_products_that_overflow_are_refused():
     with np.errstate(over="ignore"):
         moments = sim.Moments.of(R, R)
     with pytest.raises(InputError, match="sums of products of inputs and targets are too large"):
-        sim.Problem.of(moments, sim.ElasticNet(1.0, 0.0))
+        sim.RowProblem.of(moments, sim.ElasticNet(1.0, 0.0))

@@ -4,7 +4,7 @@ from pyidl.sim.solvers.admm import ADMM
 from pyidl.sim.solvers.base import Rows, RowSolver
 from pyidl.sim.solvers.coordinate import CoordinateDescent
 from pyidl.sim.solvers.fista import FISTA
-from pyidl.sim.solvers.leastsquares import LeastSquares
-from pyidl.sim.solvers.lowrank import LowRank
+from pyidl.sim.solvers.least_squares import LeastSquares
+from pyidl.sim.solvers.reduced_rank import ReducedRank
 
-__all__ = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "LowRank", "RowSolver", "Rows"]
+__all__ = ["ADMM", "CoordinateDescent", "FISTA", "LeastSquares", "ReducedRank", "RowSolver", "Rows"]

@@ -4,7 +4,8 @@ Let S be the support of w, with signs s, and let ``q'(w) = s (c + d |w|)`` on th
 present pieces of the penalty (c = lam, d = 0 for L1). Then w and the multiplier nu of
 the bound solve the linear system
 
-    (G_SS + diag d) w = h_S - c s - nu s_a,        s_a . w_a = kappa,  or nu = 0 where the bound is slack.
+    (G_SS + diag d) w = h_S - c s - nu s_a,
+    s_a . w_a = kappa,  or nu = 0 where the bound is slack.
 
 Entries that come out with the other sign leave S; entries outside with ``|h - G w| >
 q'(0) + nu`` enter, with the sign of that correlation. This is Newton's method for the
@@ -22,7 +23,7 @@ import numpy as np
 
 from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.sim.penalties import Penalty
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.typing import Array
 
 __all__ = ["guess", "work"]
@@ -37,7 +38,7 @@ def work(W: Array) -> float:
     return float(np.sum(4.0 * (2.0 / 3.0 * sizes**3 + 4.0 * sizes * W.shape[1])))
 
 
-def guess(problem: Problem, W: Array) -> Array:
+def guess(problem: RowProblem, W: Array) -> Array:
     """The optimum of every row as its support suggests.
 
     A row itself where the systems are singular. Not projected.

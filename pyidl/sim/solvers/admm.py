@@ -1,4 +1,4 @@
-r"""The alternating direction method of multipliers, with one factorisation for all rows and all step sizes.
+r"""The alternating direction method of multipliers, with one factorisation for all.
 
 Split ``minimise f(x) + p(y)`` subject to ``x = y``, f the loss, p the penalty with mask
 and bound; u is the multiplier over rho:
@@ -28,8 +28,7 @@ import numpy as np
 
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
-from pyidl.arrays.fusion import fused
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array
 
@@ -40,7 +39,7 @@ TINY = 1e-300
 
 
 class _Steps:
-    def __init__(self, problem: Problem, start: Array) -> None:
+    def __init__(self, problem: RowProblem, start: Array) -> None:
         xp = namespace(start)
         r, k = start.shape
         self.problem, self.y = problem, start
@@ -57,8 +56,9 @@ class _Steps:
 
     def _once(self) -> None:
         y, u, rho = self.y, self.u, self.rho
-        x = _divided(_right(self.problem.H, rho, y, u) @ self.Q, self.e, rho) @ self.Q.T
-        v = _relaxed(x, y, u)
+        right = self.problem.H + rho * (y - u)
+        x = (right @ self.Q / (self.e + rho)) @ self.Q.T
+        v = RELAX * x + (1.0 - RELAX) * y + u
         self.y = self.problem.prox(v, 1.0 / rho)
         self.u = v - self.y
         self.steps += 1
@@ -83,24 +83,6 @@ class _Steps:
         self.y, self.u, self.rho = (take_rows(xp, a, kept) for a in (self.y, self.u, self.rho))
 
 
-@fused
-def _right(H: Any, rho: Any, y: Any, u: Any) -> Any:
-    """Of ``(G + rho I) x = h + rho (y - u)``."""
-    return H + rho * (y - u)
-
-
-@fused
-def _divided(p: Any, e: Any, rho: Any) -> Any:
-    """In the eigenvectors of G, with its eigenvalues e."""
-    return p / (e + rho)
-
-
-@fused
-def _relaxed(x: Any, y: Any, u: Any) -> Any:
-    """What the proximal map is taken of."""
-    return RELAX * x + (1.0 - RELAX) * y + u
-
-
 def _norm(a: Any) -> Any:
     xp = namespace(a)
     return xp.sqrt(xp.sum(a * a, axis=1, keepdims=True))
@@ -112,13 +94,14 @@ class ADMM(RowSolver):
 
     Examples
     --------
-    >>> from pyidl.sim import L1, Moments, Problem
+    >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = Problem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
     >>> rows = ADMM(tol=1e-8)(problem)
     >>> rows.W.round(3), bool(rows.converged.all())
     (array([[ 0.05, -0.85,  0.  ,  0.  ]]), True)
     """
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         return iterate(self, problem, start, _Steps(problem, start), "ADMM")

@@ -1,5 +1,6 @@
-"""A solver of row problems is a frozen configuration that, called with a `Problem`, returns `Rows`.
+"""What the solvers of row problems share.
 
+A solver is a frozen configuration that, called with a `RowProblem`, returns `Rows`.
 Iterations hand their feasible iterate to `iterate`, which measures the duality gap of
 every row, keeps the best rows seen, lets rows go that are good enough, and from time to
 time guesses the optimum from the signs of an iterate (`pyidl.sim.solvers.active_set`).
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -19,14 +21,17 @@ import numpy as np
 from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.arrays.batch import put_rows, take_rows
 from pyidl.errors import ConvergenceWarning, InputError, is_real, is_whole
-from pyidl.sim.problem import TINY, Measure, Problem, free_groups
+from pyidl.sim.row_problem import TINY, Measure, RowProblem, free_groups
 from pyidl.sim.solvers import active_set
 from pyidl.typing import Array
 
-__all__ = ["Advance", "RowSolver", "Rows", "iterate"]
+__all__ = ["RowIteration", "RowSolver", "Rows", "iterate"]
 
 SMALL_FACTOR = 1.0
-"""How many times longer an operation takes in the factorisation of one support than in a product for all rows (measured: 3 to 5)."""
+"""What an operation in the factorisation of one support counts.
+
+Relative to one in a product for all rows; it takes 3 to 5 times as long (measured).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +57,15 @@ class Rows:
     scale : numpy.ndarray
         ``max(P, 1e-8 |z|^2 / (2m))``, what the tolerance is relative to.
     factors : pair of arrays, optional
-        L and R, both (n, rank), with ``A = L R^T``; of `LowRank` only.
+        L and R, both (n, rank), with ``A = L R^T``; of `ReducedRank` only.
+
+    Examples
+    --------
+    >>> from pyidl.sim import ADMM, L1, Moments
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> rows = ADMM()(RowProblem.of(Moments.of(X, X[:, :1]), L1(0.01)))
+    >>> rows.W.shape, bool(rows.converged[0]), rows.method
+    ((1, 4), True, 'ADMM, 10 steps')
     """
 
     W: Array
@@ -63,6 +76,21 @@ class Rows:
     method: str
     scale: np.ndarray
     factors: tuple[Array, Array] | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows], numbers: Sequence[np.ndarray], method: str) -> Rows:
+        """The rows of all parts, in the order of their numbers.
+
+        Factors belong to all rows together: there are none of several parts.
+        """
+        order = np.argsort(np.concatenate(numbers))
+        gap, objective, n_iter, converged, scale = (
+            np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("gap", "objective", "n_iter", "converged", "scale")
+        )
+        xp, factors = namespace(parts[0].W), parts[0].factors if len(parts) == 1 else None
+        W = take_rows(xp, xp.concat([part.W for part in parts]), order)
+        return cls(W, gap, objective, n_iter, converged, method, scale, factors)
 
 
 @dataclass(frozen=True)
@@ -81,6 +109,12 @@ class RowSolver(ABC):
     ------
     InputError
         If one of them is not positive.
+
+    Examples
+    --------
+    >>> from pyidl.sim import FISTA
+    >>> FISTA().at(1e-6)
+    FISTA(tol=1e-06, max_iter=5000)
     """
 
     tol: float = 1e-4
@@ -99,7 +133,7 @@ class RowSolver(ABC):
         """The same with another tolerance."""
         return replace(self, tol=tol)
 
-    def __call__(self, problem: Problem, start: Array | None = None) -> Rows:
+    def __call__(self, problem: RowProblem, start: Array | None = None) -> Rows:
         """Solve all rows, from `start` (r, k) if it is given.
 
         Warns
@@ -117,19 +151,23 @@ class RowSolver(ABC):
                 np.max(rows.gap[~rows.converged] / np.maximum(rows.scale[~rows.converged], TINY))
             )
             warnings.warn(
-                f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; the largest is {worst:.2e} after "
-                f"{int(rows.n_iter.max(initial=0))} steps ({rows.method}). Raise max_iter or tol, or add a ridge",
+                f"{missed} of {len(rows.gap)} rows did not reach a relative gap of {self.tol:.1e}; "
+                f"the largest is {worst:.2e} after {int(rows.n_iter.max(initial=0))} steps "
+                f"({rows.method}). Raise max_iter or tol, or add a ridge",
                 ConvergenceWarning,
                 stacklevel=2,
             )
         return rows
 
     @abstractmethod
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         """Solve a problem without free weights."""
 
-    def _without_free(self, problem: Problem, start: Array) -> Rows:
-        """Eliminate the free weights, group by group of rows that have the same, solve for the others, and complete."""
+    def _without_free(self, problem: RowProblem, start: Array) -> Rows:
+        """Eliminate the free weights, solve for the others, and complete.
+
+        Group by group of rows that have the same free weights.
+        """
         xp, n, k = namespace(problem.H), problem.ball, problem.H.shape[1]
         numbers, parts = [], []
         for rows, free in free_groups(problem):
@@ -138,56 +176,27 @@ class RowSolver(ABC):
             found = (
                 self._solve(reduced, take_rows(xp, start, rows)[:, :n]) if n else _nothing(reduced)
             )
-            # Columns of [A, b, 0] in the order of the weights.
-            place = np.full(k, n + len(free))
-            place[:n], place[free] = np.arange(n), n + np.arange(len(free))
-            W = xp.concat([found.W, xp.zeros((len(rows), len(free) + 1), dtype=xp.float64)], axis=1)
-            W = xp.take(W, from_host(xp, place), axis=1)
+            W = xp.concat([found.W, xp.zeros((len(rows), k - n), dtype=xp.float64)], axis=1)
+            # Columns of [b, 0] in the order of the weights.
             place = np.full(k, len(free))
             place[free] = np.arange(len(free))
             index, back = from_host(xp, free), from_host(xp, place)
+            zero = xp.zeros((len(rows), 1), dtype=xp.float64)
             for _ in range(2):  # the second time corrects the rounding of the first
                 g = xp.take(group.correlation(W), index, axis=1)
-                b = xp.concat(
-                    [spectrum.solve(g), xp.zeros((len(rows), 1), dtype=xp.float64)], axis=1
-                )
-                W = W + xp.take(b, back, axis=1)
+                W = W + xp.take(xp.concat([spectrum.solve(g), zero], axis=1), back, axis=1)
             g = xp.take(group.correlation(W), index, axis=1)
             doubt = xp.take(group.doubt(W), index, axis=1)
             missing, rounding = (spectrum.missing(part, doubt) for part in (g, 0.0 * g))
+            gap = np.minimum(found.gap + missing, found.scale)
+            enough = missing <= np.maximum(self.tol * found.scale, 8.0 * rounding)
+            parts.append(replace(found, W=W, gap=gap, converged=found.converged & enough))
             numbers.append(rows)
-            converged = found.converged & (
-                missing <= np.maximum(self.tol * found.scale, 8.0 * rounding)
-            )
-            parts.append(
-                replace(
-                    found,
-                    W=W,
-                    gap=np.minimum(found.gap + missing, found.scale),
-                    converged=converged,
-                )
-            )
-        order = np.argsort(np.concatenate(numbers))
-
-        def joined(name: str) -> np.ndarray:
-            return np.concatenate([getattr(part, name) for part in parts])[order]
-
-        W = take_rows(xp, xp.concat([part.W for part in parts]), order)
-        words = f"{parts[0].method}; weights without penalty eliminated"
-        factors = parts[0].factors if len(parts) == 1 else None
-        return Rows(
-            W,
-            joined("gap"),
-            joined("objective"),
-            joined("n_iter"),
-            joined("converged"),
-            words,
-            joined("scale"),
-            factors,
-        )
+        method = f"{parts[0].method}; weights without penalty eliminated"
+        return Rows.joined(parts, numbers, method)
 
 
-def _nothing(problem: Problem) -> Rows:
+def _nothing(problem: RowProblem) -> Rows:
     """The answer for rows of no weights."""
     r = problem.H.shape[0]
     objective = 0.5 * to_numpy(problem.square)
@@ -203,7 +212,7 @@ def _nothing(problem: Problem) -> Rows:
     )
 
 
-class Advance(Protocol):
+class RowIteration(Protocol):
     """Steps of an iteration for the rows that are left."""
 
     work: float
@@ -221,7 +230,7 @@ class Advance(Protocol):
 class Best:
     """The best rows met so far, and which are still open."""
 
-    def __init__(self, problem: Problem, start: Array, tol: float) -> None:
+    def __init__(self, problem: RowProblem, start: Array, tol: float) -> None:
         self.W, self.tol = start, tol
         m = problem.measure(start)
         self.gap, self.objective, self.converged = (
@@ -246,8 +255,10 @@ class Best:
             )
 
 
-def iterate(solver: RowSolver, problem: Problem, start: Array, advance: Advance, name: str) -> Rows:
-    """Step, measure, guess, and let rows go, until all are done or `max_iter` is reached."""
+def iterate(
+    solver: RowSolver, problem: RowProblem, start: Array, advance: RowIteration, name: str
+) -> Rows:
+    """Step, measure, guess, and let rows go, until all are done or steps run out."""
     xp = namespace(start)
     best = Best(problem, xp.asarray(start, copy=True), solver.tol)
     rows, here = np.arange(len(best.gap)), problem

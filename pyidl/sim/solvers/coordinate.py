@@ -27,7 +27,7 @@ import numpy as np
 
 from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.sim.penalties import soft
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array
 
@@ -40,7 +40,7 @@ class _Steps:
     On the host: a coordinate is too small for a device.
     """
 
-    def __init__(self, problem: Problem, start: Array) -> None:
+    def __init__(self, problem: RowProblem, start: Array) -> None:
         self.xp, self.penalty, self.radius = namespace(start), problem.penalty, problem.radius
         self.G, self.H, self.W = (
             to_numpy(problem.G),
@@ -94,14 +94,13 @@ class _Steps:
         self.W[S] = W
 
     def _price(self) -> None:
-        """A secant step for ``|a(nu)|_1 = radius`` in every row, kept inside the bracket."""
+        """A secant step for ``|a(nu)|_1 = radius`` in every row, inside the bracket."""
         a = np.abs(self.W[: self.ball]).sum(axis=0)
         over = a - self.radius
         self.low = np.where(over > 0, np.maximum(self.low, self.nu), self.low)
         self.high = np.where(over <= 0, np.minimum(self.high, self.nu), self.high)
-        crossed = (
-            self.low >= self.high
-        )  # rounds are not exact: forget a bracket that contradicts itself
+        # Rounds are not exact: a bracket that contradicts itself is forgotten.
+        crossed = self.low >= self.high
         self.low, self.high = np.where(crossed, 0.0, self.low), np.where(crossed, np.inf, self.high)
         diagonal = np.maximum(np.diagonal(self.G)[: self.ball], np.finfo(np.float64).tiny)[:, None]
         first = np.sum((self.W[: self.ball] != 0) / diagonal, axis=0)
@@ -130,12 +129,13 @@ class CoordinateDescent(RowSolver):
 
     Examples
     --------
-    >>> from pyidl.sim import L1, Moments, Problem
+    >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = Problem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
     >>> CoordinateDescent(tol=1e-8)(problem).W.round(3)
     array([[ 0.05, -0.85,  0.  ,  0.  ]])
     """
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         return iterate(self, problem, start, _Steps(problem, start), "coordinate descent")

@@ -15,14 +15,12 @@ restart for accelerated gradient schemes", Found. Comput. Math. 15, 2015.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
-from pyidl.arrays.fusion import fused
-from pyidl.sim.problem import Problem
+from pyidl.sim.row_problem import RowProblem
 from pyidl.sim.solvers.base import Rows, RowSolver, iterate
 from pyidl.typing import Array
 
@@ -30,7 +28,7 @@ __all__ = ["FISTA"]
 
 
 class _Steps:
-    def __init__(self, problem: Problem, start: Array) -> None:
+    def __init__(self, problem: RowProblem, start: Array) -> None:
         xp = namespace(start)
         r, k = start.shape
         self.problem, self.x, self.y = problem, start, start
@@ -46,35 +44,18 @@ class _Steps:
             x = self.problem.prox(
                 self.y + self.step_size * self.problem.correlation(self.y), self.step_size
             )
-            uphill = xp.sum(_moves(self.y, x, self.x), axis=1, keepdims=True) > 0
-            self.t, momentum = _ahead(self.t, uphill)
-            self.x, self.y = x, _beyond(x, self.x, momentum)
+            move = x - self.x
+            uphill = xp.sum((self.y - x) * move, axis=1, keepdims=True) > 0
+            t = 0.5 * (1.0 + xp.sqrt(1.0 + 4.0 * self.t * self.t))
+            t = xp.where(uphill, xp.ones_like(t), t)
+            momentum = xp.where(uphill, xp.zeros_like(t), (self.t - 1.0) / t)
+            self.x, self.y, self.t = x, x + momentum * move, t
         return self.x
 
     def keep(self, kept: np.ndarray) -> None:
         xp = namespace(self.x)
         self.problem = self.problem.take(kept)
         self.x, self.y, self.t = (take_rows(xp, a, kept) for a in (self.x, self.y, self.t))
-
-
-@fused
-def _moves(y: Any, x: Any, before: Any) -> Any:
-    """Terms of an inner product, positive where the step from y went against the last move of x."""
-    return (y - x) * (x - before)
-
-
-@fused
-def _ahead(t: Any, uphill: Any) -> tuple[Any, Any]:
-    """The next t, and the momentum; both begin anew where the last step went uphill."""
-    xp = namespace(t)
-    following = xp.where(uphill, xp.ones_like(t), 0.5 * (1.0 + xp.sqrt(1.0 + 4.0 * t * t)))
-    return following, xp.where(uphill, xp.zeros_like(t), (t - 1.0) / following)
-
-
-@fused
-def _beyond(x: Any, before: Any, momentum: Any) -> Any:
-    """Where the next step begins."""
-    return x + momentum * (x - before)
 
 
 @dataclass(frozen=True)
@@ -85,12 +66,13 @@ class FISTA(RowSolver):
 
     Examples
     --------
-    >>> from pyidl.sim import L1, Moments, Problem
+    >>> from pyidl.sim import L1, Moments, RowProblem
     >>> X = np.random.default_rng(0).normal(size=(50, 4))
-    >>> problem = Problem.of(Moments.of(X, X[:, :1] - 2 * X[:, 1:2]), L1(0.01), ball=4, radius=0.9)
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
     >>> FISTA(tol=1e-8)(problem).W.round(3)
     array([[ 0.05, -0.85,  0.  ,  0.  ]])
     """
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         return iterate(self, problem, start, _Steps(problem, start), "FISTA")

@@ -17,11 +17,11 @@ from pyidl.sim.fit import fit
 from pyidl.sim.penalties import Penalty
 from pyidl.sim.report import SIMResult
 
-__all__ = ["Path", "path"]
+__all__ = ["PenaltyPath", "path"]
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class PenaltyPath:
     """The results of all penalties, in their order.
 
     Attributes
@@ -32,6 +32,15 @@ class Path:
         What the caller's score says of each model.
     densities : numpy.ndarray
         The share of entries of A, B, C and D that differ from zero.
+
+    Examples
+    --------
+    >>> from pyidl import Linear, Sequential, activations, sim
+    >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
+    >>> states = sim.collect_states(net, np.random.default_rng(0).normal(size=(99, 5)))
+    >>> found = sim.path(states, [sim.L1(0.1), sim.L1(1e-3)], lambda model: 1.0)
+    >>> found.best(density=0.5) is found.results[0]
+    True
     """
 
     penalties: tuple[Penalty, ...]
@@ -44,7 +53,12 @@ class Path:
         return np.array([result.report.density for result in self.results])
 
     def best(self, density: float = 1.0) -> SIMResult:
-        """The result of the highest score among those with at most this share of nonzero entries.
+        """The best-scored result with at most this share of nonzero entries.
+
+        Parameters
+        ----------
+        density : float
+            A share between 0 and 1.
 
         Raises
         ------
@@ -58,7 +72,8 @@ class Path:
         few = np.flatnonzero(self.densities <= density)
         if not len(few):
             raise InputError(
-                f"the sparsest model has {self.densities.min():.1%} nonzero entries, more than {density:.1%}; raise the penalty"
+                f"the sparsest model has {self.densities.min():.1%} nonzero entries, more than "
+                f"{density:.1%}; raise the penalty"
             )
         return self.results[int(few[np.argmax(self.scores[few])])]
 
@@ -106,7 +121,8 @@ class Path:
         for penalty, result, score in self:
             some = {key: count / size for key, (count, size) in result.report.nonzeros.items()}
             lines.append(
-                f"{penalty!r:30} {score:8.4f} {result.report.density:8.1%} {some.get('A', 1.0):6.1%} {some['B']:6.1%} "
+                f"{penalty!r:30} {score:8.4f} {result.report.density:8.1%} "
+                f"{some.get('A', 1.0):6.1%} {some['B']:6.1%} "
                 f"{result.report.states.relative_gap:8.1e}"
             )
         return "\n".join(lines)
@@ -117,7 +133,7 @@ def path(
     penalties: Iterable[Penalty],
     score: Callable[[ImplicitModel], float],
     fit: Callable[..., SIMResult] = fit,
-) -> Path:
+) -> PenaltyPath:
     """Fit the same states under one penalty after the other, and score every model.
 
     Parameters
@@ -134,15 +150,28 @@ def path(
         `sim.fit`, or ``functools.partial(sim.fit, constraint=..., pattern=...)`` where
         its options are chosen.
 
+    Returns
+    -------
+    PenaltyPath
+
+    Raises
+    ------
+    InputError
+        If there are no penalties, or something else, or `score` returns no number.
+
     Examples
     --------
     >>> from pyidl import Linear, Sequential, activations, sim
     >>> net = Sequential(Linear(5, 8, rng=0), activations.relu, Linear(8, 2, rng=2))
     >>> U = np.random.default_rng(0).normal(size=(200, 5))
     >>> Y = net.predict(U)
-    >>> found = path(sim.collect_states(net, U), [sim.L1(0.1), sim.L1(1e-3)], lambda model: -float(np.mean((model.predict(U) - Y) ** 2)))
-    >>> bool(found.densities[0] < found.densities[1]), bool(found.scores[0] < found.scores[1])
-    (True, True)
+    >>> def score(model):
+    ...     return -float(np.mean((model.predict(U) - Y) ** 2))
+    >>> found = path(sim.collect_states(net, U), [sim.L1(0.1), sim.L1(1e-3)], score)
+    >>> bool(found.densities[0] < found.densities[1])
+    True
+    >>> bool(found.scores[0] < found.scores[1])
+    True
     """
     expect(
         "penalties",
@@ -158,7 +187,8 @@ def path(
             name,
             function,
             Callable,
-            "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) -> SIMResult",
+            "a function is needed, score(model) -> float and fit(states, penalty=..., start=...) "
+            "-> SIMResult",
         )
     for penalty in chosen:
         expect("one of penalties", penalty, Penalty, "use a penalty of pyidl.sim, such as L1(1e-3)")
@@ -171,4 +201,4 @@ def path(
             raise InputError(f"score has returned {found!r}; a number is needed")
         scores.append(float(found))
         start = result
-    return Path(chosen, tuple(results), np.array(scores))
+    return PenaltyPath(chosen, tuple(results), np.array(scores))

@@ -27,12 +27,12 @@ import numpy as np
 from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError, is_whole
 from pyidl.sim.penalties import ElasticNet
-from pyidl.sim.problem import Problem, Spectrum
+from pyidl.sim.row_problem import RowProblem, Spectrum
 from pyidl.sim.solvers.base import Rows, RowSolver
 from pyidl.typing import Array
 from pyidl.wellposed.infnorm import scale_factors
 
-__all__ = ["LowRank"]
+__all__ = ["ReducedRank"]
 
 PATIENCE = 10
 """Steps over which the loss must fall by `tol` of its value.
@@ -42,7 +42,7 @@ Otherwise the factors count as stationary.
 
 
 @dataclass(frozen=True)
-class LowRank(RowSolver):
+class ReducedRank(RowSolver):
     """A of at most a given rank, B free or with a ridge.
 
     Without mask and L1, which do not go with a rank.
@@ -62,6 +62,16 @@ class LowRank(RowSolver):
     InputError
         If the rank is not positive, or the problem has a mask or a penalty that is not
         quadratic, or bounds other weights than A's.
+
+    Examples
+    --------
+    >>> from pyidl.sim import Moments, NoPenalty, RowProblem
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> moments = Moments.of(X, X @ np.full((4, 4), 0.1))
+    >>> problem = RowProblem.of(moments, NoPenalty(), ball=4, radius=0.9)
+    >>> rows = ReducedRank(rank=1)(problem)
+    >>> rows.W.round(3)[0], rows.factors[0].shape
+    (array([0.1, 0.1, 0.1, 0.1]), (4, 1))
     """
 
     rank: int = 10
@@ -71,15 +81,17 @@ class LowRank(RowSolver):
         if not (is_whole(self.rank) and self.rank >= 1):
             raise InputError(f"rank is {self.rank!r}; it is a number of columns, at least 1")
 
-    def _solve(self, problem: Problem, start: Array) -> Rows:
+    def _solve(self, problem: RowProblem, start: Array) -> Rows:
         plain = isinstance(problem.penalty, ElasticNet) and problem.penalty.lam == 0.0
         if problem.mask is not None or not plain:
             raise InputError(
-                f"a matrix of low rank is not sparse: LowRank takes no mask and no penalty {problem.penalty}; use Ridge or ADMM"
+                "a matrix of low rank is not sparse: ReducedRank takes no mask and no penalty "
+                f"{problem.penalty}; use Ridge or ADMM"
             )
         if problem.radius is None or problem.ball < problem.H.shape[1]:
             raise InputError(
-                f"LowRank needs a bound of the rows of A, and counts {problem.ball} of {problem.H.shape[1]} weights; give a radius"
+                f"ReducedRank needs a bound of the rows of A, and counts {problem.ball} of "
+                f"{problem.H.shape[1]} weights; give a radius"
             )
         L, R = self._first(problem)
         loss, recent, steps = _loss(problem, L, R), [np.inf], 0
@@ -95,7 +107,10 @@ class LowRank(RowSolver):
             steps, recent = steps + 1, [*recent[-PATIENCE + 1 :], loss]
         W = L @ R.T
         m = problem.measure(problem.project(W))
-        words = f"projected gradient on factors of rank {self.rank}, {steps} steps; the gap is to the best A of any rank"
+        words = (
+            f"projected gradient on factors of rank {self.rank}, {steps} steps; the gap is to the "
+            "best A of any rank"
+        )
         done = np.full(len(m.gap), steps < self.max_iter)
         return Rows(
             W,
@@ -108,7 +123,7 @@ class LowRank(RowSolver):
             (L, R),
         )
 
-    def _first(self, problem: Problem) -> tuple[Array, Array]:
+    def _first(self, problem: RowProblem) -> tuple[Array, Array]:
         spectrum = Spectrum.of(problem.G)
         xp, free = namespace(problem.G), spectrum.solve(problem.H)
         U = xp.linalg.svd((free @ spectrum.Q) * xp.sqrt(spectrum.values), full_matrices=False)[0][
@@ -117,7 +132,7 @@ class LowRank(RowSolver):
         return _bounded(problem, U, free.T @ U)
 
 
-def _bounded(problem: Problem, L: Any, R: Any) -> tuple[Any, Any]:
+def _bounded(problem: RowProblem, L: Any, R: Any) -> tuple[Any, Any]:
     """Orthonormal R, and rows of L within their bounds."""
     Q, T = namespace(R).linalg.qr(R)
     inside = scale_factors({"L": L @ T.T, "R": Q}, None, np.asarray(problem.radius))
@@ -129,7 +144,7 @@ def _size(M: Any) -> float:
     return float(float(namespace(M).sum(M * M)) ** 0.5)
 
 
-def _loss(problem: Problem, L: Any, R: Any) -> float:
+def _loss(problem: RowProblem, L: Any, R: Any) -> float:
     """``sum |r_i|^2 / 2``."""
     xp, A = namespace(L), L @ R.T
     return float(
@@ -138,7 +153,7 @@ def _loss(problem: Problem, L: Any, R: Any) -> float:
 
 
 def _descend(
-    problem: Problem, L: Any, R: Any, loss: float, dL: Any, dR: Any, curvature: float
+    problem: RowProblem, L: Any, R: Any, loss: float, dL: Any, dR: Any, curvature: float
 ) -> tuple[Any, Any, float]:
     """A step in one factor, halved until the loss falls; none after thirty halvings."""
     step = 1.0 / max(curvature, np.finfo(float).tiny)

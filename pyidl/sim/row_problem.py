@@ -1,6 +1,8 @@
-r"""The problem of all rows, its objective, and a bound of what is missing to the optimum.
+r"""The problem of all rows, its objective, and a bound of what it is above the optimum.
 
-    minimise  P(w) = |z - M w|^2 / (2m) + p(w)    subject to  |a|_1 <= kappa_i,    w = (a, b),   for every row i.
+    minimise  P(w) = |z - M w|^2 / (2m) + p(w)    subject to  |a|_1 <= kappa_i,
+
+with w = (a, b), for every row i.
 
 With G = M^T M / m, h = M^T z / m and square = |z|^2 / m the samples are not needed. A
 square in the penalty is a part of the loss: further samples ``(m ridge)^(1/2) I`` with
@@ -9,7 +11,8 @@ target 0, so G + ridge I takes the place of G.
 **The duality gap.** Let r be the residual (divided by m^(1/2)), and g = h - G w = M^T
 r. For any s, ``theta = s r`` gives the lower bound
 
-    P* >= D = theta.z - |theta|^2 / 2 - p^*(M^T theta),        p^*(xi) = sup { xi.v - p(v) : |v_a|_1 <= kappa },
+    P* >= D = theta.z - |theta|^2 / 2 - p^*(M^T theta),
+    p^*(xi) = sup { xi.v - p(v) : |v_a|_1 <= kappa },
 
 since ``|r_v|^2 / 2 >= theta.r_v - |theta|^2 / 2`` for every v, and ``theta.(z - M v) +
 p(v) >= theta.z - p^*(M^T theta)``. With ``r.z = |r|^2 + g.w`` the difference is
@@ -42,12 +45,12 @@ from pyidl.sim.moments import Moments
 from pyidl.sim.penalties import ElasticNet, NoPenalty, Penalty, ball_project
 from pyidl.typing import Array
 
-__all__ = ["Measure", "Problem", "Spectrum", "free_groups"]
+__all__ = ["Measure", "RowProblem", "Spectrum", "free_groups"]
 
 UNIT = float(np.finfo(np.float64).eps) / 2
 TINY = float(np.finfo(np.float64).tiny)
 FLOOR = 1e-8
-"""A row whose loss is below this part of its target's square counts as fitted exactly."""
+"""A row with a loss below this part of its target's square counts as fitted exactly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +68,16 @@ class Measure:
     """``FLOOR |z|^2 / (2m)``."""
 
     def enough(self, tol: float) -> np.ndarray:
-        """Which rows have ``gap <= tol max(P, scale)``, or only a few times what rounding alone makes of it."""
-        return np.asarray(
-            self.gap
-            <= np.maximum(tol * np.maximum(self.objective, self.scale), 8.0 * self.rounding)
-        )
+        """Which rows have ``gap <= tol max(P, scale)``, or little but rounding."""
+        wanted = tol * np.maximum(self.objective, self.scale)
+        return np.asarray(self.gap <= np.maximum(wanted, 8.0 * self.rounding))
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class RowProblem:
     """Rows w = (a, b) that share G; float64, in the library of the moments.
 
-    Made by `Problem.of`.
+    Made by `RowProblem.of`.
 
     Parameters
     ----------
@@ -98,6 +99,16 @@ class Problem:
         ``G_jj^(1/2)``, before an elimination: what roundings are relative to.
     reach : array, shape (r,)
         ``|z| / m^(1/2)``, likewise.
+
+    Examples
+    --------
+    >>> from pyidl.sim import ADMM, L1
+    >>> X = np.random.default_rng(0).normal(size=(50, 4))
+    >>> moments = Moments.of(X, X[:, :1] - 2 * X[:, 1:2])
+    >>> problem = RowProblem.of(moments, L1(0.01), ball=4, radius=0.9)
+    >>> rows = ADMM(tol=1e-8)(problem)
+    >>> bool(problem.measure(rows.W).gap[0] <= 1e-8 * rows.objective[0])
+    True
     """
 
     G: Array
@@ -120,7 +131,7 @@ class Problem:
         ball: int = 0,
         radius: Any = None,
         mask: Any = None,
-    ) -> Problem:
+    ) -> RowProblem:
         """The rows of some targets.
 
         Parameters
@@ -148,7 +159,8 @@ class Problem:
         xp, m = namespace(moments.G), moments.count
         if not all_finite(xp, moments.G, moments.H, moments.square):
             raise InputError(
-                "sums of products of inputs and targets are too large for float64, of which eigenvalues "
+                "sums of products of inputs and targets are too large for float64, of which "
+                "eigenvalues "
                 "are not defined; divide the data by their size, which is above 1e150"
             )
         G, H, square = moments.G / m, moments.H[rows, :] / m, moments.square[rows] / m
@@ -158,7 +170,8 @@ class Problem:
             G = G + ridge * xp.eye(k, dtype=xp.float64)
         if not 0 <= ball <= k or (radius is not None and ball == 0):
             raise InputError(
-                f"ball is {ball}: the number of leading inputs that the bound counts lies between 1 and {k}"
+                f"ball is {ball}: the number of leading inputs that the bound counts lies between "
+                f"1 and {k}"
             )
         radii = (
             None
@@ -167,13 +180,15 @@ class Problem:
         )
         if radii is not None and not (np.all(radii > 0) and np.all(np.isfinite(radii))):
             raise InputError(
-                f"the smallest radius is {radii.min()}; a bound of the weights is positive and finite, or None"
+                f"the smallest radius is {radii.min()}; a bound of the weights is positive and "
+                "finite, or None"
             )
         if mask is not None:
             allowed = to_numpy(mask)
             if allowed.shape != (r, k) or allowed.dtype != np.bool_:
                 raise InputError(
-                    f"the mask has shape {allowed.shape} and dtype {allowed.dtype}; it needs ({r}, {k}) and bool"
+                    f"the mask has shape {allowed.shape} and dtype {allowed.dtype}; it needs ({r}, "
+                    f"{k}) and bool"
                 )
             mask = from_host(xp, np.ascontiguousarray(allowed))
         spread = xp.sqrt(xp.sum(G * xp.eye(k, dtype=xp.float64), axis=1))
@@ -181,11 +196,11 @@ class Problem:
             G, H, square, rest, 0 if radii is None else ball, radii, mask, spread, xp.sqrt(square)
         )
 
-    def take(self, rows: np.ndarray) -> Problem:
+    def take(self, rows: np.ndarray) -> RowProblem:
         """Some of the rows, numbered on the host."""
         xp = namespace(self.G)
         index = from_host(xp, rows)
-        return Problem(
+        return RowProblem(
             self.G,
             xp.take(self.H, index, axis=0),
             xp.take(self.square, index, axis=0),
@@ -218,7 +233,7 @@ class Problem:
 
     @property
     def lam_max(self) -> float:
-        """The least slope of the penalty at 0 (lam of L1) with which all weights of all rows are zero."""
+        """The least slope of the penalty at 0 (lam of L1) that makes all weights 0."""
         xp = namespace(self.H)
         return float(xp.max(xp.abs(self.masked(self.H)))) if self.H.size else 0.0
 
@@ -284,8 +299,11 @@ class Problem:
         ) + value * free_error / np.maximum(free, TINY)
         return Measure(gap, 0.5 * loss + value, rounding + less, FLOOR * 0.5 * reach**2)
 
-    def eliminate(self, free: np.ndarray) -> tuple[Problem, Spectrum]:
-        """The problem of the bounded weights alone, when the columns `free` take their best values; and the spectrum of G_bb."""
+    def eliminate(self, free: np.ndarray) -> tuple[RowProblem, Spectrum]:
+        """The problem of the bounded weights alone, and the spectrum of G_bb.
+
+        The columns `free` take their best values.
+        """
         xp, n = namespace(self.G), self.ball
         index = from_host(xp, free)
         Gb, Hb = xp.take(self.G, index, axis=0), xp.take(self.H, index, axis=1)
@@ -294,7 +312,7 @@ class Problem:
         G, H = self.G[:n, :n] - spectrum.solve(Gba.T) @ Gba, self.H[:, :n] - best @ Gba
         mask = None if self.mask is None else self.mask[:, :n]
         square = xp.maximum(self.square - xp.sum(Hb * best, axis=1), 0.0)
-        return Problem(
+        return RowProblem(
             0.5 * (G + G.T),
             H,
             square,
@@ -309,7 +327,7 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """``Q diag(values) Q^T`` of a positive semidefinite matrix, as its pseudo-inverse needs it.
+    """``Q diag(values) Q^T``, for the pseudo-inverse of a positive semidefinite matrix.
 
     Eigenvalues below k times the rounding of the largest count as zero: the data do not
     tell them from it.
@@ -321,7 +339,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, G: Array) -> Spectrum:
-        """Factor."""
+        """The spectrum of G, by one symmetric eigendecomposition."""
         xp = namespace(G)
         if not G.shape[0]:
             return cls(G[:, :0], G, G[:, :0])
@@ -337,10 +355,14 @@ class Spectrum:
             return g
         xp = namespace(g)
         p = g @ self.Q
-        return xp.where(self.kept, p / self.values, xp.zeros_like(p)) @ self.Q.T  # type: ignore[no-any-return]
+        p = xp.where(self.kept, p / self.values, xp.zeros_like(p))
+        return p @ self.Q.T  # type: ignore[no-any-return]
 
     def missing(self, g: Array, e: Array) -> np.ndarray:
-        """``g G^{-1} g / 2``, what a loss with gradient g is above its minimum, all directions counted; g is known up to e."""
+        """``g G^{-1} g / 2``, what a loss with gradient g is above its minimum.
+
+        All directions are counted; g is known up to e.
+        """
         xp = namespace(g)
         if not self.Q.shape[0]:
             return np.zeros(g.shape[0])
@@ -353,7 +375,7 @@ def _parts(held: int) -> tuple[slice, slice]:
     return slice(0, held), slice(held, None)
 
 
-def free_groups(problem: Problem) -> list[tuple[np.ndarray, np.ndarray]]:
+def free_groups(problem: RowProblem) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows that allow the same free weights, with those weights.
 
     Pairs of numbers, on the host.

@@ -20,7 +20,7 @@ import numpy as np
 from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.errors import InputError
-from pyidl.sim.networks import Affine, Record, Step
+from pyidl.sim.networks import AffineMap, Record, Step
 from pyidl.typing import Array
 
 __all__ = ["Watched", "activation_of", "is_torch", "steps_of"]
@@ -73,7 +73,8 @@ def activation_of(module: Any) -> Activation | None:
     chosen = _CHOSEN[name](module) if name in _CHOSEN else None
     if chosen is None and name != "MultiheadAttention":
         raise InputError(
-            f"{module} has no counterpart among pyidl.activations; use one of {', '.join([*_SAME, *_CHOSEN])}, or collect arrays"
+            f"{module} has no counterpart among pyidl.activations; use one of "
+            f"{', '.join([*_SAME, *_CHOSEN])}, or collect arrays"
         )
     return chosen
 
@@ -105,11 +106,12 @@ def steps_of(module: Any) -> list[Step]:
             None if a is None else _host(a, sys.modules["torch"])
             for a in (module.weight, module.bias)
         )
-        return [Affine(W, None if b is None else b.reshape(-1))]  # type: ignore[arg-type]
+        return [AffineMap(W, None if b is None else b.reshape(-1))]  # type: ignore[arg-type]
     phi = activation_of(module)
     if phi is None:
         raise InputError(
-            f"{type(module).__name__} is neither a linear layer nor an activation, and no implicit model is written down for it; its "
+            f"{type(module).__name__} is neither a linear layer nor an activation, and no implicit "
+            "model is written down for it; its "
             "states can be collected (collect_states), and a model learned from them"
         )
     return [phi]
@@ -133,7 +135,8 @@ class Watched:
         )
         if inputs.ndim < 2 or inputs.numel() == 0 or not bool(torch.isfinite(inputs).all()):
             raise InputError(
-                f"U has shape {tuple(inputs.shape)}; the network takes m >= 1 samples along the first axis, all finite"
+                f"U has shape {tuple(inputs.shape)}; the network takes m >= 1 samples along the "
+                "first axis, all finite"
             )
         with _ONE_AT_A_TIME:
             watch, handles = _Watch(torch), []
@@ -155,7 +158,8 @@ class Watched:
                     part.training = mode
         if not isinstance(Y, torch.Tensor):
             raise InputError(
-                f"the network returns {type(Y).__name__}; wrap it in a module that returns one tensor"
+                f"the network returns {type(Y).__name__}; wrap it in a module that returns one "
+                "tensor"
             )
         return _host(inputs, torch), *watch.records(Y)
 
@@ -187,7 +191,8 @@ class _Watch:
         )
         if not seen:
             raise InputError(
-                "no hidden activation of the network is a module; give it torch.nn.ReLU() and the like in place of functions such as "
+                "no hidden activation of the network is a module; give it torch.nn.ReLU() and the "
+                "like in place of functions such as "
                 "torch.relu, which cannot be watched"
             )
         records = []
@@ -195,7 +200,8 @@ class _Watch:
             phi = None if type(part).__name__ in _OUTPUT_ONLY else activation_of(part)
             if phi is None or (phi.vector_blocks(Z.shape[1]) and len(shape) != 2):
                 raise InputError(
-                    f"{part} acts on shape {shape} inside the network; its state cannot be one of an implicit model"
+                    f"{part} acts on shape {shape} inside the network; its state cannot be one of "
+                    "an implicit model"
                 )
             records.append(Record(Z, X, phi))
         return records, outputs

@@ -27,7 +27,7 @@ __all__ = ["Shape", "Source"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of states, inputs and outputs, of the blocks of states, and the activation."""
+    """Widths of states, inputs, outputs, and blocks of states; and the activation."""
 
     n: int
     p: int
@@ -48,8 +48,14 @@ class Source:
 
     @classmethod
     def of(
-        cls, network: Any, U: Any, samples: int | None, batch_size: int | None, at: tuple[int, ...] | None, rng: np.random.Generator
-    ) -> Source:  # fmt: skip
+        cls,
+        network: Any,
+        U: Any,
+        samples: int | None,
+        batch_size: int | None,
+        at: tuple[int, ...] | None,
+        rng: np.random.Generator,
+    ) -> Source:
         """From the arguments of `fit`; one sample is run to learn the shapes."""
         if isinstance(network, States):
             if U is not None or at is not None:
@@ -61,27 +67,14 @@ class Source:
             raise InputError(
                 "U is missing: the inputs on which the states of the network are collected"
             )
-        head: Any
-        if isinstance(U, Iterator):
-            head = next(U, None)
-            if head is None:
-                raise InputError("U is an iterator without chunks; at least one sample is needed")
-            U = itertools.chain([head], U)
-        elif (
-            isinstance(U, (list, tuple))
-            and U
-            and all(getattr(chunk, "ndim", 0) >= 2 for chunk in U)
-        ):
-            U = tuple(U)
-            head = U[0]
-        else:
-            U = head = U if hasattr(U, "shape") and not hasattr(U, "iloc") else np.asarray(U)
+        U, head = _with_head(U)
         if isinstance(U, type) or not getattr(head, "ndim", 0):
             raise InputError(f"U is {U!r}; arrays with one sample a row are needed")
         if samples is not None:
             if head is not U:
                 raise InputError(
-                    "samples are drawn from one array, and U comes in chunks; draw from each of them, or leave out samples"
+                    "samples are drawn from one array, and U comes in chunks; draw from each of "
+                    "them, or leave out samples"
                 )
             drawn = _drawn(rng, samples, U.shape[0])
             U = take_rows(namespace(U), U, drawn) if backend.is_array(U) else U[drawn]
@@ -100,7 +93,10 @@ class Source:
         return iter_states(self.network, U, self.batch_size, at=self.at)
 
     def regenerated(self, model: ImplicitModel) -> Iterable[Any]:
-        """The moments of every chunk, with the fixed points of the model in the place of the network's states."""
+        """The moments of every chunk, of the model's fixed points.
+
+        They stand in the place of the network's states.
+        """
         for chunk in self.states():
             if hasattr(chunk, "__dask_graph__"):
                 import dask
@@ -108,6 +104,19 @@ class Source:
                 yield dask.delayed(_regenerated, pure=False)(model, chunk)
             else:
                 yield _regenerated(model, chunk)
+
+
+def _with_head(U: Any) -> tuple[Any, Any]:
+    """The inputs, and the first of their chunks."""
+    if isinstance(U, Iterator):
+        head = next(U, None)
+        if head is None:
+            raise InputError("U is an iterator without chunks; at least one sample is needed")
+        return itertools.chain([head], U), head
+    if isinstance(U, (list, tuple)) and U and all(getattr(part, "ndim", 0) >= 2 for part in U):
+        return tuple(U), U[0]
+    U = U if hasattr(U, "shape") and not hasattr(U, "iloc") else np.asarray(U)
+    return U, U
 
 
 def _shape(states: States) -> Shape:
@@ -129,7 +138,8 @@ def _regenerated(model: ImplicitModel, states: States) -> Moments:
     found = np.flatnonzero(solution.converged)
     if not len(found):
         raise ConvergenceError(
-            f"no fixed point of the model was found for {len(solution.converged)} samples; use a constraint that makes it well-posed, or "
+            f"no fixed point of the model was found for {len(solution.converged)} samples; use a "
+            "constraint that makes it well-posed, or "
             "refit_rounds=0",
             solution.converged,
         )

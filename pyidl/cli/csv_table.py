@@ -95,7 +95,8 @@ class Table:
         missing = [name for name in names if name not in self.names]
         if missing:
             raise InputError(
-                f"{self.path} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(self.names)}{_unsplit(self.names)}"
+                f"{self.path} has no column {', '.join(map(repr, missing))}; its columns are "
+                f"{', '.join(self.names)}{_unsplit(self.names)}"
             )
         return [self.names.index(name) for name in names]
 
@@ -105,6 +106,17 @@ class Table:
 
 def read_table(path: str | Path, delimiter: str = ",") -> Table:
     r"""Read a file.
+
+    Parameters
+    ----------
+    path : str or Path
+        UTF-8, with a header.
+    delimiter : str
+        One character, or "tab".
+
+    Returns
+    -------
+    Table
 
     Raises
     ------
@@ -123,6 +135,9 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     >>> table.numbers(["width"])[:, 0], table.text("kind")
     (array([1.5, 2. ]), array(['a', 'b'], dtype='<U1'))
     """
+    delimiter = "\t" if delimiter == "tab" else delimiter
+    if len(delimiter) != 1:
+        raise InputError(f"--delimiter is {delimiter!r}; it is one character, or 'tab'")
     rows, lines = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -133,11 +148,13 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
                     lines.append(reader.line_num)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); save it as UTF-8"
+            f"{path} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); save "
+            "it as UTF-8"
         ) from None
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {reader.line_num}: {error}; it is no CSV file, or its quotes do not match"
+            f"{path}, line {reader.line_num}: {error}; it is no CSV file, or its quotes do not "
+            "match"
         ) from None
     if not rows:
         raise InputError(
@@ -151,18 +168,21 @@ def read_table(path: str | Path, delimiter: str = ",") -> Table:
     for k, name in enumerate(names):
         if not name:
             raise InputError(
-                f"{path}, line {lines[0]}: column {k + 1} has no name; give it one, or delete the column"
+                f"{path}, line {lines[0]}: column {k + 1} has no name; give it one, or delete the "
+                "column"
             )
         if name in names[:k]:
             raise InputError(
-                f"{path}, line {lines[0]}: columns {names.index(name) + 1} and {k + 1} are both named {name!r}; rename one"
+                f"{path}, line {lines[0]}: columns {names.index(name) + 1} and {k + 1} are both "
+                f"named {name!r}; rename one"
             )
     if len(rows) == 1:
         raise InputError(f"{path} has a header and no data")
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(names):
             raise InputError(
-                f"{path}, line {line} has {len(fields)} fields, the header has {len(names)}{_unsplit(names)}"
+                f"{path}, line {line} has {len(fields)} fields, the header has "
+                f"{len(names)}{_unsplit(names)}"
             )
     return Table(str(path), names, tuple(rows[1:]), tuple(lines[1:]))
 

@@ -1,0 +1,137 @@
+"""The commands, their options, and their help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyidl
+from pyidl.cli.certify import certify
+from pyidl.cli.check import check
+from pyidl.cli.info import info
+from pyidl.cli.predict import predict
+from pyidl.cli.train import train
+from pyidl.training import recipe
+
+__all__ = ["build_parser"]
+
+EXAMPLES = """examples:
+  python -m pyidl train flowers.csv --target species
+  python -m pyidl predict flowers.npz new.csv --output answers.csv --probabilities
+  python -m pyidl certify flowers.npz
+  python -m pyidl check --device cuda
+
+python -m pyidl COMMAND --help says more of one command.
+exit codes: 0 done; 1 a check or a solve failed, or nothing is certified; 2 the input was refused"""
+
+TRAIN = """
+The file is UTF-8 with a header; all columns but the target are numbers. Columns are \
+standardised within, and the
+scaling is part of the model: the file that is written takes data as they are, also by pyidl.load.\
+"""
+
+TRAIN_NUMBERS: tuple[tuple[str, Callable[[str], Any], Any, str | None, str], ...] = (
+    ("--hidden-dim", int, 50, "N", "hidden units"),
+    ("--activation", str, "relu", "NAME", "as in pyidl.activations"),
+    ("--kappa", float, recipe.KAPPA, None, "bound of the row sums of |A|, below 1"),
+    ("--epochs", int, 100, "N", ""),
+    ("--batch-size", int, 100, "N", ""),
+    ("--learning-rate", float, recipe.LEARNING_RATE, "RATE", "of Adam, falling to 0"),
+    ("--alpha", float, recipe.ALPHA, None, "weight of the squares of all matrices"),
+    ("--test-share", float, 0.2, "SHARE", "of the rows, held out"),
+    ("--seed", int, 0, "N", ""),
+)
+"""Name, type, default, metavar and meaning of the options that have a value already."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser.
+
+    The options that it returns have the function of their command in `run`.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m pyidl",
+        description="Implicit models from the command line.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pyidl {pyidl.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(run: Callable[[Any], int], text: str, more: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            run.__name__,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. {more}".strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    command(info, "versions, devices, BLAS and threads")
+    _add_train(command(train, "learn to predict one column of a CSV file from the others", TRAIN))
+    _add_predict(
+        command(
+            predict,
+            "predict the rows of a CSV file",
+            "It needs the columns that the model was trained on, in any order.",
+        )
+    )
+    certifying = command(
+        certify, "say what is proven about a model, for every input", "Exit code 1 if nothing is."
+    )
+    certifying.add_argument("model", type=Path, help="a file of pyidl.save, or of train")
+    checking = command(check, "check the gradients of all layers against finite differences")
+    checking.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)"
+    )
+    return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.add_argument("data", type=Path, help="a CSV file")
+    train.add_argument("--target", required=True, metavar="COLUMN", help="the column to predict")
+    train.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the model goes (default: DATA with the ending .npz)",
+    )
+    train.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="default: regression if the target holds numbers only",
+    )
+    train.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="leave out a column; may be repeated",
+    )
+    for name, kind, default, metavar, meaning in TRAIN_NUMBERS:
+        text = f"{meaning} (default: %(default)s)".strip()
+        train.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
+    train.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    _add_delimiter(train)
+
+
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("model", type=Path, help="a file that train has written")
+    predict.add_argument("data", type=Path, help="a CSV file")
+    predict.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="a CSV file (default: standard output)"
+    )
+    predict.add_argument("--probabilities", action="store_true", help="of all classes too")
+    _add_delimiter(predict)
+
+
+def _add_delimiter(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--delimiter",
+        default=",",
+        metavar="CHARACTER",
+        help="between fields (default: a comma; 'tab' for a tab)",
+    )
