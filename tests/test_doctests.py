@@ -15,7 +15,7 @@ OPTIONAL = {
     "pyidl.interop.torchidl": "torch",
     "pyidl.sklearn": "sklearn",
 }
-OPTIONAL |= {f"pyidl.interop.{name}": "onnx" for name in ("onnx", "onnx_graph", "onnx_layers")}
+OPTIONAL |= {name: "onnx" for name in MODULES if name.startswith("pyidl.interop.onnx")}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -71,7 +71,7 @@ __all__ = [
 
 FAR = 1e9
 """From here on phi is 1 to the last digit, and FAR^2 is still a number in float32."""
-ETA = 1.5 * 1.25**-2.5 * (1 + 8 * EPS)
+ETA: float = 1.5 * 1.25**-2.5 * (1 + 8 * EPS)
 """``eta = max |phi''|``, ``phi'' = -3 s (1 + s^2)^(-5/2)``, attained at 1/2."""
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.attention.feedback import UP, Feedback, combined
-from pyidl.attention.maps import Attention, BoundedSoftmax
+from pyidl.attention.maps import Attention
 from pyidl.errors import InputError, expect, is_real
 from pyidl.typing import Array, Params, Setting
 from pyidl.wellposed import projections
