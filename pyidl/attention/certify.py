@@ -144,7 +144,8 @@ def certify_attention(
     --------
     >>> from pyidl import ImplicitAttentionHead, Softmax
     >>> head = ImplicitAttentionHead(6, 4, attention=Softmax(), rng=0)
-    >>> found = certify_attention(head, 0.3 * np.random.default_rng(0).normal(size=(2, 5, 6)))
+    >>> U = 0.3 * np.random.default_rng(0).normal(size=(2, 5, 6))
+    >>> found = certify_attention(head, U)
     >>> head.certificate().proven, found.proven
     (False, array([ True,  True]))
     """
@@ -173,7 +174,7 @@ def certify_attention(
 
 
 class _Found(NamedTuple):
-    """What `AttentionCertificate` says of one sample, or of all of them, in its words."""
+    """What `AttentionCertificate` says of one sample, or of all, in its words."""
 
     error: Any
     radius: Any
@@ -234,7 +235,7 @@ def local_factor(cell: AttentionCell, at: Attended, heads: list[Feedback]) -> fl
 
 
 def curvature(cell: AttentionCell, at: Attended, heads: list[Feedback], d: float) -> float:
-    """M of one sample: a bound of second derivatives within the distance d of the point."""
+    """M of one sample: a bound of second derivatives within the distance d."""
     K, Q, V = (np.asarray(a)[0] for a in (at.K, at.Q, at.V))
     points = zip(heads, K, Q, V, strict=True)
     return max(cell.attention.curvature(head, (k, q, v), d, K.shape[1]) for head, k, q, v in points)

@@ -268,7 +268,7 @@ class ImplicitAttentionHead(Layer):
         batch_size: int | None = None,
         on_fail: OnFail = "raise",
     ) -> Any:
-        """Return Y alone, in batches of at most `batch_size` samples where memory matters."""
+        """Return Y alone, in batches of at most `batch_size` samples."""
         U = self._admit(U)
         return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=_line(U, lengths)))
 
@@ -277,7 +277,7 @@ class ImplicitAttentionHead(Layer):
 
         With P the cotangent of Z, which the equilibrium gives together with G_R,
 
-            G_S = U^T P,    dU = P S^T,    and  G_L = G_R M^T,  G_M = L^T G_R  for R = L M.
+            G_S = U^T P,    dU = P S^T;    G_L = G_R M^T,  G_M = L^T G_R  for R = L M.
         """
         xp, p, (m, T, e) = namespace(U), self.params, U.shape
         H, _, width = p["S"].shape
@@ -377,9 +377,10 @@ class ImplicitAttentionHead(Layer):
     def step(self, u: Any, cache: Cache, *, on_fail: OnFail = "raise") -> tuple[Any, Cache]:
         """Return ``(y, cache)`` after one more token.
 
-        y is its output, (m, H h), and the cache what later tokens see. Tokens before it are final, so that one fixed point of H h numbers is solved;
-        its cost is linear in their number. The cache that is given stays as it was: two
-        continuations may start from it.
+        y is its output, (m, H h), and the cache what later tokens see. Tokens before it
+        are final, so that one fixed point of H h numbers is solved; its cost is linear
+        in their number. The cache that is given stays as it was: two continuations may
+        start from it.
 
         Parameters
         ----------

@@ -69,6 +69,7 @@ __all__ = [
     "phi_slope",
 ]
 
+UNMASKED = Mask()
 FAR = 1e9
 """From here on phi is 1 to the last digit, and FAR^2 is still a number in float32."""
 ETA: float = 1.5 * 1.25**-2.5 * (1 + 8 * EPS)
@@ -100,6 +101,9 @@ class Attention(Setting, ABC):
     the methods that are abstract here; those about `Feedback` are all that certificates
     ask of it.
     """
+
+    distances: ClassVar[tuple[float, ...]] = (math.inf,)
+    """How far around a point `curvature` is asked for: everywhere, or so far."""
 
     @abstractmethod
     def features(self, x: Any) -> Any:
@@ -137,19 +141,19 @@ class Attention(Setting, ABC):
         """The features of keys: b(k), (..., h) -> (..., f)."""
         return self.mirrored(self.features(K))
 
-    def __call__(self, K: Array, Q: Array, V: Array, mask: Mask = Mask()) -> Any:  # noqa: B008 (frozen)
+    def __call__(self, K: Array, Q: Array, V: Array, mask: Mask = UNMASKED) -> Any:
         """``att(K, Q, V)``, (m, H, T, h).
 
         There may be fewer queries than keys where nothing is masked.
         """
         return self.average(Q.shape[-1], mask)(self.features(Q), self.keys(K), self.values(V))
 
-    def at(self, K: Array, Q: Array, V: Array, mask: Mask = Mask()) -> Attended:  # noqa: B008 (frozen)
+    def at(self, K: Array, Q: Array, V: Array, mask: Mask = UNMASKED) -> Attended:
         """The map at a point, with its derivatives."""
         mean = self.average(Q.shape[-1], mask).at(self.features(Q), self.keys(K), self.values(V))
         return Attended(self, K, Q, V, (self.slope(K), self.slope(Q), self.slopes(V)), mean)
 
-    # ------------------------------------------------ what is proven for every input
+    # ------------------------------------------------- what is proven for every input
 
     @abstractmethod
     def gains(self, R: Feedback, keys: int | None) -> tuple[float, float]:
@@ -184,10 +188,7 @@ class Attention(Setting, ABC):
         """
         return None
 
-    # --------------------------------------------- what is proven for a state, or an input
-
-    distances: ClassVar[tuple[float, ...]] = (math.inf,)
-    """How far around a point `curvature` is asked for: everywhere, or so far."""
+    # ------------------------------------------ what is proven for a state, or an input
 
     @abstractmethod
     def rates(self, R_q: Any, R_k: Any, q: Any, k: Any, w: Any) -> Any:
@@ -213,18 +214,19 @@ class Attention(Setting, ABC):
     def box_factor(self, R: Feedback, r: float, q: Any, k: Any) -> float:
         """A bound of the expansion where the state, q and k are bounded.
 
-        By ``|X| <= r``, and entry by entry by the given q and k, (h,). inf where nothing
-        is known beyond `factor`.
+        By ``|X| <= r``, and entry by entry by the given q and k, (h,). inf where
+        nothing is known beyond `factor`.
         """
         return math.inf
 
 
 @dataclass(frozen=True)
 class KernelAttention(Attention):
-    """``w_ij = e_ij / (c + sum_l e_il)``, ``e_ij = exp(-g |q_i - k_j|^2)``, values phi(v).
+    """``w_ij = e_ij / (c + sum_l e_il)``, ``e_ij = exp(-g |q_i - k_j|^2)``.
 
-    Lipschitz without any bound of q and k, so that feedback can be certified from the
-    parameters. A query that sees no key, or none that is near, has the output 0.
+    The mean is taken of phi(v). Lipschitz without any bound of q and k, so that
+    feedback can be certified from the parameters. A query that sees no key, or none
+    that is near, has the output 0.
 
     Parameters
     ----------
@@ -319,8 +321,8 @@ class KernelAttention(Attention):
     def own_gains(self, R: Feedback, keys: int) -> tuple[float, float] | None:
         """Own motion moves q in all terms but k and v in one.
 
-        So for k, in Lemma 1, ``s p_i y_i`` of the own key takes the place of the sum: it
-        is ``y E S / (c + S)^2`` with ``E = e^(-y) <= S``, at most the square of
+        So for k, in Lemma 1, ``s p_i y_i`` of the own key takes the place of the sum:
+        it is ``y E S / (c + S)^2`` with ``E = e^(-y) <= S``, at most the square of
         `own_key`.
         """
         pair = mu(self.c / keys) * R.nu_q + own_key(self.c) * R.nu_k
@@ -473,9 +475,9 @@ class Softmax(_InnerProduct):
 class BoundedSoftmax(_InnerProduct):
     """``w_i = softmax of tau <phi(q_i), phi(k_j)>``, and values phi(v).
 
-    The softmax is taken over the keys that i sees. Exponents lie between ``-tau h`` and ``tau h``: the map is Lipschitz, with a
-    constant that does not depend on the number of keys. A mask that leaves a query
-    without keys is refused.
+    The softmax is taken over the keys that i sees. Exponents lie between ``-tau h`` and
+    ``tau h``: the map is Lipschitz, with a constant that does not depend on the number
+    of keys. A mask that leaves a query without keys is refused.
 
     Parameters
     ----------
@@ -535,10 +537,12 @@ class BoundedSoftmax(_InnerProduct):
         return self.scale(len(q)) * (_sizes(of_query @ R_q.T) + _sizes(of_key @ R_k.T))
 
     def curvature(self, R: Feedback, point: tuple[Any, Any, Any], d: float, n: int) -> float:
-        """``2 D^2 + tau sum_b (eta q_b^2 + 2 q_b k_b + eta k_b^2) + 2 D beta + eta beta^2``.
+        """M, everywhere, from the columns q_b and k_b of R_q and R_k.
 
-        Everywhere, with D of `gains`, the columns q_b, k_b of R_q and R_k, and ``beta =
-        col(R_v)``.
+            2 D^2 + tau sum_b (eta q_b^2 + 2 q_b k_b + eta k_b^2)
+            + 2 D beta + eta beta^2,
+
+        with D of `gains` and ``beta = col(R_v)``.
         """
         D, beta = self.gains(R, n)
         of_pairs = float(np.sum(ETA * R.q**2 + 2.0 * R.q * R.k + ETA * R.k**2))
@@ -546,7 +550,10 @@ class BoundedSoftmax(_InnerProduct):
         return M + (2.0 * D * beta + ETA * beta**2)
 
     def own_motion(self, q: Any, k: Any, t: int, w: Any, away: Any) -> tuple[Any, Any]:
-        """``tau phi'(k_t) * phi(q)``, ``tau diag(phi'(q)) sum_j w_j phi(k_j)^T away_j``."""
+        """``tau phi'(k_t) * phi(q)`` and the other with ``phi'(q)`` in front.
+
+        It is ``tau diag(phi'(q)) sum_j w_j phi(k_j)^T away_j``.
+        """
         tau = self.scale(len(q))
         of_query = tau * phi_slope(q)[:, None] * ((w[:, None] * phi(k)).T @ away)
         return tau * phi_slope(k[t]) * phi(q), of_query

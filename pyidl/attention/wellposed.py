@@ -1,8 +1,9 @@
 r"""When ``X = att(X R + Z)`` has exactly one solution, whatever Z.
 
-A bound of how much one step can expand, from R alone. Every map gives two gains: a
-bounds what a change of the state by at most 1 does through keys and queries, b what it
-does through values (`Attention.gains`, by Lemmas 1 and 2 of `pyidl.attention.feedback`).
+A bound of how much one step can expand, from R alone. Every map gives two gains
+(`Attention.gains`, by Lemmas 1 and 2 of `pyidl.attention.feedback`): a bounds what a
+change of the state by at most 1 does through keys and queries, b what it does through
+values.
 
 **Theorem.** If ``kappa = N(a, b) < 1``, where
 
@@ -62,6 +63,7 @@ def attention_certificate(
 
     Examples
     --------
+    >>> from pyidl import BoundedSoftmax
     >>> R = np.full((1, 2, 6), 0.1)
     >>> attention_certificate({"R": R}, BoundedSoftmax(), None, True).proven
     True
@@ -94,7 +96,9 @@ def attention_certificate(
 
 
 def _token_by_token(own: list[tuple[float, float]], n: int, kappa: float) -> Certificate:
-    r"""For a causal mask: a token's own motion is damped while those before it stand still.
+    r"""What a causal mask adds.
+
+    Own motion is damped while the tokens before stand still.
 
     That is enough for uniqueness. With the gains of its own motion, token i alone
     contracts by some f, uniformly; all of them move token i by at most kappa. In the
@@ -151,6 +155,7 @@ class AttentionBall(Setting):
 
     Examples
     --------
+    >>> from pyidl import BoundedSoftmax
     >>> ball = AttentionBall(0.9)
     >>> params = ball.project({"R": np.ones((1, 2, 6))}, BoundedSoftmax(), None)
     >>> found = attention_certificate(params, BoundedSoftmax(), None, True)

@@ -186,8 +186,8 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
         case "hard_tanh":
             return graph.op("Clip", z, graph.constant(-1.0), graph.constant(1.0))
         case "silu":
-            # z / (1 + exp(-z)). onnxruntime fuses z times Sigmoid; older ones then lose it
-            # in float64.
+            # z / (1 + exp(-z)). onnxruntime fuses z times Sigmoid; older ones then lose
+            # it in float64.
             return graph.op(
                 "Div", z, graph.op("Add", graph.op("Exp", graph.op("Neg", z)), graph.constant(1.0))
             )
