@@ -189,7 +189,7 @@ NOTHING = _Found(error=math.inf, radius=0.0, factor=math.inf, local=math.inf, di
 def _examine(
     whole: AttentionCell, Zs: np.ndarray, Xs: np.ndarray, i: int, certificate: Certificate
 ) -> _Found:
-    """The i-th sample."""
+    """The i-th sample: what its parameters, its input and the point X prove."""
     Z, X = Zs[i : i + 1], Xs[i : i + 1]
     if not np.all(np.isfinite(X)):
         return NOTHING

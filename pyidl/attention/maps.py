@@ -44,7 +44,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -101,9 +101,6 @@ class Attention(Setting, ABC):
     the methods that are abstract here; those about `Feedback` are all that certificates
     ask of it.
     """
-
-    distances: ClassVar[tuple[float, ...]] = (math.inf,)
-    """How far around a point `curvature` is asked for: everywhere, or so far."""
 
     @abstractmethod
     def features(self, x: Any) -> Any:
@@ -190,6 +187,11 @@ class Attention(Setting, ABC):
 
     # ------------------------------------------ what is proven for a state, or an input
 
+    @property
+    def distances(self) -> tuple[float, ...]:
+        """How far around a point `curvature` is asked for: everywhere, or so far."""
+        return (math.inf,)
+
     @abstractmethod
     def rates(self, R_q: Any, R_k: Any, q: Any, k: Any, w: Any) -> Any:
         """``H_j >= |dZ_j|`` up to what does not depend on j, for one query, (n,).
@@ -243,6 +245,13 @@ class KernelAttention(Attention):
     ------
     InputError
         If one of them is not positive.
+
+    Examples
+    --------
+    >>> att, X = KernelAttention(bandwidth=0.5), np.ones((1, 1, 3, 2))
+    >>> at = att.at(X, X, X)
+    >>> at.out.shape, [gradient.shape for gradient in at.vjp(X)]
+    ((1, 1, 3, 2), [(1, 1, 3, 2), (1, 1, 3, 2), (1, 1, 3, 2)])
     """
 
     bandwidth: float | None = None
@@ -367,6 +376,10 @@ class _InnerProduct(Attention):
         """Tau for a head of size h."""
         return 1.0 / math.sqrt(h) if self.tau is None else self.tau
 
+    def pull(self, x: Any, slope: Any, G: Any) -> Any:
+        """Features act entry by entry, so that the derivative is its own transpose."""
+        return self.push(x, slope, G)
+
 
 @dataclass(frozen=True)
 class Softmax(_InnerProduct):
@@ -390,9 +403,16 @@ class Softmax(_InnerProduct):
     ------
     InputError
         If one of them is not positive.
-    """
 
-    distances: ClassVar[tuple[float, ...]] = tuple(4.0**-i for i in range(20))
+    Examples
+    --------
+    >>> att, X = Softmax(), np.eye(3)[None, None]
+    >>> at = att.at(X, X, X, Mask(causal=True))
+    >>> np.round(at.mean.weights()[0, 0], 2)
+    array([[1.  , 0.  , 0.  ],
+           [0.36, 0.64, 0.  ],
+           [0.26, 0.26, 0.47]])
+    """
 
     def average(self, h: int, mask: Mask) -> Average:
         """Without a null key; nothing bounds the exponents."""
@@ -406,10 +426,6 @@ class Softmax(_InnerProduct):
     def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """``sqrt(tau) dx``."""
         return math.sqrt(self.scale(x.shape[-1])) * dx
-
-    def pull(self, x: Any, slope: Any, G: Any) -> Any:
-        """``sqrt(tau) G``."""
-        return math.sqrt(self.scale(x.shape[-1])) * G
 
     def values(self, V: Any) -> Any:
         """Return v itself."""
@@ -438,6 +454,11 @@ class Softmax(_InnerProduct):
     def size(self, R: Feedback, keys: int | None) -> float:
         """``col(R_v)``, for the same reason."""
         return R.values * UP
+
+    @property
+    def distances(self) -> tuple[float, ...]:
+        """Second derivatives grow with q, k and v, so that several are tried."""
+        return tuple(4.0**-i for i in range(20))
 
     def rates(self, R_q: Any, R_k: Any, q: Any, k: Any, w: Any) -> Any:
         """``H_j = tau (|(k_j - sum_l w_l k_l) R_q^T|_1 + |q R_k^T|_1)``."""
@@ -492,6 +513,15 @@ class BoundedSoftmax(_InnerProduct):
     ------
     InputError
         If one of them is not positive.
+
+    Examples
+    --------
+    >>> att, X = BoundedSoftmax(tau=0.5), np.eye(3)[None, None]
+    >>> at = att.at(X, X, X, Mask(causal=True))
+    >>> np.round(at.mean.weights()[0, 0], 2)
+    array([[1.  , 0.  , 0.  ],
+           [0.44, 0.56, 0.  ],
+           [0.3 , 0.3 , 0.39]])
     """
 
     def average(self, h: int, mask: Mask) -> Average:
@@ -506,10 +536,6 @@ class BoundedSoftmax(_InnerProduct):
     def push(self, x: Any, slope: Any, dx: Any) -> Any:
         """``sqrt(tau) phi'(x) dx``."""
         return math.sqrt(self.scale(x.shape[-1])) * (slope * dx)
-
-    def pull(self, x: Any, slope: Any, G: Any) -> Any:
-        """``sqrt(tau) phi'(x) G``."""
-        return math.sqrt(self.scale(x.shape[-1])) * (slope * G)
 
     def slope(self, x: Any) -> Any:
         """The derivative ``phi'(x)``, entry by entry."""
