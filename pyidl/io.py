@@ -2,19 +2,22 @@
 
 No pickle, written atomically, read with suspicion.
 
-    header          {"format": "pyidl", "version": 1, "kind": "model", "config": {...}}, as UTF-8 bytes
+    header          {"format": "pyidl", "version": 1, "kind": "model", "config": {...}},
+                    as UTF-8 bytes
     params/A, ...   the parameters, host arrays
 
-Classes are named in the header and looked up in a fixed list; nothing in a file is ever
-executed.
+Classes are named in the header and looked up among the public ones of a kind that files
+may hold (`public`); nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import secrets
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,88 +29,37 @@ import numpy as np
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
 from pyidl.arrays.backend import to_numpy
-from pyidl.attention import (
-    Attention,
-    AttentionBall,
-    BoundedSoftmax,
-    ImplicitAttentionHead,
-    KernelAttention,
-    Softmax,
-)
 from pyidl.errors import FileFormatError, InputError, expect
-from pyidl.layers import (
-    Composite,
-    Dropout,
-    Embedding,
-    ImplicitModel,
-    Layer,
-    LayerNorm,
-    Linear,
-    Pointwise,
-    PositionEmbedding,
-    Residual,
-    Sequential,
-)
+from pyidl.layers import Composite, Layer
 from pyidl.matrices.pattern import Pattern
-from pyidl.recurrent import Bidirectional, ImplicitRNN
-from pyidl.solvers import (
-    GMRES,
-    Anderson,
-    Auto,
-    Direct,
-    Fallback,
-    ForwardBackward,
-    Jacobi,
-    JacobianFree,
-    Neumann,
-    Newton,
-    PeacemanRachford,
-    Phantom,
-    Picard,
-    Solver,
-    Substitution,
-)
-from pyidl.wellposed import (
-    BlockTriangular,
-    Constraint,
-    InfNorm,
-    MatrixMeasure,
-    Monotone,
-    PerronFrobenius,
-    SpectralNorm,
-    StrictlyTriangular,
-    Unconstrained,
-)
+from pyidl.solvers import Solver
+from pyidl.typing import Setting
+from pyidl.wellposed import Constraint
 
-__all__ = ["load", "load_notes", "read_npz", "replacing", "save", "write_npz"]
+__all__ = ["load", "load_notes", "public", "read_npz", "replacing", "save", "write_npz"]
 
 FORMAT, VERSION = "pyidl", 1
 
-SOLVERS = (
-    Anderson, Auto, Direct, Fallback, ForwardBackward, GMRES, Jacobi, JacobianFree, Neumann, Newton, PeacemanRachford, Phantom, Picard,
-    Substitution,
-)  # fmt: skip
-LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls
-    for cls in (
-        Bidirectional, Dropout, Embedding, ImplicitAttentionHead, ImplicitModel, ImplicitRNN, LayerNorm, Linear, Pointwise,
-        PositionEmbedding, Residual, Sequential,
-    )
-}  # fmt: skip
-CONSTRAINTS = (
-    BlockTriangular,
-    InfNorm,
-    MatrixMeasure,
-    Monotone,
-    PerronFrobenius,
-    SpectralNorm,
-    StrictlyTriangular,
-    Unconstrained,
-)
-ATTENTION = (AttentionBall, BoundedSoftmax, KernelAttention, Softmax)
-SETTINGS: dict[str, type[Constraint | Solver | Attention | AttentionBall]] = {
-    cls.__name__: cls for cls in (*CONSTRAINTS, *SOLVERS, *ATTENTION)
-}
+SETTINGS = (Constraint, Solver, Setting)
+"""What the options of a layer may be, besides numbers, activations and patterns."""
+
+
+def public(*kinds: type) -> dict[str, type[Any]]:
+    """The classes of these kinds that pyidl offers, by name, without the abstract ones.
+
+    They are read from the lists `__all__` at the moment of use, so that whatever wing
+    is there takes part.
+    """
+    offered = {
+        name: getattr(sys.modules[room], name)
+        for room in ("pyidl", "pyidl.solvers", "pyidl.wellposed")
+        for name in sys.modules[room].__all__
+    }
+    return {
+        name: cls
+        for name, cls in offered.items()
+        if isinstance(cls, type) and issubclass(cls, kinds) and not inspect.isabstract(cls)
+    }
 
 
 def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = None) -> None:
@@ -139,7 +91,8 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
     >>> model = pyidl.ImplicitModel(3, 2, 5, rng=0)
     >>> pyidl.save(path, model)
-    >>> bool(np.all(pyidl.load(path).predict(np.ones((1, 3))) == model.predict(np.ones((1, 3)))))
+    >>> U = np.ones((1, 3))
+    >>> bool(np.all(pyidl.load(path).predict(U) == model.predict(U)))
     True
     """
     expect("model", model, Layer, "save writes a Layer")
@@ -150,7 +103,8 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
             json.dumps(header["notes"])
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"notes cannot be written as JSON ({error}); give a dictionary of strings, numbers, lists and dictionaries"
+                f"notes cannot be written as JSON ({error}); give a dictionary of strings, "
+                "numbers, lists and dictionaries"
             ) from None
     write_npz(path, {f"params/{key}": to_numpy(a) for key, a in model.params.items()}, header)
 
@@ -171,6 +125,11 @@ def load(
     activation : Activation or mapping of str to Activation, optional
         The activation that is not built in, or all of them by name.
 
+    Returns
+    -------
+    Layer
+        With the parameters that were saved, bit for bit.
+
     Raises
     ------
     FileNotFoundError
@@ -180,11 +139,20 @@ def load(
         version.
     InputError
         If it needs an activation that was not given.
+
+    Examples
+    --------
+    >>> import tempfile, os, pyidl
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+    >>> pyidl.save(path, pyidl.Linear(3, 2))
+    >>> pyidl.load(path).output_dim
+    2
     """
     header, arrays = read_npz(path)
     if header.get("kind") != "model":
         raise FileFormatError(
-            f"{path} holds no model but a {header.get('kind')}; a checkpoint is read by fit(..., resume=path)"
+            f"{path} holds no model but a {header.get('kind')}; a checkpoint is read by "
+            "fit(..., resume=path)"
         )
     given = (
         {activation.name: activation} if isinstance(activation, Activation) else activation or {}
@@ -207,7 +175,8 @@ def load(
         )
     except Exception as error:
         raise FileFormatError(
-            f"{path} does not describe a model: {error}; it is damaged or was edited, save the model again"
+            f"{path} does not describe a model: {error}; it is damaged or was edited, save the "
+            "model again"
         ) from error
     return model if device == "cpu" else model.to(device)
 
@@ -215,17 +184,34 @@ def load(
 def load_notes(path: str | Path) -> dict[str, Any]:
     """Return the notes that were saved with a model.
 
-    An empty dictionary if there are none.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    dict
+        Empty if there are none.
 
     Raises
     ------
     FileNotFoundError, FileFormatError
         As `load`.
+
+    Examples
+    --------
+    >>> import tempfile, os, pyidl
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
+    >>> pyidl.save(path, pyidl.Linear(3, 2), notes={"classes": ["cat", "dog"]})
+    >>> pyidl.load_notes(path)
+    {'classes': ['cat', 'dog']}
     """
     notes = read_npz(path)[0].get("notes", {})
     if not isinstance(notes, dict):
         raise FileFormatError(
-            f"the notes in {path} are no dictionary; the file is damaged or was edited, save the model again"
+            f"the notes in {path} are no dictionary; the file is damaged or was edited, save the "
+            "model again"
         )
     return notes
 
@@ -252,24 +238,17 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Activation):
         own = activations.named(value.name) is value
         return {"class": "Activation" if own else "custom activation", "name": value.name}
-    if isinstance(value, Composite) and LAYERS.get(type(value).__name__) is type(value):
-        return {
-            "class": type(value).__name__,
-            "parts": {name: _encode(layer) for name, layer in value.parts.items()},
-        }
     if isinstance(value, Pattern):
         return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
-    name = type(value).__name__
-    if LAYERS.get(name) is type(value) or SETTINGS.get(name) is type(value):
-        return {
-            "class": name,
-            **{
-                f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
-            },
-        }  # type: ignore[arg-type]
-    raise InputError(
-        f"{name} cannot be saved; files hold {', '.join([*LAYERS, *SETTINGS])} and the built-in activations"
-    )
+    name, known = type(value).__name__, public(Layer) | public(*SETTINGS)
+    if known.get(name) is not type(value):
+        raise InputError(
+            f"{name} cannot be saved; files hold {', '.join(known)} and the built-in activations"
+        )
+    if isinstance(value, Composite):
+        return {"class": name, "parts": {key: _encode(part) for key, part in value.parts.items()}}
+    options = (f.name for f in dataclasses.fields(value) if f.init)
+    return {"class": name, **{key: _encode(getattr(value, key)) for key in options}}
 
 
 def _encode_mask(mask: np.ndarray | None) -> Any:
@@ -317,8 +296,8 @@ def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
             if built_in is None:
                 raise InputError(f"there is no built-in activation {fields['name']!r}")
             return built_in
-        case str(name) if name in SETTINGS:
-            return SETTINGS[name](**{key: _decode(v, given) for key, v in fields.items()})
+        case str(name) if name in (known := public(*SETTINGS)):
+            return known[name](**{key: _decode(v, given) for key, v in fields.items()})
         case name:
             raise InputError(f"there is no class {name!r}")
 
@@ -327,7 +306,7 @@ def _decode_layer(
     config: Any, params: Mapping[str, np.ndarray], given: Mapping[str, Activation]
 ) -> Layer:
     """A layer from its configuration and its parameters."""
-    cls = LAYERS.get(config["class"])
+    cls = public(Layer).get(config["class"])
     if cls is None:
         raise InputError(f"there is no layer {config['class']!r}")
     if issubclass(cls, Composite):
@@ -335,25 +314,21 @@ def _decode_layer(
         for key, a in params.items():
             part, _, name = key.partition(".")
             owner[part][name] = a
-        return cls.of(
-            {
-                name: _decode_layer(part, owner[name], given)
-                for name, part in config["parts"].items()
-            }
-        )
-    options = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    missing = {name for name, default in options.items() if default is dataclasses.MISSING} - set(
-        config
-    )
-    if missing or not set(config) - {"class"} <= set(options):
+        parts = {
+            name: _decode_layer(part, owner[name], given) for name, part in config["parts"].items()
+        }
+        whole: Layer = cls.of(parts)
+        return whole
+    options = {f.name: f.default for f in dataclasses.fields(cls)}
+    said = {key: value for key, value in config.items() if key != "class"}
+    missing = dataclasses.MISSING in (options | said).values()
+    if missing or not set(said) <= set(options):
         raise InputError(
-            f"{config['class']} has the options {sorted(options)}, the file says {sorted(set(config) - {'class'})}"
+            f"{config['class']} has the options {sorted(options)}, the file says {sorted(said)}"
         )
-    chosen = {
-        name: _decode(config[name], given) if name in config else default
-        for name, default in options.items()
-    }
-    return cls._with(chosen, params)
+    chosen = {key: _decode(value, given) for key, value in said.items()}
+    model: Layer = cls._with(options | chosen, params)
+    return model
 
 
 # --------------------------------------------------------------------- arrays in a file
@@ -419,7 +394,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read ``(header, arrays)``, after checking that the file is what `write_npz` writes.
+    """Read ``(header, arrays)``, after checking that `write_npz` writes such files.
 
     Members are stored, not compressed, so that a small file cannot unfold into a large
     one; every one has a checksum.
@@ -440,7 +415,8 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 }
         except Exception as error:
             raise FileFormatError(
-                f"{path} is not a complete .npz file ({error}); it is damaged, or was not written by pyidl: save it again"
+                f"{path} is not a complete .npz file ({error}); it is damaged, or was not written "
+                "by pyidl: save it again"
             ) from error
     try:
         header = json.loads(arrays.pop("header").tobytes().decode())
@@ -448,11 +424,13 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
     except Exception as error:
         raise FileFormatError(
-            f"{path} has no header of pyidl ({type(error).__name__}: {error}); it was not written by pyidl"
+            f"{path} has no header of pyidl ({type(error).__name__}: {error}); it was not written "
+            "by pyidl"
         ) from error
     if header["version"] > VERSION:
         raise FileFormatError(
-            f"{path} has format version {header['version']}, this pyidl reads up to {VERSION}; upgrade pyidl"
+            f"{path} has format version {header['version']}, this pyidl reads up to {VERSION}; "
+            "upgrade pyidl"
         )
     return header, arrays
 

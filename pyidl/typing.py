@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Array", "Grads", "Namespace", "Params", "Rng", "Tol"]
+__all__ = ["Array", "Grads", "Namespace", "Params", "Rng", "Setting", "Tol"]
 
 
 @runtime_checkable
@@ -60,3 +60,10 @@ None is the default of the dtype.
 
 Rng: TypeAlias = np.random.Generator | int | None
 """A NumPy generator, a seed, or None for fresh entropy."""
+
+
+class Setting:
+    """Base class of frozen dataclasses that configure a layer, and that files may name.
+
+    Besides constraints and solvers; see `pyidl.io`.
+    """

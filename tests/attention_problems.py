@@ -7,8 +7,8 @@ import numpy as np
 
 from pyidl.attention import BoundedSoftmax, KernelAttention, Softmax
 from pyidl.attention.cell import AttentionCell
+from pyidl.attention.feedback import Feedback
 from pyidl.attention.weighted_mean import Mask
-from pyidl.attention.wellposed import Feedback
 
 CERTIFIED = (
     KernelAttention(),
@@ -40,7 +40,7 @@ def feedback(rng, H, rows, h):
 
 def kappa(R, attention, n):
     """The largest factor of a head."""
-    return max(head.factor(attention, n) for head in Feedback.of({"R": R}))
+    return max(attention.factor(head, n) for head in Feedback.of({"R": R}))
 
 
 def cell(seed, attention, size=0.95, mask=None, dtype=np.float64):

@@ -16,7 +16,7 @@ OPTIONAL = {
     "pyidl.sklearn": "sklearn",
     "pyidl.plotting": "matplotlib",
 }
-OPTIONAL |= {f"pyidl.interop.{name}": "onnx" for name in ("onnx", "onnx_graph", "onnx_layers")}
+OPTIONAL |= {name: "onnx" for name in MODULES if name.startswith("pyidl.interop.onnx")}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,7 +8,8 @@ Write P(L) = [gK gQ gV], (m, H, T, 3h), for the transposed derivative of att at 
 applied to L. Along a direction, ``dO = D att [dO R + X dR + dZ]``, and a loss with
 gradient g with respect to X changes by
 
-    <g, dO> = <L, D att [X dR + dZ]> = <P(L), X dR + dZ>,      where L = g + P(L) R^T     (the adjoint equation),
+    <g, dO> = <L, D att [X dR + dZ]> = <P(L), X dR + dZ>,
+    where L = g + P(L) R^T     (the adjoint equation),
 
 so that the gradients are ``G_R = X^T P(L)``, summed over samples, and ``G_Z = P(L)``.
 """
@@ -117,7 +118,7 @@ class AttentionCell(Cell):
 
 
 class AttentionProblem(Problem):
-    """``X = att(X R + Z)`` for m samples, of which `past` tokens may be final already."""
+    """``X = att(X R + Z)`` for m samples; `past` tokens may be final already."""
 
     def __init__(self, cell: AttentionCell, Z: Array, past: Past | None = None) -> None:
         super().__init__(cast(Array, parts(Z)[0]))

@@ -13,6 +13,7 @@ the gradients: `pyidl.attention.cell`; of the condition: `pyidl.attention.wellpo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from typing import Any
 
@@ -42,18 +43,13 @@ __all__ = ["AttentionPullback", "ImplicitAttentionHead"]
 
 @dataclass(frozen=True, repr=False)
 class AttentionPullback(Pullback):
-    """The derivative of the head.
-
-    With P the cotangent of ``[K Q V] = X R + U S`` that the equilibrium gives,
-
-        G_R = X^T P,    G_S = U^T P,    G_U = P S^T    (and ``G_L = G_R M^T``, ``G_M = L^T G_R`` for ``R = L M``).
+    """The derivative of the head; its equations stand below those of the forward pass.
 
     What it returns for the inputs mirrors them: dU, or ``(dU, None)`` where lengths
     were given.
     """
 
-    U: Array
-    params: Params
+    backward: Callable[[Any, bool], tuple[Any, Grads]]
     equilibrium: EquilibriumPullback
     lengths: bool = field(default=False, kw_only=True)
 
@@ -62,6 +58,10 @@ class AttentionPullback(Pullback):
         dU, grads = super().__call__(dY, inputs)
         return ((dU, None) if self.lengths and inputs else dU), grads
 
+    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
+        """Call the closure that the forward pass left."""
+        return self.backward(dY, inputs)
+
     @property
     def forward(self) -> Solution:
         """The forward solve: outputs of the heads (m, H, T, h), steps, residuals."""
@@ -69,7 +69,7 @@ class AttentionPullback(Pullback):
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
-        """The forward solve."""
+        """The forward solve, the only one."""
         return (self.forward,)
 
     def weights(self) -> Any:
@@ -80,21 +80,6 @@ class AttentionPullback(Pullback):
         cell = self.equilibrium.cell
         assert isinstance(cell, AttentionCell)
         return cell.at(self.forward.value, self.equilibrium.u).mean.weights()
-
-    def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """The equilibrium gives P and G_R; the rest is linear."""
-        xp, p = namespace(dY), self.params
-        H, e, width = p["S"].shape
-        P, grads = self.equilibrium(_split(dY, H), True)
-        if "L" in p:
-            G = grads.pop("R")
-            grads |= {"L": G @ xp.matrix_transpose(p["M"]), "M": xp.matrix_transpose(p["L"]) @ G}
-        rows = xp.reshape(
-            xp.permute_dims(P, (0, 2, 1, 3)), (-1, H * width)
-        )  # a token a row, heads side by side
-        G_S = xp.reshape(xp.reshape(self.U, (-1, e)).T @ rows, (e, H, width))
-        grads["S"] = xp.permute_dims(G_S, (1, 0, 2))
-        return (xp.reshape(rows @ _flat(p["S"]).T, self.U.shape) if inputs else None), grads
 
     def __repr__(self) -> str:
         return f"AttentionPullback({self.forward!r})"
@@ -204,7 +189,8 @@ class ImplicitAttentionHead(Layer):
         check_solvers(self.forward, self.adjoint)
         if self.rank is not None and self.rank > self._heard:
             raise InputError(
-                f"rank is {self.rank}, but R has only {self._heard} rows; use rank=None for a full R"
+                f"rank is {self.rank}, but R has only {self._heard} rows; use rank=None for a "
+                "full R"
             )
         if isinstance(self.constraint, AttentionBall):
             self.constraint.radii(self.head_dim, self.attention, self.block_size)
@@ -226,26 +212,28 @@ class ImplicitAttentionHead(Layer):
 
     @property
     def takes_lengths(self) -> bool:
-        """Yes."""
+        """Whether calls take lengths: they do, as tokens beyond them are masked."""
         return True
 
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.embed_dim or U.size == 0:
             hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
             raise InputError(
-                f"U has shape {U.shape}; ImplicitAttentionHead takes tokens, (m, T, {self.embed_dim}) with m, T >= 1{hint}"
+                f"U has shape {U.shape}; ImplicitAttentionHead takes tokens, "
+                f"(m, T, {self.embed_dim}) with m, T >= 1{hint}"
             )
         if self.block_size is not None and U.shape[1] > self.block_size:
             raise InputError(
-                f"U has {U.shape[1]} tokens, block_size is {self.block_size}; shorten it, or take head.replace(block_size={U.shape[1]}), "
-                "look at its certificate(), and project its parameters"
+                f"U has {U.shape[1]} tokens, block_size is {self.block_size}; shorten it, or take "
+                f"head.replace(block_size={U.shape[1]}), look at its certificate(), and project "
+                "its parameters"
             )
 
     # ----------------------------------------------------------------------- calling it
 
     def __call__(
         self, U: Any, lengths: Any = None, *, rng: Rng = None, on_fail: OnFail = "raise"
-    ) -> tuple[Any, AttentionPullback]:  # fmt: skip
+    ) -> tuple[Any, AttentionPullback]:
         """Return ``(Y, pullback)``.
 
         As for every `Layer`; and for sequences of several lengths:
@@ -258,13 +246,7 @@ class ImplicitAttentionHead(Layer):
             returns ``(dU, None)``.
         """
         U = backend.own(self._admit(U), U)
-        Y, pull = self._forward(
-            U,
-            Call(
-                on_fail=on_fail,
-                line=None if lengths is None else Timeline.read(lengths, *U.shape[:2]),
-            ),
-        )
+        Y, pull = self._forward(U, Call(on_fail=on_fail, line=_line(U, lengths)))
         return Y, replace(pull, lengths=lengths is not None)
 
     def predict(
@@ -275,13 +257,19 @@ class ImplicitAttentionHead(Layer):
         batch_size: int | None = None,
         on_fail: OnFail = "raise",
     ) -> Any:
-        """Return Y alone, in batches of at most `batch_size` samples where memory matters."""
+        """Return Y alone, in batches of at most `batch_size` samples."""
         U = self._admit(U)
-        line = None if lengths is None else Timeline.read(lengths, *U.shape[:2])
-        return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=line))
+        return self._in_batches(U, batch_size, Call(on_fail=on_fail, line=_line(U, lengths)))
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, AttentionPullback]:
-        xp = namespace(U)
+        """``X = att(X R + Z)``, ``Z = U S``, and ``Y = X``, heads side by side.
+
+        With P the cotangent of Z, which the equilibrium gives together with G_R,
+
+            G_S = U^T P,    dU = P S^T;    G_L = G_R M^T,  G_M = L^T G_R  for R = L M.
+        """
+        xp, p, (m, T, e) = namespace(U), self.params, U.shape
+        H, _, width = p["S"].shape
         X, pull = settled(
             self._cell(self._mask(call.line)),
             self._inject(U),
@@ -290,12 +278,32 @@ class ImplicitAttentionHead(Layer):
             on_fail=call.on_fail,
             certificate=self.certificate,
         )
-        Y = xp.reshape(xp.permute_dims(X, (0, 2, 1, 3)), (*U.shape[:2], -1))
-        return Y, AttentionPullback(Y, U, self.params, pull)
+        Y = xp.reshape(xp.permute_dims(X, (0, 2, 1, 3)), (m, T, -1))
+
+        def backward(dY: Any, inputs: bool) -> tuple[Any, Grads]:
+            dX = xp.permute_dims(xp.reshape(dY, (m, T, H, width // 3)), (0, 2, 1, 3))
+            P, grads = pull(dX, True)
+            if "L" in p:
+                G = grads.pop("R")
+                grads["L"] = G @ xp.matrix_transpose(p["M"])
+                grads["M"] = xp.matrix_transpose(p["L"]) @ G
+            # A token a row, heads side by side.
+            rows = xp.reshape(xp.permute_dims(P, (0, 2, 1, 3)), (-1, H * width))
+            G_S = xp.reshape(xp.reshape(U, (-1, e)).T @ rows, (e, H, width))
+            grads["S"] = xp.permute_dims(G_S, (1, 0, 2))
+            return (xp.reshape(rows @ _flat(p["S"]).T, U.shape) if inputs else None), grads
+
+        return Y, AttentionPullback(Y, backward, pull)
 
     def equilibrium(
-        self, U: Any, lengths: Any = None, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False
-    ) -> Solution:  # fmt: skip
+        self,
+        U: Any,
+        lengths: Any = None,
+        *,
+        x0: Array | None = None,
+        on_fail: OnFail = "raise",
+        trace: bool = False,
+    ) -> Solution:
         """Solve for the outputs X of the heads, (m, H, T, h), and say how it went.
 
         Parameters
@@ -310,10 +318,7 @@ class ImplicitAttentionHead(Layer):
         """
         expect("trace", trace, bool, "use True or False")
         U = self._admit(U)
-        cell = self._cell(
-            self._mask(None if lengths is None else Timeline.read(lengths, *U.shape[:2]))
-        )
-        problem = cell.bind(self._inject(U))
+        problem = self._cell(self._mask(_line(U, lengths))).bind(self._inject(U))
         if x0 is not None:
             x0 = backend.as_real(x0, name="x0", xp=self.xp, dtype=self.dtype)
             if x0.shape != problem.like.shape:
@@ -353,18 +358,18 @@ class ImplicitAttentionHead(Layer):
         """
         if not self.causal:
             raise InputError(
-                "this head is not causal, so a new token changes the outputs of all tokens; use head(U) for the whole sequence"
+                "this head is not causal, so a new token changes the outputs of all tokens; use "
+                "head(U) for the whole sequence"
             )
         return begin(self._cell(Mask()), check_width("m", m))
 
     def step(self, u: Any, cache: Cache, *, on_fail: OnFail = "raise") -> tuple[Any, Cache]:
         """Return ``(y, cache)`` after one more token.
 
-        Its output, (m, H h), and what later tokens see.
-
-        Tokens before it are final, so that one fixed point of H h numbers is solved;
-        its cost is linear in their number. The cache that is given stays as it was: two
-        continuations may start from it.
+        y is its output, (m, H h), and the cache what later tokens see. Tokens before it
+        are final, so that one fixed point of H h numbers is solved; its cost is linear
+        in their number. The cache that is given stays as it was: two continuations may
+        start from it.
 
         Parameters
         ----------
@@ -390,11 +395,13 @@ class ImplicitAttentionHead(Layer):
         m = cache.past.b.shape[0]
         if u.shape != (m, self.embed_dim):
             raise InputError(
-                f"u has shape {u.shape}; a step takes one token of each of {m} sequences, {(m, self.embed_dim)}"
+                f"u has shape {u.shape}; a step takes one token of each of {m} sequences, "
+                f"{(m, self.embed_dim)}"
             )
         if self.block_size is not None and cache.length >= self.block_size:
             raise InputError(
-                f"the cache holds {cache.length} tokens, which is block_size; start again from the last ones"
+                f"the cache holds {cache.length} tokens, which is block_size; start again from the "
+                "last ones"
             )
         cell, Z = self._cell(Mask()), self._inject(u[:, None, :])
         X, cache = advance(
@@ -411,7 +418,10 @@ class ImplicitAttentionHead(Layer):
         return self.constraint.project(params, self.attention, self.block_size)
 
     def certificate(self, explain: bool = False) -> Certificate:
-        """What is proven about the fixed point for the present parameters, for every input of at most `block_size` tokens."""
+        """What is proven about the fixed point for the present parameters.
+
+        For every input of at most `block_size` tokens.
+        """
         return attention_certificate(
             self.params, self.attention, self.block_size, self.causal, explain
         )
@@ -422,13 +432,12 @@ class ImplicitAttentionHead(Layer):
         return self.replace(forward=forward, adjoint=adjoint)
 
 
+def _line(U: Any, lengths: Any) -> Timeline | None:
+    """Which tokens of U are there; None for all."""
+    return None if lengths is None else Timeline.read(lengths, *U.shape[:2])
+
+
 def _flat(S: Any) -> Any:
     """``(H, e, 3h) -> (e, H 3h)``."""
     xp, (H, e, width) = namespace(S), S.shape
     return xp.reshape(xp.permute_dims(S, (1, 0, 2)), (e, H * width))
-
-
-def _split(Y: Any, H: int) -> Any:
-    """``(m, T, H h) -> (m, H, T, h)``."""
-    xp, (m, T, width) = namespace(Y), Y.shape
-    return xp.permute_dims(xp.reshape(Y, (m, T, H, width // H)), (0, 2, 1, 3))

@@ -1,6 +1,7 @@
 """A transformer block whose attention is a fixed point, composed of layers.
 
-    z = x + Dropout(W_o head(LayerNorm(x))),        y = z + Dropout(W_2 relu(W_1 LayerNorm(z) + b_1) + b_2),
+    z = x + Dropout(W_o head(LayerNorm(x))),
+    y = z + Dropout(W_2 relu(W_1 LayerNorm(z) + b_1) + b_2),
 
 with the normalisation inside the branches, so that an input has an open way through any
 number of blocks.
@@ -48,10 +49,11 @@ def ImplicitTransformerBlock(
     dtype: str = "float32",
     rng: Rng = None,
 ) -> Sequential:
-    """``z = x + W_o head(n(x))``, ``y = z + W_2 relu(W_1 n(z) + b_1) + b_2``, n two layer norms: (m, T, embed_dim) to the same shape.
+    """``z = x + W_o head(n(x))``, ``y = z + W_2 relu(W_1 n(z) + b_1) + b_2``.
 
-    What is returned is a plain `Sequential` of two `Residual`: it is saved, certified
-    and projected as such, and its parts can be taken out and exchanged.
+    With two layer norms n, from (m, T, embed_dim) to the same shape. What is returned
+    is a plain `Sequential` of two `Residual`: it is saved, certified and projected as
+    such, and its parts can be taken out and exchanged.
 
     Parameters
     ----------
@@ -70,6 +72,10 @@ def ImplicitTransformerBlock(
         In which everything is computed.
     rng : Generator, int or None
         Draws the initial parameters.
+
+    Returns
+    -------
+    Sequential
 
     Raises
     ------

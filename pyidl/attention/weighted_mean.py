@@ -6,7 +6,8 @@ Rows of A are features of queries, rows of B of keys, rows of U are values, of s
 (m) and heads (H): shapes (m, H, T, f), (m, H, n, f), (m, H, n, h). With c >= 0 the
 weight of a *null key*, whose value is 0,
 
-    Z = A B^T,   E_ij = exp Z_ij where query i may see key j, else 0,   s_i = 1 / (c + sum_l E_il),   out_i = s_i sum_j E_ij u_j.
+    Z = A B^T,   E_ij = exp Z_ij where query i may see key j, else 0,
+    s_i = 1 / (c + sum_l E_il),   out_i = s_i sum_j E_ij u_j.
 
 *Derivatives.* With weights ``w_ij = s_i E_ij`` and ``dE = E * dZ``, ``dw_ij = w_ij
 (dZ_ij - sum_l w_il dZ_il)``. Hence, in rows,
@@ -50,7 +51,10 @@ KEPT = 2**25
 Above it, keys are visited in tiles.
 """
 CACHED = 2**18
-"""On NumPy, weights that are formed at a time, so that they are still in the cache when they are used."""
+"""On NumPy, weights that are formed at a time.
+
+So few that they are still in the cache when they are used.
+"""
 CAUSAL = 64
 """On NumPy, keys of a tile under a causal mask, from four of them on.
 
@@ -91,7 +95,8 @@ class Mask:
                 table is None or (is_array(table) and namespace(table).isdtype(table.dtype, "bool"))
             ):
                 raise InputError(
-                    f"{name} is {type(table).__name__} {getattr(table, 'dtype', '')}; an array of booleans is needed, or None"
+                    f"{name} is {type(table).__name__} {getattr(table, 'dtype', '')}; an array of "
+                    "booleans is needed, or None"
                 )
 
     def first(self, keys: slice) -> int:
@@ -99,7 +104,10 @@ class Mask:
         return int(keys.start) if self.causal else 0
 
     def seen(self, xp: Namespace, T: int, keys: slice) -> Any:
-        """Booleans that broadcast to (m, H, queries from `first` on, keys), or None for all."""
+        """Booleans, to be broadcast to (m, H, queries from `first` on, keys).
+
+        None for all.
+        """
         first, parts = self.first(keys), []
         if self.causal:
             parts.append(xp.arange(first, T)[:, None] >= xp.arange(keys.start, keys.stop)[None, :])
@@ -137,7 +145,8 @@ class Mask:
             keyed = keyed | ~self.tokens[:, None, :]
         if not bool(xp.all(keyed)):
             raise InputError(
-                "a query sees no key, and a softmax over no keys has no value; let it see itself, or use KernelAttention"
+                "a query sees no key, and a softmax over no keys has no value; let it see itself, "
+                "or use KernelAttention"
             )
 
 
@@ -185,7 +194,7 @@ class Average:
         return replace(self, mask=self.mask.take(rows))
 
     def tiles(self, a: Any, b: Any) -> Iterator[tuple[int, slice]]:
-        """The keys 0, ..., n - 1 in their order, and the first query that sees one of them."""
+        """The keys in their order, and the first query that sees one of them."""
         n, tile = b.shape[2], self._tile(a, b)
         for i in range(0, n, tile):
             keys = slice(i, min(i + tile, n))
@@ -201,7 +210,10 @@ class Average:
         return n if queries * n <= KEPT else max(16, KEPT // queries)
 
     def _sums(self, a: Any, b: Any, U: Any, keep: bool) -> tuple[Any, Any, Any, Any]:
-        """``(out, s, largest exponent of each row, E)`` for values with a column of ones; E, if it is asked for and has one tile."""
+        """``(out, s, largest exponent of each row, E)``.
+
+        U has a column of ones. E only if it is to be kept and has one tile.
+        """
         xp, h, T = namespace(a, b, U), U.shape[-1] - 1, a.shape[2]
         bottom = lowest(xp, a.dtype)
         shift = xp.full((*a.shape[:-1], 1), bottom, dtype=a.dtype) if self.largest > SAFE else None

@@ -1,7 +1,8 @@
 r"""Layers as ONNX graphs: ``x <- f(x)`` as a `Loop`, or written out; time as a `Scan`.
 
     Z = U B^T + b                               once
-    Loop: X <- phi(X A^T + Z)                   until max|f(x) - x| <= tol (1 + max|x|) for every sample, or a number of times
+    Loop: X <- phi(X A^T + Z)                   until max|f(x) - x| <= tol (1 + max|x|)
+                                                for every sample, or a number of times
     Y = X C^T + U D^T + d
 
 and the same with ``f(X) = att(X R + U S)`` for an attention head.
@@ -29,8 +30,8 @@ from onnx import helper
 
 from pyidl.arrays.backend import DTYPES
 from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.interop.onnx_flow import Flow, Options, flow, reads
 from pyidl.interop.onnx_graph import Graph
-from pyidl.interop.onnx_layers import Flow, Stop, flow, reads, unproven
 from pyidl.io import replacing
 from pyidl.layers import Layer
 from pyidl.solvers.base import check_limits
@@ -110,24 +111,27 @@ def export(
         isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or tol is not None
     ):
         raise InputError(
-            f"steps is {steps!r} and tol is {tol!r}; give a positive integer, or a tolerance, or neither"
+            f"steps is {steps!r} and tol is {tol!r}; give a positive integer, or a tolerance, or "
+            "neither"
         )
     if lengths and not layer.takes_lengths:
         raise InputError(
             f"{type(layer).__name__} takes no lengths of sequences; leave lengths=True out"
         )
     dtype = layer.dtype if layer.params else "float32"
-    graph, info = Graph(np.dtype(dtype)), helper.make_tensor_value_info
+    graph = Graph(np.dtype(dtype))
     tokens, shape = reads(layer)
-    inputs = [info("U", onnx.TensorProto.INT64 if tokens else graph.type, shape)]
-    inputs += [info("lengths", onnx.TensorProto.INT64, ["m"])] if lengths else []
-    stop = Stop(steps, TOL[dtype] if tol is None else tol, max_iter)
-    end = flow(graph, layer, Flow("U", tuple(shape)), stop, "lengths" if lengths else "")
+    inputs = [graph.info("U", "integer" if tokens else "number", shape)]
+    inputs += [graph.info("lengths", "integer", ["m"])] if lengths else []
+    options = Options(
+        steps, TOL[dtype] if tol is None else tol, max_iter, "lengths" if lengths else ""
+    )
+    end = flow(graph, layer, Flow("U", tuple(shape)), options)
     graph.op("Identity", end.name, out="Y")
-    outputs = [info("Y", graph.type, end.shape)]
+    outputs = [graph.info("Y", shape=end.shape)]
     if end.excess:
         graph.op("LessOrEqual", end.excess, graph.constant(0.0), out="converged")
-        outputs.append(info("converged", onnx.TensorProto.BOOL, ["m"]))
+        outputs.append(graph.info("converged", "boolean", ["m"]))
     model = helper.make_model(
         helper.make_graph(graph.nodes, type(layer).__name__, inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -135,10 +139,11 @@ def export(
         producer_name="pyidl",
     )
     onnx.checker.check_model(model, full_check=True)
-    for part in unproven(layer) if steps is None else ():
+    for part in filter(_unproven, end.solved if steps is None else ()):
         warnings.warn(
-            f"nothing proves that the plain iteration of the exported graph converges ({part.certificate()!r}); read its output "
-            "`converged`, or project the layer into a set where it does, such as InfNorm",
+            "nothing proves that the plain iteration of the exported graph converges "
+            f"({part.certificate()!r}); read its output `converged`, or project the layer into a "
+            "set where it does, such as InfNorm",
             WellPosednessWarning,
             stacklevel=2,
         )
@@ -146,3 +151,15 @@ def export(
         with replacing(Path(path)) as file:
             file.write(model.SerializeToString())
     return model
+
+
+def _unproven(layer: Layer) -> bool:
+    """Whether nothing proves that ``x <- f(x)`` converges.
+
+    Neither that f contracts in some norm, nor that A has no cycles.
+    """
+    certificate = layer.certificate(explain=True)
+    methods = [c.applies_to for c in (certificate, *certificate.others) if c.proven]
+    return not any(
+        name.startswith(("Picard", "Substitution")) and "damping" not in name for name in methods
+    )

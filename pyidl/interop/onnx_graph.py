@@ -10,6 +10,7 @@ of others. (In float64 onnxruntime lacks one operator of those that are used her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +97,26 @@ class Graph:
         self.nodes.append(node)
         return out
 
+    def info(
+        self, name: str, kind: str = "number", shape: Sequence[str | int | None] | None = None
+    ) -> onnx.ValueInfoProto:
+        """An input or an output: a "number" of the dtype, an "integer", a "boolean"."""
+        types = {
+            "number": self.type,
+            "integer": onnx.TensorProto.INT64,
+            "boolean": onnx.TensorProto.BOOL,
+        }
+        return helper.make_tensor_value_info(name, types[kind], shape)
+
+    def dimension(self, x: str, axis: int) -> str:
+        """The size of x along an axis, as a vector of one entry."""
+        return self.op("Slice", self.op("Shape", x), self.integers(axis), self.integers(axis + 1))
+
+    def places(self, x: str) -> str:
+        """``0, ..., T - 1`` for x of shape (m, T, ...)."""
+        zero, one = (self.constant(i, np.int64) for i in (0, 1))
+        return self.op("Range", zero, self.op("Squeeze", self.dimension(x, 1)), one)
+
     def split(self, x: str, widths: list[int]) -> list[str]:
         """The parts of x along its last axis."""
         parts = [self.name("part") for _ in widths]
@@ -126,7 +147,7 @@ class Graph:
         return out
 
     def rows(self, x: str, W: Any) -> str:
-        """``x W^T``."""
+        """The product ``x W^T``, with W as a constant."""
         return self.op("MatMul", x, self.constant(to_numpy(W).T))
 
     def plus(self, x: str, b: Any) -> str:
@@ -152,7 +173,8 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
         )
     if activations.named(phi.name) is not phi:
         raise InputError(
-            f"the activation {phi.name!r} is not built in, and ONNX cannot be told what it does; use one of pyidl.activations"
+            f"the activation {phi.name!r} is not built in, and ONNX cannot be told what it does; "
+            "use one of pyidl.activations"
         )
     if phi.name in OPERATORS:
         return graph.op(OPERATORS[phi.name], z)
@@ -163,7 +185,9 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
             return graph.op("Softmax", z, axis=-1)
         case "hard_tanh":
             return graph.op("Clip", z, graph.constant(-1.0), graph.constant(1.0))
-        case "silu":  # z / (1 + exp(-z)); z times Sigmoid is fused by onnxruntime, and in float64 lost by older ones
+        case "silu":
+            # z / (1 + exp(-z)). onnxruntime fuses z times Sigmoid; older ones then lose
+            # it in float64.
             return graph.op(
                 "Div", z, graph.op("Add", graph.op("Exp", graph.op("Neg", z)), graph.constant(1.0))
             )
@@ -172,7 +196,8 @@ def phi_node(graph: Graph, phi: Activation, z: str) -> str:
         case "gelu":  # z (1 + erf(z / sqrt 2)) / 2
             if graph.dtype == np.float64:
                 raise InputError(
-                    "gelu needs Erf, which onnxruntime has in float32 alone; export layer.astype('float32')"
+                    "gelu needs Erf, which onnxruntime has in float32 alone; export "
+                    "layer.astype('float32')"
                 )
             erf = graph.op("Erf", graph.op("Mul", z, graph.constant(0.5**0.5)))
             return graph.op(

@@ -57,14 +57,16 @@ def to_array(tensor: torch.Tensor) -> Any:
         return tensor.numpy()
     if tensor.device.type != "cuda":
         raise DeviceError(
-            f"a tensor is on {tensor.device}; pyidl computes on 'cpu' and on 'cuda': move it, tensor.to('cpu')"
+            f"a tensor is on {tensor.device}; pyidl computes on 'cpu' and on 'cuda': move it, "
+            "tensor.to('cpu')"
         )
     try:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"a tensor is on {tensor.device}, where pyidl needs CuPy, which is not installed; install the extra cuda12 or cuda13 of "
-            "implicit-pyidl, or move the module: module.to('cpu')"
+            f"a tensor is on {tensor.device}, where pyidl needs CuPy, which is not installed; "
+            "install the extra cuda12 or cuda13 of implicit-pyidl, or move the module: "
+            "module.to('cpu')"
         ) from error
     with cupy.cuda.Device(tensor.device.index):
         return cupy.from_dlpack(tensor)
@@ -108,11 +110,8 @@ class _Apply(torch.autograd.Function):
         arguments = [next(arrays) if here else None for here in given]
         result, pull = module._with(list(arrays))(*arguments, rng=rng, on_fail=module.on_fail)
         Y = to_tensor(result)
-        if any(
-            Y.data_ptr() == t.data_ptr() for t in tensors
-        ):  # a layer may hand on what it is given; then Y has a memory of its own
-            Y = Y.clone()
-        return Y, pull
+        # A layer may hand on what it is given; Y still has a memory of its own.
+        return Y.clone() if any(Y.data_ptr() == t.data_ptr() for t in tensors) else Y, pull
 
     @staticmethod
     def setup_context(
@@ -138,14 +137,16 @@ class _Apply(torch.autograd.Function):
         (_, *tensors), wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
         if dY is None:
             return (None,) * len(ctx.needs_input_grad)
-        pull = (
-            _Pull.apply if torch.is_grad_enabled() else _Pull.forward
-        )  # a node only where someone asks for a graph of the gradients
+        # A node only where someone asks for a graph of the gradients.
+        pull = _Pull.apply if torch.is_grad_enabled() else _Pull.forward
         return None, None, None, *pull(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
 
 
 class _Pull(torch.autograd.Function):
-    """The pullback as a node of its own, for whoever asks for a graph of the gradients; that node has no derivative."""
+    """The pullback as a node of its own, which has no derivative.
+
+    For whoever asks for a graph of the gradients.
+    """
 
     @staticmethod
     def forward(
@@ -181,8 +182,9 @@ class _Pull(torch.autograd.Function):
             Always.
         """
         raise InputError(
-            "a gradient of pyidl was differentiated, but a pullback has derivatives of first order only; leave out create_graph=True, "
-            "or detach the gradient before it enters a loss"
+            "a gradient of pyidl was differentiated, but a pullback has derivatives of first "
+            "order only; leave out create_graph=True, or detach the gradient before it enters a "
+            "loss"
         )
 
 
@@ -256,7 +258,8 @@ class Module(torch.nn.Module):
         dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors})
         if len(dtypes) > 1 or not set(dtypes) <= set(DTYPES):
             raise InputError(
-                f"the parameters are {' and '.join(dtypes)}; pyidl computes in one dtype, float32 or float64: module.float() or .double()"
+                f"the parameters are {' and '.join(dtypes)}; pyidl computes in one dtype, float32 "
+                "or float64: module.float() or .double()"
             )
         return tensors
 
@@ -304,7 +307,8 @@ class Module(torch.nn.Module):
         if not all(t is None or isinstance(t, torch.Tensor) for t in inputs):
             kinds = ", ".join(type(t).__name__ for t in inputs)
             raise InputError(
-                f"a Module takes tensors, got {kinds}; use torch.from_numpy, or call its layer: module.layer(U)"
+                f"a Module takes tensors, got {kinds}; use torch.from_numpy, or call its layer: "
+                "module.layer(U)"
             )
         rng = (
             np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))

@@ -5,11 +5,15 @@ The equations that it implements, in the letters of pyidl.
 torchidl (0.0.4) stores what its optimiser edits, and uses something else. With ``s(M) =
 M min(1, kappa / ||M||_inf)``, it solves
 
-    X = relu(A X + B [U, 1]),    Y = C X + D [U, 1]          columns; the 1 only with ``bias=True``, D only without ``no_D=True``
-    A = s(A_stored)                                          ImplicitFunctionInf, the default
-    A = s(s(L) s(R^T))                                       the same with ``is_low_rank=True``; the outer s changes nothing for kappa <= 1
-    A = the strict upper triangle of A_stored or of s(L) s(R^T)       ImplicitFunctionTriu
-    A = A_stored or s(L) s(R^T)                              ImplicitFunction
+    X = relu(A X + B [U, 1]),    Y = C X + D [U, 1]
+
+in columns, with the 1 only with ``bias=True``, D only without ``no_D=True``, and
+
+    A = s(A_stored)                  ImplicitFunctionInf, the default
+    A = s(s(L) s(R^T))               the same with ``is_low_rank=True``; the outer s
+                                     changes nothing for kappa <= 1
+    A = the strict upper triangle of A_stored or of s(L) s(R^T)     ImplicitFunctionTriu
+    A = A_stored or s(L) s(R^T)      ImplicitFunction
 
 s scales the whole matrix where a single row is too long; it is no projection. Here the
 A that is used becomes the parameter, so that outputs agree. Gradients with respect to A
@@ -17,10 +21,8 @@ are those at the A that is used, in both; torchidl applies them to the A that is
 as if s were not there. (For factors it differentiates the inner s.) The last columns of
 B and D become b and d.
 
-Its ImplicitRNN has ``H_t = Y`` of the above for the input ``[U_t, H_{t-1}]``, ``H_0 =
-0``, and ``Y = E H_T + e``; the model of a step is "recurrent.layer", E and e are
-"linear.weight" and "linear.bias". So D acts on [U_t, H_{t-1}]: ``feedthrough=True`` in
-pyidl.
+Its recurrent network iterates that model: see the file of that wing,
+`pyidl.interop.torchidl_recurrent`.
 
 What a `state_dict` does not hold is asked for: kappa, whether there is a bias (the
 width of B does not say), whether A is triangular.
@@ -28,6 +30,7 @@ width of B does not say), whether A is triangular.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,15 +38,13 @@ import numpy as np
 import torch
 
 from pyidl import activations
-from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
-from pyidl.layers import ImplicitModel
-from pyidl.recurrent import ImplicitRNN
-from pyidl.wellposed import Constraint, InfNorm, StrictlyTriangular, Unconstrained
+from pyidl.interop.torchidl_layers import STEP, Rule
+from pyidl.interop.wings import beside
+from pyidl.layers import Layer
 
 __all__ = ["from_torchidl", "to_torchidl"]
 
-STEP = "recurrent.layer."
 KINDS = {
     "ImplicitFunctionInf": "inf",
     "ImplicitFunctionTriu": "triangular",
@@ -57,8 +58,10 @@ def from_torchidl(
     kappa: float = 0.99,
     bias: bool = False,
     function: str = "inf",
-) -> ImplicitModel | ImplicitRNN:
-    """Return the pyidl layer that computes what a torchidl `ImplicitModel` or `ImplicitRNN` computes.
+) -> Layer:
+    """Return the layer that computes what a model of torchidl computes.
+
+    Of its `ImplicitModel` or its `ImplicitRNN`.
 
     Parameters
     ----------
@@ -88,7 +91,8 @@ def from_torchidl(
 
     Examples
     --------
-    >>> state = {"A": [[3.0, 1.0], [0.0, 1.0]], "B": np.ones((2, 3)), "C": np.ones((1, 2)), "D": np.ones((1, 3))}
+    >>> state = {"A": [[3.0, 1.0], [0.0, 1.0]], "B": np.ones((2, 3))}
+    >>> state |= {"C": np.ones((1, 2)), "D": np.ones((1, 3))}
     >>> model = from_torchidl(state, kappa=0.8, bias=True)
     >>> model.params["A"], model.input_dim
     (array([[0.6, 0.2],
@@ -98,67 +102,29 @@ def from_torchidl(
         step = source.get_submodule(STEP[:-1]) if hasattr(source, "recurrent") else source
         if not (hasattr(step, "f") and hasattr(step, "bias")):
             raise InputError(
-                f"from_torchidl reads models of torchidl and their state_dict, not {type(source).__name__}"
+                "from_torchidl reads models of torchidl and their state_dict, not "
+                f"{type(source).__name__}"
             )
         name = type(step.f).__name__
         if name not in KINDS:
             raise InputError(
-                f"f is {name}, whose equation pyidl does not know; it knows {', '.join(KINDS)}: build the layer by hand"
+                f"f is {name}, whose equation pyidl does not know; it knows {', '.join(KINDS)}: "
+                "build the layer by hand"
             )
-        return from_torchidl(
-            source.state_dict(),
-            kappa=float(step.f.kappa),
-            bias=bool(step.bias),
-            function=KINDS[name],
-        )
-    _check(kappa, function)
-    state = {key: _host(value) for key, value in source.items()}
-    recurrent = any(key.startswith(STEP) for key in state)
-    maps = {key.removeprefix(STEP): a for key, a in state.items()} if recurrent else state
-    needed = {"L", "R", "B", "C"} if "L" in maps else {"A", "B", "C"}
-    ends = {"linear.weight", "linear.bias"} if recurrent else set()
-    if not needed | ends <= set(maps) <= needed | ends | {"D"}:
-        raise InputError(
-            f"a state_dict of torchidl has {sorted(needed | ends)}, and perhaps D; here there are {sorted(maps)}"
-        )
-
-    dtype = "float64" if maps["B"].dtype == np.float64 else "float32"
-    constraint: Constraint = InfNorm(kappa) if kappa < 1 else Unconstrained()
-    if function != "inf":
-        constraint = StrictlyTriangular() if function == "triangular" else Unconstrained()
-    params = _used(maps, kappa, function)
-    n, width = maps["B"].shape
-    p = width - 1 if bias else width
-    r = maps["C"].shape[0]
-    has_d, biased = "D" in maps, bias or recurrent
-    params |= {"B": maps["B"][:, :p], "C": maps["C"]}
-    if has_d:
-        params["D"] = maps["D"][:, :p]
-    if biased:
-        params["b"] = maps["B"][:, p] if bias else np.zeros(n)
-        params["d"] = maps["D"][:, p] if bias and has_d else np.zeros(r)
-    rank = params["L"].shape[1] if "L" in params else None
-    common: dict[str, Any] = {
-        "constraint": constraint,
-        "rank": rank,
-        "bias": biased,
-        "feedthrough": has_d,
-        "dtype": dtype,
-    }
-    if recurrent:
-        E, e = maps["linear.weight"], maps["linear.bias"]
-        layer: ImplicitModel | ImplicitRNN = ImplicitRNN(p - r, len(E), r, n, rng=0, **common)
-        params |= {"E": E, "e": e}
-    else:
-        layer = ImplicitModel(p, r, n, rng=0, **common)
-    layer.params = params
+        kappa, bias, function = float(step.f.kappa), bool(step.bias), KINDS[name]
+        source = source.state_dict()
+    rule, state = Rule(kappa, function), {key: _host(value) for key, value in source.items()}
+    # torchidl has named its network as pyidl its wing.
+    wing = STEP.split(".")[0] if any(key.startswith(STEP) for key in state) else "layers"
+    file = importlib.import_module(f"pyidl.interop.torchidl_{wing}")
+    layer: Layer = file.read(state, bias, rule)
     return layer
 
 
 def to_torchidl(
-    layer: ImplicitModel | ImplicitRNN, *, kappa: float = 0.99, function: str = "inf"
+    layer: Layer, *, kappa: float = 0.99, function: str = "inf"
 ) -> dict[str, torch.Tensor]:
-    """Return the `state_dict` of the torchidl model that computes what the layer computes.
+    """Return the `state_dict` of the model of torchidl that computes what a layer does.
 
     Load it into ``torchidl.ImplicitModel(p, q, n, bias=layer.bias, kappa=kappa, ...)``
     or ``torchidl.ImplicitRNN(p, q, n, r, ...)``, with ``no_D=True`` where the result
@@ -174,108 +140,31 @@ def to_torchidl(
     function : {"inf", "triangular", "none"}
         Its `f`: ImplicitFunctionInf, ImplicitFunctionTriu, or ImplicitFunction.
 
+    Returns
+    -------
+    dict of str to Tensor
+        In the dtype of the layer.
+
     Raises
     ------
     InputError
         If torchidl has no such model: another activation, outputs for every step, or an
         A (or factors, however balanced) that it would change.
+
+    Examples
+    --------
+    >>> from pyidl import ImplicitModel
+    >>> sorted(to_torchidl(ImplicitModel(3, 2, 6, rng=0)))
+    ['A', 'B', 'C', 'D']
     """
-    if not isinstance(layer, (ImplicitModel, ImplicitRNN)):
+    file = beside("torchidl", type(layer))
+    if file is None or not isinstance(layer, file.KIND):
         raise InputError(f"torchidl has ImplicitModel and ImplicitRNN; got {type(layer).__name__}")
-    if layer.activation is not activations.relu:
-        raise InputError(f"torchidl's models have ReLU; the activation is {layer.activation.name}")
-    if isinstance(layer, ImplicitRNN) and layer.return_sequences:
-        raise InputError(
-            "torchidl's ImplicitRNN gives the last output alone; use layer.replace(return_sequences=False)"
-        )
-    _check(kappa, function)
-    maps = {key: to_numpy(a) for key, a in layer.params.items()}
-    state = _stored(maps, kappa, function)
-    n, r = maps["B"].shape[0], maps["C"].shape[0]
-    D = maps.get("D")
-    if D is not None and D.shape[1] < maps["B"].shape[1]:  # feedthrough="input"
-        D = np.concatenate([D, np.zeros((r, r), D.dtype)], axis=1)
-    B, d = maps["B"], maps.get("d")
-    if layer.bias:
-        B = np.concatenate([B, maps["b"].reshape(n, 1)], axis=1)
-        if D is None and d is not None and d.any():
-            D = np.zeros((r, maps["B"].shape[1]), d.dtype)
-        if D is not None and d is not None:
-            D = np.concatenate([D, d.reshape(r, 1)], axis=1)
-    state |= {"B": B, "C": maps["C"]} | ({} if D is None else {"D": D})
-    if isinstance(layer, ImplicitRNN):
-        state = {STEP + key: a for key, a in state.items()}
-        state |= {
-            "linear.weight": maps["E"],
-            "linear.bias": maps["e"] if layer.bias else np.zeros(len(maps["E"]), B.dtype),
-        }
+    activation = layer.activation
+    if activation is not activations.relu:
+        raise InputError(f"torchidl's models have ReLU; the activation is {activation.name}")
+    state = file.write(layer, Rule(kappa, function))
     return {key: torch.from_numpy(a.copy()) for key, a in state.items()}
-
-
-def _size(M: np.ndarray) -> float:
-    """``||M||_inf``."""
-    return float(np.abs(M).sum(axis=1).max())
-
-
-def _scaled(M: np.ndarray, kappa: float) -> np.ndarray:
-    """``s(M)``."""
-    size = _size(M)
-    return M if size <= kappa else M * M.dtype.type(kappa / size)
-
-
-def _used(maps: Mapping[str, np.ndarray], kappa: float, function: str) -> dict[str, np.ndarray]:
-    """A, or L and R, as torchidl uses them."""
-    if "A" in maps:
-        A = maps["A"]
-        return {"A": {"inf": _scaled(A, kappa), "triangular": np.triu(A, 1), "none": A}[function]}
-    L, R = (
-        _scaled(maps["L"], kappa),
-        np.ascontiguousarray(_scaled(np.ascontiguousarray(maps["R"].T), kappa).T),
-    )
-    if function == "triangular":
-        return {"A": np.triu(L @ R.T, 1)}
-    if function == "inf":
-        size = _size(L @ R.T)
-        L = L if size <= kappa else L * L.dtype.type(kappa / size)
-    return {"L": L, "R": R}
-
-
-def _stored(maps: Mapping[str, np.ndarray], kappa: float, function: str) -> dict[str, np.ndarray]:
-    """A, or L and R, that torchidl uses as they are, but for the rounding of s."""
-    up = 1.0 + 8 * float(np.finfo(maps["B"].dtype).eps)
-    if "A" in maps:
-        A, size = maps["A"], _size(maps["A"])
-        if function == "inf" and size > kappa * up:
-            raise InputError(
-                f"||A||_inf is {size:.6g}, and torchidl would scale A to {kappa}; project with InfNorm({kappa}) first"
-            )
-        if function == "triangular" and np.any(np.tril(A)):
-            raise InputError(
-                f"{np.count_nonzero(np.tril(A))} entries of A on or below the diagonal are not 0; torchidl would drop them"
-            )
-        return {"A": A}
-    if function == "triangular":
-        raise InputError(
-            "A = L R^T is not triangular, and torchidl would drop its lower half; use function='inf'"
-        )
-    L, R = maps["L"], maps["R"]
-    left, right = _size(L), _size(R.T)
-    c = (
-        (right / left) ** 0.5 if left > 0 and right > 0 else 1.0
-    )  # (c L)(R / c)^T = L R^T, with two equal norms
-    if max(c * left, right / c) > kappa * up:
-        raise InputError(
-            f"torchidl scales the factors to ||L||_inf, ||R^T||_inf <= {kappa}; here both are {c * left:.4g} after balancing: write "
-            "A = L R^T into a layer with rank=None, and convert that"
-        )
-    return {"L": L * L.dtype.type(c), "R": R / R.dtype.type(c)}
-
-
-def _check(kappa: float, function: str) -> None:
-    if function not in KINDS.values():
-        raise InputError(f"function is {function!r}; use 'inf', 'triangular' or 'none'")
-    if not kappa > 0:
-        raise InputError(f"kappa is {kappa}; it is the radius of a ball, a positive number")
 
 
 def _host(value: Any) -> np.ndarray:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pyidl import ImplicitAttentionHead, KernelAttention, Softmax
 from pyidl.arrays.backend import from_host
+from pyidl.attention.feedback import combined, mu
 from pyidl.attention.fourblocks import from_four_blocks, pull_four_blocks, to_four_blocks
 from pyidl.attention.weighted_mean import Mask
-from pyidl.attention.wellposed import combined, mu
 from pyidl.errors import InputError
 
 H, E, N, T, M = 2, 4, 3, 5, 2

@@ -492,7 +492,7 @@ def test_refusals():
     model = ImplicitModel(3, 2, 4, rng=0)
     for words, call in {
         "takes a Layer, got int": lambda: export(3),
-        "no ONNX graph for Mine; there is one for ImplicitModel": lambda: export(
+        "no ONNX graph for Mine; there is one for Bidirectional": lambda: export(
             Sequential(model, Mine(2, 2))
         ),
         "'mine' is not built in": lambda: export(ImplicitModel(3, 2, 4, activation=own, rng=0)),
