@@ -1,4 +1,7 @@
-"""How the documentation is built: ``sphinx-build -W --keep-going docs docs/_build/html``. Every notebook runs in the build."""
+"""How the documentation is built: ``sphinx-build -W --keep-going docs docs/_build/html``.
+
+Every notebook runs in the build.
+"""
 
 import inspect
 import re

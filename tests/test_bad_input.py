@@ -212,7 +212,8 @@ DOORS = {
 # computation, with what has been checked.
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended
-Solution Status Moments PenaltyPath Problem RowProblem Report Rows SIMResult Solved Run ActivationReport
+Solution Status Moments PenaltyPath Problem RowProblem
+Report Rows SIMResult Solved Run ActivationReport
 GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Layer Composite Attention Constraint Solver Iterative Advance Affine iterate
 Penalty RowSolver Optimizer Schedule Cell FunctionCell

@@ -51,6 +51,7 @@ from pyidl.sim.source import Shape, Source
 from pyidl.typing import Array, Rng
 from pyidl.wellposed import Constraint, InfNorm, PerronFrobenius, StrictlyTriangular, Unconstrained
 from pyidl.wellposed.base import lipschitz_rows
+from pyidl.wellposed.infnorm import absolute_row_sums
 
 __all__ = ["fit"]
 
@@ -443,7 +444,7 @@ def _report(
         states.solved,
         outputs.solved,
         nonzeros,
-        float(np.max(row_sums(model.params, None))),
+        float(np.max(absolute_row_sums(model.params, None))),
         model.certificate(),
         dropped,
         clock.seconds,
