@@ -7,7 +7,7 @@ No pickle, written atomically, read with suspicion.
     params/A, ...   the parameters, host arrays
 
 Classes are named in the header and looked up among the public ones of a kind that files
-may hold (`public`); nothing in a file is ever executed.
+may hold (`offered`); nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pyidl.solvers import Solver
 from pyidl.typing import Setting
 from pyidl.wellposed import Constraint
 
-__all__ = ["load", "load_notes", "public", "read_npz", "replacing", "save", "write_npz"]
+__all__ = ["load", "load_notes", "read_npz", "replacing", "save", "write_npz"]
 
 FORMAT, VERSION = "pyidl", 1
 
@@ -44,20 +44,20 @@ SETTINGS = (Constraint, Solver, Setting)
 """What the options of a layer may be, besides numbers, activations and patterns."""
 
 
-def public(*kinds: type) -> dict[str, type[Any]]:
+def offered(*kinds: type) -> dict[str, type[Any]]:
     """The classes of these kinds that pyidl offers, by name, without the abstract ones.
 
     They are read from the lists `__all__` at the moment of use, so that whatever wing
     is there takes part.
     """
-    offered = {
+    found = {
         name: getattr(sys.modules[room], name)
         for room in ("pyidl", "pyidl.solvers", "pyidl.wellposed")
         for name in sys.modules[room].__all__
     }
     return {
         name: cls
-        for name, cls in offered.items()
+        for name, cls in found.items()
         if isinstance(cls, type) and issubclass(cls, kinds) and not inspect.isabstract(cls)
     }
 
@@ -240,7 +240,7 @@ def _encode(value: Any) -> Any:
         return {"class": "Activation" if own else "custom activation", "name": value.name}
     if isinstance(value, Pattern):
         return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
-    name, known = type(value).__name__, public(Layer) | public(*SETTINGS)
+    name, known = type(value).__name__, offered(Layer) | offered(*SETTINGS)
     if known.get(name) is not type(value):
         raise InputError(
             f"{name} cannot be saved; files hold {', '.join(known)} and the built-in activations"
@@ -296,7 +296,7 @@ def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
             if built_in is None:
                 raise InputError(f"there is no built-in activation {fields['name']!r}")
             return built_in
-        case str(name) if name in (known := public(*SETTINGS)):
+        case str(name) if name in (known := offered(*SETTINGS)):
             return known[name](**{key: _decode(v, given) for key, v in fields.items()})
         case name:
             raise InputError(f"there is no class {name!r}")
@@ -306,7 +306,7 @@ def _decode_layer(
     config: Any, params: Mapping[str, np.ndarray], given: Mapping[str, Activation]
 ) -> Layer:
     """A layer from its configuration and its parameters."""
-    cls = public(Layer).get(config["class"])
+    cls = offered(Layer).get(config["class"])
     if cls is None:
         raise InputError(f"there is no layer {config['class']!r}")
     if issubclass(cls, Composite):

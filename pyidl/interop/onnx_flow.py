@@ -22,7 +22,7 @@ from onnx import helper
 from pyidl.errors import InputError
 from pyidl.interop.onnx_graph import Graph
 from pyidl.interop.wings import beside
-from pyidl.io import public
+from pyidl.io import offered
 from pyidl.layers import Embedding, Layer, Sequential
 
 __all__ = ["Flow", "Options", "Writer", "flow", "iterate", "reads", "worse"]
@@ -74,7 +74,7 @@ def flow(graph: Graph, layer: Layer, u: Flow, options: Options) -> Flow:
     """
     write = _graphs(type(layer)).get(type(layer))
     if write is None:  # a class derived from a known one may compute something else
-        known = [name for name, cls in public(Layer).items() if cls in _graphs(cls)]
+        known = [name for name, cls in offered(Layer).items() if cls in _graphs(cls)]
         raise InputError(
             f"there is no ONNX graph for {type(layer).__name__}; there is one for "
             f"{', '.join(known)}"
