@@ -70,7 +70,9 @@ def main():
     moments = found.moments()
     print(f"sums over {moments.count} samples: {time.perf_counter() - began:.2f} s")
     n = found.X.shape[1]
-    problem = sim.RowProblem.of(moments, sim.L1(1 / SAMPLES), rows=slice(0, n), ball=n, radius=KAPPA)
+    problem = sim.RowProblem.of(
+        moments, sim.L1(1 / SAMPLES), rows=slice(0, n), ball=n, radius=KAPPA
+    )
     spent = {}
     for solver in (sim.ADMM, sim.FISTA, sim.CoordinateDescent):
         for tol in (1e-4, 1e-6):

@@ -258,7 +258,9 @@ def test_low_rank():
     with pytest.raises(InputError, match="not sparse"):
         sim.fit(NET, U, penalty=sim.L1(1e-4), solver=sim.ReducedRank(rank=3))
     with pytest.raises(InputError, match="all rows together"):
-        sim.fit(NET, U, penalty=sim.Ridge(1e-4), solver=sim.ReducedRank(rank=3), scheduler="threads")
+        sim.fit(
+            NET, U, penalty=sim.Ridge(1e-4), solver=sim.ReducedRank(rank=3), scheduler="threads"
+        )
 
 
 def test_least_squares_says_when_it_is_not_well_posed():

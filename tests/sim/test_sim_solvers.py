@@ -404,7 +404,9 @@ def test_weights_that_are_large_and_cost_nothing():
     moments = sim.Moments.of(
         rng.normal(size=(60, 3)) * [1e-6, 1e-7, 1e-8], 1e6 * rng.normal(size=(60, 1))
     )
-    assert sim.ADMM()(sim.RowProblem.of(moments, sim.NoPenalty(), ball=3, radius=1e15)).converged.all()
+    assert sim.ADMM()(
+        sim.RowProblem.of(moments, sim.NoPenalty(), ball=3, radius=1e15)
+    ).converged.all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -385,7 +385,9 @@ def test_options_reach_the_model():
         < 0.5 * np.abs(host(small.model_.params["C"])).sum()
     )
     bare = fitted(classifier(standardize=False, max_iter=2), X, y)
-    assert np.array_equal(host(bare.model_.params["B"]), host(bare._standardised.network.params["B"]))
+    assert np.array_equal(
+        host(bare.model_.params["B"]), host(bare._standardised.network.params["B"])
+    )
 
 
 BAD = {
@@ -544,7 +546,9 @@ def test_folding_needs_biases():
     with pytest.raises(InputError, match="without biases"):
         fold(model, Standardiser.identity(2), Standardiser.identity(1))
     with pytest.raises(InputError, match=r"\(3, 1\) columns, the model has \(2, 1\)"):
-        fold(pyidl.ImplicitModel(2, 1, 3, rng=0), Standardiser.identity(3), Standardiser.identity(1))
+        fold(
+            pyidl.ImplicitModel(2, 1, 3, rng=0), Standardiser.identity(3), Standardiser.identity(1)
+        )
     bare = pyidl.ImplicitModel(2, 1, 3, feedthrough=False, dtype="float64", rng=0)
     U, scaling = (
         np.array([[1.0, 2.0], [5.0, -3.0]]),
