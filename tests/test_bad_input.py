@@ -208,7 +208,8 @@ DOORS = {
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended Solution Status Moments Path Problem Report Rows
 SIMResult Solved Run ActivationReport GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
-Layer Composite Attention Constraint Solver Iterative Advance Affine iterate Penalty RowSolver Optimizer Schedule Cell FunctionCell
+Layer Composite Attention Constraint Penalty RowSolver Optimizer Schedule Cell FunctionCell
+Solver Iterative Advance Affine iterate
 DEFAULT_ADJOINT DEFAULT_FORWARD phi phi_slope check_positive read_npz replacing write_npz to_numpy
 """
 INSIDE = {

@@ -26,9 +26,9 @@ from pyidl.solvers import (
     Status,
     direct,
     jacobi,
+    low_rank,
     newton,
 )
-from pyidl.solvers import low_rank
 from pyidl.solvers import problem as problems_
 from pyidl.solvers.adaptive import Adaptive
 from pyidl.solvers.cost import Costs
