@@ -215,6 +215,7 @@ AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrenc
 Solution Status Moments PenaltyPath Problem RowProblem
 Report Rows SIMResult Solved Run ActivationReport
 GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
+Call Explicit check_widths
 Layer Composite Attention Constraint Solver Iterative Advance Affine iterate
 Penalty RowSolver Optimizer Schedule Cell FunctionCell
 DEFAULT_ADJOINT DEFAULT_FORWARD phi phi_slope check_positive read_npz replacing write_npz to_numpy

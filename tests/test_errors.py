@@ -44,9 +44,10 @@ def trained(**options):
 
 
 SOLVERS = [
-    getattr(room, name)
+    found
     for room, names in ((solvers, solvers.__all__), (sim, SIM_SOLVERS))
     for name in names
+    if isinstance(found := getattr(room, name), type) and not inspect.isabstract(found)
 ]
 
 REAL = {

@@ -22,9 +22,9 @@ from pyidl.arrays import backend
 from pyidl.errors import InputError, expect
 from pyidl.layers.base import Layer, check_width
 from pyidl.layers.tolerance import solvers_at
+from pyidl.matrices import read
 from pyidl.matrices.base import Matrix
 from pyidl.matrices.pattern import Pattern
-from pyidl.matrices.read import read_model
 from pyidl.solvers import Solver
 from pyidl.typing import Array, Params, Tol
 from pyidl.wellposed import Constraint, strongest
@@ -133,7 +133,7 @@ class ParameterSpace:
     def read(self, params: Params, before: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
         """A, B, C and D with their structure; `before`: those of earlier parameters."""
         own, doubtful = {key: params[key] for key in self.shapes()}, not self.constraint.contracts
-        return read_model(own, self.pattern, before, doubtful, self.sparse_below)
+        return read.read_model(own, self.pattern, before, doubtful, self.sparse_below)
 
 
 class Implicit(Layer):
