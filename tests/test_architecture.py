@@ -302,6 +302,7 @@ def test_a_wing_can_be_taken_away(wing, tmp_path):
     code = f"""
 import importlib, pkgutil, sys
 sys.path.insert(0, {str(tmp_path)!r})
+sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f)]  # that of pip -e
 import pyidl
 assert pyidl.__file__.startswith({str(tmp_path)!r})
 for found in pkgutil.walk_packages(pyidl.__path__, "pyidl."):
