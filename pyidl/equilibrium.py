@@ -167,14 +167,3 @@ def solved(
     """The forward solution, by `solver` or the default, settled as `on_fail` says."""
     solution = (solver or DEFAULT_FORWARD)(problem, x0, trace=trace)
     return settle(solution, on_fail, adjoint=False, certificate=certificate)
-
-
-def settled(
-    cell: Cell, u: Array, *, forward: Solver | None = None, adjoint: Solver | None = None,
-    x0: Start = None, on_fail: OnFail = "raise", certificate: Callable[[], object] | None = None,
-) -> tuple[Array, EquilibriumPullback]:  # fmt: skip
-    """`equilibrium` for arguments that are checked, and a u that nobody writes into."""
-    solution = solved(cell.bind(u), forward, x0, on_fail=on_fail, certificate=certificate)
-    return solution.value, EquilibriumPullback(
-        cell, u, solution, adjoint or DEFAULT_ADJOINT, on_fail
-    )

@@ -17,8 +17,9 @@ from typing import Any
 
 from pyidl.arrays.backend import namespace
 from pyidl.attention.cell import AttentionCell, AttentionProblem, Past, parts
+from pyidl.equilibrium import solved
 from pyidl.solvers import Solver
-from pyidl.solvers.solution import OnFail, settle
+from pyidl.solvers.solution import OnFail
 from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["Cache", "advance", "begin"]
@@ -53,7 +54,7 @@ def advance(
     cell: AttentionCell,
     Z: Any,
     cache: Cache,
-    solver: Solver,
+    solver: Solver | None,
     on_fail: OnFail,
     certificate: Callable[[], Certificate],
 ) -> tuple[Any, Cache]:
@@ -61,12 +62,8 @@ def advance(
 
     The output of one more token, (m, H, 1, h), of which Z, (m, H, 1, 3h), is ``u S``.
     """
-    solution = settle(
-        solver(AttentionProblem(cell, Z, cache.past)),
-        on_fail,
-        adjoint=False,
-        certificate=certificate,
-    )
+    problem = AttentionProblem(cell, Z, cache.past)
+    solution = solved(problem, solver, on_fail=on_fail, certificate=certificate)
     K, _, V = parts(cell.feed(solution.value) + Z)
     return solution.value, Cache(
         Past(*cache.past.with_token(cell.attention.keys(K), cell.attention.values(V)))

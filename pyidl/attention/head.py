@@ -26,14 +26,14 @@ from pyidl.attention.decoding import Cache, advance, begin
 from pyidl.attention.maps import Attention, KernelAttention
 from pyidl.attention.weighted_mean import Mask
 from pyidl.attention.wellposed import AttentionBall, attention_certificate
-from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, settled
+from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
 from pyidl.layers.timeline import Timeline
 from pyidl.layers.tolerance import solvers_at
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
-from pyidl.solvers.solution import OnFail, settle
+from pyidl.solvers.solution import OnFail
 from pyidl.typing import Array, Grads, Params, Rng, Tol
 from pyidl.wellposed import Unconstrained
 from pyidl.wellposed.certificate import Certificate
@@ -270,15 +270,10 @@ class ImplicitAttentionHead(Layer):
         """
         xp, p, (m, T, e) = namespace(U), self.params, U.shape
         H, _, width = p["S"].shape
-        X, pull = settled(
-            self._cell(self._mask(call.line)),
-            self._inject(U),
-            forward=self.forward,
-            adjoint=self.adjoint,
-            on_fail=call.on_fail,
-            certificate=self.certificate,
-        )
-        Y = xp.reshape(xp.permute_dims(X, (0, 2, 1, 3)), (m, T, -1))
+        cell, Z, on_fail = self._cell(self._mask(call.line)), self._inject(U), call.on_fail
+        X = solved(cell.bind(Z), self.forward, on_fail=on_fail, certificate=self.certificate)
+        pull = EquilibriumPullback(cell, Z, X, self.adjoint or DEFAULT_ADJOINT, on_fail)
+        Y = xp.reshape(xp.permute_dims(X.value, (0, 2, 1, 3)), (m, T, -1))
 
         def backward(dY: Any, inputs: bool) -> tuple[Any, Grads]:
             dX = xp.permute_dims(xp.reshape(dY, (m, T, H, width // 3)), (0, 2, 1, 3))
@@ -325,8 +320,8 @@ class ImplicitAttentionHead(Layer):
                 raise InputError(
                     f"x0 has shape {x0.shape}; the states of these inputs have {problem.like.shape}"
                 )
-        solution = (self.forward or DEFAULT_FORWARD)(problem, x0, trace=trace)
-        return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
+        proof = self.certificate
+        return solved(problem, self.forward, x0, on_fail=on_fail, certificate=proof, trace=trace)
 
     def _mask(self, line: Timeline | None) -> Mask:
         present = None if line is None else line.mask
@@ -404,9 +399,7 @@ class ImplicitAttentionHead(Layer):
                 "last ones"
             )
         cell, Z = self._cell(Mask()), self._inject(u[:, None, :])
-        X, cache = advance(
-            cell, Z, cache, self.forward or DEFAULT_FORWARD, on_fail, self.certificate
-        )
+        X, cache = advance(cell, Z, cache, self.forward, on_fail, self.certificate)
         return namespace(X).reshape(X, (m, -1)), cache
 
     # ------------------------------------------------------------------- what is proven

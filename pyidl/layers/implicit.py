@@ -24,7 +24,7 @@ from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.cells import AffineCell
-from pyidl.equilibrium import DEFAULT_FORWARD, EquilibriumPullback, settled
+from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers import initializers
 from pyidl.layers.base import Call, Layer, Pullback, check_widths
@@ -34,7 +34,7 @@ from pyidl.matrices.base import Matrix
 from pyidl.matrices.pattern import Pattern
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
-from pyidl.solvers.solution import OnFail, settle
+from pyidl.solvers.solution import OnFail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng
 from pyidl.wellposed import Constraint, InfNorm
 
@@ -267,15 +267,16 @@ class ImplicitModel(Implicit):
         """
         expect("trace", trace, bool, "use True or False")
         U = self._admit(U)
-        return self._states(U, self._admit_start(U, x0), on_fail, trace)
+        return self._solved(self._cell(), U, self._admit_start(U, x0), on_fail, trace)
 
     def _output(self, U: Any, call: Call) -> Any:
-        return self._read_out(self._states(U, None, call.on_fail).value, U)
+        return self._read_out(self._solved(self._cell(), U, None, call.on_fail).value, U)
 
-    def _states(self, U: Any, x0: Any, on_fail: OnFail, trace: bool = False) -> Solution:
-        solver = self.forward or DEFAULT_FORWARD
-        solution = solver(self._cell().bind(U), x0, trace=trace)
-        return settle(solution, on_fail, adjoint=False, certificate=self.certificate)
+    def _solved(
+        self, cell: AffineCell, U: Any, x0: Any, on_fail: OnFail, trace: bool = False
+    ) -> Solution:
+        problem, proof = cell.bind(U), self.certificate
+        return solved(problem, self.forward, x0, on_fail=on_fail, certificate=proof, trace=trace)
 
     def _cell(self) -> AffineCell:
         maps = self.maps
@@ -288,16 +289,10 @@ class ImplicitModel(Implicit):
 
     def _solve(self, U: Any, x0: Any, on_fail: OnFail) -> tuple[Any, ImplicitPullback]:
         """``X = phi(X A^T + U B^T + b)``, and Y of it."""
-        X, pull = settled(
-            self._cell(),
-            U,
-            forward=self.forward,
-            adjoint=self.adjoint,
-            x0=x0,
-            on_fail=on_fail,
-            certificate=self.certificate,
-        )
-        Y = self._read_out(X, U)
+        cell = self._cell()
+        solution = self._solved(cell, U, x0, on_fail)
+        pull = EquilibriumPullback(cell, U, solution, self.adjoint or DEFAULT_ADJOINT, on_fail)
+        Y = self._read_out(solution.value, U)
         return Y, ImplicitPullback(Y, self.maps, self.bias, pull)
 
     def _read_out(self, X: Any, U: Any) -> Any:

@@ -36,7 +36,7 @@ from pyidl.activations import Activation
 from pyidl.arrays.backend import astype, from_host, namespace
 from pyidl.arrays.batch import max_abs, put_rows, take_rows
 from pyidl.cells import AffineCell
-from pyidl.equilibrium import EquilibriumPullback, settled
+from pyidl.equilibrium import EquilibriumPullback, solved
 from pyidl.errors import ConvergenceError
 from pyidl.layers.timeline import Timeline
 from pyidl.matrices.base import Matrix
@@ -213,18 +213,13 @@ def unroll(
         h, known = _taken(xp, before, rows), last.of(rows)
         with _named(t, rows, line.m):
             # X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)
-            X, pull = settled(
-                step.cell(Z[at, ...]),
-                h,
-                forward=forward,
-                x0=None if known is None else known[0],
-                on_fail=_inner(on_fail),
-                certificate=certificate,
-            )
-        Z[at, ...] = pull.forward.pre  # what B_u U_t + b has been used for; the place is free
+            problem, x0 = step.cell(Z[at, ...]).bind(h), None if known is None else known[0]
+            found = solved(problem, forward, x0, on_fail=_inner(on_fail), certificate=certificate)
+        X = found.value
+        Z[at, ...] = found.pre  # what B_u U_t + b has been used for; the place is free
         # H_t = C X_t + D_u U_t + D_h H_{t-1} + d
         H[t + 1, ...] = _placed(xp, before, rows, step.after(X, u[at, ...], h))
-        book.enter(at, pull.forward)
+        book.enter(at, found)
         last.keep(rows, X)
     settle(book.solution(None, None), on_fail, adjoint=False, certificate=certificate)
     return Path(line, H, Z, book)
@@ -273,13 +268,13 @@ def back(
             size = max_abs(xp, G_t)
             with _named(t, rows, line.m):
                 # V_t = phi'(Z_t) * (V_t A + G_t C)
-                solved = step.adjoint(path.step(at), G_t, adjoint, _scaled(xp, last.of(rows), size))
-                V_t = settle(solved, _inner(on_fail), adjoint=True).value
+                found = step.adjoint(path.step(at), G_t, adjoint, _scaled(xp, last.of(rows), size))
+                V_t = settle(found, _inner(on_fail), adjoint=True).value
             # G_{t-1} = (direct part) + V_t B_h + G_t D_h
             g = _placed(xp, g, rows, _cut(xp, step.handed_back(V_t, G_t), cuts, rows, t))
             here = slice(at.start - start, at.stop - start)
             V[here, ...], G[here, ...] = V_t, G_t
-            book.enter(here, solved)
+            book.enter(here, found)
             last.keep(rows, V_t, size)
         if every and t > 0:
             g = g + direct[t - 1, ...]

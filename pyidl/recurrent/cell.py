@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
-from pyidl.equilibrium import settled
+from pyidl.equilibrium import solved
 from pyidl.errors import InputError
 from pyidl.recurrent.bptt import Step
 from pyidl.solvers import Solver
@@ -106,14 +106,9 @@ class ImplicitRNNCell:
         h, x = state if isinstance(state, RNNState) else (state, None)
         h = namespace(u).zeros((m, r), dtype=u.dtype) if h is None else self._admit("h", h, (m, r))
         x0 = None if x is None else self._admit("x", x, (m, n))
-        X, _ = settled(
-            step.cell(step.before(u)),
-            h,
-            forward=self.forward,
-            x0=x0 if self.warm_start else None,
-            on_fail=on_fail,
-            certificate=lambda: self.certificate,
-        )
+        problem = step.cell(step.before(u)).bind(h)
+        start, proof = x0 if self.warm_start else None, lambda: self.certificate
+        X = solved(problem, self.forward, start, on_fail=on_fail, certificate=proof).value
         h = step.after(X, u, h)
         return step.read(h), RNNState(h, X)
 
