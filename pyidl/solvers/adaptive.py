@@ -89,8 +89,7 @@ class Adaptive(Advance):
         """Judge those accelerated, choose who will be."""
         self.book = book
         if self.mode is None:
-            known = book.k_before > 0 or self.problem.reference is not None
-            if not (known and np.count_nonzero(book.misses(self.least))):
+            if book.k_before == 0 or not np.count_nonzero(book.misses(self.least)):
                 return False
             self._begin(len(book.rows))
         self.back = self.back[:0]

@@ -267,8 +267,6 @@ class Book:
         self.rows, self.going, self.left = np.arange(m), np.ones(m, bool), m
         self.k = self.k_before = 0
         self.now = self.before = self.smallest = np.full((2, m), np.inf)
-        if problem.reference is not None:  # the residual of v = 0
-            self.now = np.stack([problem.reference, np.zeros(m)])
         self.best: Any = 0
         self.y: Any = None
         self.first: Any = None
