@@ -34,7 +34,7 @@ class Cell(ABC):
 
     Examples
     --------
-    ``x = a x + u`` with a number a, |a| < 1:
+    ``x = a x + u`` with a number ``|a| < 1``:
 
     >>> from pyidl.equilibrium import equilibrium
     >>> from pyidl.activations import identity

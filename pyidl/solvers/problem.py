@@ -295,8 +295,8 @@ class Affine(Problem):
     def resolvable(self) -> Self:
         """The same equation, to be solved as far as its dtype can where A is large.
 
-        x is known to eps |x|, and so f(x) to eps ||A||_inf |x|: no residual below is
-        asked for.
+        x is known to ``eps |x|``, and so f(x) to ``eps ||A||_inf |x|``: no residual
+        below is asked for.
         """
         part = self._copy()
         xp, A = self.xp, self.matrix.dense()
