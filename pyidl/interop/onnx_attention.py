@@ -23,7 +23,7 @@ from pyidl.attention import (
 from pyidl.attention.maps import FAR
 from pyidl.attention.weighted_mean import lowest
 from pyidl.errors import InputError
-from pyidl.interop.onnx_flow import Flow, Options, Writer, iterate
+from pyidl.interop.onnx_flow import Flow, Options, Writer, looped
 from pyidl.interop.onnx_graph import Graph
 
 __all__ = ["GRAPHS", "MAPS", "SEQUENCES"]
@@ -53,7 +53,7 @@ def _attention(graph: Graph, head: ImplicitAttentionHead, u: Flow, options: Opti
             x = inner.op("Reshape", rows, inner.integers(0, 1, -1, width))
         return att(inner, inner.op("Add", inner.op("MatMul", x, R), Z))
 
-    X, excess = iterate(graph, f, att(graph, Z), [1, 2, 3], options)
+    X, excess = looped(graph, f, att(graph, Z), [1, 2, 3], options)
     rows = graph.op("Transpose", X, perm=(0, 2, 1, 3))
     Y = graph.op("Reshape", rows, graph.integers(0, 0, -1))
     return u.to(Y, head._widths()[1]).after(graph, head, excess)

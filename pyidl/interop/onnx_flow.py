@@ -25,7 +25,7 @@ from pyidl.interop.wings import beside
 from pyidl.io import offered
 from pyidl.layers import Embedding, Layer, Sequential
 
-__all__ = ["Flow", "Options", "Writer", "flow", "iterate", "reads", "worse"]
+__all__ = ["Flow", "Options", "Writer", "flow", "looped", "reads", "worse"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def worse(graph: Graph, one: str, other: str) -> str:
     return graph.op("Max", one, other) if one and other else one or other
 
 
-def iterate(
+def looped(
     graph: Graph, f: Callable[[Graph, str], str], x: str, axes: list[int], options: Options
 ) -> tuple[str, str]:
     """``(X, excess)`` after ``x <- f(x)``, from x = f(0).

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyidl.arrays.backend import to_numpy
-from pyidl.interop.onnx_flow import Flow, Options, Writer, flow, iterate
+from pyidl.interop.onnx_flow import Flow, Options, Writer, flow, looped
 from pyidl.interop.onnx_graph import Graph, normalised, phi_node
 from pyidl.layers import (
     Dropout,
@@ -86,7 +86,7 @@ def solve(graph: Graph, layer: Any, Z: str, x0: str, options: Options) -> tuple[
         return phi_node(inner, layer.activation, inner.op("Add", x, Z))
 
     first = f(graph, x0) if x0 else phi_node(graph, layer.activation, Z)
-    return iterate(graph, f, first, [1], options)
+    return looped(graph, f, first, [1], options)
 
 
 GRAPHS: dict[type, Writer] = {

@@ -47,7 +47,7 @@ from pyidl.solvers.solution import OnFail, settle
 from pyidl.typing import Array, Grads, Namespace
 from pyidl.wellposed.certificate import Certificate
 
-__all__ = ["Backward", "Path", "Step", "back", "gradients", "unroll"]
+__all__ = ["Backward", "Trajectory", "Step", "back", "gradients", "unroll"]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _Book:
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """A forward pass: H of all steps, H_0 first, (T + 1, m, r).
 
     The pre-activations Z, stacked; and how the solves went.
@@ -195,7 +195,7 @@ def unroll(
     warm_start: bool,
     on_fail: OnFail,
     certificate: Callable[[], Certificate],
-) -> Path:
+) -> Trajectory:
     """Go through the T steps of U, (m, T, p).
 
     A step starts from the states of the one before, where `warm_start` says so.
@@ -222,7 +222,7 @@ def unroll(
         book.enter(at, found)
         last.keep(rows, X)
     settle(book.solution(None, None), on_fail, adjoint=False, certificate=certificate)
-    return Path(line, H, Z, book)
+    return Trajectory(line, H, Z, book)
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Backward:
 
 def back(
     step: Step,
-    path: Path,
+    path: Trajectory,
     direct: Array,
     *,
     adjoint: Solver,
@@ -282,7 +282,9 @@ def back(
     return Backward(first, V, G, g, book)
 
 
-def gradients(step: Step, path: Path, U: Array, found: Backward, inputs: bool) -> tuple[Any, Grads]:
+def gradients(
+    step: Step, path: Trajectory, U: Array, found: Backward, inputs: bool
+) -> tuple[Any, Grads]:
     """``(dU, grads)``.
 
     The products at the head of this file, over all steps at once.

@@ -37,7 +37,7 @@ from pyidl.layers.timeline import Timeline
 from pyidl.matrices.base import Matrix
 from pyidl.matrices.full import Full
 from pyidl.matrices.pattern import Pattern
-from pyidl.recurrent.bptt import Backward, Path, Step, back, gradients, unroll
+from pyidl.recurrent.bptt import Backward, Step, Trajectory, back, gradients, unroll
 from pyidl.recurrent.cell import ImplicitRNNCell
 from pyidl.recurrent.error_bound import Recurrence
 from pyidl.solvers import Solution, Solver
@@ -402,7 +402,7 @@ class RNNPullback(Pullback):
     layer: ImplicitRNN
     step: Step
     U: Array
-    path: Path
+    path: Trajectory
     on_fail: OnFail
     given: tuple[bool, bool] = (False, False)
 

@@ -11,10 +11,10 @@ import numpy as np
 from pyidl.layers.base import Layer
 from pyidl.typing import Array, Grads, Params
 
-__all__ = ["Callback", "History", "Optimizer", "Run", "in_words"]
+__all__ = ["Callback", "History", "Stepper", "Run", "in_words"]
 
 
-class Optimizer(Protocol):
+class Stepper(Protocol):
     """What `fit` asks of an optimiser."""
 
     state: Mapping[str, Any]
@@ -108,7 +108,7 @@ class Run:
     """
 
     model: Layer
-    optimizer: Optimizer
+    optimizer: Stepper
     rng: np.random.Generator
     epochs: int
     tol: tuple[float, float] | None = None

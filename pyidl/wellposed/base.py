@@ -22,7 +22,7 @@ from pyidl.wellposed.certificate import Certificate, Norm
 
 __all__ = [
     "Constraint",
-    "check_activation",
+    "expect_activation",
     "check_kappa",
     "check_weights",
     "known_lipschitz",
@@ -154,14 +154,14 @@ def rowwise(params: Params) -> Array:
     return params["A" if "A" in params else "L"]
 
 
-def check_activation(activation: Any) -> None:
+def expect_activation(activation: Any) -> None:
     """Refuse what is no activation."""
     expect("activation", activation, Activation, "use one of pyidl.activations")
 
 
 def known_lipschitz(activation: Activation, n: int) -> list[float] | None:
     """L_i for every component, or None."""
-    check_activation(activation)
+    expect_activation(activation)
     return activation.row_lipschitz(n)
 
 
@@ -172,7 +172,7 @@ def lipschitz_rows(activation: Activation, n: int) -> np.ndarray:
 
 def needs_slopes(activation: Activation) -> str:
     """Why a condition that needs slopes in [0, L] says nothing, or ""."""
-    check_activation(activation)
+    expect_activation(activation)
     if any(stop - start > 1 for start, stop in activation.vector_blocks(2)):
         return (
             "it acts on several components together, and the condition needs an activation of "

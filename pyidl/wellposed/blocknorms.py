@@ -27,7 +27,7 @@ from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.typing import Array, Params
-from pyidl.wellposed.base import check_activation, lipschitz_rows, lowered, rowwise, size_of
+from pyidl.wellposed.base import expect_activation, lipschitz_rows, lowered, rowwise, size_of
 from pyidl.wellposed.bounds import EPS, absolute, entries
 from pyidl.wellposed.certificate import Norm
 from pyidl.wellposed.eigenvalues import spectral_bound
@@ -37,7 +37,7 @@ __all__ = ["Gains", "acts_together", "gains", "scale_rows", "shrunk_rows"]
 
 def acts_together(activation: Activation, n: int) -> tuple[tuple[int, int], ...]:
     """The blocks of two or more components on which phi acts as a whole."""
-    check_activation(activation)
+    expect_activation(activation)
     return tuple((start, stop) for start, stop in activation.vector_blocks(n) if stop - start > 1)
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pyidl.activations import Activation
 from pyidl.errors import expect
 from pyidl.typing import Params
-from pyidl.wellposed.base import Constraint, check_activation, needs_slopes, size_of, unproven
+from pyidl.wellposed.base import Constraint, expect_activation, needs_slopes, size_of, unproven
 from pyidl.wellposed.bounds import LARGEST
 from pyidl.wellposed.certificate import Certificate
 from pyidl.wellposed.infnorm import InfNorm
@@ -65,7 +65,7 @@ def strongest(
         "constraint", constraint, Constraint, "use one of pyidl.wellposed, such as InfNorm(0.99)"
     )
     expect("explain", explain, bool, "use True or False")
-    check_activation(activation)
+    expect_activation(activation)
     examined: list[tuple[str, Certificate]] = []
     for name, examine in _conditions(params, activation, constraint):
         examined.append((name, examine()))

@@ -1,11 +1,12 @@
 """What the solvers of row problems share.
 
 A solver is a frozen configuration that, called with a `RowProblem`, returns `Rows`.
-Iterations hand their feasible iterate to `iterate`, which measures the duality gap of
-every row, keeps the best rows seen, lets rows go that are good enough, and from time to
-time guesses the optimum from the signs of an iterate (`pyidl.sim.solvers.active_set`).
-A guess costs some factorisations for each row; it is made when the steps since the last
-one have cost as much, so guessing takes half of the time.
+Iterations hand their feasible iterate to `iterate_rows`, which measures the duality gap
+of every row, keeps the best rows seen, lets rows go that are good enough, and from time
+to time guesses the optimum from the signs of an iterate
+(`pyidl.sim.solvers.active_set`). A guess costs some factorisations for each row; it is
+made when the steps since the last one have cost as much, so guessing takes half of the
+time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pyidl.sim.row_problem import TINY, Measure, RowProblem, free_groups
 from pyidl.sim.solvers import active_set
 from pyidl.typing import Array
 
-__all__ = ["RowIteration", "RowSolver", "Rows", "iterate"]
+__all__ = ["RowIteration", "RowSolver", "Rows", "iterate_rows"]
 
 SMALL_FACTOR = 1.0
 """What an operation in the factorisation of one support counts.
@@ -255,7 +256,7 @@ class Best:
             )
 
 
-def iterate(
+def iterate_rows(
     solver: RowSolver, problem: RowProblem, start: Array, advance: RowIteration, name: str
 ) -> Rows:
     """Step, measure, guess, and let rows go, until all are done or steps run out."""

@@ -28,7 +28,7 @@ import numpy as np
 from pyidl.arrays.backend import from_host, namespace, to_numpy
 from pyidl.sim.penalties import soft
 from pyidl.sim.row_problem import RowProblem
-from pyidl.sim.solvers.base import Rows, RowSolver, iterate
+from pyidl.sim.solvers.base import Rows, RowSolver, iterate_rows
 from pyidl.typing import Array
 
 __all__ = ["CoordinateDescent"]
@@ -138,4 +138,4 @@ class CoordinateDescent(RowSolver):
     """
 
     def _solve(self, problem: RowProblem, start: Array) -> Rows:
-        return iterate(self, problem, start, _Steps(problem, start), "coordinate descent")
+        return iterate_rows(self, problem, start, _Steps(problem, start), "coordinate descent")

@@ -21,7 +21,7 @@ import numpy as np
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
 from pyidl.sim.row_problem import RowProblem
-from pyidl.sim.solvers.base import Rows, RowSolver, iterate
+from pyidl.sim.solvers.base import Rows, RowSolver, iterate_rows
 from pyidl.typing import Array
 
 __all__ = ["FISTA"]
@@ -75,4 +75,4 @@ class FISTA(RowSolver):
     """
 
     def _solve(self, problem: RowProblem, start: Array) -> Rows:
-        return iterate(self, problem, start, _Steps(problem, start), "FISTA")
+        return iterate_rows(self, problem, start, _Steps(problem, start), "FISTA")
