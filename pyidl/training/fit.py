@@ -26,8 +26,9 @@ import numpy as np
 from pyidl.arrays import backend
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers.base import Layer, check_width
+from pyidl.optim import Optimizer
 from pyidl.training.callbacks import restore
-from pyidl.training.run import Callback, History, Run, Stepper, in_words
+from pyidl.training.run import Callback, History, Run, in_words
 from pyidl.training.samples import Samples, returned_pair
 from pyidl.training.tolerance import Tolerances, Twin, read_tol
 from pyidl.typing import Array, Grads, Params, Rng
@@ -49,7 +50,7 @@ def fit(
     data: tuple[Any, ...],
     *,
     loss: Loss,
-    optimizer: Stepper,
+    optimizer: Optimizer,
     epochs: int,
     batch_size: int | None = 64,
     validation: tuple[Any, ...] | None = None,
@@ -216,7 +217,7 @@ def _as_it_was(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _together(optimizer: Stepper) -> Iterator[None]:
+def _together(optimizer: Optimizer) -> Iterator[None]:
     """Take the optimiser back if the model does not follow its step.
 
     Memory may run out between the two. The optimiser's arrays are not edited in place.

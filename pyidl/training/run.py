@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pyidl.layers.base import Layer
-from pyidl.typing import Array, Grads, Params
+from pyidl.optim import Optimizer
 
-__all__ = ["Callback", "History", "Stepper", "Run", "in_words"]
-
-
-class Stepper(Protocol):
-    """What `fit` asks of an optimiser."""
-
-    state: Mapping[str, Any]
-    count: int
-
-    def step(self, params: Params, grads: Grads) -> dict[str, Array]:
-        """Return new parameters."""
-        ...
+__all__ = ["Callback", "History", "Run", "in_words"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,7 @@ class Run:
     """
 
     model: Layer
-    optimizer: Stepper
+    optimizer: Optimizer
     rng: np.random.Generator
     epochs: int
     tol: tuple[float, float] | None = None
