@@ -108,7 +108,7 @@ class Auto(Iterative):
         dense = xp is np and _is_dense(problem)
         if dense and problem.reference is not None and not trace and costs.direct_at_once:
             solution = replace(Direct(self.tol)(problem), method="Auto(Direct)")
-            return solution, iter((Picard(self.tol, self.max_iter), GMRES(self.tol)))
+            return solution, self._repairs(problem, None)
         target, name = _choose(problem, self.tol or 1e-6)
         if not (dense and target is problem):
             advance = Adaptive(target, costs, newton=False)
@@ -137,16 +137,17 @@ class Auto(Iterative):
             return PeacemanRachford(self.tol, self.max_iter, best_alpha(problem))
         return None if problem.reference is None else Direct(self.tol)
 
-    def _repairs(self, problem: Problem, failed: Problem) -> Iterator[Solver]:
-        """What is tried next on the samples for which the iteration `failed` did."""
-        if isinstance(failed, Split):
+    def _repairs(self, problem: Problem, failed: Problem | None) -> Iterator[Solver]:
+        """What is tried where the iteration `failed`, or `Direct` (None), did."""
+        if failed is None or isinstance(failed, Split):
             yield Picard(self.tol, self.max_iter)
         A = None if problem.lacking or not isinstance(problem, Affine) else problem.matrix
         if isinstance(A, Tiled):
             yield Substitution(self)
         if problem.reference is not None:
             yield GMRES(self.tol)
-            yield Direct(self.tol)
+            if failed is not None:
+                yield Direct(self.tol)
             return
         small = not problem.lacking and problem.like.shape[1] <= DENSE
         if small and isinstance(problem, Affine) and _is_monotone(problem):

@@ -17,14 +17,23 @@ from pyidl import ImplicitModel, Pattern, activations, losses, optim, wellposed
 from pyidl.activations import Blocks
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
+from pyidl.matrices import tiled
 from pyidl.matrices.full import Full
 from pyidl.matrices.low_rank import LowRank
 from pyidl.matrices.pattern import Groups, levels
-from pyidl.matrices.tiled import Tiled
+from pyidl.matrices.tiled import TILE, Tiled
 from pyidl.solvers import Auto, Direct, Picard, Status, Substitution
 from pyidl.solvers.problem import Affine
 
 WIDTHS = (5, 7, 6, 4, 3)
+
+
+@pytest.fixture(autouse=True, scope="module", params=[TILE, 0], ids=["as it is", "tile by tile"])
+def products(request):
+    """Products with so small tiles are made in one piece; here also tile by tile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled, "TILE", request.param)
+        yield
 
 
 def network(rng, widths=WIDTHS):

@@ -436,7 +436,7 @@ def test_auto_falls_back_on_a_factorisation():
     assert not Picard()(q).converged.any()
     v = Auto()(q)
     assert v.converged.all()
-    assert any(word in v.method for word in ("GMRES", "Direct", "Newton"))
+    assert "GMRES" in v.method
     assert relative(v.value, adjoint_solution(q)) < 1e-7
 
 
