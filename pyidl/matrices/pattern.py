@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.arrays.backend import from_host, is_array, namespace, to_numpy
+from pyidl.arrays.backend import from_host, is_array, namespace, to_numpy, writes_in_place
 from pyidl.errors import InputError
 
 __all__ = ["Groups", "Pattern", "levels"]
@@ -94,15 +94,17 @@ class Groups:
             return x[:, member]
         return namespace(x).take(x, from_host(namespace(x), member), axis=1)
 
-    def join(self, pieces: list[Any]) -> Any:
-        """Put the columns back where `cut` took them from."""
-        xp = namespace(pieces[0])
-        if self.in_order:
-            starts = [member.start for member in self.members]  # type: ignore[union-attr]
-            pieces = [pieces[i] for i in np.argsort(starts)]
-            return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=1)
-        places = np.concatenate([np.arange(sum(self.sizes))[member] for member in self.members])
-        return xp.take(xp.concat(pieces, axis=1), from_host(xp, np.argsort(places)), axis=1)
+    def view(self, target: Any, i: int) -> Any:
+        """The columns of one group, to be written; None where there is no such view."""
+        member = self.members[i]
+        writable = isinstance(member, slice) and writes_in_place(namespace(target))
+        return target[:, member] if writable else None
+
+    def put(self, target: Any, i: int, piece: Any) -> None:
+        """Write the columns of one group; `piece` may be a number."""
+        member = self.members[i]
+        place = member if isinstance(member, slice) else from_host(namespace(target), member)
+        target[:, place] = piece
 
 
 MOST, SMALLEST = 32, 8

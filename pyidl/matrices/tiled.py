@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.arrays.backend import astype, from_host, namespace, writes_in_place
+from pyidl.arrays.backend import astype, from_host, namespace
+from pyidl.matrices.base import product
 from pyidl.matrices.full import Full, laid_out
 from pyidl.matrices.growth import with_gains
 from pyidl.matrices.pattern import Groups
@@ -48,6 +49,8 @@ class Tiled:
     whole : Full, optional
         A in one piece, where its tiles are so many that products with all of them take
         longer.
+    filled : bool
+        Whether A may be nonzero everywhere in its tiles.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class Tiled:
     support: np.ndarray
     mask: Array | None = None
     whole: Full | None = None
+    filled: bool = False
 
     @classmethod
     def of(
@@ -90,20 +94,22 @@ class Tiled:
             As in `Sparse.of`, for every tile.
         """
         xp, square = namespace(A), row_groups is column_groups
-        tiles = {}
+        tiles, filled = {}, True
         for i, rows in enumerate(row_groups.members):
             strip = (
                 A[rows, :] if isinstance(rows, slice) else xp.take(A, from_host(xp, rows), axis=0)
             )
             for j, columns in enumerate(column_groups.members):
-                if support[rows][:, columns].any():
+                places = support[rows][:, columns]
+                if places.any():
+                    filled &= bool(places.all())
                     tile = Sparse.of(column_groups.piece(strip, j), below)
                     tiles[i, j] = with_gains(tile, doubtful) if square and i == j else tile
         mask = astype(xp, from_host(xp, support), A.dtype) if confined else None
         spared = A.size - sum(tile.A.size for tile in tiles.values())
         many = (len(tiles) - 1) * TILE > spared
         whole = (laid_out(Full(A)) if square else Full(A)) if many else None
-        return cls(A, row_groups, column_groups, tiles, support, mask, whole)
+        return cls(A, row_groups, column_groups, tiles, support, mask, whole, filled)
 
     def product(self, i: int, pieces: dict[int, Any], out: Any = None) -> Any:
         """``sum_j x_j A_ij^T`` over the column groups whose x_j is among the pieces.
@@ -123,25 +129,14 @@ class Tiled:
         """``x A^T``, tile by tile, or in one piece; which does not depend on x."""
         if self.whole is not None:
             return self.whole.rows(x, out)
-        pieces = self.column_groups.cut(x)
-        m, xp, in_order = x.shape[0], namespace(x), self.row_groups.in_order
-        if out is None and in_order and writes_in_place(xp):
-            out = xp.empty((m, self.A.shape[0]), dtype=x.dtype)
-        if out is None or not in_order:
-            parts = [
-                xp.zeros((m, size), dtype=x.dtype)
-                if (part := self.product(i, pieces)) is None
-                else part
-                for i, size in enumerate(self.row_groups.sizes)
-            ]
-            joined = self.row_groups.join(parts)
-            if out is None:
-                return joined
-            out[...] = joined
-            return out
-        for i, columns in enumerate(self.row_groups.members):
-            if self.product(i, pieces, out[:, columns]) is None:
-                out[:, columns] = 0.0
+        pieces, groups = self.column_groups.cut(x), self.row_groups
+        if out is None:
+            out = namespace(x).empty((x.shape[0], self.A.shape[0]), dtype=x.dtype)
+        for i in range(len(groups.members)):
+            here = groups.view(out, i)
+            total = self.product(i, pieces, here)
+            if total is None or total is not here:
+                groups.put(out, i, 0.0 if total is None else total)
         return out
 
     def grads(self, name: str, v: Any, x: Any) -> dict[str, Any]:
@@ -149,14 +144,18 @@ class Tiled:
         if self.mask is None or self.whole is not None:
             return {name: v.T @ x if self.mask is None else (v.T @ x) * self.mask}
         left, right, xp = self.row_groups.cut(v), self.column_groups.cut(x), namespace(v)
-        rows = []
-        for i, r in enumerate(self.row_groups.sizes):
-            row = [
-                left[i].T @ right[j] if (i, j) in self.tiles else xp.zeros((r, c), dtype=v.dtype)
-                for j, c in enumerate(self.column_groups.sizes)
-            ]
-            rows.append(self.column_groups.join(row).T)
-        return {name: self.row_groups.join(rows).T * self.mask}
+        dA = xp.zeros(self.A.shape, dtype=v.dtype)
+        for i, member in enumerate(self.row_groups.members):
+            strip = self.row_groups.piece(dA.T, i).T  # a view, where the rows are a range
+            for j in range(len(self.column_groups.members)):
+                if (i, j) in self.tiles:
+                    here = self.column_groups.view(strip, j)
+                    part = product(left[i].T, right[j], here)
+                    if part is not here:
+                        self.column_groups.put(strip, j, part)
+            if not isinstance(member, slice):
+                self.row_groups.put(dA.T, i, strip.T)
+        return {name: dA if self.filled else dA * self.mask}
 
     @property
     def T(self) -> Tiled:
@@ -164,9 +163,8 @@ class Tiled:
         tiles = {(j, i): tile.T for (i, j), tile in self.tiles.items()}
         mask = None if self.mask is None else self.mask.T
         whole = None if self.whole is None else self.whole.T
-        return Tiled(
-            self.A.T, self.column_groups, self.row_groups, tiles, self.support.T, mask, whole
-        )
+        groups, support = (self.column_groups, self.row_groups), self.support.T
+        return Tiled(self.A.T, *groups, tiles, support, mask, whole, self.filled)
 
     def dense(self) -> Any:
         """The array itself."""

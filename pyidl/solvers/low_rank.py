@@ -24,6 +24,12 @@ from pyidl.solvers.solution import Solution
 
 __all__ = ["LowRankProblem", "low_rank_problem"]
 
+STRIDE = 3
+"""Steps in a first round.
+
+A measurement forms two states of n numbers, a step one.
+"""
+
 SCREEN = 100.0
 """A sample is near if its bound is at most that many tolerances."""
 
@@ -35,7 +41,7 @@ class LowRankProblem(Problem):
         m, k = original.like.shape[0], R.shape[1]
         super().__init__(original.xp.zeros((m, k), dtype=R.dtype), original.reference)
         self.original, self.Lt, self.R, self.tol = original, Lt, R, tol
-        self.in_place, self.stride = original.in_place, None
+        self.in_place, self.stride = original.in_place, STRIDE
         self.gain = float(self.xp.max(self.xp.sum(self.xp.abs(Lt), axis=0)))  # ||L||_inf
 
     def _pieces(self) -> list[slice]:

@@ -107,32 +107,41 @@ class Substitution(Solver):
             )
         groups, m, count = matrix.row_groups, problem.like.shape[0], len(matrix.row_groups.members)
         order = range(count) if all(j <= i for i, j in matrix.tiles) else range(count - 1, -1, -1)
-        y: dict[int, Any] = {}  # of every group that has been solved,
-        x: dict[int, Any] = {}  # and its image
+        xp, solved = problem.xp, dict[int, Any]()  # the image of every group so far
+        pre, value = xp.empty_like(problem.like), xp.empty_like(problem.like)
         status, n_iter = np.zeros(m, int), np.ones(m, int)
         residual, tolerance = np.zeros(m), np.zeros(m)
         with np.errstate(over="ignore", invalid="ignore"):
             for i in order:
-                total, offset = matrix.product(i, x), groups.piece(problem.offset, i)
-                total = offset if total is None else total + offset
-                block = matrix.tiles.get((i, i))
+                block, offset = matrix.tiles.get((i, i)), groups.piece(problem.offset, i)
+                once = block is None or not groups.cyclic[i]  # written where it belongs
+                here, there = (groups.view(a, i) if once else None for a in (pre, value))
+                total = matrix.product(i, solved, here)
+                if total is None:
+                    total = offset
+                else:
+                    total += offset
                 if block is None or not groups.cyclic[i]:
                     layers = groups.layers[i] if block is not None and groups.layers else 1
                     part = problem.part(matrix if block is None else block, total, groups, i)
-                    y[i], x[i] = total, part.image(total)
+                    y, x = total, part.image(total, out=there)
                     for _ in range(layers - 1):
-                        y[i], x[i] = part.step(x[i])
-                    continue
-                start = None if x0 is None else groups.piece(x0, i)
-                inside = self.inner(problem.part(block, total, groups, i), start)
-                y[i], x[i] = inside.pre, inside.value
-                status = np.maximum(status, inside.status)
-                n_iter = np.maximum(n_iter, inside.n_iter)
-                tolerance = np.where(inside.residual > residual, inside.tolerance, tolerance)
-                residual = np.maximum(residual, inside.residual)
-            pre, value = (groups.join([of[i] for i in range(count)]) for of in (y, x))
-            size = to_numpy(max_abs(problem.xp, value)).astype(np.float64)
-        asked = problem.tolerance(size, resolve_tol(None, problem.like, problem.xp))
+                        y, x = part.step(x)
+                else:
+                    start = None if x0 is None else groups.piece(x0, i)
+                    inside = self.inner(problem.part(block, total, groups, i), start)
+                    y, x = inside.pre, inside.value
+                    status = np.maximum(status, inside.status)
+                    n_iter = np.maximum(n_iter, inside.n_iter)
+                    tolerance = np.where(inside.residual > residual, inside.tolerance, tolerance)
+                    residual = np.maximum(residual, inside.residual)
+                if y is not here:
+                    groups.put(pre, i, y)
+                if x is not there:
+                    groups.put(value, i, x)
+                solved[i] = x
+            size = to_numpy(max_abs(xp, value)).astype(np.float64)
+        asked = problem.tolerance(size, resolve_tol(None, problem.like, xp))
         tolerance = np.where(residual > 0, tolerance, asked)
         status[~np.isfinite(size)] = Status.NONFINITE
         method = f"Substitution({count} groups, {sum(groups.cyclic)} with cycles)"
