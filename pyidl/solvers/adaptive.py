@@ -10,12 +10,13 @@ would:
     Anderson    R plain rounds become about ``2 + R / 10`` of its own
 
 Either is taken where it promises to save enough, and is then judged by what it
-achieves. Anderson's steps must bring the residual down, in `TRIAL` rounds, by more than
-plain steps of the same cost would have done at the rate before; of Newton's, so many
-may fail to halve it as cost a share of the plain steps to go. What does not pay is
-handed back, and the sample goes on from its best iterate. First rates may mislead, so
-Anderson's method has `CHANCES`; the next one comes when as many steps more have been
-taken.
+achieves. Anderson's steps must bring the best residual down, in `TRIAL` rounds, by more
+than plain steps of the same cost would have done at the rate before, and not so slowly
+that Newton's method is cheaper; of Newton's steps, so many may fail to halve it as cost
+a share of the plain steps to go. What does not pay is handed back, and the sample goes
+on from its best iterate. First rates may mislead, so there is another trial: as soon as
+the plain rate falls below what Anderson's steps had achieved, or when as many steps
+more have been taken.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ __all__ = ["Adaptive"]
 MEMORY = 3
 """Differences that Anderson's method keeps."""
 
-TRIAL, CHANCES = 4, 2
-"""Rounds after which it is judged, and how often it may begin."""
+TRIAL = 4
+"""Rounds after which Anderson's method is judged."""
 
 TRIES = 12
 """At most so many steps of Newton's may fail to halve the residual."""
@@ -73,14 +74,11 @@ class Adaptive(Advance):
 
     def _begin(self, m: int) -> None:
         self.mode = np.full(m, PLAIN)
-        self.banned = np.zeros((3, m), bool)
-        self.banned[DIRECT] = self.newton_from == math.inf
+        self.banned = np.zeros(m, bool)  # for whom Newton's method has failed
         self.slow = np.zeros(m, bool)  # who was slow when last measured: once may be a transient
         self.start = np.zeros((3, m))  # where acceleration began: step, log residual, rate
         self.tries = np.full(m, TRIES)  # steps of Newton's that may still fail
-        # Trials of Anderson's that may still fail, and the step before which none
-        # begins.
-        self.chances, self.until = np.full(m, CHANCES), np.zeros(m, int)
+        self.until = np.zeros(m, int)  # the step before which no other trial begins
         self.back = np.empty(0, int)  # who goes on from its best iterate
         self.mixing = Mixing(self.problem, MEMORY)
         self.mixing.new = self.mixing.rows
@@ -94,29 +92,31 @@ class Adaptive(Advance):
             self._begin(len(book.rows))
         self.back = self.back[:0]
         if np.count_nonzero(self.mode):
-            self._judge(book, np.log(book.now[0]))
-        slow = book.misses(self.least) & ~self.banned[1:].all(axis=0) & (self.mode == PLAIN)
+            self._judge(book, np.log(book.smallest[0]))
+        slow = book.misses(self.least) & (self.mode == PLAIN)
         if np.count_nonzero(slow):
             self._choose(book, book.steps_to_go(), slow)
         self.slow = slow
         self.back = self.back[self.mode[self.back] == PLAIN]
         return bool(np.count_nonzero(self.mode) or len(self.back))
 
-    def _judge(self, book: Book, log_residual: np.ndarray) -> None:
+    def _judge(self, book: Book, log_best: np.ndarray) -> None:
         """Hand back what does not pay."""
         k, began, rate = self.start
-        fell, steps = log_residual - began, book.k - k
+        fell, steps = log_best - began, book.k - k
         tried = (self.mode == MIXED) & (steps >= TRIAL * self.costs.stride)
-        poor = tried & ~(fell < np.minimum(rate, 0.0) * steps * self.costs.fair)
+        pace = fell / (np.maximum(steps, 1.0) * self.costs.fair)
+        poor = tried & ~(pace < np.minimum(rate, 0.0))
+        to_go = (np.log(book.allowed) - log_best) / np.minimum(pace, -1e-300)
+        poor |= tried & (to_go > self.newton_from) & ~self.banned  # then that is cheaper
         again = tried & ~poor  # the next trial begins here, against the same rate
-        self.start[0, again], self.start[1, again] = book.k, log_residual[again]
+        self.start[0, again], self.start[1, again] = book.k, log_best[again]
+        self.start[2, poor] = pace[poor]
         newton = self.mode == DIRECT
         self.tries[newton & ~(book.now[0] < 0.5 * book.before[0])] -= 1
         worse = newton & (self.tries <= 0)
-        self.banned[DIRECT] |= worse
-        self.chances[poor] -= 1
+        self.banned |= worse
         self.until[poor] = 2 * book.k
-        self.banned[MIXED] |= self.chances <= 0
         self.mode[worse | poor | ~book.going] = PLAIN
         self.back = ((worse | poor) & book.going).nonzero()[0]
         if len(self.mixing.rows):
@@ -125,9 +125,10 @@ class Adaptive(Advance):
     def _choose(self, book: Book, to_go: np.ndarray, slow: np.ndarray) -> None:
         """Engage who is slow, and was so a round ago."""
         sure = slow & (self.slow | (to_go > 1.5 * self.least))
-        direct = sure & (to_go > self.newton_from) & np.isfinite(to_go) & ~self.banned[DIRECT]
-        mixed = sure & (to_go > self.costs.mixing_from) & ~self.banned[MIXED]
-        mixed &= self.until <= book.k
+        direct = sure & (to_go > self.newton_from) & np.isfinite(to_go) & ~self.banned
+        mixed = sure & (to_go > self.costs.mixing_from)
+        # Earlier where the plain rate is now below what the last trial achieved.
+        mixed &= (self.until <= book.k) | (~direct & (self.start[2] < book.rate()))
         if self.newton_from <= self.costs.mixing_from:
             mixed &= ~direct
         else:
@@ -135,7 +136,7 @@ class Adaptive(Advance):
         new = direct | mixed
         self.mode = np.where(direct, DIRECT, np.where(mixed, MIXED, self.mode))
         self.counts[DIRECT] += int(np.count_nonzero(direct))
-        self.counts[MIXED] += int(np.count_nonzero(mixed & (self.chances == CHANCES)))
+        self.counts[MIXED] += int(np.count_nonzero(mixed & (self.until == 0)))
         now = np.stack([np.full(len(new), float(book.k)), np.log(book.now[0]), book.rate()])
         self.start = np.where(new, now, self.start)
         if direct.any():  # as many as cost two fifths of the plain steps to go
@@ -176,7 +177,6 @@ class Adaptive(Advance):
         """Forget all but these of the samples at hand."""
         if self.mode is not None:
             self.mode, self.slow = self.mode[rows], self.slow[rows]
-            self.banned, self.start = self.banned[:, rows], self.start[:, rows]
-            self.tries, self.chances = self.tries[rows], self.chances[rows]
-            self.until = self.until[rows]
+            self.banned, self.start = self.banned[rows], self.start[:, rows]
+            self.tries, self.until = self.tries[rows], self.until[rows]
             self.mixing.take(rows)

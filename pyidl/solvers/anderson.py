@@ -88,11 +88,13 @@ class Mixing(Advance):
             own = [take_rows(self.xp, a, self.new) for a in (y, y_image)]
             kernel = self.xp.__name__ == "cupy" and self.memory <= kernels.MEMORY
             begun = (_FusedPast if kernel else _Past)(self.xp, self.memory, *own)
+            rows = np.concatenate([self.rows, self.new])
             if self.past is None:
                 self.past = begun
             else:
                 self.past.join(begun)
-            self._engage(np.concatenate([self.rows, self.new]))
+                self.past.take(np.argsort(rows))  # in the order of y
+            self._engage(np.sort(rows))
             self.new = self.new[:0]
         return following
 

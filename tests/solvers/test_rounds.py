@@ -36,6 +36,7 @@ from pyidl.solvers import (
 )
 from pyidl.solvers import problem as problems_
 from pyidl.solvers.adaptive import Adaptive
+from pyidl.solvers.anderson import Mixing
 from pyidl.solvers.cost import Costs
 from pyidl.solvers.loop import GROWTH, iterate, stride_of
 from pyidl.solvers.problem import Affine
@@ -152,6 +153,24 @@ def test_a_slow_sample_and_a_fast_one_take_the_steps_that_they_take_alone(n, new
         assert alone.n_iter[0] == together.n_iter[i]
         assert relative(alone.value[0], together.value[i]) < 1e-12
     assert together.n_iter[2] > np.delete(together.n_iter, 2).max()
+
+
+def test_who_is_accelerated_later_does_not_disturb_those_before():
+    """Four samples, engaged in three rounds; each as if alone."""
+    rng, begin = np.random.default_rng(0), {0: [1, 3], 2: [0], 3: [2]}
+    p = affine(random_rows(20, 0.9), rng.normal(size=(4, 20)), activations.tanh)
+    alone = [Mixing(p.take(np.array([i])), 3) for i in range(4)]
+    together, y = Mixing(p, 3), p.start()[0]
+    for one in (*alone, together):
+        one.new = np.empty(0, int)
+    for step in range(8):
+        together.new = np.array(begin.get(step, []), int)
+        for i in together.new:
+            alone[i].new = np.array([0])
+        y_image = p.pre(p.image(y))
+        rows = [one(y[[i]], y_image[[i]].copy()) for i, one in enumerate(alone)]
+        y = together(y, y_image.copy())
+        assert relative(np.concatenate(rows), y) < 1e-12
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (128, 64), (300, 30)], ids=str)
