@@ -4,7 +4,7 @@ From what is known of the parameters, and from each sample's own rate.
 
     A is block triangular, and that      block by block (`Substitution`), each block
       saves work                         by these rules
-    A = L R^T                            Picard on ``r = R^T x`` (`low_rank`)
+    A = L R^T, of few columns            Picard on ``r = R^T x`` (`low_rank`)
     the growths of A and its splitting   `Jacobi` where its growth is the smaller
       are known: its diagonal is large   one, otherwise Picard
     an adjoint whose systems are solved  `Direct`
@@ -42,7 +42,7 @@ from pyidl.solvers.direct import Direct
 from pyidl.solvers.gmres import GMRES
 from pyidl.solvers.jacobi import Split, can_split, split
 from pyidl.solvers.loop import iterate, stride_of
-from pyidl.solvers.low_rank import low_rank_problem
+from pyidl.solvers.low_rank import is_thin, low_rank_problem
 from pyidl.solvers.newton import Newton
 from pyidl.solvers.picard import Picard
 from pyidl.solvers.problem import Affine, Problem, Start
@@ -105,12 +105,15 @@ class Auto(Iterative):
         if worthwhile(problem, costs, dtype):
             solution = Substitution(self)(problem, x0, trace=trace)
             return replace(solution, method=f"Auto({solution.method})"), iter(())
-        dense = xp is np and _is_dense(problem)
-        if dense and problem.reference is not None and not trace and costs.direct_at_once:
+        if (
+            problem.reference is not None
+            and costs.direct_at_once
+            and not (trace or problem.lacking)
+        ):
             solution = replace(Direct(self.tol)(problem), method="Auto(Direct)")
             return solution, self._repairs(problem, None)
         target, name = _choose(problem, self.tol or 1e-6)
-        if not (dense and target is problem):
+        if not (xp is np and _is_dense(problem) and target is problem):
             advance = Adaptive(target, costs, newton=False)
             solution = target.restore(self._iterate(target, x0, trace, f"Auto({name})", advance))
             return advance.named(solution, name), self._repairs(problem, target)
@@ -176,7 +179,7 @@ def _choose(problem: Problem, tol: float) -> tuple[Problem, str]:
         if jacobi < min(picard, 1.0) and not can_split(problem):
             reason = f"a step grows by {jacobi:.2g}, by {picard:.2g} without the splitting"
             return split(problem), f"Jacobi, since {reason}"
-    thin = low_rank_problem(problem, tol)
-    if thin is not None:
+    if isinstance(problem, Affine) and is_thin(problem):
+        thin = low_rank_problem(problem, tol)
         return thin, f"Picard in {thin.R.shape[1]} dimensions"
     return problem, "Picard"

@@ -19,13 +19,21 @@ import numpy as np
 
 from pyidl.arrays.batch import change_and_size, take_rows
 from pyidl.matrices.low_rank import LowRank
+from pyidl.solvers.loop import stride_of
 from pyidl.solvers.problem import Affine, Problem, pieces
 from pyidl.solvers.solution import Solution
 
-__all__ = ["LowRankProblem", "low_rank_problem"]
+__all__ = ["LowRankProblem", "is_thin", "low_rank_problem"]
+
+THIN, LARGE = 8, 2**15
+"""Factors up to which it pays, and entries of all states beyond which it does.
+
+Solves are 1.2 to 2 times as fast with 2 to 8 factors, slower with 16 (measured, n 512
+to 4096), and slower too where all states stay in the cache anyway.
+"""
 
 STRIDE = 3
-"""Steps in a first round.
+"""Steps in a first round, at least.
 
 A measurement forms two states of n numbers, a step one.
 """
@@ -41,7 +49,8 @@ class LowRankProblem(Problem):
         m, k = original.like.shape[0], R.shape[1]
         super().__init__(original.xp.zeros((m, k), dtype=R.dtype), original.reference)
         self.original, self.Lt, self.R, self.tol = original, Lt, R, tol
-        self.in_place, self.stride = original.in_place, STRIDE
+        self.in_place = original.in_place
+        self.stride = max(STRIDE, stride_of(self.xp, original.like.shape[1]))
         self.gain = float(self.xp.max(self.xp.sum(self.xp.abs(Lt), axis=0)))  # ||L||_inf
 
     def _pieces(self) -> list[slice]:
@@ -133,19 +142,24 @@ class LowRankProblem(Problem):
         return replace(solution, pre=y, value=x, residual=residual)
 
 
-def low_rank_problem(problem: Problem, tol: float = 0.0) -> LowRankProblem | None:
-    """The equation of r, where A has factors that are thin enough for it to pay.
-
-    That is from k <= n / 4 on; None elsewhere. Residuals of more than `SCREEN` times
-    the tolerance `tol` may be bounds.
-    """
+def is_thin(problem: Problem) -> bool:
+    """Whether the equation of r pays: few factors, and states beyond the cache."""
     if problem.lacking or not isinstance(problem, Affine):
-        return None
-    matrix = problem.matrix
-    if not isinstance(matrix, LowRank) or matrix.minus is not None:
-        return None
-    if 4 * matrix.R.shape[1] > matrix.R.shape[0]:
-        return None
+        return False
+    A = problem.matrix
+    if not isinstance(A, LowRank) or A.minus is not None:
+        return False
+    n, k = A.R.shape
+    return k <= min(THIN, n // 4) and problem.like.size > LARGE
+
+
+def low_rank_problem(problem: Affine, tol: float = 0.0) -> LowRankProblem:
+    """The equation of r, for a problem with ``A = L R^T``.
+
+    Residuals of more than `SCREEN` times the tolerance `tol` may be bounds.
+    """
+    A = problem.matrix
+    assert isinstance(A, LowRank)
     # As a view a product with a few rows takes twice as long.
-    Lt = np.ascontiguousarray(matrix.L.T) if problem.xp is np else matrix.L.T
-    return LowRankProblem(problem, Lt, matrix.R, tol)
+    Lt = np.ascontiguousarray(A.L.T) if problem.xp is np else A.L.T
+    return LowRankProblem(problem, Lt, A.R, tol)

@@ -180,23 +180,25 @@ def test_low_rank_is_iterated_in_as_many_dimensions(rank, activation, x0, xp):
     L *= 0.97 / activation.lipschitz / np.abs(L @ R.T).sum(axis=1).max()
     p = Affine(
         LowRank(from_host(xp, L), from_host(xp, R)),
-        from_host(xp, rng.normal(size=(300, 40))),
+        from_host(xp, rng.normal(size=(900, 40))),
         activation,
     )
-    start = None if x0 is None else from_host(xp, np.full((300, 40), x0))
+    start = None if x0 is None else from_host(xp, np.full((900, 40), x0))
     x = Auto()(p, start)
     assert x.method.startswith(f"Auto(Picard in {rank} dimensions")
     assert x.converged.all()
     assert relative(x.value, fixed_point(p)) < 1e-10
     np.testing.assert_allclose(residual(p, x.value), x.residual, atol=1e-13)
     np.testing.assert_allclose(host(activation(x.pre)), host(x.value), rtol=1e-14)
-    q = adjoint(p, x, rng.normal(size=(300, 40)))
+    q = adjoint(p, x, rng.normal(size=(900, 40)))
     v = Auto()(q, start)
     assert "dimensions" in v.method
     assert relative(v.value, adjoint_solution(q)) < 1e-10
     thick = LowRank(*(from_host(xp, rng.normal(size=(4, 2)) / 9) for _ in range(2)))
     wide = Affine(thick, p.offset[:, :4], activation)
     assert Auto()(wide).method == "Auto(Picard)"
+    assert Auto()(p.take(np.arange(300))).method.startswith("Auto(Picard")
+    assert "dimensions" not in Auto()(p.take(np.arange(300))).method
 
 
 @pytest.mark.parametrize("name", [*FORWARD, "gmres"])
@@ -849,7 +851,7 @@ def test_steps_of_a_repair_are_added_up():
 
 
 def test_the_reduced_equation_starts_where_it_is_told():
-    p = make("stiff", n=40, m=5, kappa=0.9)
+    p = make("stiff", n=40, m=900, kappa=0.9)
     thin = Affine(
         LowRank(0.2 * p.matrix.dense()[:, :4], p.matrix.dense()[:, 4:8]), p.offset, activations.tanh
     )
