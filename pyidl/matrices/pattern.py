@@ -78,11 +78,6 @@ class Groups:
         """One group of all n columns."""
         return cls((slice(0, n),), (n,), (True,))
 
-    @property
-    def in_order(self) -> bool:
-        """Whether every group is a range of columns."""
-        return all(isinstance(member, slice) for member in self.members)
-
     def cut(self, x: Any) -> dict[int, Any]:
         """The columns of each group; views where they are ranges."""
         return {i: self.piece(x, i) for i in range(len(self.members))}
