@@ -51,6 +51,9 @@ class Tiled:
         longer.
     filled : bool
         Whether A may be nonzero everywhere in its tiles.
+    gains : (float, float), optional
+        As of a `Full`, the largest of the tiles on the diagonal: A is block triangular,
+        so its eigenvalues are theirs.
 
     Examples
     --------
@@ -68,6 +71,7 @@ class Tiled:
     mask: Array | None = None
     whole: Full | None = None
     filled: bool = False
+    gains: tuple[float, float] | None = None
 
     @classmethod
     def of(
@@ -109,7 +113,8 @@ class Tiled:
         spared = A.size - sum(tile.A.size for tile in tiles.values())
         many = (len(tiles) - 1) * TILE > spared
         whole = (laid_out(Full(A)) if square else Full(A)) if many else None
-        return cls(A, row_groups, column_groups, tiles, support, mask, whole, filled)
+        gains = _largest_gains([tiles[i, i] for i, j in tiles if i == j]) if square else None
+        return cls(A, row_groups, column_groups, tiles, support, mask, whole, filled, gains)
 
     def product(self, i: int, pieces: dict[int, Any], out: Any = None) -> Any:
         """``sum_j x_j A_ij^T`` over the column groups whose x_j is among the pieces.
@@ -164,7 +169,7 @@ class Tiled:
         mask = None if self.mask is None else self.mask.T
         whole = None if self.whole is None else self.whole.T
         groups, support = (self.column_groups, self.row_groups), self.support.T
-        return Tiled(self.A.T, *groups, tiles, support, mask, whole, self.filled)
+        return Tiled(self.A.T, *groups, tiles, support, mask, whole, self.filled, self.gains)
 
     def dense(self) -> Any:
         """The array itself."""
@@ -177,3 +182,11 @@ class Tiled:
     def off_diagonal(self, scale: Any) -> Full:
         """``diag(scale) (A - diag(A))``, a whole copy."""
         return Full(self.A).off_diagonal(scale)
+
+
+def _largest_gains(blocks: list[Full]) -> tuple[float, float] | None:
+    """Of the blocks of a block triangular matrix; None where they do not matter."""
+    if not any(block.gains for block in blocks):
+        return None
+    plain, split = zip(*(with_gains(block, True).gains for block in blocks), strict=True)
+    return max(plain), max(split)

@@ -130,7 +130,7 @@ class Auto(Iterative):
         """What solves for certain where plain steps seem to grow, if anything does."""
         assert isinstance(problem, Affine)
         n, A = problem.like.shape[1], problem.matrix
-        if not isinstance(A, Full) or not A.gains or min(A.gains) < 1 or n > DENSE:
+        if not isinstance(A, Full | Tiled) or not A.gains or min(A.gains) < 1 or n > DENSE:
             return None
         if problem.reference is not None:
             one = Costs.of(1, n, problem.like.dtype.char, costs.stride)
@@ -174,7 +174,7 @@ def _is_dense(problem: Problem) -> bool:
 def _choose(problem: Problem, tol: float) -> tuple[Problem, str]:
     """The problem that is iterated, and its name with the reason."""
     A = problem.matrix if isinstance(problem, Affine) else None
-    if isinstance(A, Full) and A.gains:
+    if isinstance(A, Full | Tiled) and A.gains:
         picard, jacobi = A.gains
         if jacobi < min(picard, 1.0) and not can_split(problem):
             reason = f"a step grows by {jacobi:.2g}, by {picard:.2g} without the splitting"

@@ -19,6 +19,7 @@ from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError
 from pyidl.matrices import tiled
 from pyidl.matrices.full import Full
+from pyidl.matrices.growth import growth
 from pyidl.matrices.low_rank import LowRank
 from pyidl.matrices.pattern import Groups, levels
 from pyidl.matrices.tiled import TILE, Tiled
@@ -407,3 +408,28 @@ def test_failures_inside_a_block_are_reported():
     assert s.residual[0] > s.tolerance[0]
     assert np.isclose(residual(p, s.value)[0], s.residual[0])
     assert Substitution()(p, trace=True).trace.shape == (1, 2)
+
+
+def test_the_gains_of_a_block_triangular_matrix_are_those_of_its_blocks():
+    """A large diagonal in one block, and the other block without.
+
+    The default solver splits it as it would split a full A.
+    """
+    rng, h = np.random.default_rng(0), 8
+    slow, fast = np.diag(np.full(h, 0.97)), rng.normal(size=(h, h))
+    slow[0, 1:] = slow[1:, 0] = 0.002
+    fast *= 0.6 / np.abs(fast).sum(axis=1, keepdims=True)
+    A = np.block([[slow, np.full((h, h), 1e-3)], [np.zeros((h, h)), fast]])
+    model = ImplicitModel(1, 1, 2 * h, dtype="float64", rng=0)
+    model.params = {**model.params, "A": A}
+    tiled = model.maps["A"]
+    assert isinstance(tiled, Tiled)
+    split = (slow - np.diag(np.diag(slow))) / 0.03
+    rest = (fast - np.diag(np.diag(fast))) / (1 - np.diag(fast))[:, None]
+    largest = [max(growth(Full(a)) for a in pair) for pair in ((slow, fast), (split, rest))]
+    np.testing.assert_allclose(tiled.gains, largest, rtol=1e-9)
+    assert largest[1] < 0.5 < 0.95 < largest[0]
+    s = model.equilibrium(rng.normal(size=(300, 1)))
+    assert s.method.startswith("Auto(Jacobi")
+    assert s.all_converged
+    assert s.n_iter.max() < 60
