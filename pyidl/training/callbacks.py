@@ -5,10 +5,16 @@ Stopping early, and writing checkpoints from which a run goes on to the last bit
 A callback is any function of the `Run`; returning True ends the training. These two are
 frozen dataclasses: what they must remember is kept in ``run.memory``, and so in the
 checkpoint.
+
+In which order callbacks are given makes no difference to these two. A checkpoint is
+written when all the others have been called, so that it holds what each of them
+remembers of this epoch; the best parameters come back when training has ended, after
+the last checkpoint, which holds those of the last epoch.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +26,20 @@ from pyidl import io
 from pyidl.arrays import backend
 from pyidl.arrays.backend import from_host
 from pyidl.errors import FileFormatError, InputError, expect, expect_flags, is_real, is_whole
-from pyidl.training.run import History, Run
+from pyidl.training.run import Run
 
 __all__ = ["Checkpoint", "EarlyStopping", "restore"]
+
+_NOTHING = (math.nan, 0, -1)
+"""What is remembered at first: the best number, its epoch, the last that was seen."""
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
     """End the training when a recorded number has not improved for some epochs.
+
+    A NaN is no improvement. Epochs of a resumed run count as well, unless it was not
+    watched in between.
 
     Parameters
     ----------
@@ -40,8 +52,9 @@ class EarlyStopping:
     min_delta : float
         How much better it must be to count.
     restore_best : bool
-        Whether the model gets back the parameters of the best epoch, when training ends
-        here or by itself.
+        Whether the model gets back the parameters of the best epoch when training ends,
+        whatever ends it but an error. (Of several, those of the one that ended it. If
+        no epoch had a number, the model keeps what it has.)
 
     Raises
     ------
@@ -89,31 +102,53 @@ class EarlyStopping:
                 f"{', '.join(run.records[-1])}; "
                 "give fit a validation set, or watch another of them"
             )
-        values = History(tuple(run.records))[self.monitor]
-        signed = values if self.mode == "min" else -values
-        best = 0
-        for i in range(1, len(signed)):
-            if signed[i] < signed[best] - self.min_delta or np.isnan(signed[best]):
-                best = i
-        over = run.epoch - 1 - best >= self.patience
-        if self.restore_best:
-            if best == run.epoch - 1:
+        value = run.records[-1][self.monitor] * (1 if self.mode == "min" else -1)
+        least, best, seen = run.memory.get(self._key, _NOTHING)
+        improved = value < least - self.min_delta or (math.isnan(least) and value == value)
+        if improved or seen < run.epoch - 1:  # without the epoch before, it begins anew
+            least, best = value, run.epoch
+            if self.restore_best:
                 run.memory |= {
-                    f"best.{key}": backend.to_numpy(a).copy() for key, a in run.model.params.items()
+                    f"{self._key}: {key}": backend.to_numpy(a)
+                    for key, a in run.model.params.items()
                 }
-            elif over or run.epoch == run.epochs:
-                run.model.params = {
-                    key: from_host(run.model.xp, run.memory[f"best.{key}"])
-                    for key in run.model.params
-                }
-        return over
+        run.memory[self._key] = np.array([least, best, run.epoch])
+        return self.is_over(run)
+
+    @property
+    def _key(self) -> str:
+        """Under which it remembers: all that says which epoch is the best."""
+        return f"best {self.monitor}, {self.mode} by {self.min_delta}, {self.restore_best}"
+
+    def _best(self, run: Run) -> tuple[float, int]:
+        """The best number so far, and its epoch; NaN where the last was not watched."""
+        least, best, seen = run.memory.get(self._key, _NOTHING)
+        return (float(least), int(best)) if seen == run.epoch else (math.nan, run.epoch)
+
+    def is_over(self, run: Run) -> bool:
+        """Whether patience is over, at the last epoch that was watched."""
+        return run.epoch - self._best(run)[1] >= self.patience
+
+    def restore(self, run: Run) -> None:
+        """Give the model the parameters of the best epoch, if `restore_best`.
+
+        `fit` does it at the end, for those that it was given as callbacks.
+        """
+        if self.restore_best and not math.isnan(self._best(run)[0]):
+            run.model.params = {
+                key: from_host(run.model.xp, run.memory[f"{self._key}: {key}"])
+                for key in run.model.params
+            }
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Write everything that a run needs to go on, every few epochs and at the end.
 
-    ``fit(..., resume=path)`` continues it.
+    ``fit(..., resume=path)`` continues it. `fit` calls it after all other callbacks,
+    wherever it stands; after an error, the file holds the last epoch that had none and
+    was written. (Within a callback of your own it holds what the others have remembered
+    until then.)
 
     Parameters
     ----------
@@ -157,7 +192,7 @@ class Checkpoint:
 
     def __call__(self, run: Run) -> None:
         """Write the file."""
-        if run.epoch % self.every and run.epoch != run.epochs:
+        if run.epoch % self.every and not run.ended:
             return
         groups = {
             "params": run.model.params,

@@ -27,7 +27,7 @@ from pyidl.arrays import backend
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_real, is_whole
 from pyidl.layers.base import Layer, check_width
 from pyidl.optim import Optimizer
-from pyidl.training.callbacks import restore
+from pyidl.training.callbacks import Checkpoint, EarlyStopping, restore
 from pyidl.training.run import Callback, History, Run, in_words
 from pyidl.training.samples import Samples, returned_pair
 from pyidl.training.tolerance import Tolerances, Twin, read_tol
@@ -106,14 +106,14 @@ def fit(
         the step, counts them in the history and reports them once per epoch; it raises
         when more than a tenth of an epoch fails.
     callbacks : iterable of callables
-        Called with the `Run` after every epoch; True ends the training. See
-        `EarlyStopping`, `Checkpoint`.
+        Called with the `Run` after every epoch, a `Checkpoint` after all others; True
+        ends the training. See `EarlyStopping`.
     verbose : int
         1 shows progress, by tqdm where it is installed and by the logger "pyidl" where
         not; 0 is silent.
     resume : path, optional
         A file of `Checkpoint`: the run goes on as if it had not been interrupted, to
-        the last bit.
+        the last bit. One that `EarlyStopping` ended goes on with more patience only.
 
     Returns
     -------
@@ -158,8 +158,12 @@ def fit(
     if resume is not None:
         restore(run, resume)
     size, first = train.m if batch_size is None else min(batch_size, train.m), run.epoch
+    others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    stops = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    run.ended = run.epoch >= epochs or any(stop.is_over(run) for stop in stops)
     with _progress(run, verbose) as report:
-        while run.epoch < epochs:
+        while not run.ended:
             began = time.perf_counter()
             with _as_it_was(run) if run.epoch == first else nullcontext():
                 with twin.learning() as pupil:
@@ -169,9 +173,13 @@ def fit(
             seconds = time.perf_counter() - began
             run.records.append({"epoch": run.epoch + 1, **steps, **scores, "seconds": seconds})
             report(run.records[-1])
-            # All callbacks are called, whatever the first of them says.
-            if True in [callback(run) is True for callback in callbacks]:
-                break
+            run.ended = run.epoch == epochs
+            # All are called, whatever the first of them says.
+            run.ended |= True in [callback(run) is True for callback in others]
+            for checkpoint in checkpoints:  # last: they hold what the others remember
+                checkpoint(run)
+    for stop in sorted(stops, key=lambda stop: stop.is_over(run)):
+        stop.restore(run)
     return History(tuple(run.records), tol)
 
 

@@ -83,6 +83,9 @@ class Run:
         One for each epoch done.
     memory : dict of str to numpy.ndarray
         Where callbacks keep what they must remember; a checkpoint saves it.
+    ended : bool
+        Whether the last epoch is done. Callbacks see it when all epochs are, and
+        checkpoints also when a callback has ended the run.
 
     Examples
     --------
@@ -103,6 +106,7 @@ class Run:
     tol: tuple[float, float] | None = None
     records: list[dict[str, float]] = field(default_factory=list)
     memory: dict[str, np.ndarray] = field(default_factory=dict)
+    ended: bool = False
 
     @property
     def epoch(self) -> int:
