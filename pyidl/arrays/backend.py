@@ -33,6 +33,7 @@ __all__ = [
     "from_host",
     "freeze",
     "frozen",
+    "holds_real",
     "is_array",
     "is_frozen",
     "is_integral",
@@ -366,7 +367,7 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
         )
     if not is_array(x):
         host = read_array(x, name)
-        _refuse_unreal(np, host, name)
+        _refuse_unreal(host, name)
         array: Any = from_host(xp, host)
     elif _home(x)[0] != xp.__name__:
         there = "cpu" if xp is np else "cuda"
@@ -378,7 +379,7 @@ def _cast(x: Any, name: str, xp: Namespace, dtype: str) -> Array:
         array = x
         if xp.__name__ == "cupy" and array.device.id != xp.cuda.runtime.getDevice():
             raise _elsewhere(_home(array)[1], f"{name} lives", f"{name}: to_device({name}, 'cuda')")
-        _refuse_unreal(xp, array, name)
+        _refuse_unreal(array, name)
     with np.errstate(over="ignore", invalid="ignore"):
         return cast(Array, astype(xp, array, dtype))
 
@@ -399,13 +400,27 @@ def real_dtype(a: Array) -> str:
     return "float32" if a.dtype == namespace(a).float32 else "float64"
 
 
-def _refuse_unreal(xp: Namespace, array: Any, name: str) -> None:
+def _refuse_unreal(array: Any, name: str) -> None:
+    if holds_real(array):
+        return
+    cure = {
+        "c": "take its real part, or both parts as columns",
+        "M": "count from a date, (dates - date) / numpy.timedelta64(1, 'D')",
+        "m": "divide by a unit, numpy.timedelta64(1, 'D')",
+    }.get(
+        getattr(array.dtype, "kind", "c"),  # other libraries have numbers only
+        "names of classes are numbered by numpy.unique(names, return_inverse=True)[1], text that "
+        "spells numbers is cast",
+    )
+    raise InputError(f"{name} has dtype {array.dtype}; real numbers are needed: {cure}")
+
+
+def holds_real(a: Any) -> bool:
+    """Whether an array holds real numbers or truth values, in whatever dtype."""
     try:
-        real = xp.isdtype(array.dtype, ("real floating", "integral", "bool"))
+        return bool(namespace(a).isdtype(a.dtype, ("real floating", "integral", "bool")))
     except TypeError:  # a dtype that the standard does not know, such as a structured one
-        real = False
-    if not real:
-        raise InputError(f"{name} has dtype {array.dtype}; real numbers are needed, cast it first")
+        return False
 
 
 def is_integral(a: Any) -> bool:
