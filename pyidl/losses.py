@@ -263,15 +263,16 @@ def _check_output(Y: Array) -> Namespace:
     return xp
 
 
-def _real(xp: Namespace, Y: Array, x: Any, name: str) -> Any:
-    """Target or weights, in the library and dtype of Y."""
+def _real(xp: Namespace, Y: Array, x: Any, name: str, dtype: str | None = None) -> Any:
+    """Target or weights, in the library and, unless told otherwise, the dtype of Y."""
+    dtype = dtype or backend.real_dtype(Y)
     if (
         not looks_are_free(xp)
         and backend.is_array(x)
         and namespace(Y, x).isdtype(x.dtype, ("real floating", "integral", "bool"))
     ):
-        return backend.astype(xp, x, Y.dtype)
-    return backend.as_real(x, name=name, xp=xp, dtype=backend.real_dtype(Y))
+        return backend.astype(xp, x, dtype)
+    return backend.as_real(x, name=name, xp=xp, dtype=dtype)
 
 
 def _real_target(Y: Array, target: Any) -> tuple[Namespace, Any]:
@@ -312,9 +313,10 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
             f"and probabilities {Y.shape}"
         )
     if not backend.is_integral(given):
+        names = "names of classes are numbered by numpy.unique(names, return_inverse=True)[1], "
         raise InputError(
-            f"the labels have dtype {given.dtype}; cast them to integers, "
-            f"or give probabilities with the shape {Y.shape}"
+            f"the labels have dtype {given.dtype}; {'' if backend.holds_real(given) else names}"
+            f"cast whole numbers to integers, or give probabilities with the shape {Y.shape}"
         )
     labels = given if xp is np and type(given) is np.ndarray else _real(xp, Y, target, "target")
     if looks_are_free(xp) and (int(xp.min(labels)) < 0 or int(xp.max(labels)) >= q):
@@ -341,7 +343,7 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
         with np.errstate(over="ignore"):
             value = xp.sum(loss) / loss.size
         return xp.asarray(value if math.isfinite(value) else xp.sum(loss / loss.size)), slope
-    w = _real(xp, loss, weights, "weights")
+    w = _real(xp, loss, weights, "weights", "float64")  # also of a size that float32 lacks
     positions = slope.shape[: max(1, slope.ndim - 1)]
     if w.shape not in (loss.shape[:1], positions):
         other = f", or of the positions {positions}" if len(positions) > 1 else ""
@@ -356,7 +358,7 @@ def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]
             "they must be nonnegative, and not all zero"
         )
     w = w / largest  # their sum could overflow, and every slope would be 0
-    w = w / (xp.sum(w) * (loss.size // w.size))
+    w = backend.astype(xp, w / (xp.sum(w) * (loss.size // w.size)), loss.dtype)
     weight, wide = (xp.reshape(w, (*w.shape, *[1] * (a.ndim - w.ndim))) for a in (loss, slope))
     with np.errstate(invalid="ignore"):
         parts = weight * loss

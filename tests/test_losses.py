@@ -256,12 +256,30 @@ def test_the_scale_of_weights_does_not_matter(seed, scale):
         assert_close(dY_scaled, dY, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("size", [1e-37, 3e38])
-def test_weights_at_the_ends_of_their_dtype(xp, size):
-    Y = from_host(xp, np.array([[1.0], [3.0]], np.float32))
-    value, dY = losses.mse(Y, 0.0 * Y, weights=from_host(xp, np.full(2, size, np.float32)))
-    assert_close(value, from_host(xp, np.asarray(5.0, np.float32)), rtol=1e-6)
-    assert_close(dY, from_host(xp, np.array([[1.0], [3.0]], np.float32)), rtol=1e-6)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "size", [np.float32(1e-37), np.float32(3e38), 5e-324, 1e-300, 1e306, 2**62], ids=repr
+)
+def test_weights_at_the_ends_of_their_dtype(xp, size, dtype):
+    """Theirs, which need not be that of the outputs."""
+    Y = from_host(xp, np.array([[1.0], [3.0]], dtype))
+    value, dY = losses.mse(Y, 0.0 * Y, weights=from_host(xp, np.array([size, size])))
+    assert_close(value, from_host(xp, np.asarray(5.0, dtype)), rtol=1e-6)
+    assert_close(dY, from_host(xp, np.array([[1.0], [3.0]], dtype)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weights", [[1e306, 1e-300], [1e306, 0.0], [1e-9, 5e-324], [1.0, 1e-60]])
+def test_a_weight_that_is_nothing_beside_another(xp, weights, dtype):
+    for loss, Y, target in every_loss(np.random.default_rng(0), 2):
+        Y, target = Y.astype(dtype), target.astype(dtype if target.dtype == float else target.dtype)
+        value, dY = loss(
+            from_host(xp, Y), from_host(xp, target), weights=np.array(weights).tolist()
+        )
+        alone, slope = loss(Y[:1], target[:1])
+        assert float(value) == pytest.approx(float(alone), rel=1e-6)
+        np.testing.assert_allclose(to_numpy(dY)[:1], slope, rtol=1e-5)
+        assert np.all(np.abs(to_numpy(dY)[1:]) <= 1e-50)
 
 
 @pytest.mark.parametrize("shape", LOGITS)

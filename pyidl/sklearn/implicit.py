@@ -15,6 +15,7 @@ targets are standardised within, and the fitted `model_` takes the inputs as the
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from abc import abstractmethod
 from dataclasses import replace
@@ -32,13 +33,21 @@ from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.errors import InputError, is_real
 from pyidl.layers import ImplicitModel
-from pyidl.layers.base import check_width
+from pyidl.layers.base import check_dtype, check_width
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rollback import as_it_was, check_flags
 from pyidl.training import EarlyStopping
-from pyidl.training.recipe import ALPHA, LEARNING_RATE, Data, Standardised, falling, going_on
-from pyidl.wellposed import Constraint
+from pyidl.training.recipe import (
+    ALPHA,
+    KAPPA,
+    LEARNING_RATE,
+    Data,
+    Standardised,
+    falling,
+    going_on,
+)
+from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
 
@@ -100,10 +109,11 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     @abstractmethod
-    def _targets(self, y: np.ndarray, classes: Any, further: bool) -> np.ndarray:
-        """What the loss compares with; `further` says that there is a network already.
+    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
+        """What the loss compares with, of the samples that are used.
 
-        Labels as positions in `classes_`, or one row of values a sample.
+        Labels as positions in `classes_`, or one row of values a sample. `further` says
+        that there is a network already.
         """
 
     def _train(
@@ -116,12 +126,8 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         further = hasattr(self, "_standardised") and (epochs is not None or bool(self.warm_start))
         self._check_options()
         X, y = validate_data(self, X, y, reset=not further, dtype=np.float64, **self._checks)
-        weights = (
-            None
-            if sample_weight is None
-            else _check_sample_weight(sample_weight, X, dtype=np.float64)
-        )
-        data: Data = X, self._targets(y, classes, further), weights
+        used, weights = _weighted(X, sample_weight)
+        data: Data = X[used], self._targets(y, used, classes, further), weights
         if further:
             self._resume()
         else:
@@ -181,12 +187,20 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
             )
 
     def _split(self, data: Data) -> tuple[Data, Data]:
-        """What is trained on, and what is watched; of labels the same share in both."""
+        """What is trained on, and what is watched.
+
+        Of labels the same share in both, where both have room for every class.
+        """
         U, T, weights = data
+        stratified = False
+        if T.ndim == 1:
+            counts = np.unique(T, return_counts=True)[1]
+            watched = math.ceil(self.validation_fraction * len(T))
+            stratified = min(watched, len(T) - watched) >= len(counts) and counts.min() >= 2
         train, held_out = train_test_split(
             np.arange(len(U)),
             test_size=self.validation_fraction,
-            stratify=T if T.ndim == 1 else None,
+            stratify=T if stratified else None,
             random_state=int(self._rng.integers(2**31)),
         )
 
@@ -229,7 +243,7 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         Adam goes on at the present learning rate.
         """
         for name, built in self._built.items():
-            if getattr(self, name) != built:
+            if _meant(name, getattr(self, name)) != _meant(name, built):
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}, but the network was built with {built!r} "
                     "and is to be trained further; set it back, or start with a new estimator"
@@ -276,8 +290,9 @@ class ImplicitClassifier(Answers, _Implicit):
         |D|^2)``, added to the mean loss. (That of `MLPClassifier` is divided by the
         number of samples.)
     batch_size : int, "auto" or None
-        Samples a step; "auto" is 200, or all of fewer. With one batch, a weight of 2 is
-        the same as a sample that is there twice.
+        Samples a step; "auto" is 200, or all of fewer. With one batch, and without
+        `early_stopping`, a weight of 2 is the same as a sample that is there twice. A
+        weight of 0 is always the same as one that is not there.
     learning_rate : float or Schedule
         Of Adam. A number is where it starts: it falls to 0 along half a cosine within
         the `max_iter` epochs of every `fit`, so that few epochs are enough; in
@@ -293,7 +308,8 @@ class ImplicitClassifier(Answers, _Implicit):
     early_stopping : bool
         Watch the loss of held-out samples instead.
     validation_fraction : float
-        The share of held-out samples.
+        The share of held-out samples; it has of each label its share, if there are
+        enough of each.
     standardize : bool
         Whether columns of X are shifted and scaled within, by their mean and deviation
         at the first call.
@@ -343,7 +359,10 @@ class ImplicitClassifier(Answers, _Implicit):
     _checks: ClassVar[dict[str, bool]] = {}
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples X (m, p), labels y (m,) and weights (m,)."""
+        """Train on samples X (m, p), labels y (m,) and weights (m,).
+
+        A weight of 0 leaves a sample out; only its label belongs to `classes_`.
+        """
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=None)
 
@@ -356,18 +375,18 @@ class ImplicitClassifier(Answers, _Implicit):
         with as_it_was(self):
             return self._train(X, y, sample_weight, classes, epochs=1)
 
-    def _targets(self, y: np.ndarray, classes: Any, further: bool) -> np.ndarray:
+    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
         check_classification_targets(y)
-        known = np.unique(y if classes is None else classes)
         if not further:
-            self._tell_apart(known)
-        strangers = np.setdiff1d(np.append(known, y), self.classes_)
+            self._tell_apart(np.unique(y if classes is None else classes))
+        y = y[used]
+        strangers = np.setdiff1d(y if classes is None else np.append(classes, y), self.classes_)
         if len(strangers):
             raise InputError(
                 f"y or classes has {strangers.tolist()}; the model was built for the classes "
                 f"{self.classes_.tolist()}"
             )
-        return np.searchsorted(self.classes_, y)
+        return np.asarray(np.searchsorted(self.classes_, y))
 
 
 class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
@@ -402,8 +421,8 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=1)
 
-    def _targets(self, y: np.ndarray, classes: Any, further: bool) -> np.ndarray:
-        T = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
+        T: np.ndarray = np.asarray(y, dtype=np.float64).reshape(len(y), -1)[used]
         if not further:
             self._column = y.ndim == 1
         elif T.shape[1] != (width := self._standardised.network.output_dim):
@@ -416,6 +435,33 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
         """The targets, (m,) or (m, q) as in `fit`."""
         Y = self._raw(X)
         return Y[:, 0] if self._column else Y
+
+
+def _weighted(X: np.ndarray, sample_weight: Any) -> tuple[Any, np.ndarray | None]:
+    """The samples that take part, and their weights.
+
+    Those of weight 0 do not, in whatever is done later; equal weights are none.
+    """
+    if sample_weight is None:
+        return slice(None), None
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    if not (np.all(weights >= 0) and np.any(weights)):
+        raise InputError(
+            f"sample_weight lies between {weights.min():g} and {weights.max():g}; weights are "
+            "not negative, and not all of them 0"
+        )
+    used = weights > 0
+    weights = weights[used]
+    return used, None if np.all(weights == weights[0]) else weights
+
+
+def _meant(name: str, given: Any) -> Any:
+    """An option in one spelling: "relu" is `activations.relu`, None the default."""
+    if name == "activation":
+        return _activation(given)
+    if name == "constraint":
+        return InfNorm(KAPPA) if given is None else given
+    return check_dtype(given) if name == "dtype" else given
 
 
 def _activation(given: Any) -> Activation:

@@ -74,16 +74,12 @@ class Samples:
 
         They would only be able to fill a batch with nothing.
         """
-        weights = backend.to_numpy(self.weights)
-        if (
-            weights.ndim not in (1, 2)
-            or not np.all(np.isfinite(weights))
-            or np.any(weights < 0)
-            or not np.any(weights > 0)
-        ):
+        host, words = backend.to_numpy(self.weights), f"weights of {name}"
+        weights = np.asarray(backend.as_real(host, name=words, xp=np, dtype="float64"))
+        if weights.ndim not in (1, 2) or np.any(weights < 0) or not np.any(weights > 0):
             raise InputError(
-                f"the weights of {name} must be one finite number >= 0 for each sample or "
-                "position, and not all of them 0"
+                f"the {words} must be one number >= 0 for each sample or position, and not all of "
+                "them 0"
             )
         some = weights.reshape(self.m, -1).any(axis=1)
         read = replace(self, unit=float(weights.max()))

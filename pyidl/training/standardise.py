@@ -50,6 +50,8 @@ class Standardiser:
     def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Standardiser:
         """Mean and deviation, weighted; the scale of a constant column is 1."""
         U = np.asarray(U, dtype=np.float64)
+        # Weights of any size: neither their sum nor a product with them overflows.
+        weights = None if weights is None else weights / np.max(weights)
         # In units of a power of two near the largest entry no square overflows or
         # vanishes.
         unit = np.exp2(

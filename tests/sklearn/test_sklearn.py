@@ -28,7 +28,7 @@ from pyidl.cli.parser import build_parser
 from pyidl.errors import InputError
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
 from pyidl.training.standardise import Standardiser, fold
-from pyidl.wellposed import SpectralNorm
+from pyidl.wellposed import InfNorm, SpectralNorm
 
 IRIS, DIABETES = load_iris(return_X_y=True), load_diabetes(return_X_y=True)
 QUICK = [
@@ -257,6 +257,33 @@ def test_what_a_later_call_may_change():
     # and not one target for both
     with pytest.raises(InputError, match="y has 1 targets a sample; the model was built for 2"):
         two.partial_fit(X, y)
+
+
+SPELLINGS = {
+    "activation": ("relu", activations.relu, pickle.loads(pickle.dumps(activations.relu))),
+    "activation with a slope": ("leaky_relu(0.1)", activations.leaky_relu(0.1)),
+    "dtype": ("float64", np.float64, np.dtype("float64"), "f8", float),
+    "constraint": (None, InfNorm(0.5), InfNorm(kappa=np.float32(0.5))),
+    "rank": (3, np.int64(3)),
+    "hidden_dim": (5, np.int64(5)),
+    "standardize": (True, np.True_),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_one_option_in_several_spellings(name):
+    """A warm start, and `partial_fit`, take each for what it means."""
+    X, y = IRIS
+    option, spellings = name.split()[0], SPELLINGS[name]
+    for first in spellings:
+        model = fitted(classifier(warm_start=True, max_iter=1, **{option: first}), X, y)
+        for later in spellings:
+            fitted(model.set_params(**{option: later}), X, y)
+            model.partial_fit(X, y)
+    other = {"hidden_dim": 6, "rank": None, "standardize": False, "dtype": "float32"}
+    other |= {"activation": "tanh", "constraint": InfNorm(0.6)}
+    with pytest.raises(InputError, match=f"{option} is .*, but the network was built with"):
+        model.set_params(**{option: other[option]}).partial_fit(X, y)
 
 
 @pytest.fixture

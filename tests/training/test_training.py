@@ -238,13 +238,14 @@ def test_weights_are_repetition():
         np.testing.assert_allclose(one.params[key], two.params[key], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("of", ["float32", "float64"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_only_ratios_of_weights_matter(dtype):
-    """The sum of large ones overflows their dtype."""
-    weights = np.where(np.arange(90) < 50, 1.0, 0.5).astype(dtype)
+def test_only_ratios_of_weights_matter(dtype, of):
+    """The sum of large ones overflows their dtype, which need not be the model's."""
+    weights = np.where(np.arange(90) < 50, 1.0, 0.5)
     losses_of = []
-    for unit in (1.0, 0.99 * float(np.finfo(dtype).max)):
-        data = U, TARGET, (unit * weights).astype(dtype)
+    for unit in (1.0, 0.99 * float(np.finfo(of).max), 2 * float(np.finfo(of).smallest_subnormal)):
+        data = U, TARGET, (unit * weights).astype(of)
         options = {
             "optimizer": optim.SGD(0.1),
             "epochs": 2,
@@ -255,7 +256,7 @@ def test_only_ratios_of_weights_matter(dtype):
         }
         history = fit(ImplicitModel(4, 1, 12, rng=0, dtype=dtype), data, loss=losses.mse, **options)
         losses_of.append([*history["loss"], *history["val_loss"]])
-    np.testing.assert_allclose(*losses_of, rtol=1e-5)
+    np.testing.assert_allclose(losses_of[1:], 2 * losses_of[:1], rtol=1e-5)
 
 
 def test_a_weight_of_zero_is_absence():

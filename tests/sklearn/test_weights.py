@@ -1,0 +1,168 @@
+"""Weights of samples: 0 is absence, and only ratios matter, of whatever size they are."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+from helpers import host
+from sklearn.datasets import load_iris
+from sklearn.ensemble import BaggingClassifier, BaggingRegressor
+from sklearn.exceptions import ConvergenceWarning
+
+from pyidl import optim
+from pyidl.errors import InputError
+from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor
+from pyidl.training.standardise import Standardiser
+
+X, LABELS = load_iris(return_X_y=True)
+BOTH = pytest.mark.parametrize("cls", [ImplicitClassifier, ImplicitRegressor])
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def made(cls, **options):
+    return cls(**{"hidden_dim": 6, "max_iter": 4, "random_state": 0} | options)
+
+
+def target(cls):
+    return LABELS if cls is ImplicitClassifier else X[:, :2] ** 2
+
+
+def same(one, other):
+    """To the last bit."""
+    A, B = one._standardised, other._standardised
+    assert all(
+        np.array_equal(host(A.network.params[k]), host(a)) for k, a in B.network.params.items()
+    )
+    for mine, others in ((A.inputs, B.inputs), (A.outputs, B.outputs)):
+        assert np.array_equal(mine.mean, others.mean)
+        assert np.array_equal(mine.scale, others.scale)
+
+
+OPTIONS = {
+    "plain": {},
+    "early stopping": {"early_stopping": True},
+    "early stopping, few held out": {"early_stopping": True, "validation_fraction": 0.02},
+    "one batch": {"batch_size": None},
+    "small batches": {"batch_size": 7},
+    "as they are": {"standardize": False},
+    "low rank": {"rank": 2},
+    "float32": {"dtype": "float32"},
+    "a schedule": {"learning_rate": optim.Exponential(0.02, rate=0.9)},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", OPTIONS)
+def test_a_weight_of_zero_is_absence(case, cls):
+    """In the split, the scales, the order of samples, the fall of the rate, the loss."""
+    y, weights = target(cls), np.random.default_rng(1).integers(0, 2, 150)
+    spoilt = np.where(weights[:, None] == 0, 1e3, 1.0) * X
+    rows = np.flatnonzero(weights)
+    one = made(cls, **OPTIONS[case]).fit(spoilt, y, sample_weight=weights)
+    same(one, made(cls, **OPTIONS[case]).fit(X[rows], y[rows]))
+    weights = weights * np.linspace(0.5, 2, 150)
+    one = made(cls, **OPTIONS[case]).fit(spoilt, y, sample_weight=weights)
+    same(one, made(cls, **OPTIONS[case]).fit(X[rows], y[rows], sample_weight=weights[rows]))
+
+
+@BOTH
+@pytest.mark.parametrize("later", ["fit", "partial_fit"])
+def test_a_weight_of_zero_is_absence_also_later(later, cls):
+    y, weights = target(cls), np.arange(150) % 3
+    rows = np.flatnonzero(weights)
+    one, other = (made(cls, warm_start=True, early_stopping=True).fit(X, y) for _ in range(2))
+    getattr(one, later)(X, y, sample_weight=weights)
+    getattr(other, later)(X[rows], y[rows], sample_weight=weights[rows])
+    same(one, other)
+
+
+def test_a_label_without_weight_is_known_but_none_that_must_be():
+    """As in scikit-learn's own classifiers; columns of probabilities then agree."""
+    weights = LABELS < 2
+    one = made(ImplicitClassifier, max_iter=40).fit(X, LABELS, sample_weight=weights)
+    assert one.classes_.tolist() == [0, 1, 2]
+    assert one.score(X[:100], LABELS[:100]) > 0.9
+    two = made(ImplicitClassifier, warm_start=True).fit(X[:100], LABELS[:100])
+    two.partial_fit(X, LABELS, sample_weight=weights)
+    two.fit(X, LABELS, sample_weight=weights)
+    with pytest.raises(InputError, match=r"y or classes has \[2\]"):
+        two.partial_fit(X, LABELS)
+
+
+@pytest.mark.parametrize("samples", [3, 7, 15, 45])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_bagging_of_small_samples(samples, early_stopping):
+    """Bags give weights of 0: of 3 samples, say, one is watched."""
+    options = {"max_samples": samples, "n_estimators": 8, "random_state": 0}
+    inner = made(ImplicitClassifier, early_stopping=early_stopping, max_iter=2)
+    bag = BaggingClassifier(inner, **options).fit(X, LABELS)
+    assert np.allclose(bag.predict_proba(X).sum(axis=1), 1)
+    inner = made(ImplicitRegressor, early_stopping=early_stopping, max_iter=2)
+    assert np.isfinite(BaggingRegressor(inner, **options).fit(X, X[:, 0]).predict(X)).all()
+
+
+def test_small_samples_are_split_as_they_can_be():
+    """A class of one sample, more classes than samples that are watched; else by class."""
+    for rows in ([0, 1, 2, 3, 50], [0, 50, 100, 1, 51, 101], range(0, 150, 10)):
+        X_, y_ = X[list(rows)], LABELS[list(rows)]
+        model = made(ImplicitClassifier, early_stopping=True).fit(X_, y_)
+        assert np.isfinite(model.history_["val_loss"]).all()
+    model._rng = np.random.default_rng(0)
+    _, (_, T, _) = model._split((X, LABELS, None))
+    assert np.bincount(T).tolist() == [5, 5, 5]
+
+
+SIZES = {
+    "huge": np.full(150, 1e306),
+    "the largest": np.full(150, np.finfo(np.float64).max),
+    "tiny": np.full(150, 1e-300),
+    "the smallest": np.full(150, 5e-324),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("size", SIZES)
+def test_only_ratios_of_weights_matter(size, dtype, cls):
+    y, weights = target(cls), SIZES[size]
+    plain = made(cls, dtype=dtype).fit(X, y)
+    same(made(cls, dtype=dtype).fit(X, y, sample_weight=weights), plain)
+    ratios = 2.0 ** -(np.arange(150) % 2) if size != "the smallest" else 1.0 + np.arange(150) % 2
+    weighted = made(cls, dtype=dtype).fit(X, y, sample_weight=ratios)
+    same(made(cls, dtype=dtype).fit(X, y, sample_weight=ratios * weights), weighted)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("little", [1e-300, 1e-9])
+def test_what_weighs_nothing_beside_the_rest(little, dtype, cls):
+    """Also a batch in which nothing else is: its step is as long as others."""
+    y = target(cls)
+    weights = np.where(np.arange(150) % 2, 1e306, little)
+    model = made(cls, dtype=dtype, batch_size=3).fit(X, y, sample_weight=weights)
+    scaling, heavy = model._standardised.inputs, Standardiser.of(X[1::2])
+    np.testing.assert_allclose(scaling.mean, heavy.mean, rtol=1e-14)
+    np.testing.assert_allclose(scaling.scale, heavy.scale, rtol=1e-14)
+    assert np.isfinite(model.loss_curve_).all()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.zeros(150), "not all of them 0|at least one non-zero"),
+        (-np.ones(150), "sample_weight lies between -1 and -1"),
+        (np.r_[1.0, -1.0, np.zeros(148)], "sample_weight lies between -1 and 1"),
+        (np.r_[np.inf, np.ones(149)], "infinity"),
+        (np.r_[np.nan, np.ones(149)], "NaN"),
+    ],
+    ids=["none", "negative", "sum 0", "infinite", "NaN"],
+)
+def test_what_no_weights_are(weights, words, cls):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        with pytest.raises(ValueError, match=words):
+            made(cls).fit(X, target(cls), sample_weight=weights)
