@@ -192,6 +192,10 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         Of labels the same share in both, where both have room for every class.
         """
         U, T, weights = data
+        if len(U) < 2:
+            raise InputError(
+                "early_stopping holds samples out, and there is 1 with a weight; give two or more"
+            )
         stratified = False
         if T.ndim == 1:
             counts = np.unique(T, return_counts=True)[1]

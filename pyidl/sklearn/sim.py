@@ -136,24 +136,26 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, given, y, dtype=np.float64)
         check_classification_targets(y)
         teacher = MLPClassifier() if self.teacher is None else self.teacher
-        if not isinstance(_steps(teacher)[-1], MLPClassifier):
+        perceptron = _steps(teacher)[-1]
+        if not isinstance(perceptron, MLPClassifier):
             raise InputError(
                 f"teacher is {teacher!r}; use an MLPClassifier, a Pipeline that ends in one, or "
                 "pyidl.sim.fit for other networks"
             )
         self._inputs = Standardiser.of(X) if self.standardize else Standardiser.identity(X.shape[1])
         V = self._inputs(X)
-        if hasattr(_steps(teacher)[-1], "coefs_"):
+        if hasattr(perceptron, "coefs_"):
             validate_data(teacher, given, reset=False, skip_check_array=True)
-            self._take_classes_of(_steps(teacher)[-1], y)
+            self._take_classes_of(perceptron, y)
             network = _behind(self._inputs, teacher, X)
         else:
             classes, T = np.unique(y, return_inverse=True)
             self._tell_apart(classes)
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
             teacher = clone(teacher)
-            if _steps(teacher)[-1].random_state is None:
-                _steps(teacher)[-1].set_params(random_state=seed)
+            perceptron = _steps(teacher)[-1]
+            if perceptron.random_state is None:
+                perceptron.set_params(random_state=seed)
             network = _behind(Standardiser.identity(X.shape[1]), teacher.fit(V, T), V)
         self.teacher_ = teacher
         result = sim.fit(
@@ -198,6 +200,7 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
 def _steps(teacher: Any) -> list[Any]:
     """The transformers of a teacher, and its network at the end."""
     if isinstance(teacher, FrozenEstimator):
+        check_is_fitted(teacher)
         return _steps(teacher.estimator)
     if isinstance(teacher, Pipeline):
         return [

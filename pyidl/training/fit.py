@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
@@ -124,8 +124,8 @@ def fit(
     InputError
         Before any work, if the data do not fit together, or are not finite, or if the
         dtype of the model cannot resolve `tol`. In the first epoch, in which every
-        sample is met, if the loss refuses a target, say; model, optimiser and generator
-        are then as they were.
+        sample is met, if the loss refuses a target, say, or a callback what it finds;
+        model, optimiser and generator are then as they were, before a `resume` too.
     ConvergenceError
         As `on_fail` says.
 
@@ -155,9 +155,10 @@ def fit(
     held_out = None if validation is None else Samples.read(validation, model, "validation")
     run = Run(model, optimizer, backend.as_generator(rng), epochs, tol)
     twin = Twin.of(model, tol)
+    before = _state(run)
     if resume is not None:
         restore(run, resume)
-    size, first = train.m if batch_size is None else min(batch_size, train.m), run.epoch
+    size = train.m if batch_size is None else min(batch_size, train.m)
     others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     stops = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
@@ -165,19 +166,19 @@ def fit(
     with _progress(run, verbose) as report:
         while not run.ended:
             began = time.perf_counter()
-            with _as_it_was(run) if run.epoch == first else nullcontext():
+            with _taken_back(before):
                 with twin.learning() as pupil:
                     lent = replace(run, model=pupil)
                     steps = _train_epoch(lent, train, size, loss, penalty, on_fail)
                 scores = _scores(model, train, held_out, size, loss, metrics)
-            seconds = time.perf_counter() - began
-            run.records.append({"epoch": run.epoch + 1, **steps, **scores, "seconds": seconds})
-            report(run.records[-1])
-            run.ended = run.epoch == epochs
-            # All are called, whatever the first of them says.
-            run.ended |= True in [callback(run) is True for callback in others]
-            for checkpoint in checkpoints:  # last: they hold what the others remember
-                checkpoint(run)
+                seconds = time.perf_counter() - began
+                run.records.append({"epoch": run.epoch + 1, **steps, **scores, "seconds": seconds})
+                report(run.records[-1])
+                run.ended = run.epoch == epochs
+                # All are called, whatever the first of them says.
+                run.ended |= True in [callback(run) is True for callback in others]
+                for checkpoint in checkpoints:  # last: they hold what the others remember
+                    checkpoint(run)
     for stop in sorted(stops, key=lambda stop: stop.is_over(run)):
         stop.restore(run)
     return History(tuple(run.records), tol)
@@ -205,23 +206,28 @@ def _functions(name: str, given: Iterable[_Function]) -> tuple[_Function, ...]:
     return functions
 
 
-@contextmanager
-def _as_it_was(run: Run) -> Iterator[None]:
-    """Leave model, optimiser and generator as they were, if this block is refused."""
+def _state(run: Run) -> list[tuple[Any, str, Any]]:
+    """Model, optimiser and generator as they are."""
     parts = [
         (run.model, "params"),
         (run.optimizer, "state"),
         (run.optimizer, "count"),
         (run.rng.bit_generator, "state"),
     ]
-    before = [getattr(owner, name, None) for owner, name in parts]
+    # An optimiser of one's own may have no state.
+    return [(owner, name, getattr(owner, name)) for owner, name in parts if hasattr(owner, name)]
+
+
+@contextmanager
+def _taken_back(before: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Put a state back if this block is refused; forget it if not."""
     try:
         yield
     except InputError:
-        for (owner, name), value in zip(parts, before, strict=True):
-            if value is not None:  # an optimiser of one's own may have no state
-                setattr(owner, name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
         raise
+    before.clear()
 
 
 @contextmanager

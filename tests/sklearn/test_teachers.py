@@ -139,7 +139,7 @@ REFUSED = {
     "several labels": (many, "any of 3 labels"),
     "no network": (lambda: make_pipeline(StandardScaler()), "use an MLPClassifier"),
     "nothing": (lambda: Pipeline([("nothing", "passthrough")]), "use an MLPClassifier"),
-    "a regressor": (lambda: FrozenEstimator(MLPRegressor()), "use an MLPClassifier"),
+    "a regressor": (lambda: make_pipeline(MLPRegressor()), "use an MLPClassifier"),
 }
 
 
@@ -154,5 +154,8 @@ def test_what_no_teacher_is(name):
 
 
 def test_a_frozen_teacher_must_be_fitted():
-    with pytest.raises(NotFittedError, match="MLPClassifier instance is not fitted"):
-        SIMClassifier(FrozenEstimator(perceptron())).fit(IRIS[0], Y)
+    inside = MLPClassifier()
+    for frozen in (FrozenEstimator(inside), make_pipeline(FrozenEstimator(inside))):
+        with pytest.raises(NotFittedError, match="FrozenEstimator instance is not fitted"):
+            SIMClassifier(frozen).fit(IRIS[0], Y)
+    assert inside.random_state is None

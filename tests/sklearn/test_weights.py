@@ -110,6 +110,8 @@ def test_small_samples_are_split_as_they_can_be():
         X_, y_ = X[list(rows)], LABELS[list(rows)]
         model = made(ImplicitClassifier, early_stopping=True).fit(X_, y_)
         assert np.isfinite(model.history_["val_loss"]).all()
+    with pytest.raises(InputError, match="there is 1 with a weight; give two or more"):
+        model.fit(X_, y_, sample_weight=np.arange(len(y_)) == 3)
     model._rng = np.random.default_rng(0)
     _, (_, T, _) = model._split((X, LABELS, None))
     assert np.bincount(T).tolist() == [5, 5, 5]

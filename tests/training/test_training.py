@@ -670,9 +670,13 @@ def test_an_error_says_where_it_happened():
         fit("model", (U, TARGET), loss=losses.mse, optimizer=optim.Adam(), epochs=1)
 
 
-@pytest.mark.parametrize("where", ["training", "validation", "metric"])
-def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
-    """A label that does not exist is met at some step, when others have been taken."""
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("where", ["training", "validation", "metric", "callback"])
+def test_what_is_refused_in_the_first_epoch_changes_nothing(where, resumed, tmp_path):
+    """A label that does not exist is met at some step, when others have been taken.
+
+    Nor does a checkpoint, from which such a run was to go on.
+    """
     model, adam, rng = ImplicitModel(4, 3, 12, rng=0), optim.Adam(0.01), np.random.default_rng(1)
     history = fit(
         model,
@@ -684,6 +688,16 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
         rng=rng,
         verbose=0,
     )
+    if resumed:
+        fit(
+            ImplicitModel(4, 3, 12, rng=1),
+            (U, LABELS),
+            loss=losses.cross_entropy,
+            optimizer=optim.Adam(0.1),
+            epochs=2,
+            callbacks=[Checkpoint(tmp_path / "run.npz")],
+            verbose=0,
+        )
     before, state, count, bits = dict(model.params), adam.state, adam.count, rng.bit_generator.state
     wrong = np.append(LABELS[:-1], 7)
     steps = []
@@ -692,7 +706,7 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
         steps.append(adam.count)
         return losses.cross_entropy(Y, target, **options)
 
-    with pytest.raises(InputError, match=r"labels lie between|shape"):
+    with pytest.raises(InputError, match=r"labels lie between|shape|watches 'nothing'"):
         fit(
             model,
             (U, wrong if where == "training" else LABELS),
@@ -704,6 +718,8 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where):
             metrics=[lambda Y, target: metrics.accuracy(Y, target[:3])]
             if where == "metric"
             else (),
+            callbacks=[EarlyStopping(monitor="nothing")] if where == "callback" else (),
+            resume=tmp_path / "run.npz" if resumed else None,
             rng=rng,
             verbose=0,
         )
