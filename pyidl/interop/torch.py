@@ -12,7 +12,11 @@ that could be differentiated again; whoever differentiates twice is told so.
 
 Tensors and arrays share their memory, in both directions: on the CPU through the buffer
 itself, on a GPU through DLPack and CuPy. The input and the parameters are copied, once
-a call: a pullback stays that of its forward call, whatever is edited in place.
+a call: a pullback stays that of its forward call, whatever is edited in place. A call
+computes with a layer of its own, so that threads share nothing.
+
+What rewrites a program instead of running it cannot see through a node. `torch.compile`
+runs it between two graphs; the others (`torch.vmap`, `torch.export`, ...) are refused.
 """
 
 from __future__ import annotations
@@ -34,13 +38,24 @@ from pyidl.typing import Array
 __all__ = ["Module", "from_torchidl", "to_array", "to_tensor", "to_torchidl"]
 
 
+OUTSIDE = (
+    "what transforms a program (torch.vmap, torch.func.jacrev, forward mode, batched gradients, "
+    "torch.export, torch.fx, torch.jit) cannot look into a layer of pyidl: give samples as rows of one call "
+    "and cotangents one by one (vectorize=False, chunk_size=1); for a file, use "
+    "pyidl.interop.onnx.export(module.layer)"
+)
+
+
 def to_array(tensor: torch.Tensor) -> Any:
     """The memory of a tensor as an array: NumPy on the CPU, CuPy on a GPU.
 
-    Without a copy.
+    Without a copy, unless torch has put off a conjugation or a change of sign.
 
     Raises
     ------
+    InputError
+        If the tensor has no memory that an array could share: it is sparse, or stands
+        for others, as inside `torch.vmap`.
     DeviceError
         If the tensor is on a GPU and CuPy is not installed, or on a device that neither
         library knows.
@@ -52,9 +67,12 @@ def to_array(tensor: torch.Tensor) -> Any:
     >>> t
     tensor([5., 0.])
     """
-    tensor = tensor.detach()
-    if tensor.device.type == "cpu":
-        return tensor.numpy()
+    try:
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+        if tensor.device.type == "cpu":
+            return tensor.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"a tensor has no array ({error}); {OUTSIDE}") from error
     if tensor.device.type != "cuda":
         raise DeviceError(
             f"a tensor is on {tensor.device}; pyidl computes on 'cpu' and on 'cuda': move it, "
@@ -88,7 +106,24 @@ def to_tensor(array: Array) -> torch.Tensor:
     return torch.from_dlpack(array)
 
 
-class _Apply(torch.autograd.Function):
+class _Node(torch.autograd.Function):
+    """A node that is computed as it stands, or not at all."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        """Refuse.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise InputError(OUTSIDE)
+
+    jvp = vmap
+
+
+class _Apply(_Node):
     """The node of torch's graph.
 
     Y and the pullback, of what the layer is called with and of its parameters.
@@ -142,7 +177,7 @@ class _Apply(torch.autograd.Function):
         return None, None, None, *pull(ctx.pull, ctx.count, ctx.names, wanted, dY, *tensors)
 
 
-class _Pull(torch.autograd.Function):
+class _Pull(_Node):
     """The pullback as a node of its own, which has no derivative.
 
     For whoever asks for a graph of the gradients.
@@ -186,6 +221,25 @@ class _Pull(torch.autograd.Function):
             "order only; leave out create_graph=True, or detach the gradient before it enters a "
             "loss"
         )
+
+
+class _Lazy(np.random.Generator):
+    """Numbers whose seed comes from torch's generator when the first of them is drawn.
+
+    So a layer that draws nothing leaves that generator as it is.
+    """
+
+    def __init__(self, source: torch.Generator | None) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.sources = [source]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in vars(np.random.Generator) and self.sources:
+            source = self.sources.pop()
+            where = "cpu" if source is None else source.device
+            seed = torch.randint(2**63 - 1, (), generator=source, device=where)
+            self.bit_generator.state = np.random.PCG64(int(seed)).state
+        return super().__getattribute__(name)
 
 
 class Module(torch.nn.Module):
@@ -238,7 +292,7 @@ class Module(torch.nn.Module):
         if not isinstance(layer, Layer):
             raise InputError(f"Module takes a Layer of pyidl, got {type(layer).__name__}")
         self.on_fail = on_fail
-        self._layer = layer.replace()  # a copy: its parameters will follow those below
+        self._layer = layer.replace()  # its configuration; its parameters are never read
         self._names = tuple(layer.params)
         for name, array in layer.params.items():
             *path, leaf = name.split(".")
@@ -264,11 +318,11 @@ class Module(torch.nn.Module):
         return tensors
 
     def _with(self, arrays: Sequence[Any]) -> Layer:
-        """The layer with these parameters."""
-        if arrays and self._layer.dtype != str(arrays[0].dtype):
-            self._layer = self._layer.astype(str(arrays[0].dtype))
-        self._layer.params = dict(zip(self._names, arrays, strict=True))
-        return self._layer
+        """A new layer with these parameters: another thread may be calling, too."""
+        layer = self._layer
+        if arrays and layer.dtype != str(arrays[0].dtype):
+            layer = layer.astype(str(arrays[0].dtype))
+        return layer._holding(dict(zip(self._names, arrays, strict=True)))
 
     @property
     def layer(self) -> Layer:
@@ -277,8 +331,9 @@ class Module(torch.nn.Module):
         To save it, for its certificate, for `fit`. A copy; what is done to it stays
         there.
         """
-        return self._with([to_array(t) for t in self._tensors()]).replace()
+        return self._with([to_array(t) for t in self._tensors()])
 
+    @torch.compiler.disable
     def forward(
         self, U: torch.Tensor, *more: torch.Tensor | None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
@@ -298,23 +353,22 @@ class Module(torch.nn.Module):
         Raises
         ------
         InputError
-            If an input is no tensor, and where the layer says so.
+            If an input is no tensor, or one inside a transform that cannot look into
+            the layer, such as `torch.vmap`; and where the layer says so.
         ConvergenceError
             If a solve fails and `on_fail` is "raise"; in the backward pass,
             GradientConvergenceError.
         """
-        tensors, inputs = self._tensors(), (U, *more)
+        inputs = (U, *more)
+        if torch.jit.is_tracing() or any(isinstance(t, torch.fx.Proxy) for t in inputs):
+            raise InputError(OUTSIDE)
         if not all(t is None or isinstance(t, torch.Tensor) for t in inputs):
             kinds = ", ".join(type(t).__name__ for t in inputs)
             raise InputError(
                 f"a Module takes tensors, got {kinds}; use torch.from_numpy, or call its layer: "
                 "module.layer(U)"
             )
-        rng = (
-            np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
-            if self.training
-            else None
-        )
+        tensors, rng = self._tensors(), _Lazy(generator) if self.training else None
         given = [_cast(t, tensors) for t in inputs if t is not None]
         Y, _ = _Apply.apply(self, rng, tuple(t is not None for t in inputs), *given, *tensors)
         return Y

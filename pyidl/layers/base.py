@@ -617,6 +617,10 @@ class Layer(ABC):
         layer.params = params
         return layer
 
+    def _holding(self, params: Mapping[str, Any]) -> Self:
+        """The same layer with other parameters; those it has are not looked at."""
+        return self._with(self._config(), params)
+
     # ------------------------------------------------------------------ being an object
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,9 +1,11 @@
 """Layers as modules of torch: gradients by torch's own checker, memory shared, edits noticed."""
 
 import copy
+import functools
 import io
 import pickle
 import sys
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -195,6 +197,56 @@ class Spy(Pointwise):
 SEEN = []
 
 
+def imaginary(t):
+    """t, as a view in which torch has put off a change of sign."""
+    view = torch.complex(torch.zeros_like(t), -t).conj().imag
+    assert view.is_neg()
+    return view
+
+
+VIEWS = {
+    "sign put off": imaginary,
+    "transposed": lambda t: t.T.clone().T,
+    "every second": lambda t: torch.stack([t, -t], dim=-1)[..., 0],
+    "one row, expanded": lambda t: t[:1].expand_as(t),
+    "no leaf": lambda t: t.clone().requires_grad_() + 0,
+}
+
+
+@pytest.mark.parametrize("where", ["input", "parameter", "cotangent", "h0"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_what_they_show(name, where):
+    """Whatever torch has put off, and however the entries lie."""
+    shapes = {"input": (4, 3), "parameter": (2, 6), "cotangent": (4, 2), "h0": (4, 3)}
+    view = VIEWS[name](values(*shapes[where], seed=9))
+    plain = view.detach().clone(memory_format=torch.contiguous_format)
+
+    def gradients(t):
+        recurrent = model(ImplicitRNN, 2, 2, 3, 4, activation=tanh)
+        module = Module(recurrent if where == "h0" else model(ImplicitModel, 3, 2, 6))
+        U = t if where == "input" else values(*((4, 5, 2) if where == "h0" else (4, 3)), grad=True)
+        with_C = {"C": t} if where == "parameter" else {}
+        inputs = (U, None, t) if where == "h0" else (U,)
+        Y = torch.func.functional_call(module, with_C, inputs)
+        dY = t.detach() if where == "cotangent" else values(*Y.shape, seed=8)
+        names = [key for key in dict(module.named_parameters()) if key not in with_C]
+        wanted = [module.get_parameter(key) for key in names] + [U] * U.requires_grad
+        return Y.detach(), *torch.autograd.grad(Y, wanted, dY)
+
+    for one, other in zip(gradients(view.detach()), gradients(plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_what_has_no_array_is_refused():
+    complex_one = torch.complex(torch.ones(2), torch.ones(2)).conj()
+    np.testing.assert_array_equal(interop.to_array(complex_one), [1 - 1j, 1 - 1j])
+    for t in (torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.bfloat16)):
+        with pytest.raises(InputError, match="a tensor has no array"):
+            interop.to_array(t)
+    with pytest.raises(InputError, match="no rows"):
+        Module(model(ImplicitModel, 3, 2, 6))(torch.empty(0, 3))
+
+
 def test_outputs_and_cotangents_are_not_copied_and_the_input_once():
     """As in every call, a pullback has an input of its own."""
     SEEN.clear()
@@ -322,6 +374,69 @@ def test_transforms_of_functions():
     torch.testing.assert_close(
         torch.func.grad(lambda u: module(u).sum())(U.detach()), U.grad, rtol=0, atol=0
     )
+    jacobian = torch.autograd.functional.jacobian(module, U)
+    torch.testing.assert_close(jacobian.sum((0, 1)), U.grad, rtol=1e-12, atol=1e-12)
+    assert torch.equal(torch.func.jacrev(module, chunk_size=1)(U), jacobian)
+
+
+TRANSFORMS = {
+    "vmap": lambda f, U: torch.vmap(f)(U[:, None]),
+    "gradients sample by sample": lambda f, U: torch.vmap(torch.func.grad(lambda u: f(u).sum()))(
+        U[:, None]
+    ),
+    "jacrev": lambda f, U: torch.func.jacrev(f)(U),
+    "jacfwd": lambda f, U: torch.func.jacfwd(f)(U),
+    "jvp": lambda f, U: torch.func.jvp(f, (U,), (U,)),
+    "jacobian, vectorised": lambda f, U: torch.autograd.functional.jacobian(f, U, vectorize=True),
+    "batched gradients": lambda f, U: torch.autograd.grad(
+        f(U.requires_grad_()), U, torch.ones(5, 4, 2, dtype=U.dtype), is_grads_batched=True
+    ),
+    "export": lambda f, U: torch.export.export(f, (U,), strict=False),
+    "jit.trace": lambda f, U: torch.jit.trace(f, (U,)),
+    "fx": lambda f, U: torch.fx.symbolic_trace(torch.nn.Sequential(f)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_that_cannot_look_inside_are_refused(name, training):
+    module = Module(model(ImplicitModel, 3, 2, 6)).train(training)
+    with pytest.raises(InputError, match=r"what transforms a program .* cannot look into a layer"):
+        TRANSFORMS[name](module, values(4, 3))
+
+
+# torch's own, and not about what is compiled
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled_networks_compute_the_same(name, backend):
+    """In a network, and alone: value and gradients, twice, and with more samples."""
+    module, inputs = case(name)
+    dynamo = pytest.importorskip("torch._dynamo")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = module
+
+        def forward(self, *inputs):
+            return 2 * self.part(*inputs) + 1
+
+    net, many = Net(), [t if t is None else torch.cat([t, t]) for t in inputs]
+    for whole in (net, module):
+        dynamo.reset()
+        compiled = torch.compile(whole, backend=backend)
+        for given in (inputs, inputs, many):
+            results = []
+            for f in (whole, compiled):
+                whole.zero_grad()
+                Y = f(*given)
+                Y.square().sum().backward()
+                results.append([Y.detach(), *(p.grad for p in whole.parameters())])
+            torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    dynamo.reset()
 
 
 # ------------------------------------------------------------------------------- dtypes
@@ -444,14 +559,19 @@ def test_failures_are_those_of_the_layer():
         Module(torch.nn.Linear(3, 2))
 
 
+def on_second_gpu():
+    """What `to_array` asks a tensor for before it goes to CuPy."""
+    tensor = SimpleNamespace(device=torch.device("cuda:1"))
+    tensor.detach = tensor.resolve_conj = tensor.resolve_neg = lambda: tensor
+    return tensor
+
+
 def test_devices_without_arrays_are_refused(monkeypatch):
     with pytest.raises(DeviceError, match="a tensor is on meta"):
         interop.to_array(torch.empty(3, device="meta"))
-    cuda = SimpleNamespace(device=torch.device("cuda:1"))
-    cuda.detach = lambda: cuda
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(DeviceError, match=r"cuda:1, where pyidl needs CuPy.*extra cuda12"):
-        interop.to_array(cuda)
+        interop.to_array(on_second_gpu())
 
 
 def test_a_gpu_tensor_goes_through_dlpack(monkeypatch):
@@ -468,8 +588,7 @@ def test_a_gpu_tensor_goes_through_dlpack(monkeypatch):
         def __exit__(self, *error):
             return None
 
-    tensor = SimpleNamespace(device=torch.device("cuda:1"))
-    tensor.detach = lambda: tensor
+    tensor = on_second_gpu()
     fake = SimpleNamespace(
         cuda=SimpleNamespace(Device=Device), from_dlpack=lambda t: ("array of", t)
     )
@@ -532,6 +651,69 @@ def test_copies_compute_the_same(name):
     assert torch.equal(module(*inputs), Y)
 
 
+@dataclass(eq=False, repr=False)
+class Meeting(Linear):
+    """Computes when as many calls are under way as it waits for."""
+
+    def _forward(self, U, call):
+        MEETING[0].wait(timeout=60)
+        return super()._forward(U, call)
+
+
+MEETING = []
+
+
+def replica(module, tensors):
+    """What DataParallel makes of a module for each device."""
+    twin = module._replicate_for_data_parallel()
+    for name, child in twin.named_children():
+        own = {key.removeprefix(f"{name}."): t for key, t in tensors.items()}
+        twin._modules[name] = replica(child, own)
+    for name, t in tensors.items():
+        if "." not in name:
+            setattr(twin, name, t)
+    return twin
+
+
+def loaded(module, tensors):
+    module.load_state_dict(tensors)
+    return module
+
+
+SHARED = {
+    "replicas": replica,
+    "functional calls": lambda module, tensors: functools.partial(
+        torch.func.functional_call, module, tensors
+    ),
+    "shallow copies": lambda module, tensors: functools.partial(
+        torch.func.functional_call, copy.copy(module), tensors
+    ),
+    "deep copies": lambda module, tensors: loaded(copy.deepcopy(module), tensors),
+}
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("name", SHARED)
+def test_threads_share_nothing(name, within):
+    """Calls with other parameters at the same time, as in DataParallel."""
+    MEETING[:] = [threading.Barrier(3)]
+    layer, U = Meeting(3, 2, bias=False, rng=0, dtype="float64"), values(4, 3)
+    module, results = Module(Sequential(tanh, layer) if within else layer), {}
+
+    def call(i):
+        tensors = {"1.W" if within else "W": values(2, 3, seed=i)}
+        results[i] = SHARED[name](module, tensors)(U).detach()
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    V = U.tanh() if within else U
+    for i in range(3):
+        torch.testing.assert_close(results[i], V @ values(2, 3, seed=i).T, rtol=1e-12, atol=0)
+
+
 def test_the_layer_is_a_copy(tmp_path):
     module = Module(model(ImplicitModel, 3, 2, 6))
     layer = module.layer
@@ -580,6 +762,27 @@ def test_random_numbers_come_from_torch():
     draw = [module(U, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*draw)
     assert torch.equal(module.eval()(U), U)
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+@pytest.mark.parametrize(
+    ("draws", "layer"),
+    [
+        (False, lambda: model(ImplicitModel, 3, 2, 6)),
+        (False, lambda: Sequential(model(Linear, 3, 2), tanh)),
+        (False, lambda: Sequential(Dropout(0.0))),
+        (True, lambda: Dropout(0.5)),
+        (True, lambda: Sequential(model(Linear, 3, 2), Dropout(0.5))),
+        (True, lambda: Noise(tanh)),
+    ],
+)
+def test_only_layers_that_draw_take_from_the_generator(draws, layer, generator):
+    module, source = Module(layer()), generator or torch.default_generator
+    before = source.get_state()
+    module.eval()(values(4, 3), generator=generator)
+    assert torch.equal(source.get_state(), before)
+    module.train()(values(4, 3), generator=generator)
+    assert torch.equal(source.get_state(), before) is not draws
 
 
 def test_example(tmp_path):
