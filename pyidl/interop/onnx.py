@@ -12,8 +12,10 @@ converged: a row may come out closer to its fixed point in company than alone, b
 more than the tolerance. What is returned is f at the point that was measured: if f
 contracts by kappa, its residual is at most kappa times the measured one. There is one
 method, the plain iteration; it converges where a certificate rests on it, and elsewhere
-perhaps. A graph cannot raise: a second output says for every sample whether it
-converged.
+perhaps. A graph cannot say what failed: a second output says for every sample whether
+it converged. Tokens, lengths, and more tokens than the `block_size` of an attention
+head are refused as the layer does, where a place outside a table ends a run: on the CPU
+of onnxruntime.
 
 Opset 18 (ReduceMax with its axes as an input), IR version 8: what onnxruntime reads
 since 1.14.
@@ -29,7 +31,7 @@ import onnx
 from onnx import helper
 
 from pyidl.arrays.backend import DTYPES
-from pyidl.errors import InputError, WellPosednessWarning
+from pyidl.errors import InputError, WellPosednessWarning, expect, is_whole
 from pyidl.interop.onnx_flow import Flow, Options, flow, reads
 from pyidl.interop.onnx_graph import Graph
 from pyidl.io import replacing
@@ -107,9 +109,8 @@ def export(
     if not isinstance(layer, Layer):
         raise InputError(f"export takes a Layer, got {type(layer).__name__}")
     check_limits(tol, max_iter)
-    if steps is not None and (
-        isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or tol is not None
-    ):
+    expect("lengths", lengths, bool, "use True or False")
+    if steps is not None and not (is_whole(steps) and steps >= 1 and tol is None):
         raise InputError(
             f"steps is {steps!r} and tol is {tol!r}; give a positive integer, or a tolerance, or "
             "neither"
@@ -123,9 +124,8 @@ def export(
     tokens, shape = reads(layer)
     inputs = [graph.info("U", "integer" if tokens else "number", shape)]
     inputs += [graph.info("lengths", "integer", ["m"])] if lengths else []
-    options = Options(
-        steps, TOL[dtype] if tol is None else tol, max_iter, "lengths" if lengths else ""
-    )
+    read = _lengths(graph) if lengths else ""
+    options = Options(steps, TOL[dtype] if tol is None else tol, max_iter, read)
     end = flow(graph, layer, Flow("U", tuple(shape)), options)
     graph.op("Identity", end.name, out="Y")
     outputs = [graph.info("Y", shape=end.shape)]
@@ -151,6 +151,13 @@ def export(
         with replacing(Path(path)) as file:
             file.write(model.SerializeToString())
     return model
+
+
+def _lengths(graph: Graph) -> str:
+    """The lengths, one for each sample, where all are 1, ..., T; else the run fails."""
+    one = graph.constant(1, np.int64)
+    all_m = graph.op("Reshape", "lengths", graph.dimension("U", 0))
+    return graph.op("Add", graph.look_up(graph.places("U"), graph.op("Sub", all_m, one)), one)
 
 
 def _unproven(layer: Layer) -> bool:

@@ -36,6 +36,10 @@ def _attention(graph: Graph, head: ImplicitAttentionHead, u: Flow, options: Opti
             f"the attention {head.attention!r} is not built in, and ONNX cannot be told what it "
             "does"
         )
+    if head.block_size is not None:  # what the certificate holds for
+        last = graph.op("Sub", graph.dimension(u.name, 1), graph.integers(1))
+        zero = graph.look_up(graph.constant(np.zeros(head.block_size)), last)
+        u = u.to(graph.op("Add", u.name, zero))
     params = {key: to_numpy(a) for key, a in head.params.items()}
     R = graph.constant(params["R"] if "R" in params else params["L"] @ params["M"])
     tokens, S = graph.op("Unsqueeze", u.name, graph.integers(1)), graph.constant(params["S"])

@@ -117,6 +117,16 @@ class Graph:
         zero, one = (self.constant(i, np.int64) for i in (0, 1))
         return self.op("Range", zero, self.op("Squeeze", self.dimension(x, 1)), one)
 
+    def look_up(self, table: str, places: str) -> str:
+        """``table[places]``; a place outside the table ends the run with an error.
+
+        That is how a graph refuses an input. `Gather` counts negative places from the
+        end, so they are moved beyond it.
+        """
+        beyond = self.op("Squeeze", self.dimension(table, 0))
+        negative = self.op("Less", places, self.constant(0, np.int64))
+        return self.op("Gather", table, self.op("Where", negative, beyond, places), axis=0)
+
     def split(self, x: str, widths: list[int]) -> list[str]:
         """The parts of x along its last axis."""
         parts = [self.name("part") for _ in widths]

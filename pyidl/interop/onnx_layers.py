@@ -45,13 +45,13 @@ def _layer_norm(graph: Graph, layer: LayerNorm, u: Flow, options: Options) -> Fl
 
 
 def _embedding(graph: Graph, layer: Embedding, u: Flow, options: Options) -> Flow:
-    W = graph.constant(to_numpy(layer.params["W"]))
-    return u._replace(name=graph.op("Gather", W, u.name, axis=0), shape=(*u.shape, layer.embed_dim))
+    rows = graph.look_up(graph.constant(to_numpy(layer.params["W"])), u.name)
+    return u._replace(name=rows, shape=(*u.shape, layer.embed_dim))
 
 
 def _position(graph: Graph, layer: PositionEmbedding, u: Flow, options: Options) -> Flow:
     P, places = graph.constant(to_numpy(layer.params["P"])), graph.places(u.name)
-    return u.to(graph.op("Add", u.name, graph.op("Gather", P, places, axis=0)))
+    return u.to(graph.op("Add", u.name, graph.look_up(P, places)))
 
 
 def _implicit(graph: Graph, layer: ImplicitModel, u: Flow, options: Options) -> Flow:

@@ -144,7 +144,7 @@ def exported(layer, **options):
     if (
         isinstance(layer, ImplicitAttentionHead)
         and isinstance(layer.attention, Softmax)
-        and "steps" not in options
+        and options.get("steps") is None
     ):
         with pytest.warns(WellPosednessWarning, match="nothing proves"):
             return export(layer, **options)
@@ -206,10 +206,46 @@ def test_tokens(dtype):
     for shape in ((1, 1), (5, 6)):
         U = np.random.default_rng(0).integers(7, size=shape)
         assert_near(run(runs, U)[0], layer.predict(U))
-    for bad in (np.zeros((2, 7), int), np.array([[7]])):
-        # the classes have no common name
-        with pytest.raises(Exception, match=r"Attempting to broadcast|out of data bounds"):
-            run(runs, bad)
+    for bad in ([[0] * 7] * 2, [[7]], [[0, -1]], [[-7]], [[-8, 3]]):
+        refused(runs, np.array(bad))
+
+
+def refused(runs, *inputs):
+    """A look-up that fails; the classes of onnxruntime's errors have no common name."""
+    with pytest.raises(Exception, match=r"out of data bounds|cannot be reshaped"):
+        run(runs, *inputs)
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("name", ["kernel", "kernel, sharp", "bounded softmax", "softmax"])
+def test_more_tokens_than_the_certificate_holds_for_are_refused(name, steps):
+    head = SEQUENCES[name]("float32")
+    runs = session(exported(head, steps=steps))
+    assert run(runs, normal((2, head.block_size, 3), "float32"))[0].shape == (2, 6, 8)
+    for T in (0, head.block_size + 1, 2 * head.block_size):
+        refused(runs, normal((2, T, 3), "float32"))
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_more_positions_than_there_are_are_refused(block_size):
+    """Also one that would stand beside every token."""
+    layer = PositionEmbedding(block_size, 3, rng=0)
+    runs, U = session(export(layer)), normal((2, block_size + 1, 3), "float32")
+    np.testing.assert_array_equal(run(runs, U[:, :-1])[0], layer.predict(U[:, :-1]))
+    refused(runs, U)
+
+
+@pytest.mark.parametrize(
+    "name", ["recurrent", "both directions", "both directions, last", "kernel"]
+)
+def test_lengths_that_are_none_are_refused(name):
+    layer, U = SEQUENCES[name]("float64"), normal((2, 4, 3))
+    runs = session(export(layer, lengths=True))
+    assert_near(run(runs, U, [1, 4])[0], layer.predict(U, [1, 4]))
+    for lengths in ([0, 4], [4, 5], [-1, 4], [3], [3, 3, 3]):
+        with pytest.raises(InputError):
+            layer.predict(U, lengths)
+        refused(runs, U, lengths)
 
 
 @given(
@@ -384,6 +420,15 @@ def test_the_step_bound_of_a_certificate_suffices():
     assert certificate.norm(np.tanh(X @ p["A"].T + U @ p["B"].T) - X).max() <= 1e-9
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+def test_steps_may_be_what_a_solve_took(dtype):
+    layer, U = bare(), normal((6, 3))
+    steps = layer(U)[1].forward.n_iter.max()
+    assert isinstance(steps, np.integer)
+    model = export(layer, steps=dtype(steps))
+    assert model.SerializeToString() == export(layer, steps=int(steps)).SerializeToString()
+
+
 def test_what_has_not_converged_is_said():
     layer, U = bare(), normal((6, 3))
     X, converged = run(session(export(layer, max_iter=3)), U)
@@ -504,6 +549,11 @@ def test_refusals():
         "steps is 0": lambda: export(model, steps=0),
         "steps is True": lambda: export(model, steps=True),
         "steps is 3 and tol is 0.1": lambda: export(model, steps=3, tol=0.1),
+        "steps is 2.0": lambda: export(model, steps=2.0),
+        r"steps is np\.True_": lambda: export(model, steps=np.True_),
+        "lengths is 'yes'": lambda: export(ImplicitRNN(3, 2, 4, 6, rng=0), lengths="yes"),
+        "lengths is 0": lambda: export(model, lengths=0),
+        "lengths is None": lambda: export(model, lengths=None),
         "tol is 2": lambda: export(model, tol=2),
         "max_iter is 0": lambda: export(model, max_iter=0),
     }.items():
