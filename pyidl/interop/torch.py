@@ -40,8 +40,8 @@ __all__ = ["Module", "from_torchidl", "to_array", "to_tensor", "to_torchidl"]
 
 OUTSIDE = (
     "what transforms a program (torch.vmap, torch.func.jacrev, forward mode, batched gradients, "
-    "torch.export, torch.fx, torch.jit) cannot look into a layer of pyidl: give samples as rows of one call "
-    "and cotangents one by one (vectorize=False, chunk_size=1); for a file, use "
+    "torch.export, torch.fx, torch.jit) cannot look into a layer of pyidl: give samples as rows "
+    "of one call and cotangents one by one (vectorize=False, chunk_size=1); for a file, use "
     "pyidl.interop.onnx.export(module.layer)"
 )
 
@@ -333,7 +333,7 @@ class Module(torch.nn.Module):
         """
         return self._with([to_array(t) for t in self._tensors()])
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self, U: torch.Tensor, *more: torch.Tensor | None, generator: torch.Generator | None = None
     ) -> torch.Tensor:

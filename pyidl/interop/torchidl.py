@@ -32,13 +32,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
 
 from pyidl import activations
-from pyidl.errors import InputError
+from pyidl.arrays import backend
+from pyidl.errors import InputError, expect
 from pyidl.interop.torchidl_layers import STEP, Rule
 from pyidl.interop.wings import beside
 from pyidl.layers import Layer
@@ -66,7 +68,8 @@ def from_torchidl(
     Parameters
     ----------
     source : torch.nn.Module or mapping of str to Tensor or array
-        The model, or its `state_dict`. A model says itself what the other arguments
+        The model, or its `state_dict`; a file is read before, by
+        ``torch.load(path, weights_only=True)``. A model says itself what the other arguments
         say, and they are ignored. (Its kappa is that of the last model that was built:
         torchidl keeps it in a class.)
     kappa : float
@@ -80,14 +83,16 @@ def from_torchidl(
     -------
     ImplicitModel or ImplicitRNN
         In the dtype of the source, with ReLU, and `InfNorm` of kappa,
-        `StrictlyTriangular` or `Unconstrained` as constraint. Inputs of shape (m, a,
-        b), which torchidl's ImplicitModel flattens, must be flattened before.
+        `StrictlyTriangular` or `Unconstrained` as constraint. The triangle of a product
+        of factors has no low rank, and becomes a full A. Inputs of shape (m, a, b),
+        which torchidl's ImplicitModel flattens, must be flattened before.
 
     Raises
     ------
     InputError
-        If the source is no such model: a name is missing or not known, a shape does not
-        fit, or `f` is a function of your own.
+        If the source is no such model: a name is missing or not known, an entry is no
+        array of finite real numbers, a shape does not fit, or `f` is a function of your
+        own.
 
     Examples
     --------
@@ -113,7 +118,11 @@ def from_torchidl(
             )
         kappa, bias, function = float(step.f.kappa), bool(step.bias), KINDS[name]
         source = source.state_dict()
-    rule, state = Rule(kappa, function), {key: _host(value) for key, value in source.items()}
+    wanted = "a model of torchidl or its state_dict is needed, of a file torch.load(path, "
+    expect("source", source, Mapping, wanted + "weights_only=True)")
+    expect("bias", bias, bool, "use True or False")
+    rule = Rule(kappa, function)
+    state = {str(key): _host(str(key), value) for key, value in source.items()}
     # torchidl has named its network as pyidl its wing.
     wing = STEP.split(".")[0] if any(key.startswith(STEP) for key in state) else "layers"
     file = importlib.import_module(f"pyidl.interop.torchidl_{wing}")
@@ -122,14 +131,13 @@ def from_torchidl(
 
 
 def to_torchidl(
-    layer: Layer, *, kappa: float = 0.99, function: str = "inf"
+    layer: Layer, *, kappa: float = 0.99, function: str = "inf", bias: bool | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the `state_dict` of the model of torchidl that computes what a layer does.
 
-    Load it into ``torchidl.ImplicitModel(p, q, n, bias=layer.bias, kappa=kappa, ...)``
-    or ``torchidl.ImplicitRNN(p, q, n, r, ...)``, with ``no_D=True`` where the result
-    has no D, ``is_low_rank=True, rank=k`` for a layer of rank k, and the `f` of
-    `function`.
+    Load it into ``torchidl.ImplicitModel(p, q, n, bias=bias, kappa=kappa, ...)`` or
+    ``torchidl.ImplicitRNN(p, q, n, r, ...)``, with ``no_D=True`` where the result has
+    no D, ``is_low_rank=True, rank=k`` for a layer of rank k, and the `f` of `function`.
 
     Parameters
     ----------
@@ -139,6 +147,10 @@ def to_torchidl(
         The radius of torchidl's model.
     function : {"inf", "triangular", "none"}
         Its `f`: ImplicitFunctionInf, ImplicitFunctionTriu, or ImplicitFunction.
+    bias : bool, optional
+        Whether torchidl's model was built with ``bias=True``. Left out, it is as the
+        layer has it; for a network, whose e torchidl has in any case, it is whether b
+        or d differ from 0.
 
     Returns
     -------
@@ -148,8 +160,9 @@ def to_torchidl(
     Raises
     ------
     InputError
-        If torchidl has no such model: another activation, outputs for every step, or an
-        A (or factors, however balanced) that it would change.
+        If torchidl has no such model: another activation, outputs for every step, an A
+        (or factors, however balanced) that it would change, or b and d with
+        ``bias=False``.
 
     Examples
     --------
@@ -163,15 +176,16 @@ def to_torchidl(
     activation = layer.activation
     if activation is not activations.relu:
         raise InputError(f"torchidl's models have ReLU; the activation is {activation.name}")
-    state = file.write(layer, Rule(kappa, function))
+    expect("bias", bias, (bool, NoneType), "use True, False or None")
+    state = file.write(layer, Rule(kappa, function), bias)
     return {key: torch.from_numpy(a.copy()) for key, a in state.items()}
 
 
-def _host(value: Any) -> np.ndarray:
+def _host(name: str, value: Any) -> np.ndarray:
     """A tensor or an array as a floating-point array on the host."""
-    a = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return (
-        a
-        if a.dtype in (np.float32, np.float64)
-        else a.astype(np.float32 if a.dtype == np.float16 else np.float64)
-    )
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    a = backend.read_array(value, name)
+    dtype = "float32" if a.dtype in (np.float16, np.float32) else "float64"
+    return np.asarray(backend.as_real(a, name=name, xp=np, dtype=dtype))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyidl.arrays.backend import to_numpy
-from pyidl.errors import InputError
+from pyidl.errors import InputError, is_real
 from pyidl.layers import ImplicitModel
 from pyidl.typing import Params
 from pyidl.wellposed import Constraint, InfNorm, StrictlyTriangular, Unconstrained
@@ -42,9 +42,9 @@ class Rule:
     def __post_init__(self) -> None:
         if self.function not in ("inf", "triangular", "none"):
             raise InputError(f"function is {self.function!r}; use 'inf', 'triangular' or 'none'")
-        if not self.kappa > 0:
+        if not (is_real(self.kappa) and self.kappa > 0):
             raise InputError(
-                f"kappa is {self.kappa}; it is the radius of a ball, a positive number"
+                f"kappa is {self.kappa!r}; it is the radius of a ball, a positive number"
             )
 
     @property
@@ -144,6 +144,15 @@ def read_step(maps: Mapping[str, np.ndarray], ends: set[str], bias: bool, rule: 
             f"a state_dict of torchidl has {sorted(needed | ends)}, and perhaps D; here there are "
             f"{sorted(maps)}"
         )
+    for name, a in maps.items():
+        if a.ndim != (1 if name.endswith("bias") else 2) or not a.size:
+            raise InputError(f"{name} has shape {a.shape}; torchidl has matrices, and linear.bias")
+    for one, other in (("L", "R"), ("B", "D")):
+        if {one, other} <= set(maps) and maps[one].shape[1] != maps[other].shape[1]:
+            raise InputError(
+                f"{one} has shape {maps[one].shape} and {other} {maps[other].shape}; both have "
+                "the same number of columns"
+            )
     params, biased, has_d = rule.used(maps), bias or bool(ends), "D" in maps
     (n, width), r = maps["B"].shape, maps["C"].shape[0]
     p = width - 1 if bias else width
@@ -163,23 +172,29 @@ def read_step(maps: Mapping[str, np.ndarray], ends: set[str], bias: bool, rule: 
     return Step(p, r, n, params, options)
 
 
-def write(layer: ImplicitModel, rule: Rule) -> dict[str, np.ndarray]:
+def write(layer: ImplicitModel, rule: Rule, bias: bool | None) -> dict[str, np.ndarray]:
     """The `state_dict` of a layer."""
-    return write_step(layer.params, layer.bias, rule)
+    return write_step(layer.params, layer.bias if bias is None else bias, rule)
 
 
 def write_step(params: Params, bias: bool, rule: Rule) -> dict[str, np.ndarray]:
     """A (or L and R), B, C and D of torchidl."""
     maps = {key: to_numpy(a) for key, a in params.items()}
-    B, D, d = maps["B"], maps.get("D"), maps.get("d")
+    B, D = maps["B"], maps.get("D")
     state, (n, width), r = rule.stored(maps), B.shape, maps["C"].shape[0]
+    b, d = maps.get("b", np.zeros(n, B.dtype)), maps.get("d", np.zeros(r, B.dtype))
+    if not bias and (b.any() or d.any()):
+        raise InputError(
+            "b and d are not 0, and torchidl's model with bias=False has none; leave bias=False "
+            "out, and build that model with bias=True"
+        )
     if D is not None and D.shape[1] < width:  # feedthrough="input"
         D = np.concatenate([D, np.zeros((r, r), D.dtype)], axis=1)
     if bias:
-        B = np.concatenate([B, maps["b"].reshape(n, 1)], axis=1)
-        if D is None and d is not None and d.any():
+        B = np.concatenate([B, b.reshape(n, 1)], axis=1)
+        if D is None and d.any():
             D = np.zeros((r, width), d.dtype)
-        if D is not None and d is not None:
+        if D is not None:
             D = np.concatenate([D, d.reshape(r, 1)], axis=1)
     return state | {"B": B, "C": maps["C"]} | ({} if D is None else {"D": D})
 

@@ -32,14 +32,20 @@ def read(state: Mapping[str, np.ndarray], bias: bool, rule: Rule) -> ImplicitRNN
     return layer
 
 
-def write(layer: ImplicitRNN, rule: Rule) -> dict[str, np.ndarray]:
-    """The `state_dict` of a network without outputs for every step."""
+def write(layer: ImplicitRNN, rule: Rule, bias: bool | None) -> dict[str, np.ndarray]:
+    """The `state_dict` of a network without outputs for every step.
+
+    torchidl has e with any step; here a network read from one without b and d has
+    zeros in their place, which are not written.
+    """
     if layer.return_sequences:
         raise InputError(
             "torchidl's ImplicitRNN gives the last output alone; use "
             "layer.replace(return_sequences=False)"
         )
-    state = write_step(layer.params, layer.bias, rule)
+    if bias is None:
+        bias = layer.bias and any(bool(to_numpy(layer.params[key]).any()) for key in "bd")
+    state = write_step(layer.params, bias, rule)
     E = to_numpy(layer.params["E"])
     e = to_numpy(layer.params["e"]) if layer.bias else np.zeros(len(E), E.dtype)
     return {STEP + key: a for key, a in state.items()} | dict(zip(ENDS, (E, e), strict=True))

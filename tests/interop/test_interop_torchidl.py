@@ -3,6 +3,8 @@
 Beside its equations in NumPy, and beside torchidl itself where it is installed.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import random_model
@@ -122,6 +124,50 @@ def test_a_recurrent_state_is_read():
     np.testing.assert_allclose(layer.predict(U), h @ E.T + e, rtol=0, atol=1e-9)
 
 
+NONE = {
+    "a file's name": "x.pt",
+    "a path": Path("x.pt"),
+    "nothing": None,
+    "pairs": lambda state: list(state.items()),
+    "a layer": lambda state: from_torchidl(state),
+    "a checkpoint": lambda state: {"model": state, "epoch": 3},
+    "no names": lambda state: {1: state["A"]},
+    "text": lambda state: {**state, "A": "x"},
+    "ragged": lambda state: {**state, "A": [[1.0], [1.0, 2.0]]},
+    "complex": lambda state: {**state, "A": 1j * state["A"]},
+    "NaN": lambda state: {**state, "C": np.nan * state["C"]},
+    "a vector": lambda state: {**state, "B": state["B"][:, 0]},
+    "a number": lambda state: {**state, "C": 3.0},
+    "no rows": lambda state: {**state, "A": np.ones((0, 0))},
+    "another width": lambda state: {**state, "D": np.ones((2, 5))},
+    "factors of two ranks": lambda state: {
+        **{key: state[key] for key in "BC"},
+        "L": np.ones((6, 2)),
+        "R": np.ones((6, 3)),
+    },
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_is_no_model_is_refused(name):
+    source = NONE[name]
+    state = {key: np.asarray(a, np.float32) for key, a in random_state().items()}
+    with pytest.raises(InputError):
+        from_torchidl(source(state) if callable(source) else source)
+    assert from_torchidl(state).dtype == "float32"
+
+
+def test_files_are_read_by_torch(tmp_path):
+    state = {key: torch.from_numpy(a) for key, a in random_state().items()}
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"torch\.load\(path, weights_only=True\)"):
+        from_torchidl(tmp_path / "x.pt")
+    read = from_torchidl(torch.load(tmp_path / "x.pt", weights_only=True))
+    assert read.params["A"].shape == (6, 6)
+    half = from_torchidl({key: t.bfloat16() for key, t in state.items()})
+    assert half.dtype == "float32"
+
+
 def test_other_states_are_refused():
     state = random_state()
     with pytest.raises(
@@ -134,8 +180,12 @@ def test_other_states_are_refused():
         from_torchidl(torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match="function is 'tril'"):
         from_torchidl(state, function="tril")
-    with pytest.raises(InputError, match="kappa is 0"):
-        from_torchidl(state, kappa=0)
+    for kappa in (0, None, "0.9", float("nan")):
+        with pytest.raises(InputError, match=f"kappa is {kappa!r}"):
+            from_torchidl(state, kappa=kappa)
+    for bias in ("yes", 1, None):
+        with pytest.raises(InputError, match=f"bias is {bias!r}"):
+            from_torchidl(state, bias=bias)
 
 
 WRITTEN = {
@@ -171,6 +221,26 @@ def test_what_is_written_is_read(name):
         rtol=0,
         atol=(1e-5 if layer.dtype == "float32" else 1e-11) * scale,
     )
+
+
+@pytest.mark.parametrize("bias", [None, True, False])
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "widths", "B", "p"),
+    [(ImplicitModel, (3, 2, 6), "B", 3), (ImplicitRNN, (3, 2, 4, 6), "recurrent.layer.B", 7)],
+)
+def test_a_bias_is_written_where_torchidl_has_one(cls, widths, B, p, has, bias):
+    """A new layer's are 0: a network, whose e is its own, can do without."""
+    layer = cls(*widths, bias=has, rng=0)
+    columns = (has and cls is ImplicitModel) if bias is None else bias
+    assert to_torchidl(layer, bias=bias)[B].shape == (6, p + columns)
+    if has:
+        layer.params = {**layer.params, "d": layer.params["d"] + 1}
+        assert to_torchidl(layer)[B].shape == (6, p + 1)
+        with pytest.raises(InputError, match="b and d are not 0"):
+            to_torchidl(layer, bias=False)
+    with pytest.raises(InputError, match="bias is 'no'"):
+        to_torchidl(layer, bias="no")
 
 
 def test_what_torchidl_lacks_is_refused():
@@ -268,8 +338,60 @@ def test_torchidl_itself_recurrent(torchidl, options):
     Y = theirs(U).detach().numpy()
     np.testing.assert_allclose(ours.predict(U.numpy()), Y, rtol=0, atol=1e-6)
     torchidl.ImplicitRNN(3, 2, 8, 4, bias=True, no_D=not ours.feedthrough).load_state_dict(
-        to_torchidl(ours)
+        to_torchidl(ours, bias=True)
     )
+
+
+ROUND_TRIPS = [
+    {},
+    {"bias": True},
+    {"no_D": True},
+    {"no_D": True, "bias": True},
+    {"is_low_rank": True, "rank": 3},
+    {"is_low_rank": True, "rank": 3, "bias": True},
+    {"f": "ImplicitFunctionTriu"},
+    {"f": "ImplicitFunctionTriu", "bias": True},
+    {"kappa": 0.5},
+]
+
+
+@instantiates
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("options", ROUND_TRIPS)
+def test_what_was_read_is_written_with_the_shapes_that_it_had(torchidl, options, recurrent):
+    """And a model of torchidl with the same options takes it, and computes the same."""
+    from torchidl import implicit_function
+
+    options = {
+        key: getattr(implicit_function, v) if key == "f" else v for key, v in options.items()
+    }
+
+    def build():
+        if recurrent:
+            return torchidl.ImplicitRNN(5, 3, 8, 4, tol=1e-7, **options)
+        return torchidl.ImplicitModel(5, 3, 8, tol=1e-7, **options)
+
+    torch.manual_seed(0)
+    theirs, again = build(), build()
+    function = "triangular" if "f" in options else "inf"
+    state = to_torchidl(from_torchidl(theirs), function=function, kappa=options.get("kappa", 0.99))
+    shapes = [{key: a.shape for key, a in s.items()} for s in (state, theirs.state_dict())]
+    assert shapes[0] == shapes[1]
+    U = values(6, 7, 5).float() if recurrent else values(6, 5).float()
+    before = theirs(U).detach()
+    assert not torch.allclose(again(U), before, atol=1e-3)
+    again.load_state_dict(state)
+    torch.testing.assert_close(again(U).detach(), before, rtol=0, atol=1e-5)
+
+
+@instantiates
+def test_the_triangle_of_factors_is_a_full_matrix(torchidl):
+    from torchidl.implicit_function import ImplicitFunctionTriu
+
+    theirs = torchidl.ImplicitModel(5, 3, 8, f=ImplicitFunctionTriu, is_low_rank=True, rank=2)
+    layer = from_torchidl(theirs)
+    assert layer.rank is None
+    assert set(to_torchidl(layer, function="triangular")) == set("ABCD")
 
 
 @instantiates
