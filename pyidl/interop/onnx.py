@@ -71,7 +71,7 @@ def export(
         Where the model is written, too.
     steps : int, optional
         Every solve takes exactly so many steps, written one after another, without a
-        measurement: what suffices must be known, from ``pull.forward.n_iter`` or
+        measurement: what suffices must be known, from ``pull.forward.n_iter.max()`` or
         ``certificate().steps``.
     tol : float, optional
         Without `steps`: ``max|f(x) - x| <= tol (1 + max|x|)`` ends a solve, once it
@@ -81,7 +81,7 @@ def export(
         Without `steps`: the largest number of steps of a solve.
     lengths : bool
         For recurrent networks and attention: whether there is a second input `lengths`,
-        int64, (m,): how many steps each sequence has.
+        int64, (m,): how many steps each sequence has, from 1 to T.
 
     Returns
     -------

@@ -269,6 +269,10 @@ class Module(torch.nn.Module):
 
     Notes
     -----
+    `torch.compile` runs a module between two graphs. What transforms a program, such
+    as `torch.vmap` and `torch.export`, is refused; docs/interop.md has the list. Calls
+    in several threads do not disturb each other.
+
     An optimiser may leave the set in which the fixed point is certain: call `project_`
     after its step.
 

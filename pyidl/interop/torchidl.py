@@ -69,9 +69,9 @@ def from_torchidl(
     ----------
     source : torch.nn.Module or mapping of str to Tensor or array
         The model, or its `state_dict`; a file is read before, by
-        ``torch.load(path, weights_only=True)``. A model says itself what the other arguments
-        say, and they are ignored. (Its kappa is that of the last model that was built:
-        torchidl keeps it in a class.)
+        ``torch.load(path, weights_only=True)``. A model says itself what the other
+        arguments say, and they are ignored. (Its kappa is that of the last model that
+        was built: torchidl keeps it in a class.)
     kappa : float
         The radius that the model was built with.
     bias : bool

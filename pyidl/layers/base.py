@@ -618,7 +618,10 @@ class Layer(ABC):
         return layer
 
     def _holding(self, params: Mapping[str, Any]) -> Self:
-        """The same layer with other parameters; those it has are not looked at."""
+        """The same layer with other parameters, under all its names.
+
+        Without a look at those it has, as `replace` takes.
+        """
         return self._with(self._config(), params)
 
     # ------------------------------------------------------------------ being an object

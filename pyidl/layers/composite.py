@@ -251,8 +251,8 @@ class Composite(Layer):
         )
 
     def _holding(self, params: Mapping[str, Any]) -> Self:
-        split = self._split(self._checked(params))
-        return self.of({name: self.parts[name]._holding(own) for name, own in split.items()})
+        own = self._split(params)
+        return self.of({name: layer._holding(own[name]) for name, layer in self.parts.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).of, (dict(self.parts),)

@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import pickle
+import shutil
 import sys
 import threading
 from dataclasses import dataclass
@@ -406,11 +407,23 @@ def test_transforms_that_cannot_look_inside_are_refused(name, training):
         TRANSFORMS[name](module, values(4, 3))
 
 
-# torch's own, and not about what is compiled
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+# by torch itself, while it compiles
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["implicit", "sequential", "lengths and h0", "transformer"])
 def test_compiled_networks_compute_the_same(name, backend):
     """In a network, and alone: value and gradients, twice, and with more samples."""
     module, inputs = case(name)
