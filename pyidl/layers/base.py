@@ -618,11 +618,11 @@ class Layer(ABC):
         return layer
 
     def _holding(self, params: Mapping[str, Any]) -> Self:
-        """The same layer with other parameters, under all its names.
-
-        Without a look at those it has, as `replace` takes.
-        """
-        return self._with(self._config(), params)
+        """The same layer with other parameters; its configuration is not checked again."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.params = params
+        return twin
 
     # ------------------------------------------------------------------ being an object
 
