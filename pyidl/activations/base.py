@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Activation:
         between two products is one.
     lipschitz : float, optional
         Smallest known L with ``|phi(a) - phi(b)| <= L |a - b|``. Taken from
-        `slope_range` where that is given.
+        `slope_range` where that is given; another number beside it is refused.
     slope_range : (float, float), optional
         Bounds of ``phi'``; ``(-lipschitz, lipschitz)`` when only `lipschitz` is given.
     homogeneous : bool
@@ -76,7 +76,8 @@ class Activation:
     Raises
     ------
     InputError
-        If a function is none, or a number is not finite or out of range.
+        If a function is none, a number is not finite or out of range, or two of the
+        declarations contradict each other: a certificate would rest on both.
 
     Warns
     -----
@@ -133,25 +134,15 @@ class Activation:
             kind = (Callable, NoneType)
             expect(f"{name} of {self.name!r}", getattr(self, name), kind, wanted)
         L, slopes, c = self.lipschitz, self.slope_range, self.curvature
-        if slopes is not None:
-            demand(
-                _finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1],
-                f"slope_range {slopes} must be two finite numbers, the smaller one first",
-            )
-            L = max(-slopes[0], slopes[1]) if L is None else L
         demand(
             L is None or (is_real(L) and 0 < L < math.inf),
             f"lipschitz is {L!r}, it must be positive and finite",
         )
-        if L is None:
-            warnings.warn(
-                f"activation {self.name!r} has neither lipschitz nor slope_range, so no model with "
-                "it can be certified; give one (pyidl.testing.check_activation measures it)",
-                WellPosednessWarning,
-                stacklevel=3,
-            )
-        elif slopes is None:
-            slopes = (-L, L)
+        demand(
+            slopes is None
+            or (_finite(slopes) and len(slopes) == 2 and slopes[0] <= slopes[1] and any(slopes)),
+            f"slope_range {slopes} must be two finite numbers, the smaller one first, not both 0",
+        )
         demand(
             c is None or (is_real(c) and 0 <= c < math.inf),
             f"curvature is {c!r}; it must be a finite number, at least 0, or None",
@@ -160,11 +151,67 @@ class Activation:
             _finite(self.kinks),
             f"kinks are {self.kinks!r}; they must be finite numbers, in a tuple",
         )
-        if self.divides and self.scalar_solve is None:
-            object.__setattr__(self, "scalar_solve", functools.partial(_divide, self.phi))
+        # In float64, in which certificates reckon: a float32 would round their products.
+        L = None if L is None else float(L)
+        slopes = (-L, L) if slopes is None and L is not None else slopes
+        slopes = None if slopes is None else (float(slopes[0]), float(slopes[1]))
+        if slopes is None:
+            warnings.warn(
+                f"activation {self.name!r} has neither lipschitz nor slope_range, so no model with "
+                "it can be certified; give one (pyidl.testing.check_activation measures it)",
+                WellPosednessWarning,
+                stacklevel=3,
+            )
+        elif L is None:
+            L = _steepest(slopes)
         object.__setattr__(self, "lipschitz", L)
         object.__setattr__(self, "slope_range", slopes)
         object.__setattr__(self, "kinks", tuple(sorted(float(kink) for kink in self.kinks)))
+        for holds, what in self._agreements():
+            demand(holds, what)
+        if self.divides and self.scalar_solve is None:
+            object.__setattr__(self, "scalar_solve", functools.partial(_divide, self.phi))
+
+    def _agreements(self) -> Iterator[tuple[bool, str]]:
+        """What the declarations say of each other, and what is wrong where they do not.
+
+        A homogeneous phi has one slope on either side of 0. One that *divides* is the
+        nearest point of an interval: ``x = phi(r / (1 - d))`` for all d < 1 means that
+        all points behind y, seen from phi(y), have the image phi(y).
+        """
+        L, slopes, kinks = self.lipschitz, self.slope_range, self.kinks
+        given = f"slope_range is {slopes}"
+        yield (
+            not self.homogeneous or not any(kinks),
+            f"kinks are {kinks}, but a homogeneous phi is a line on either side of 0; leave out "
+            "all but 0, or homogeneous",
+        )
+        if slopes is None:
+            return
+        steepest = _steepest(slopes)
+        yield (
+            steepest == L,
+            f"lipschitz is {L} and {given}, so that the slopes reach {steepest}; leave out "
+            "lipschitz, or correct one of the two",
+        )
+        bent = self.curvature is None or not (
+            self.curvature == 0 or self.homogeneous or self.divides
+        )
+        yield (
+            bent or bool(kinks) or slopes[0] == slopes[1],
+            f"{given}, but a phi of straight pieces without kinks has one slope; name its kinks, "
+            "or leave out curvature",
+        )
+        yield (
+            not self.divides or (slopes[1] == 1 and (slopes[0] <= 0 or slopes[0] == 1)),
+            f"{given}, but a phi that divides is the nearest point of an interval, with the slopes "
+            "0 and 1; leave out divides, and give scalar_solve if there is one",
+        )
+        yield (
+            self.resolvent is None or (slopes[0] >= 0 and slopes[1] <= 1),
+            f"{given}, but phi is a proximal map, and has a resolvent, only where its slopes lie "
+            "in [0, 1]; leave out resolvent, or correct slope_range",
+        )
 
     def __call__(self, z: Any, out: Any = None) -> Any:
         """``phi(z)``, into `out` if given."""
@@ -207,6 +254,10 @@ class Activation:
     def row_lipschitz(self, n: int) -> list[float] | None:
         """Lipschitz constant of each of n components, or None if unknown."""
         return None if self.lipschitz is None else [self.lipschitz] * n
+
+
+def _steepest(slopes: tuple[float, float]) -> float:
+    return max(-slopes[0], slopes[1])
 
 
 def _finite(several: Any) -> bool:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -202,11 +203,14 @@ def layer_norm(eps: float = 1.0) -> VectorActivation:
 
 @functools.cache
 def _layer_norm_of(eps: float) -> VectorActivation:
+    L = 1.0 / math.sqrt(eps)
+    while Fraction(L) ** 2 * Fraction(eps) < 1:  # rounded up
+        L = math.nextafter(L, math.inf)
     return VectorActivation(
         f"layer_norm({eps!r})",
         functools.partial(_layer_norm, eps=eps),
         functools.partial(_layer_norm_vjp, eps=eps),
-        lipschitz=1.0 / math.sqrt(eps),
+        lipschitz=L,
     )
 
 

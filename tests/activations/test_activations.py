@@ -6,6 +6,7 @@ Derivative, slopes, homogeneity, scalar fixed point, in-place form.
 import copy
 import math
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pyidl.activations import Activation, Blocks, leaky_relu, named
 from pyidl.arrays.backend import from_host
 from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.testing import check_activation
+from pyidl.wellposed import InfNorm, PerronFrobenius, SpectralNorm
 
 ALL = [*activations.builtin.BUILT_IN.values(), leaky_relu(), leaky_relu(0.5)]
 MIXED = Blocks((activations.relu, 2), (activations.gelu, 1), (activations.sin, 3))
@@ -174,6 +176,7 @@ def test_bad_arguments_are_refused():
         {"lipschitz": -1.0},
         {"slope_range": (1.0, 0.0)},
         {"slope_range": (0.0, np.nan)},
+        {"slope_range": (0.0, 0.0)},
         {"lipschitz": 1.0, "curvature": -1.0},
         {"lipschitz": 1.0, "curvature": np.nan},
         {"lipschitz": 1.0, "curvature": 1.0, "kinks": (np.inf,)},
@@ -194,3 +197,42 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(InputError, match="pairs"):
             Blocks(*blocks)
+
+
+def identity(u, alpha):
+    return u
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"lipschitz": 0.5, "slope_range": (0, 2)}, r"lipschitz is 0\.5 and .* reach 2\.0"),
+        ({"lipschitz": 0.5, "slope_range": (-2, 0)}, r"lipschitz is 0\.5 and .* reach 2\.0"),
+        ({"lipschitz": 3.0, "slope_range": (0, 2)}, r"lipschitz is 3\.0 and .* reach 2\.0"),
+        ({"slope_range": (0, 1), "curvature": 0.0}, "name its kinks"),
+        ({"lipschitz": 1.0, "curvature": 0.0}, "name its kinks"),
+        ({"slope_range": (0, 1), "curvature": 1.0, "homogeneous": True}, "name its kinks"),
+        ({"slope_range": (0, 1), "curvature": 1.0, "divides": True}, "name its kinks"),
+        ({"lipschitz": 1.0, "homogeneous": True, "kinks": (0, 1)}, "all but 0, or homogeneous"),
+        ({"slope_range": (0, 2), "divides": True}, "with the slopes 0 and 1"),
+        ({"slope_range": (0, 0.5), "divides": True}, "with the slopes 0 and 1"),
+        ({"slope_range": (0.5, 1), "divides": True}, "with the slopes 0 and 1"),
+        ({"slope_range": (0, 2), "resolvent": identity}, r"slopes lie in \[0, 1\]"),
+        ({"slope_range": (-1, 1), "resolvent": identity}, r"slopes lie in \[0, 1\]"),
+        ({"lipschitz": 1.0, "resolvent": identity}, r"slopes lie in \[0, 1\]"),
+    ],
+)
+def test_declarations_that_contradict_each_other_are_refused(options, cause):
+    """A certificate would rest on both, and be false where one is."""
+    with pytest.raises(InputError, match=f"'a': .*{cause}"):
+        Activation("a", np.tanh, np.tanh, **options)
+
+
+def test_a_lipschitz_constant_in_float32_does_not_round_factors():
+    """Of float32, ``L |A|_2`` would be rounded to the nearest one, here downwards."""
+    L, A = np.float32(0.7), np.array([[0.3]])
+    phi = Activation("a", np.tanh, np.tanh, lipschitz=L)
+    assert (type(phi.lipschitz), phi.lipschitz) == (float, float(L))
+    exact = Fraction(float(L)) * Fraction(0.3)
+    for condition in (InfNorm(), SpectralNorm(), PerronFrobenius()):
+        assert Fraction(condition.certificate({"A": A}, phi).contraction) >= exact

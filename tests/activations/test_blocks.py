@@ -5,6 +5,7 @@ Derivative, constants, their place in Blocks, models, solvers and files.
 
 import copy
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -163,6 +164,12 @@ def test_a_user_writes_phi_and_vjp():
     for eps in (0.0, -1.0, np.inf):
         with pytest.raises(InputError, match="eps of layer_norm"):
             layer_norm(eps)
+
+
+@given(st.floats(1e-300, 1e300))
+def test_the_lipschitz_constant_of_layer_norm_is_rounded_up(eps):
+    L = layer_norm(eps).lipschitz
+    assert 1 <= Fraction(L) ** 2 * Fraction(eps) <= 1 + Fraction(1e-15)
 
 
 def test_what_is_known_of_them():
