@@ -16,14 +16,17 @@ from typing import TypeVar
 
 import numpy as np
 
+from pyidl.activations import Activation
 from pyidl.arrays import backend
-from pyidl.certify.enclosure import up
 from pyidl.errors import InputError, expect
 from pyidl.layers.base import Layer
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.sequential import Sequential
-from pyidl.wellposed.bounds import entries
+from pyidl.typing import Params
+from pyidl.wellposed.blocknorms import gains
 from pyidl.wellposed.infnorm import InfNorm
+from pyidl.wellposed.perronfrobenius import PerronFrobenius, positive_scaling
+from pyidl.wellposed.triangular import StrictlyTriangular
 
 __all__ = ["rescale"]
 
@@ -35,16 +38,19 @@ def rescale(model: Model) -> Model:
 
     There is one where the Perron-Frobenius condition holds. Let phi be positively
     homogeneous, and let ``lambda_pf(diag(L) |A|) < 1``, where L_i are the Lipschitz
-    constants of phi (1 for ReLU, leaky ReLU, abs, identity). Then ``s = (I - diag(L)
-    |A|)^{-1} 1`` is at least 1 in every entry, and
+    constants of phi (1 for ReLU, leaky ReLU, abs, identity). Then there is an s > 0
+    with ``diag(L) |A| s <= c s``, c < 1, and
 
         A' = S^{-1} A S,   B' = S^{-1} B,   b' = S^{-1} b,
         C' = C S,          D' = D,          d' = d
 
     (of factors, ``L' = S^{-1} L``, ``R' = S R``) has the states ``x' = S^{-1} x`` and
-    the same outputs, for every input. Since ``L_i sum_j |A_ij| s_j = s_i - 1``,
-
-        max_i L_i sum_j |A'_ij| = max_i (s_i - 1) / s_i = 1 - 1 / max_i s_i < 1.
+    the same outputs, for every input. Its row sums ``L_i sum_j |A'_ij|`` are at most c.
+    They come near lambda_pf: 1 - c is 0.99 times the margin of the Perron-Frobenius
+    certificate. The last hundredth would cost a reducible A a far more uneven s, and so
+    states of very different sizes. For the same reason c is 1/2 where A has no cycles:
+    lambda_pf is then 0, which no s attains. The largest entry of s is the inverse of
+    its smallest.
 
     Zeros stay zeros, so that a pattern fits. The constraint of the model is kept,
     although another may now suit it.
@@ -63,7 +69,7 @@ def rescale(model: Model) -> Model:
     ------
     InputError
         If phi is not positively homogeneous, if lambda_pf is not below 1, or too near
-        to it for the dtype.
+        to it for the dtype, or if what is rescaled is too large for that.
 
     Examples
     --------
@@ -91,7 +97,7 @@ def rescale(model: Model) -> Model:
             f"constant; {phi.name} does not claim that. ReLU, leaky ReLU, abs and identity do; "
             "otherwise the Perron-Frobenius certificate holds without rescaling"
         )
-    lengths = _lengths(model, np.asarray(lipschitz))
+    lengths = _lengths(params, phi)
     s = backend.from_host(model.xp, lengths)
     wide = {key: backend.astype(model.xp, a, "float64") for key, a in params.items()}
     for key in wide.keys() & {"A", "L", "B"}:
@@ -102,13 +108,21 @@ def rescale(model: Model) -> Model:
         wide["R"] = wide["R"] * s[:, None]
     if "b" in wide:
         wide["b"] = wide["b"] / s
+    largest = max(float(model.xp.max(model.xp.abs(a))) for a in wide.values())
+    if not largest <= float(np.finfo(model.dtype).max):
+        raise InputError(
+            f"the s that makes row sums small has entries from {np.min(lengths):.3g} to "
+            f"{np.max(lengths):.3g}, and rescaled parameters of {largest:.3g} are too large for "
+            f"{model.dtype}; use model.astype('float64'), or project onto wellposed.InfNorm"
+        )
     twin = model.replace()
     twin.params = wide
-    if not InfNorm().certificate(twin.params, phi).proven:
+    found = InfNorm().certificate(twin.params, phi)
+    if not found.proven:
         raise InputError(
-            f"the largest rescaled row sum is 1 - 1 / max s = 1 - {1 / np.max(lengths):.3g}, which "
-            f"{model.dtype} does not tell from 1; use model.astype('float64'), or project onto a "
-            "smaller kappa first"
+            f"lambda_pf(|A|) is so near to 1 that rescaled row sums in {model.dtype} are not below "
+            f"it ({found.reason}); use model.astype('float64'), or project onto a smaller kappa "
+            "first"
         )
     return twin
 
@@ -120,27 +134,15 @@ def _rescaled(layer: Layer) -> Layer:
     return rescale(layer) if isinstance(layer, Sequential) else layer.replace()
 
 
-def _lengths(model: ImplicitModel, lipschitz: np.ndarray) -> np.ndarray:
-    """``s = (I - diag(L) |A|)^{-1} 1``, with the proof that lambda_pf < 1.
-
-    That is s > 0 with ``diag(L) |A| s < s``.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        size = lipschitz[:, None] * np.abs(entries(model.params)[0])
-    if not np.all(np.isfinite(size)):
+def _lengths(params: Params, phi: Activation) -> np.ndarray:
+    """The s of the head, of `pyidl.wellposed.perronfrobenius`."""
+    proof = PerronFrobenius().certificate(params, phi)
+    if not proof.proven:
         raise InputError(
-            f"{np.sum(~np.isfinite(size))} entries of |A| are too large for float64, so that its "
-            "lambda_pf is not below 1; project first, or use smaller factors"
-        )
-    try:
-        s: np.ndarray = np.linalg.solve(np.eye(len(size)) - size, np.ones(len(size)))
-    except np.linalg.LinAlgError:
-        s = np.full(len(size), -1.0)
-    if not (np.all(s > 0) and np.all(up(size @ s, len(s) + 2) < s)):
-        radius = float(np.max(np.abs(np.linalg.eigvals(size))))
-        raise InputError(
-            f"lambda_pf(|A|) is {radius:.6g}, with the Lipschitz constants of "
-            f"{model.activation.name} as factors; it must be below 1. Project first: "
+            f"{proof.reason}. Use smaller entries, or project first: "
             "model.params = wellposed.PerronFrobenius(0.99).project(model.params, model.activation)"
         )
-    return s
+    acyclic = StrictlyTriangular().certificate(params, phi).proven
+    goal = 0.5 if acyclic else 1.0 - 0.99 * proof.margin
+    s, _ = positive_scaling(gains(params, phi).matrix, goal)
+    return np.asarray(s / np.sqrt(np.max(s) * np.min(s)))
