@@ -1,6 +1,6 @@
-"""Matrices, an oracle and an activation for tests of constraints and certificates.
+"""Matrices, oracles and an activation for tests of constraints and certificates.
 
-The matrices are hard on conditions, the oracle is exact, the activation has several
+The matrices are hard on conditions, the oracles are exact, the activation has several
 components.
 """
 
@@ -84,6 +84,22 @@ def is_p_matrix(M):
         for size in range(1, n + 1)
         for rows in map(list, combinations(range(n), size))
     )
+
+
+def solve_exactly(K, z):
+    """Gauss in fractions; None where K is singular."""
+    n = len(z)
+    rows = [[*row, value] for row, value in zip(K, z)]
+    for j in range(n):
+        pivot = next((i for i in range(j, n) if rows[i][j] != 0), None)
+        if pivot is None:
+            return None
+        rows[j], rows[pivot] = rows[pivot], rows[j]
+        for i in range(n):
+            if i != j and rows[i][j] != 0:
+                factor = rows[i][j] / rows[j][j]
+                rows[i] = [a - factor * c for a, c in zip(rows[i], rows[j])]
+    return [rows[i][n] / rows[i][i] for i in range(n)]
 
 
 class SoftmaxInside(Activation):

@@ -31,6 +31,7 @@ from pyidl.arrays.backend import namespace, to_numpy
 from pyidl.errors import InputError
 from pyidl.typing import Array, Params
 from pyidl.wellposed.base import Constraint, lipschitz_rows, unproven
+from pyidl.wellposed.blocknorms import gains
 from pyidl.wellposed.bounds import EPS
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower, positive_solution
@@ -174,7 +175,8 @@ class BlockTriangular(Constraint):
         )
         norm, margin, M = self._error(to_numpy(A).astype(np.float64), activation, found)
         by = "Substitution" if worst.contraction == 0 else f"{worst.applies_to} within a block"
-        return Certificate(True, worst.contraction, norm, by, reason, margin, M)
+        constant = max(c.constant for c in found)
+        return Certificate(True, worst.contraction, norm, by, reason, margin, M, constant)
 
     def _error(
         self, A: np.ndarray, activation: Activation, found: list[Certificate]
@@ -184,8 +186,8 @@ class BlockTriangular(Constraint):
             return Norm(), 0.0, None
         pieces, lipschitz = self._pieces(), lipschitz_rows(activation, len(A))
         if all(c.comparison is not None or _plain(c) for c in found):
-            coupling = lipschitz[:, None] * np.abs(A)
-            M = lower(-coupling)
+            coupling = gains({"A": A}, activation).matrix
+            M = -coupling
             for piece, c in zip(pieces, found, strict=True):
                 own = c.comparison
                 if own is None:

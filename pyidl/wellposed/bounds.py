@@ -1,4 +1,6 @@
-"""What rounding may have changed in a matrix given by factors; float64, on the host.
+"""What rounding may have changed, above all in a matrix given by factors.
+
+In float64, on the host.
 
 ``fl(L R^T)`` differs from L R^T by at most ``gamma |L| |R|^T``, entry by entry, gamma =
 (k + 2) eps. Bounds of norms and eigenvalues: `pyidl.wellposed.eigenvalues`.
@@ -6,16 +8,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pyidl.arrays.backend import to_numpy
 from pyidl.typing import Params
 
-__all__ = ["EPS", "LARGEST", "absolute", "entries"]
+__all__ = ["EPS", "LARGEST", "absolute", "complement", "entries"]
 
 EPS = float(np.finfo(np.float64).eps)
 LARGEST = 2000
 """Largest n for which conditions that take n^3 operations are examined unasked."""
+
+
+def complement(c: float) -> float:
+    """``1 - c``, rounded down, for 0 <= c <= 1."""
+    m = 1.0 - c
+    return m if 1.0 - m >= c else math.nextafter(m, 0.0)  # 1 - m is exact
 
 
 def entries(params: Params) -> tuple[np.ndarray, np.ndarray | float]:

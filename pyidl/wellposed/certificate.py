@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -29,10 +30,12 @@ import numpy as np
 from pyidl.arrays.backend import is_array, to_numpy
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array
+from pyidl.wellposed.bounds import EPS, complement
 
 __all__ = ["Certificate", "Norm"]
 
-EPS = float(np.finfo(np.float64).eps)
+FEW = 4096
+"""So many steps are counted exactly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +86,9 @@ class Norm:
 class Certificate:
     """A statement about the equilibrium of a model, whatever its input.
 
-    `Constraint.certificate` and `ImplicitModel.certificate` return one. It is shown as
-    a sentence.
+    `Constraint.certificate` and `ImplicitModel.certificate` return one. Its numbers are
+    rounded to the side on which the statement stays true. It is shown as a sentence, in
+    which they are rounded to four digits.
 
     Parameters
     ----------
@@ -101,7 +105,8 @@ class Certificate:
     reason : str
         What the statement rests on or, where nothing is proven, why.
     margin : float
-        In ``|x - x*| <= |f(x) - x| / margin``; ``1 - contraction`` unless it is given.
+        In ``|x - x*| <= |f(x) - x| / margin``; ``1 - contraction``, rounded down,
+        unless it is given.
     comparison : numpy.ndarray, shape (n, n), optional
         M with ``M |x - x*| <= |f(x) - x|``, entry by entry, and a nonnegative inverse.
     constant : float
@@ -115,7 +120,7 @@ class Certificate:
     >>> reason = "||A||_inf = 0.5, relu is 1-Lipschitz"
     >>> c = Certificate(True, 0.5, Norm(), "Picard", reason)
     >>> c.steps(1e-6, first=1.0), float(c.error(1e-6))
-    (20, 2e-06)
+    (20, 2.0000000000000003e-06)
     """
 
     proven: bool
@@ -130,17 +135,18 @@ class Certificate:
 
     def __post_init__(self) -> None:
         if math.isnan(self.margin):
-            object.__setattr__(self, "margin", 1.0 - self.contraction if self.proven else 0.0)
+            object.__setattr__(self, "margin", complement(self.contraction) if self.proven else 0.0)
 
     def steps(self, tol: float, first: float) -> int:
         """Steps after which the residual is at most `tol`, if it is at first `first`.
 
-        The smallest k with ``constant contraction^k first <= tol``.
+        The smallest k with ``constant contraction^k first <= tol``; beyond 4096, what
+        logarithms may be wrong by is added.
 
         Parameters
         ----------
         tol, first : float
-            Residuals in `norm`.
+            Residuals in `norm`, the latter finite.
 
         Returns
         -------
@@ -152,10 +158,11 @@ class Certificate:
         InputError
             If a number is out of range, or none is proven.
         """
-        if not (is_real(tol) and tol > 0 and is_real(first) and first >= 0):
+        if not (is_real(tol) and tol > 0 and is_real(first) and 0 <= first < math.inf):
             raise InputError(
-                f"tol is {tol!r} and first {first!r}; steps needs tol > 0 and first >= 0"
+                f"tol is {tol!r} and first {first!r}; steps needs tol > 0 and a finite first >= 0"
             )
+        tol, first = float(tol), float(first)
         if first <= tol:
             return 0
         if not self.proven:
@@ -167,10 +174,16 @@ class Certificate:
             )
         if self.contraction == 0:
             return 1
-        return math.ceil(math.log(tol / (self.constant * first)) / math.log(self.contraction))
+        logs = [math.log(self.constant), math.log(first), -math.log(tol)]
+        gap = sum(logs) + 4 * EPS * sum(map(abs, logs))
+        k = math.ceil(gap / -math.log(self.contraction) * (1.0 + 4 * EPS))
+        factor, left = Fraction(self.contraction), Fraction(tol) / Fraction(self.constant)
+        while 1 < k <= FEW and factor ** (k - 1) * Fraction(first) <= left:
+            k -= 1
+        return k
 
     def error(self, residual: float | np.ndarray) -> float | np.ndarray:
-        """Bound of the distance to the fixed point, ``residual / margin``.
+        """Bound of the distance to the fixed point, ``residual / margin``, rounded up.
 
         Parameters
         ----------
@@ -180,11 +193,14 @@ class Certificate:
         Returns
         -------
         float or numpy.ndarray
-            In the same norm; ``inf`` if nothing is proven.
+            In the same norm, float64; ``inf`` if nothing is proven.
         """
-        if self.proven and self.margin > 0:
-            return residual / self.margin
-        return math.inf + 0.0 * residual
+        r = np.asarray(residual, dtype=np.float64)
+        if not (self.proven and self.margin > 0):
+            return np.full(r.shape, math.inf)[()]
+        with np.errstate(over="ignore"):
+            found: np.ndarray = np.where(r > 0, np.nextafter(r / self.margin, math.inf), r)[()]
+        return found
 
     def entrywise(self, residual: Array) -> np.ndarray:
         """Bounds of ``|x_i - x*_i|``, entry by entry, from the residual ``f(x) - x``.

@@ -57,7 +57,7 @@ from pyidl.wellposed.base import (
     weights_for,
 )
 from pyidl.wellposed.blocknorms import shrunk_rows
-from pyidl.wellposed.bounds import EPS, entries
+from pyidl.wellposed.bounds import EPS, complement, entries
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.comparison import lower
 from pyidl.wellposed.infnorm import factor_rounding, slabs
@@ -189,6 +189,8 @@ def measure_certificate(
         rounding = rounding / (1.0 if eta is None else eta)
     d = lipschitz * (a + rounding) + 4 * EPS * lipschitz * np.abs(a)
     o = lipschitz * (off + rounding) * (1.0 + 4 * (n + 4) * EPS)
+    low = lipschitz * (a - rounding) - 4 * EPS * lipschitz * np.abs(a)  # d, rounded down
+    least, gain = max(-float(np.min(low)), 0.0), float(np.max(np.maximum(d, -low) + o))
     mu = float(np.max(d + o + 2 * EPS * (np.abs(d) + o)))
     words = f"mu(A) = {mu:.4g}" + ("" if eta is None else " with weights")
     L = float(np.max(lipschitz))
@@ -196,23 +198,20 @@ def measure_certificate(
     words += f", {activation.name} has slopes in [0, {L:.4g}]"
     if not mu < 1:
         return unproven(f"{words}, and the measure is not below 1")
-    constant = 1.0
-    least = float(np.min(lipschitz * (a - rounding) - 4 * EPS * lipschitz * np.abs(a)))
-    margin = 1.0 - max(mu, 0.0)
+    margin = complement(max(mu, 0.0))
     if activation.scalar_solve is not None and L * float(np.max(a + rounding)) < 1:
         name, factor = "Jacobi", float(np.max(o / (1.0 - d))) * (1.0 + 8 * EPS)
         # |f(x) - x|_i lies between (1 - max(d_i, 0)) and (1 + max(-d_i, 0)) times the
         # change of x_i in a step of the splitting.
-        most = (1.0 + max(-float(np.min(d)), 0.0)) / (1.0 - max(float(np.max(d)), 0.0))
-        constant = most * (1.0 + 8 * EPS)
+        constant = (1.0 + least) / (1.0 - max(float(np.max(d)), 0.0)) * (1.0 + 8 * EPS)
     else:
-        share = 1.0 / (1.0 - min(least, 0.0))
-        name, factor = "Picard", (1.0 - share * margin) * (1.0 + 8 * EPS)
+        # 1 - a, rounded up: then a is one of those that all rows allow.
+        damping = min(least / (1.0 + least) * (1.0 + 4 * EPS), 1.0)
+        name = f"Picard(damping={damping!r})" if damping > 0 else "Picard"
+        factor = (damping + (1.0 - damping) * max(mu, 0.0)) * (1.0 + 8 * EPS)
         # Picard returns phi(y) = f(x) for the averaged x, whose residual f(f(x)) - f(x)
         # is at most that of x times the gain of f.
-        constant = max(1.0, float(np.max(np.abs(d) + o))) * (1.0 + 8 * EPS)
-        if share < 1:
-            name = f"Picard(damping={1.0 - share!r})"
+        constant = max(1.0, gain) * (1.0 + 8 * EPS)
     M = _comparison(params, lipschitz)
     norm = Norm(weights=eta)
     return Certificate(True, min(1.0, factor), norm, name, words, margin, M, constant)

@@ -166,8 +166,9 @@ class Monotone(Constraint):
         )
         if not (m > 0 and size < math.inf):
             return unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
-        root = math.sqrt(max(1.0 - 4.0 * m / (1.0 + size) / (1.0 + size), 0.0)) + 4 * EPS
-        margin = 2.0 * m / ((1.0 + size) * (1.0 + root)) * (1.0 - 8 * EPS)
+        # (1 + l)^2 - 4 m without cancellation; m <= l, so that l - m < 0 is rounding
+        root = math.hypot(1.0 - size, 2.0 * math.sqrt(max(size - m, 0.0)))
+        margin = 2.0 * m / (1.0 + size + root) * (1.0 - 8 * EPS)
         method, g, gap = f"ForwardBackward for x / {slope:.4g}", slope, size
         if slope <= 1 and top < 1:
             method, g = "ForwardBackward", 1.0

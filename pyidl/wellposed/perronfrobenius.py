@@ -61,8 +61,9 @@ def factor_of(B: np.ndarray, s: np.ndarray) -> float:
     """``max_i (B s)_i / s_i``, rounded up; ``inf`` unless s is positive and finite."""
     if not (np.all(s > 0) and np.all(np.isfinite(s))):
         return np.inf
+    underflow = len(s) * np.finfo(np.float64).smallest_subnormal if np.any(B) else 0.0
     with np.errstate(all="ignore"):
-        c = float(np.max((B @ s) / s)) * (1.0 + 2 * (len(s) + 4) * EPS)
+        c = float(np.max((B @ s + underflow) / s)) * (1.0 + 2 * (len(s) + 4) * EPS)
     return c if c == c else np.inf
 
 

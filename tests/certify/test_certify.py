@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from conditions import solve_exactly
 from helpers import host, moved, random_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,22 +31,6 @@ def model_of(A, B, b, activation=activations.relu, dtype="float64"):
 
 
 # ----------------------------------------------- exact oracle: ReLU in rational numbers
-
-
-def solve_exactly(K, z):
-    """Gauss in fractions; None where K is singular."""
-    n = len(z)
-    rows = [[*row, value] for row, value in zip(K, z)]
-    for j in range(n):
-        pivot = next((i for i in range(j, n) if rows[i][j] != 0), None)
-        if pivot is None:
-            return None
-        rows[j], rows[pivot] = rows[pivot], rows[j]
-        for i in range(n):
-            if i != j and rows[i][j] != 0:
-                factor = rows[i][j] / rows[j][j]
-                rows[i] = [a - factor * c for a, c in zip(rows[i], rows[j])]
-    return [rows[i][n] / rows[i][i] for i in range(n)]
 
 
 def relu_solutions(A, z):
@@ -176,8 +161,13 @@ def test_the_search_covers_what_it_should():
 
 
 LIES = {
-    "no kink": Activation(
-        "relu", activations.relu.phi, activations.relu.dphi, slope_range=(0.0, 1.0), curvature=0.0
+    "a kink elsewhere": Activation(
+        "relu",
+        activations.relu.phi,
+        activations.relu.dphi,
+        slope_range=(0.0, 1.0),
+        curvature=0.0,
+        kinks=(1e6,),
     ),
     "slopes": Activation(
         "relu", activations.relu.phi, activations.relu.dphi, slope_range=(0.4, 0.6)

@@ -31,7 +31,7 @@ def overflowing():
 
 
 def test_a_rescaling_of_what_overflows_is_refused():
-    with pytest.raises(InputError, match="best found shows inf. Use smaller entries"):
+    with pytest.raises(InputError, match=r"best found shows inf\. Use smaller entries"):
         certify.rescale(overflowing())
 
 
