@@ -4,6 +4,7 @@ The matrices are hard on conditions, the oracles are exact, the activation has s
 components.
 """
 
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -71,6 +72,24 @@ def hard_matrix(rng, n):
         # one eigenvalue, one vector
         A = 0.9 * np.eye(n) + np.diag(np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1)
     return A
+
+
+EXACT = np.vectorize(lambda number: Fraction(float(number)), otypes=[object])
+
+
+def cancelling(rng, size, kind="any", n=4):
+    """Factors with ``|L| |R|^T`` 1e6 times larger than A: ``P Q^T - (P + E)(Q + F)^T``."""
+    P, Q = rng.normal(size=(2, n, 2))
+    E, F = 1e-6 * rng.normal(size=(2, n, 2))
+    L, R = np.concatenate([P, P + E], axis=1), np.concatenate([Q, -Q - F], axis=1)
+    return {"L": size * L / np.abs(L @ R.T).sum(axis=1).max(), "R": R}
+
+
+def exactly(params):
+    """A in fractions."""
+    if "A" in params:
+        return EXACT(params["A"])
+    return EXACT(params["L"]) @ EXACT(params["R"]).T
 
 
 def is_p_matrix(M):

@@ -348,6 +348,9 @@ def test_the_best_weights_of_the_measure():
 twice = Activation(
     "twice", lambda z: 2 * np.tanh(z), lambda z: 2 - 2 * np.tanh(z) ** 2, slope_range=(0, 2)
 )
+thrice = Activation(
+    "thrice", lambda z: 3 * np.tanh(z), lambda z: 3 - 3 * np.tanh(z) ** 2, slope_range=(0, 3)
+)
 
 
 @pytest.mark.parametrize("phi", [activations.sigmoid, twice])
@@ -375,6 +378,10 @@ def test_monotone_names_the_solver_only_where_it_applies():
         "for x / 0.25"
         in Monotone().certificate({"A": 2 * np.eye(2)}, activations.sigmoid).applies_to
     )
+    # for slopes beyond 1 the solver's own L = 1 proves nothing
+    for low in (-2.0, 0.2):
+        steep = Monotone().certificate({"A": low * np.eye(2)}, thrice)
+        assert (steep.proven, steep.applies_to) == (True, "ForwardBackward for x / 3")
 
 
 @pytest.mark.parametrize(

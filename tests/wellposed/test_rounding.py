@@ -4,18 +4,19 @@ Factor, margin, comparison matrix, error bound, steps and constant, for A and fo
 that cancel massively; the oracle reckons with fractions.
 """
 
+import itertools
 import math
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from conditions import solve_exactly
+from conditions import EXACT, cancelling, exactly, solve_exactly
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyidl import activations
-from pyidl.activations import Activation
+from pyidl.activations import Activation, Blocks
 from pyidl.errors import InputError
 from pyidl.wellposed import (
     BlockTriangular,
@@ -25,13 +26,16 @@ from pyidl.wellposed import (
     PerronFrobenius,
     SpectralNorm,
     StrictlyTriangular,
+    infnorm,
 )
+from pyidl.wellposed.blocknorms import gains
 from pyidl.wellposed.certificate import FEW, Certificate, Norm
+from pyidl.wellposed.infnorm import absolute_row_sums
+from pyidl.wellposed.measure import parts
 from pyidl.wellposed.perronfrobenius import factor_of
 
 N = 4
 ETA = (0.3, 7.0, 1.0, 0.11)
-EXACT = np.vectorize(lambda number: Fraction(float(number)), otypes=[object])
 
 steep = Activation(
     "steep", lambda z: 1.3 * np.tanh(z), lambda z: 1.3 - 1.3 * np.tanh(z) ** 2, slope_range=(0, 1.3)
@@ -51,21 +55,6 @@ def full(rng, size, kind="any"):
     if kind == "blocks":
         A[2:, :2] = 0.0
     return {"A": size * A / np.abs(A).sum(axis=1).max()}
-
-
-def cancelling(rng, size, kind="any"):
-    """Factors with ``|L| |R|^T`` 1e6 times larger than A: ``P Q^T - (P + E)(Q + F)^T``."""
-    P, Q = rng.normal(size=(2, N, 2))
-    E, F = 1e-6 * rng.normal(size=(2, N, 2))
-    L, R = np.concatenate([P, P + E], axis=1), np.concatenate([Q, -Q - F], axis=1)
-    return {"L": size * L / np.abs(L @ R.T).sum(axis=1).max(), "R": R}
-
-
-def exactly(params):
-    """A in fractions."""
-    if "A" in params:
-        return EXACT(params["A"])
-    return EXACT(params["L"]) @ EXACT(params["R"]).T
 
 
 def terms(params, phi, eta):
@@ -277,3 +266,50 @@ def test_no_number_of_steps_without_numbers(tol, first):
     ):
         with pytest.raises(InputError, match="tol > 0 and a finite first >= 0"):
             certificate.steps(tol, first)
+
+
+@pytest.mark.parametrize(
+    "M",
+    [
+        [[1.0, -2.0, 0.0], [-2.0, 1.0, 0.0], [0.0, 0.0, 1.0]],  # M^{-1} 1 = (-1, -1, 1)
+        [[1.0, -3.0, 0.0], [-1.0, 1.0, 0.0], [0.0, -0.5, 1.0]],  # (-2, -1, 1/2)
+        [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]],
+        [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]],  # singular
+    ],
+)
+def test_what_is_no_m_matrix_bounds_no_entry(M):
+    """All that is left is the norm."""
+    c = Certificate(True, 0.5, Norm(), "Picard", "", comparison=np.array(M))
+    assert np.all(c.entrywise(np.array([[0.0, 0.0, 1.0]])) >= 2)
+
+
+@pytest.mark.parametrize("weights", [None, ETA])
+def test_rows_of_factors_in_pieces(monkeypatch, weights):
+    """Some rows at a time, each with its own place on the diagonal."""
+    params, eta = cancelling(np.random.default_rng(0), 0.5), None if weights is None else EXACT(ETA)
+    d, o = terms(params, activations.relu, eta)
+    for rows in (1, 2, 3, 4):
+        monkeypatch.setattr(infnorm, "CHUNK", rows * N)
+        diagonal, off = parts(params, None if weights is None else np.array(ETA))
+        np.testing.assert_allclose(diagonal, d.astype(float), atol=1e-8)
+        np.testing.assert_allclose(off, o.astype(float), rtol=1e-7)
+        sums = absolute_row_sums(params, np.ones(N))
+        np.testing.assert_allclose(sums, np.abs(exactly(params)).sum(axis=1).astype(float), 1e-7)
+
+
+blocks = Blocks((activations.softmax, 2), (activations.relu, 1), (activations.layer_norm(), 3))
+
+
+@given(seeds)
+def test_of_block_norms_of_factors(seed):
+    """``|A_IJ v| <= N_IJ |v|`` for the exact A and the v that it stretches most."""
+    rng = np.random.default_rng(seed)
+    params = cancelling(rng, 0.5, n=6)
+    A, found = exactly(params), gains(params, blocks)
+    L = EXACT(np.array(blocks.row_lipschitz(6))[found.starts])
+    for i, j in itertools.product(range(3), repeat=2):
+        rows, columns = (slice(s, s + k) for s, k in zip(found.starts[[i, j]], found.sizes[[i, j]]))
+        block = A[rows, columns]
+        v = EXACT(np.linalg.svd(block.astype(float))[2][0])
+        image = L[i] * (block @ v)
+        assert image @ image <= Fraction(found.matrix[i, j]) ** 2 * (v @ v)
