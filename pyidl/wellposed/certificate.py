@@ -88,7 +88,8 @@ class Certificate:
 
     `Constraint.certificate` and `ImplicitModel.certificate` return one. Its numbers are
     rounded to the side on which the statement stays true. It is shown as a sentence, in
-    which they are rounded to four digits.
+    which they are rounded to four digits. It speaks of the equation, not of a dtype: a
+    residual below the rounding of ``A x + z`` is promised by nobody.
 
     Parameters
     ----------

@@ -122,18 +122,30 @@ def test_of_the_matrix_measure(draw, seed, phi, weighted, kind):
     assert np.all(EXACT(c.comparison) <= M)
 
 
-@given(st.floats(-30, 1), st.sampled_from(PHIS))
-def test_of_the_euclidean_conditions(a, phi):
-    """For ``A = a I`` all numbers have a closed form."""
-    params, exact = {"A": a * np.eye(N)}, Fraction(phi.lipschitz) * Fraction(a)
+@given(st.floats(-30, 1), st.floats(-30, 1), st.sampled_from(PHIS))
+def test_of_the_euclidean_conditions(a, b, phi):
+    """For a diagonal A all numbers have a closed form."""
+    params, L = {"A": np.diag([a, b])}, Fraction(phi.lipschitz)
+    values = [Fraction(a), Fraction(b)]
+    largest = L * max(map(abs, values))
     c = SpectralNorm().certificate(params, phi)
     if c.proven:
-        assert Fraction(c.contraction) >= abs(exact)
-        assert Fraction(c.margin) <= 1 - abs(exact)
+        assert Fraction(c.contraction) >= largest
+        assert Fraction(c.margin) <= 1 - largest
     c = Monotone().certificate(params, phi)
-    if c.proven:
-        assert Fraction(c.margin) <= min(1 - exact, Fraction(1))
-        assert Fraction(c.constant) * Fraction(c.margin) >= 1 + abs(exact)
+    if not c.proven:
+        return
+    # the margin is the smaller root of t^2 - (1 + gap) t + m, and near it
+    m, gap = 1 - L * max(values), max(abs(1 - L * value) for value in values)
+    t = Fraction(c.margin)
+    assert t <= (1 + gap) / 2
+    assert t * t - (1 + gap) * t + m >= 0
+    t *= 1 + Fraction(1e-6)
+    assert t > (1 + gap) / 2 or t * t - (1 + gap) * t + m < 0
+    assert Fraction(c.constant) * Fraction(c.margin) >= 1 + largest
+    g = 1 if c.applies_to == "ForwardBackward" else L
+    m, gap = 1 - g * max(values), max(abs(1 - g * value) for value in values)
+    assert Fraction(c.contraction) ** 2 >= 1 - (m / gap) ** 2
 
 
 @pytest.mark.parametrize(
