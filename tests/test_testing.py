@@ -195,7 +195,7 @@ ACTIVATIONS = {
     "not piecewise linear": (
         np.tanh,
         lambda z: 1 - np.tanh(z) ** 2,
-        {"lipschitz": 1.0, "curvature": 0.0},
+        {"lipschitz": 1.0, "curvature": 0.0, "kinks": (100.0,)},
         "curvature of 0",
     ),
     "another dtype": (
