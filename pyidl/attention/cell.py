@@ -12,6 +12,10 @@ gradient g with respect to X changes by
     where L = g + P(L) R^T     (the adjoint equation),
 
 so that the gradients are ``G_R = X^T P(L)``, summed over samples, and ``G_Z = P(L)``.
+
+What a map may take from all keys and queries alike (`Attention.placed`) is taken from
+Z, before X R, which is small, is added: then X R is rounded by what it is, and not by
+what all tokens share.
 """
 
 from __future__ import annotations
@@ -73,7 +77,7 @@ class AttentionCell(Cell):
 
     def bind(self, u: Array) -> AttentionProblem:
         """The forward problem."""
-        return AttentionProblem(self, u)
+        return AttentionProblem(self, self.placed(u))
 
     def linearize(self, solution: Solution, u: Array, g: Array) -> AttentionAdjoint:
         """``L = g + P(L) R^T`` at the solution."""
@@ -88,7 +92,12 @@ class AttentionCell(Cell):
 
     def at(self, X: Any, Z: Any) -> Attended:
         """The attention map at the state X, with its derivatives."""
-        return self.attention.at(*parts(self.feed(X) + Z), self.mask)
+        return self.attention.at_placed(*_sums(self.feed(X), self.placed(Z)), self.mask)
+
+    def placed(self, Z: Any) -> tuple[Any, Any, Any]:
+        """K, Q and V of Z, where they round least."""
+        K, Q, V = parts(Z)
+        return *self.attention.placed(K, Q, self.mask), V
 
     def heard(self, X: Any) -> Any:
         """The outputs that a head hears.
@@ -118,18 +127,23 @@ class AttentionCell(Cell):
 
 
 class AttentionProblem(Problem):
-    """``X = att(X R + Z)`` for m samples; `past` tokens may be final already."""
+    """``X = att(X R + Z)`` for m samples; `past` tokens may be final already.
 
-    def __init__(self, cell: AttentionCell, Z: Array, past: Past | None = None) -> None:
-        super().__init__(cast(Array, parts(Z)[0]))
+    Z is given as K, Q and V, placed.
+    """
+
+    def __init__(
+        self, cell: AttentionCell, Z: tuple[Any, Any, Any], past: Past | None = None
+    ) -> None:
+        super().__init__(cast(Array, Z[2]))
         self.cell, self.Z, self.past = cell, Z, past
 
     def pre(self, x: Any, out: Any = None) -> Any:
         """``att(x R + Z)``; the map has no halves."""
-        return self._attend(self.cell.feed(x) + self.Z)
+        return self._attend(*_sums(self.cell.feed(x), self.Z))
 
-    def _attend(self, N: Any) -> Any:
-        of, (K, Q, V) = self.cell.attention, parts(N)
+    def _attend(self, K: Any, Q: Any, V: Any) -> Any:
+        of = self.cell.attention
         b, U = of.keys(K), of.values(V)
         if self.past is not None:
             b, U = self.past.with_token(b, U)
@@ -139,13 +153,14 @@ class AttentionProblem(Problem):
         """``f(0) = att(Z)`` needs no product."""
         if x0 is not None:
             return super().start(x0, out)
-        y = self._attend(self.Z)
+        y = self._attend(*self.Z)
         return y, y
 
     def take(self, rows: np.ndarray) -> AttentionProblem:
         """The same equation with some rows of Z."""
         past = None if self.past is None else Past(some(self.past.b, rows), some(self.past.U, rows))
-        return AttentionProblem(_of_rows(self.cell, rows), take_rows(self.xp, self.Z, rows), past)
+        K, Q, V = (take_rows(self.xp, a, rows) for a in self.Z)
+        return AttentionProblem(_of_rows(self.cell, rows), (K, Q, V), past)
 
 
 class AttentionAdjoint(Problem):
@@ -181,6 +196,12 @@ def parts(N: Any) -> tuple[Any, Any, Any]:
     """K, Q and V, side by side in the last axis."""
     h = N.shape[-1] // 3
     return N[..., :h], N[..., h : 2 * h], N[..., 2 * h :]
+
+
+def _sums(N: Any, Z: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """K, Q and V of ``N + Z``, Z in these parts."""
+    K, Q, V = (n + z for n, z in zip(parts(N), Z, strict=True))
+    return K, Q, V
 
 
 def _of_rows(cell: AttentionCell, rows: np.ndarray) -> AttentionCell:

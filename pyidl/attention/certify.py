@@ -166,9 +166,13 @@ def certify_attention(
     cell = AttentionCell(
         p["R"] if "R" in p else p["L"] @ p["M"], head.attention, Mask(head.causal, present)
     )
-    Z = np.stack([tokens @ S for S in p["S"]], axis=1)
+    Z, reach = (
+        np.stack([u @ S for S in weights], axis=1)
+        for u, weights in ((tokens, p["S"]), (np.abs(tokens), np.abs(p["S"])))
+    )
+    wrong = (tokens.shape[2] + 2) * EPS * reach
     certificate = head.certificate()
-    samples = [_examine(cell, Z, points, i, certificate) for i in range(m)]
+    samples = [_examine(cell, Z, wrong, points, i, certificate) for i in range(m)]
     found = _Found(*map(np.array, zip(*samples, strict=True)))
     return AttentionCertificate(found.radius > 0, points, *found)
 
@@ -187,22 +191,29 @@ NOTHING = _Found(error=math.inf, radius=0.0, factor=math.inf, local=math.inf, di
 
 
 def _examine(
-    whole: AttentionCell, Zs: np.ndarray, Xs: np.ndarray, i: int, certificate: Certificate
+    whole: AttentionCell,
+    Zs: np.ndarray,
+    wrong: np.ndarray,
+    Xs: np.ndarray,
+    i: int,
+    certificate: Certificate,
 ) -> _Found:
-    """The i-th sample: what its parameters, its input and the point X prove."""
-    Z, X = Zs[i : i + 1], Xs[i : i + 1]
+    """The i-th sample: what its parameters, its input and the point X prove.
+
+    Z may be wrong by so much, entry by entry.
+    """
+    Z, off, X = (a[i : i + 1] for a in (Zs, wrong, Xs))
     if not np.all(np.isfinite(X)):
         return NOTHING
     cell = replace(whole, mask=whole.mask.take(slice(i, i + 1)))
     at, heads = cell.at(X, Z), Feedback.of({"R": cell.R})
-    size = 1.0 + max(float(np.abs(np.asarray(a)).max()) for a in (at.K, at.Q, at.V))
-    up = 64 * EPS * (X.shape[2] + X.shape[3] + 8) * size**2
+    up = _rounded(cell, at, X, off)
     local = local_factor(cell, at, heads) * (1.0 + up)
     residual = float(np.abs(np.asarray(at.out) - X).max()) + up
     factor, alone = certificate.contraction, certificate.proven
     error = residual / certificate.margin if certificate.margin > 0 else math.inf
     if not alone:
-        box = input_factor(cell, Z, heads)
+        box = input_factor(cell, np.abs(Z) + off, heads)
         factor, alone = box.factor, box.factor < 1
         if alone and np.all(np.abs(X[0]).max(axis=(1, 2)) <= box.sizes):
             error = residual / (1.0 - factor)
@@ -218,6 +229,23 @@ def _examine(
     radius = math.inf if alone else radius
     error = error if radius > 0 else math.inf
     return _Found(error, radius, factor, local, _spectral_radius(cell, at))
+
+
+def _rounded(cell: AttentionCell, at: Attended, X: np.ndarray, off: np.ndarray) -> float:
+    """An allowance for the rounding of a step, and of what is derived from it.
+
+    Exponents are sums of products of features; where K and Q move by dK, they move by
+    2 dK / size of themselves.
+    """
+    a, b, K, Q = (np.abs(np.asarray(x)) for x in (at.mean.a, at.mean.b, at.K, at.Q))
+    exponents, size = float((a @ np.swapaxes(b, -1, -2)).max()), float(max(K.max(), Q.max()))
+    R = np.abs(np.asarray(cell.R))
+    fed = (R.shape[1] + 2) * EPS * replace(cell, R=R).feed(np.abs(X))
+    moved = float((off + fed).max())
+    some = 64 * EPS * (X.shape[2] + X.shape[3] + 8)
+    relative = some + 4.0 * moved / max(size, moved, np.finfo(np.float64).tiny)
+    value = 1.0 + float(np.abs(np.asarray(cell.attention.values(at.V))).max())
+    return float(some + 4.0 * moved + value * relative * exponents)
 
 
 def local_factor(cell: AttentionCell, at: Attended, heads: list[Feedback]) -> float:

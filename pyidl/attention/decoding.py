@@ -5,8 +5,9 @@ prefix of the fixed point. So a new token solves
 
     o = att(K, q, V),    K = [K_past; k],  V = [V_past; v],    [k q v] = o R + u S,
 
-an equation of H h numbers, and leaves its own key and value behind. What is kept of a
-token are the features of its key, and its value.
+an equation of H h numbers, and leaves its own key and value behind. Features of keys
+are formed anew for each token, as what is taken from all keys and queries alike
+(`Attention.placed`) depends on which there are.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 from pyidl.arrays.backend import namespace
 from pyidl.attention.cell import AttentionCell, AttentionProblem, Past, parts
+from pyidl.attention.weighted_mean import Mask
 from pyidl.equilibrium import solved
 from pyidl.solvers import Solver
 from pyidl.solvers.solution import OnFail
+from pyidl.typing import Array
 from pyidl.wellposed.certificate import Certificate
 
 __all__ = ["Cache", "advance", "begin"]
@@ -29,25 +32,27 @@ __all__ = ["Cache", "advance", "begin"]
 class Cache:
     """What a head remembers of m sequences.
 
-    Never changed, a step returns a longer one.
+    Never changed, a step returns a longer one. K and U hold keys, and values u(v), (m,
+    H, t, h).
     """
 
-    past: Past
+    K: Array
+    U: Array
 
     @property
     def length(self) -> int:
         """The number of tokens."""
-        return int(self.past.b.shape[2])
+        return int(self.K.shape[2])
 
     def __repr__(self) -> str:
-        return f"Cache({self.past.b.shape[0]} sequences of {self.length} tokens)"
+        return f"Cache({self.K.shape[0]} sequences of {self.length} tokens)"
 
 
 def begin(cell: AttentionCell, m: int) -> Cache:
     """The cache of m sequences without a token."""
     xp, (H, _, width) = namespace(cell.R), cell.R.shape
     empty = xp.zeros((m, H, 0, width // 3), dtype=cell.R.dtype)
-    return Cache(Past(cell.attention.keys(empty), cell.attention.values(empty)))
+    return Cache(empty, empty)
 
 
 def advance(
@@ -62,9 +67,11 @@ def advance(
 
     The output of one more token, (m, H, 1, h), of which Z, (m, H, 1, 3h), is ``u S``.
     """
-    problem = AttentionProblem(cell, Z, cache.past)
+    of, xp, (K, Q, V) = cell.attention, namespace(Z), parts(Z)
+    keys, Q = of.placed(xp.concat([cache.K, K], axis=2), Q, Mask())
+    past = Past(of.keys(keys[:, :, :-1, :]), cache.U)
+    problem = AttentionProblem(cell, (keys[:, :, -1:, :], Q, V), past)
     solution = solved(problem, solver, on_fail=on_fail, certificate=certificate)
     K, _, V = parts(cell.feed(solution.value) + Z)
-    return solution.value, Cache(
-        Past(*cache.past.with_token(cell.attention.keys(K), cell.attention.values(V)))
-    )
+    longer = zip((cache.K, cache.U), (K, of.values(V)), strict=True)
+    return solution.value, Cache(*(xp.concat(pair, axis=2) for pair in longer))

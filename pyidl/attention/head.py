@@ -387,7 +387,7 @@ class ImplicitAttentionHead(Layer):
         """
         expect("cache", cache, Cache, "give what start(m) or the last step returned")
         u = backend.as_real(u, name="u", xp=self.xp, dtype=self.dtype)
-        m = cache.past.b.shape[0]
+        m = cache.K.shape[0]
         if u.shape != (m, self.embed_dim):
             raise InputError(
                 f"u has shape {u.shape}; a step takes one token of each of {m} sequences, "

@@ -19,6 +19,14 @@ In all three Z is an inner product of features of a row, ``Z_ij = <a(q_i), b(k_j
     bounded softmax  a(x) = b(x) = sqrt(tau) phi(x)
     softmax          a(x) = b(x) = sqrt(tau) x
 
+**Rounding.** An inner product is wrong by some roundings of its largest term. For the
+softmax that is no more than a rounding of q or k would change it. A distance is more
+delicate: ``2 <q, k> - |q|^2 - |k|^2`` of keys close to q, far from 0, is a difference
+of large numbers. As the distance stays the same if one vector c is taken from q and k
+alike, the mean of the keys is, ``att(K, Q, V) = att(K - c, Q - c, V)``: as an identity
+in K and Q, so that derivatives with respect to them are equal as well, and nothing goes
+through c. What is still large then is multiplied in double precision (`placed`).
+
 So their derivatives are those of `pyidl.attention.weighted_mean`, and of a and u row by
 row: for a cotangent of the output, (gA, gB, gU) go to ``gQ = a'(q)^T gA``, ``gK =
 b'(k)^T gB``, ``gV = u'(v) gU``.
@@ -48,7 +56,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.arrays.backend import namespace
+from pyidl.arrays.backend import astype, namespace
 from pyidl.arrays.fusion import fused
 from pyidl.attention.feedback import UP, Feedback, combined, lambert, mu, own_key
 from pyidl.attention.weighted_mean import Average, Averaged, Mask, row_sums, some
@@ -72,6 +80,8 @@ __all__ = [
 UNMASKED = Mask()
 FAR = 1e9
 """From here on phi is 1 to the last digit, and FAR^2 is still a number in float32."""
+WIDE = 8.0
+"""Exponents up to this size may be formed in float32: they round near its tolerance."""
 ETA: float = 1.5 * 1.25**-2.5 * (1 + 8 * EPS)
 """``eta = max |phi''|``, ``phi'' = -3 s (1 + s^2)^(-5/2)``, attained at 1/2."""
 
@@ -101,6 +111,10 @@ class Attention(Setting, ABC):
     the methods that are abstract here; those about `Feedback` are all that certificates
     ask of it.
     """
+
+    def placed(self, K: Any, Q: Any, mask: Mask) -> tuple[Any, Any]:
+        """K and Q with the same exponents, or the same weights, that round less."""
+        return K, Q
 
     @abstractmethod
     def features(self, x: Any) -> Any:
@@ -143,10 +157,15 @@ class Attention(Setting, ABC):
 
         There may be fewer queries than keys where nothing is masked.
         """
+        K, Q = self.placed(K, Q, mask)
         return self.average(Q.shape[-1], mask)(self.features(Q), self.keys(K), self.values(V))
 
     def at(self, K: Array, Q: Array, V: Array, mask: Mask = UNMASKED) -> Attended:
         """The map at a point, with its derivatives."""
+        return self.at_placed(*self.placed(K, Q, mask), V, mask)
+
+    def at_placed(self, K: Any, Q: Any, V: Any, mask: Mask) -> Attended:
+        """The same for K and Q that `placed` has returned."""
         mean = self.average(Q.shape[-1], mask).at(self.features(Q), self.keys(K), self.values(V))
         return Attended(self, K, Q, V, (self.slope(K), self.slope(Q), self.slopes(V)), mean)
 
@@ -230,6 +249,12 @@ class KernelAttention(Attention):
     feedback can be certified from the parameters. A query that sees no key, or none
     that is near, has the output 0.
 
+    Distances keep their digits where tokens share an offset or lie far apart: q and k
+    are measured from the mean of the keys and, in float32, multiplied in double
+    precision where exponents are still large. In float64 a spread of s bandwidths ``1 /
+    sqrt(g)`` rounds outputs by about ``2e-16 s^2``: from s = 300 on solves may end
+    STAGNATED, and without feedback through q and k nothing says so.
+
     Parameters
     ----------
     bandwidth : float, optional
@@ -268,6 +293,15 @@ class KernelAttention(Attention):
     def average(self, h: int, mask: Mask) -> Average:
         """With a null key; exponents are at most 0."""
         return Average(self.c, 0.0, mask, self.tile)
+
+    def placed(self, K: Any, Q: Any, mask: Mask) -> tuple[Any, Any]:
+        """Both less the mean of the keys; in float64 where exponents are large."""
+        xp, near = namespace(K), _centred(K, Q, mask)
+        if K.dtype == xp.float32:
+            size = float(xp.maximum(*(xp.max(xp.abs(x)) for x in near)))
+            if self.scale(K.shape[-1]) * K.shape[-1] * size**2 > WIDE:
+                return _centred(astype(xp, K, xp.float64), astype(xp, Q, xp.float64), mask)
+        return near
 
     def features(self, x: Any) -> Any:
         """``(sqrt(2g) x, -g |x|^2, 1)``."""
@@ -355,6 +389,18 @@ class KernelAttention(Attention):
         """``2g (q - k_t)`` and ``-2g sum_j w_j (q - k_j)^T away_j``."""
         g = 2.0 * self.scale(len(q))
         return g * (q - k[t]), -g * ((w[:, None] * (q - k)).T @ away)
+
+
+def _centred(K: Any, Q: Any, mask: Mask) -> tuple[Any, Any]:
+    """K and Q less the mean of the keys, of those that are there; 0 for the others."""
+    xp = namespace(K)
+    if mask.tokens is None:
+        centre = xp.sum(K / K.shape[2], axis=2, keepdims=True)  # so that no sum overflows
+        return K - centre, Q - centre
+    there = mask.tokens[:, None, :, None]
+    count = xp.sum(astype(xp, there, K.dtype), axis=2, keepdims=True)
+    centre = xp.sum(xp.where(there, K / xp.maximum(count, 1.0), 0.0), axis=2, keepdims=True)
+    return xp.where(there, K - centre, 0.0), xp.where(there, Q - centre, 0.0)
 
 
 @fused
@@ -610,7 +656,8 @@ class Attended:
     def jvp(self, dK: Any, dQ: Any, dV: Any) -> Any:
         """The derivative along (dK, dQ, dV)."""
         of, (k, q, v) = self.attention, self.slopes
-        return self.mean.jvp(of.push(self.Q, q, dQ), of.mirrored(of.push(self.K, k, dK)), v * dV)
+        da, db = of.push(self.Q, q, dQ), of.mirrored(of.push(self.K, k, dK))
+        return astype(namespace(dV), self.mean.jvp(da, db, v * dV), dV.dtype)
 
     def vjp(self, G: Any) -> tuple[Any, Any, Any]:
         """``(gK, gQ, gV)``.
@@ -619,7 +666,9 @@ class Attended:
         """
         of, (k, q, v) = self.attention, self.slopes
         ga, gb, gU = self.mean.vjp(G)
-        return of.pull(self.K, k, of.mirrored(gb)), of.pull(self.Q, q, ga), v * gU
+        both = of.pull(self.K, k, of.mirrored(gb)), of.pull(self.Q, q, ga)
+        gK, gQ = (astype(namespace(G), g, G.dtype) for g in both)
+        return gK, gQ, v * gU
 
     def take(self, rows: Any) -> Attended:
         """The same for some of the samples, numbered on the host or by a slice."""

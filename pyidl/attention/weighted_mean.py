@@ -215,15 +215,15 @@ class Average:
         U has a column of ones. E only if it is to be kept and has one tile.
         """
         xp, h, T = namespace(a, b, U), U.shape[-1] - 1, a.shape[2]
-        bottom = lowest(xp, a.dtype)
-        shift = xp.full((*a.shape[:-1], 1), bottom, dtype=a.dtype) if self.largest > SAFE else None
-        total = xp.zeros((*a.shape[:-1], h + 1), dtype=a.dtype)
+        shift: Any = None
+        if self.largest > SAFE:
+            shift = xp.full((*a.shape[:-1], 1), lowest(xp, U.dtype), dtype=U.dtype)
+        total = xp.zeros((*a.shape[:-1], h + 1), dtype=U.dtype)
         E: Any = None
         for first, keys in self.tiles(a, b):
             rows = (..., slice(first, None), slice(None))
-            Z, seen = a[rows] @ xp.matrix_transpose(b[..., keys, :]), self.mask.seen(xp, T, keys)
+            Z, seen = self._exponents(a, b, U, keys)
             if shift is not None:
-                Z = Z if seen is None else xp.where(seen, Z, bottom)
                 grown = xp.maximum(shift[rows], xp.max(Z, axis=-1, keepdims=True))
                 total[rows] *= xp.exp(shift[rows] - grown)
                 shift[rows] = grown
@@ -236,6 +236,20 @@ class Average:
             shift,
             E if keep and E is not None and E.shape[-2:] == (T, b.shape[2]) else None,
         )
+
+    def _exponents(self, a: Any, b: Any, U: Any, keys: slice) -> tuple[Any, Any]:
+        """``(Z, seen)`` for these keys.
+
+        In the dtype of the values; features may be wider.
+        """
+        xp = namespace(a, b, U)
+        seen = self.mask.seen(xp, a.shape[2], keys)
+        Z = a[..., self.mask.first(keys) :, :] @ xp.matrix_transpose(b[..., keys, :])
+        if Z.dtype != U.dtype:  # wider, and perhaps too large for that of the values
+            Z = astype(xp, xp.maximum(Z, lowest(xp, U.dtype)), U.dtype)
+        if seen is not None and self.largest > SAFE:
+            Z = xp.where(seen, Z, lowest(xp, Z.dtype))
+        return Z, seen
 
     def _exponentials(self, xp: Namespace, Z: Any, seen: Any, shift: Any) -> Any:
         """``exp(Z - shift)`` where seen, else 0; Z is overwritten."""
@@ -332,18 +346,13 @@ class Averaged:
 
     def _tiles(self) -> Iterator[tuple[int, slice, Any]]:
         """``(first query, keys, E)`` of every tile."""
-        xp, T = namespace(self.a), self.a.shape[2]
+        xp = namespace(self.a)
         if self.E is not None:
             yield 0, slice(0, self.b.shape[2]), self.E
             return
         for first, keys in self.average.tiles(self.a, self.b):
-            Z, seen = (
-                self.a[..., first:, :] @ xp.matrix_transpose(self.b[..., keys, :]),
-                self.average.mask.seen(xp, T, keys),
-            )
+            Z, seen = self.average._exponents(self.a, self.b, self.U, keys)
             shift = None if self.shift is None else self.shift[..., first:, :]
-            if shift is not None and seen is not None:
-                Z = xp.where(seen, Z, lowest(xp, Z.dtype))
             yield first, keys, self.average._exponentials(xp, Z, seen, shift)
 
 

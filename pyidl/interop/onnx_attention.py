@@ -8,6 +8,7 @@ The state is (m, H, T, h), and so is what a head hears, or (m, 1, T, H h) with
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def _attention(graph: Graph, head: ImplicitAttentionHead, u: Flow, options: Opti
     R = graph.constant(params["R"] if "R" in params else params["L"] @ params["M"])
     tokens, S = graph.op("Unsqueeze", u.name, graph.integers(1)), graph.constant(params["S"])
     Z = graph.op("MatMul", tokens, S)
+    if isinstance(head.attention, KernelAttention):
+        Z = _placed(graph, Z, head.head_dim)
     seen = _seen(graph, head.causal, u.name, options.lengths)
 
     def att(inner: Graph, N: str) -> str:
@@ -61,6 +64,14 @@ def _attention(graph: Graph, head: ImplicitAttentionHead, u: Flow, options: Opti
     rows = graph.op("Transpose", X, perm=(0, 2, 1, 3))
     Y = graph.op("Reshape", rows, graph.integers(0, 0, -1))
     return u.to(Y, head._widths()[1]).after(graph, head, excess)
+
+
+def _placed(graph: Graph, Z: str, h: int) -> str:
+    """Z with the first key taken from keys and queries, which leaves their distances."""
+    K, Q, V = graph.split(Z, [h] * 3)
+    first = graph.op("Gather", K, graph.integers(0), axis=2)
+    K, Q = (graph.op("Sub", x, first) for x in (K, Q))
+    return graph.op("Concat", K, Q, V, axis=-1)
 
 
 Parts = tuple[str, str, str]
@@ -88,16 +99,20 @@ def _seen(graph: Graph, causal: bool, U: str, lengths: str) -> Seen:
 def _kernel(graph: Graph, of: KernelAttention, h: int, parts: Parts, seen: Seen) -> str:
     """``E phi(V)``, each row over ``c + sum_j E_ij``.
 
-    ``E_ij = exp(2g <q_i, k_j> - g |q_i|^2 - g |k_j|^2)``, its exponent at most 0.
+    ``E_ij = exp(2g <q_i, k_j> - g |q_i|^2 - g |k_j|^2)``, its exponent at most 0, a
+    difference that is formed in float64.
     """
     (K, Q, V), op, number = parts, graph.op, graph.constant
-    g, axis = of.scale(h), graph.integers(-1)
+    g, axis, wide = of.scale(h), graph.integers(-1), replace(graph, dtype=np.dtype(np.float64))
+    zero = wide.constant(0.0)
+    Q, K = (op("CastLike", x, zero) for x in (Q, K))
     q, k = (
-        op("Mul", op("ReduceSum", op("Mul", x, x), axis, keepdims=True), number(g)) for x in (Q, K)
+        op("Mul", op("ReduceSum", op("Mul", x, x), axis, keepdims=True), wide.constant(g))
+        for x in (Q, K)
     )
-    Z = op("Sub", graph.products(op("Mul", Q, number(2 * g)), K), q)
+    Z = op("Sub", wide.products(op("Mul", Q, wide.constant(2 * g)), K), q)
     Z = op("Sub", Z, op("Transpose", k, perm=(0, 1, 3, 2)))
-    E = op("Exp", op("Min", Z, number(0.0)))
+    E = op("Exp", op("CastLike", op("Min", Z, zero), number(0.0)))
     E = op("Where", seen[0], E, number(0.0)) if seen[0] else E
     total = op("MatMul", E, _phi(graph, V))
     return op("Div", total, op("Add", op("ReduceSum", E, axis, keepdims=True), number(of.c)))

@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax
-from pyidl.attention.cell import AttentionCell, AttentionProblem, Past, parts
+from pyidl.attention.cell import AttentionCell, AttentionProblem, parts
 from pyidl.attention.decoding import Cache
 from pyidl.attention.fourblocks import from_four_blocks, pull_four_blocks
 from pyidl.attention.weighted_mean import Mask
@@ -162,7 +162,7 @@ def decoding(alternate):
             whole[n] = time.perf_counter() - start
             N = N + cell.feed(X)  # beyond, any numbers of that size will do
         K, _, V = parts(N)
-        cache = Cache(Past(cell.attention.keys(K), cell.attention.values(V)))
+        cache = Cache(K, cell.attention.values(V))
         if n in (128, 256):
             apart = np.abs(head.step(U[:, n], cache)[0] - head.predict(U[:, : n + 1])[:, -1]).max()
             assert apart < 1e-5, apart

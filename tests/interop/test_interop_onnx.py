@@ -193,6 +193,21 @@ def test_sequences(name, dtype):
     assert np.abs(Y - layer.predict(U)).max() > 1e-3 or T == 1, "lengths matter"
 
 
+@pytest.mark.parametrize("size", [10.0, 100.0])
+@pytest.mark.parametrize("kind", ["offset", "spread"])
+def test_keys_far_from_zero(kind, size):
+    """Distances of a kernel do not cancel in float32, in the graph neither."""
+    layer = head()("float32")
+    S = np.array(layer.params["S"])
+    S[..., 4:8] = S[..., :4]  # q and k alike, so that tokens are near some
+    layer.params = {**layer.params, "S": S}
+    U = normal((3, 6, 3), "float32", seed=1)
+    U = U + np.float32(size) if kind == "offset" else U * np.float32(size)
+    Y, converged = run(session(export(layer)), U)
+    assert converged.all()
+    assert_near(Y, layer.predict(U))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_tokens(dtype):
     layer = chain(dtype)
