@@ -40,6 +40,7 @@ __all__ = [
     "check_dtype",
     "check_width",
     "check_widths",
+    "missing_axis",
 ]
 
 
@@ -707,6 +708,23 @@ def check_width(name: str, value: Any) -> int:
     if not (is_whole(value) and value >= 1):
         raise InputError(f"{name} is {value!r}; it must be a positive integer")
     return int(value)
+
+
+def missing_axis(U: Any, ndim: int, width: int, what: str) -> str:
+    """For the end of a message: how an input that lacks an axis gets it, if that helps.
+
+    Examples
+    --------
+    >>> missing_axis(np.ones((7, 3)), 3, 3, "sequence")
+    '; for one sequence use U[None, :, :]'
+    >>> missing_axis(np.ones((4, 7)), 3, 1, "sequence")
+    '; for one number a step use U[:, :, None]'
+    """
+    if U.ndim != ndim - 1 or U.size == 0 or width not in (1, U.shape[-1]):
+        return ""
+    if width == U.shape[-1]:
+        return f"; for one {what} use U[None{', :' * U.ndim}]"
+    return f"; for one number a {'step' if ndim == 3 else what} use U[{':, ' * U.ndim}None]"
 
 
 def check_widths(layer: Layer, *names: str) -> None:

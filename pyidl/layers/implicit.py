@@ -27,7 +27,7 @@ from pyidl.cells import AffineCell
 from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Layer, Pullback, check_widths
+from pyidl.layers.base import Call, Layer, Pullback, check_widths, missing_axis
 from pyidl.layers.parameter_space import Implicit, ParameterSpace
 from pyidl.matrices import sparse
 from pyidl.matrices.base import Matrix
@@ -202,11 +202,10 @@ class ImplicitModel(Implicit):
 
     def _check(self, U: Any) -> None:
         if U.ndim != 2 or U.shape[1] != self.input_dim:
-            one = "; for one sample use U[None, :]"
-            many = ", one sample a row; reshape it first"
+            hint = missing_axis(U, 2, self.input_dim, "sample")
             raise InputError(
-                f"U has shape {U.shape}; "
-                f"ImplicitModel takes (m, {self.input_dim}){one if U.ndim == 1 else many}"
+                f"U has shape {U.shape}; ImplicitModel takes (m, {self.input_dim}), "
+                f"one sample a row{hint or '; reshape it first'}"
             )
         if U.shape[0] == 0:
             raise InputError("U has no rows; at least one sample is needed")

@@ -99,11 +99,11 @@ class Bidirectional(Composite):
         return needs or also, None if one is None or other is None else one + other
 
     def _check(self, U: Any) -> None:
+        self.ahead._check(U)  # a recurrent layer says more of what is wrong
         if U.ndim != 3:
             raise InputError(
                 f"U has shape {U.shape}; Bidirectional takes sequences, (m, T, input_dim)"
             )
-        self.ahead._check(U)
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, BidirectionalPullback]:
         line = Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line

@@ -30,7 +30,7 @@ from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import DEFAULT_ADJOINT
 from pyidl.errors import InputError, expect_flags
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Layer, Pullback, check_width, check_widths
+from pyidl.layers.base import Call, Layer, Pullback, check_width, check_widths, missing_axis
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.parameter_space import Implicit, ParameterSpace
 from pyidl.layers.timeline import Timeline
@@ -272,7 +272,7 @@ class ImplicitRNN(Implicit):
 
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.input_dim or U.size == 0:
-            hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
+            hint = missing_axis(U, 3, self.input_dim, "sequence")
             raise InputError(
                 f"U has shape {U.shape}; ImplicitRNN takes sequences, "
                 f"(m, T, {self.input_dim}) with m, T >= 1{hint}"
