@@ -28,7 +28,7 @@ from pyidl.attention.weighted_mean import Mask
 from pyidl.attention.wellposed import AttentionBall, attention_certificate
 from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags
-from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width
+from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width, missing_axis
 from pyidl.layers.timeline import Timeline
 from pyidl.layers.tolerance import solvers_at
 from pyidl.solvers import Solution, Solver
@@ -217,7 +217,7 @@ class ImplicitAttentionHead(Layer):
 
     def _check(self, U: Any) -> None:
         if U.ndim != 3 or U.shape[2] != self.embed_dim or U.size == 0:
-            hint = "; for one sequence use U[None, :, :]" if U.ndim == 2 else ""
+            hint = missing_axis(U, 3, self.embed_dim, "sequence")
             raise InputError(
                 f"U has shape {U.shape}; ImplicitAttentionHead takes tokens, "
                 f"(m, T, {self.embed_dim}) with m, T >= 1{hint}"

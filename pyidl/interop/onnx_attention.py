@@ -67,7 +67,7 @@ def _attention(graph: Graph, head: ImplicitAttentionHead, u: Flow, options: Opti
 
 
 def _placed(graph: Graph, Z: str, h: int) -> str:
-    """Z with the first key taken from keys and queries, which leaves their distances."""
+    """Z with the first key taken from keys and queries: distances stay."""
     K, Q, V = graph.split(Z, [h] * 3)
     first = graph.op("Gather", K, graph.integers(0), axis=2)
     K, Q = (graph.op("Sub", x, first) for x in (K, Q))
