@@ -227,7 +227,6 @@ def _examine(
             if near <= far:
                 error, radius = min(error, near), max(radius, far)
     radius = math.inf if alone else radius
-    error = error if radius > 0 else math.inf
     return _Found(error, radius, factor, local, _spectral_radius(cell, at))
 
 
