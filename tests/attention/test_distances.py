@@ -20,6 +20,7 @@ from pyidl.arrays.backend import from_host
 from pyidl.attention.fourblocks import to_four_blocks
 from pyidl.attention.maps import Mask
 from pyidl.errors import ConvergenceError
+from pyidl.wellposed import Unconstrained
 
 T, E, H = 12, 6, 2
 TOL = {"float32": 1e-6, "float64": 1e-12}
@@ -216,6 +217,17 @@ def test_certificates_at_the_solution_know_of_rounding(offset, centred):
             assert found.proven.all()
             assert np.all(off <= found.error)
             assert np.all(found.error < 1e-7 * max(1.0, offset / 1e4))
+
+
+def test_the_box_of_an_input_knows_of_rounding():
+    """Keys and values of 1 and -1 that float64 cannot see beside what cancels."""
+    layer = ImplicitAttentionHead(
+        3, 1, attention=Softmax(tau=1.0), constraint=Unconstrained(), dtype="float64", rng=0
+    )
+    layer.params = {"R": np.array([[[0.0, 0.9, 0.0]]]), "S": np.ones((1, 3, 3))}
+    U = np.array([[[1.0, 1e17, -1e17], [-1.0, 1e17, -1e17]]])
+    assert np.abs(layer._inject(U)).max() < 0.5
+    assert certify_attention(layer, U).factor[0] >= 0.9
 
 
 @pytest.mark.parametrize("attention", [Softmax(), BoundedSoftmax()], ids=repr)
