@@ -422,6 +422,27 @@ def test_inputs_are_checked():
         build("softmax, full").start(1)
 
 
+@pytest.mark.parametrize(
+    ("width", "shape", "index"),
+    [
+        (E, (T, E), "[None, :, :]"),
+        (1, (M, T), "[:, :, None]"),
+        (1, (T, 1), "[None, :, :]"),
+        (E, (M, T), ""),
+        (1, (0, T), ""),
+        (E, (E,), ""),
+    ],
+)
+def test_a_hint_is_given_where_it_works(width, shape, index):
+    layer, U = ImplicitAttentionHead(width, 2, block_size=T, rng=0), np.ones(shape, "float32")
+    with pytest.raises(InputError, match="takes tokens") as refused:
+        layer(U)
+    _, use, found = str(refused.value).partition(" use U")
+    assert (bool(use), found) == (bool(index), index)
+    if index:
+        layer(eval(f"U{index}"))
+
+
 def test_a_longer_context_is_certified_anew():
     head = build("kernel")
     head.params = head.project({key: 10 * a for key, a in head.params.items()})
