@@ -13,14 +13,15 @@ may hold (`offered`); nothing in a file is ever executed.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import inspect
 import json
 import os
 import secrets
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -371,33 +372,64 @@ def write_npz(
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when it is complete.
 
-    Until then, and after an error, what was there before stays.
+    Until then, and after an error, what was there before stays. A link stays too, and
+    leads to the new file. A device or a pipe cannot be replaced, and is written to.
 
-    A link stays too, and leads to the new file. A device or a pipe cannot be replaced,
-    and is written to.
+    What a process that was killed has left of the same file is removed. A lock, which
+    ends with its process, says whether it still writes; where there are no locks (on
+    Windows, on some networks), nothing is removed.
     """
     if path.exists() and not path.is_file():
         with open(path, "wb") as file:
             yield file
         return
     path = path.resolve()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError), open(left, "r+b") as file:
+            if _lock(file, wait=False):
+                left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with _new_locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if os.name == "nt":  # where an open file cannot be renamed
+                file.close()
+            os.replace(temporary, path)  # while it is locked
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+@contextmanager
+def _new_locked(path: Path) -> Iterator[BinaryIO]:
+    """A new file that is locked, if there are locks."""
+    while True:
+        with open(path, "xb") as file:
+            _lock(file, wait=True)
+            if path.exists():  # another process may have removed it before it was locked
+                yield file
+                return
+
+
+def _lock(file: BinaryIO, wait: bool) -> bool:
+    """Whether this process now has the lock of a file, until it closes it or ends."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read ``(header, arrays)``, after checking that `write_npz` writes such files.
 
-    Members are stored, not compressed, so that a small file cannot unfold into a large
-    one; every one has a checksum.
+    Members are stored, or deflated as ``np.savez_compressed`` does, which unfolds a
+    file to 1,032 times its size at most; other compressions, which have no such bound,
+    are refused. Every member has a checksum, and no name stands there twice.
 
     Raises
     ------
@@ -409,17 +441,17 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with open(_path(path), "rb") as file:  # not True, which `open` takes for the standard output
         try:
             with zipfile.ZipFile(file) as archive:
-                arrays = {
-                    info.filename.removesuffix(".npy"): _member(archive, info)
+                arrays = _once(
+                    (info.filename.removesuffix(".npy"), _member(archive, info))
                     for info in archive.infolist()
-                }
+                )
         except Exception as error:
             raise FileFormatError(
                 f"{path} is not a complete .npz file ({error}); it is damaged, or was not written "
                 "by pyidl: save it again"
             ) from error
     try:
-        header = json.loads(arrays.pop("header").tobytes().decode())
+        header = json.loads(arrays.pop("header").tobytes().decode(), object_pairs_hook=_once)
         if header["format"] != FORMAT or not isinstance(header["version"], int):
             raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
     except Exception as error:
@@ -437,10 +469,22 @@ def read_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """One array; its checksum is verified when its last byte has been read."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise FileFormatError(f"member {info.filename!r} is compressed")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FileFormatError(
+            f"member {info.filename!r} is compressed by another method than deflation"
+        )
     with archive.open(info) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):
             raise FileFormatError(f"member {info.filename!r} has bytes after its array")
     return np.asarray(array)
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary; a name that stands twice is refused: nothing says which counts."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise FileFormatError(f"the name {name!r} stands there twice")
+        found[name] = value
+    return found

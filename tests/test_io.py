@@ -5,8 +5,13 @@ import io as stdio
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 import threading
+import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import array_api_strict
 import numpy as np
@@ -188,6 +193,87 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["m"]
 
 
+HALF = """
+import sys, pathlib
+from pyidl.io import replacing
+with replacing(pathlib.Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("ready", flush=True)
+    file.write(sys.stdin.readline().encode())
+"""
+
+
+@pytest.fixture
+def half_written(request):
+    """A function that starts a process which has written half of a file, and waits."""
+
+    def begin(path):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HALF, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        request.addfinalizer(process.communicate)
+        request.addfinalizer(process.kill)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    return begin
+
+
+@pytest.mark.parametrize("name", ["m.npz", "no ending", ".hidden", "[a-z]*?.npz"])
+def test_what_a_killed_process_has_left_is_removed(name, half_written, tmp_path):
+    path, model = tmp_path / name, MODELS["linear"]()
+    for _ in range(2):
+        process = half_written(path)
+        process.kill()
+        process.wait()
+    neighbour = half_written(tmp_path / f"{name}.2")  # whose file has another name
+    neighbour.kill()
+    neighbour.wait()
+    assert len(os.listdir(tmp_path)) == 2  # one of the first file, one of the neighbour
+    pyidl.save(path, model)
+    left = set(os.listdir(tmp_path)) - {name}
+    assert [other.startswith(f".{name}.2.") for other in left] == [True]
+    assert np.array_equal(pyidl.load(path).predict(U), model.predict(U))
+
+
+def test_what_a_living_process_writes_stays(half_written, tmp_path):
+    path = tmp_path / "m"
+    process = half_written(path)
+    pyidl.save(path, MODELS["linear"]())
+    assert len(os.listdir(tmp_path)) == 2
+    process.communicate("whole")
+    assert process.returncode == 0
+    assert path.read_bytes() == b"halfwhole"
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_many_save_at_once(tmp_path):
+    """Whoever ends last is what stays; nobody takes a file from another."""
+    models = [random_model(Linear, P, Q, seed=seed) for seed in range(8)]
+
+    def saves(model):
+        for _ in range(25):
+            pyidl.save(tmp_path / "m", model)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        list(pool.map(saves, models))
+    assert os.listdir(tmp_path) == ["m"]
+    back = pyidl.load(tmp_path / "m").params["W"]
+    assert sum(np.array_equal(back, model.params["W"]) for model in models) == 1
+
+
+def test_a_file_without_locks_is_saved(monkeypatch, tmp_path):
+    """As on Windows, and on networks that know no locks: then nothing is removed."""
+    (tmp_path / ".m.0123abcd.tmp").touch()
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    pyidl.save(tmp_path / "m", MODELS["linear"]())
+    assert sorted(os.listdir(tmp_path)) == [".m.0123abcd.tmp", "m"]
+
+
 def test_a_link_stays_and_leads_to_the_new_file(tmp_path):
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "m", tmp_path / "link"
@@ -227,7 +313,8 @@ def edited(good, change=None, arrays=None, header=None):
     """The bytes of a valid file after a change of its configuration or its arrays."""
     with np.load(stdio.BytesIO(good)) as file:
         members = {key: file[key] for key in file.files}
-    content = json.loads(members.pop("header").tobytes())
+    content = json.loads(_header(good))
+    del members["header"]
     if change:
         change(content)
     if arrays:
@@ -236,6 +323,11 @@ def edited(good, change=None, arrays=None, header=None):
     out = stdio.BytesIO()
     np.savez(out, header=np.frombuffer(text, np.uint8), **members)
     return out.getvalue()
+
+
+def _header(good):
+    with np.load(stdio.BytesIO(good)) as file:
+        return file["header"].tobytes()
 
 
 def config(**changes):
@@ -308,7 +400,12 @@ BAD_FILES = {
         good, arrays=lambda a: a.update({"params/b": np.array(["a"] * N)})
     ),
     "objects, which would need pickle": lambda good: _pickled(good),
-    "compressed": lambda good: _compressed(good),
+    "compressed by another method": lambda good: _zip(_members(good), zipfile.ZIP_LZMA),
+    "a parameter twice": lambda good: _twice(good, "params/b.npy"),
+    "a parameter twice, once without an ending": lambda good: _twice(good, "params/b"),
+    "the header twice": lambda good: _twice(good, "header.npy"),
+    "a name twice in the header": lambda good: edited(good, header=_doubled(good, "version")),
+    "an option twice": lambda good: edited(good, header=_doubled(good, "kappa")),
     "absurd shape": lambda good: _absurd(good),
     "trailing bytes in a member": lambda good: _trailing(good),
 }
@@ -338,8 +435,20 @@ def _pickled(good):
     return _zip({**_members(good), "params/b.npy": out.getvalue()})
 
 
-def _compressed(good):
-    return _zip(_members(good), zipfile.ZIP_DEFLATED)
+def _twice(good, name):
+    """The file with one of its arrays once more at its end, under this name."""
+    out = stdio.BytesIO(good)
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "a") as archive:
+        warnings.simplefilter("ignore")  # zipfile's, of the double name
+        archive.writestr(name, _members(good)[name.removesuffix(".npy") + ".npy"])
+    return out.getvalue()
+
+
+def _doubled(good, key):
+    """The text of the header, in which what this key says is said twice."""
+    header = _header(good).decode()
+    pair = re.search(rf'"{key}": [0-9.]+', header)[0]
+    return header.replace(pair, f"{pair}, {pair}").encode()
 
 
 def _absurd(good):
@@ -410,15 +519,40 @@ def test_every_truncation_is_noticed(good, tmp_path):
             pyidl.load(path)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_that_numpy_has_compressed_is_read(name, tmp_path):
+    """Models of every kind, and notes, a checkpoint's header, an array in columns."""
+    model, path = MODELS[name](), tmp_path / "m.npz"
+    pyidl.save(path, model, notes={"classes": ["cat", "dog"]})
+    _compress(path)
+    back = pyidl.load(path)
+    assert repr(back) == repr(model)
+    assert np.array_equal(back.predict(U), model.predict(U))
+    assert pyidl.load_notes(path) == {"classes": ["cat", "dog"]}
+    write_npz(path, {"a": np.asfortranarray(U), "b": np.zeros((500, 500))}, {"kind": "checkpoint"})
+    _compress(path)
+    header, arrays = read_npz(path)
+    assert header["kind"] == "checkpoint"
+    assert np.array_equal(arrays["a"], U)
+    assert not arrays["b"].any()
+
+
+def _compress(path):
+    with np.load(path) as file:
+        members = dict(file)
+    np.savez_compressed(path, **members)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
 @given(data=st.data())
-def test_flipped_bytes_never_do_harm(good, tmp_path, data):
+def test_flipped_bytes_never_do_harm(compressed, good, tmp_path, data):
     """Whatever is flipped: a clear error, or the model that was saved.
 
     With exactly its parameters.
     """
-    spoilt = bytearray(good)
+    spoilt = bytearray(_zip(_members(good), zipfile.ZIP_DEFLATED) if compressed else good)
     for _ in range(data.draw(st.integers(1, 4))):
-        spoilt[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
+        spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= data.draw(st.integers(1, 255))
     path = tmp_path / "m"
     path.write_bytes(bytes(spoilt))
     try:
