@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 
 from pyidl.arrays import backend
 from pyidl.arrays.backend import DTYPES, namespace
-from pyidl.errors import InputError, expect, is_whole
+from pyidl.errors import ConvergenceWarning, InputError, expect, is_whole
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution, check_on_fail
 from pyidl.typing import Array, Grads, Namespace, Params, Rng, Tol
@@ -67,6 +68,27 @@ class Call:
         h0 = None if self.h0 is None else self.h0[samples, ...]
         return dataclasses.replace(self, line=line, h0=h0)
 
+    def settled(self, Y: Any) -> Any:
+        """Y; if not all of it is finite, an error or a warning, as `on_fail` says.
+
+        Looked at where that is free: a GPU would be waited for, and there it shows in
+        the loss, or at the next door.
+        """
+        xp = namespace(Y)
+        looked = self.on_fail != "ignore" and backend.looks_are_free(xp)
+        if not looked or backend.all_finite(xp, Y):
+            return Y
+        count = np.sum(~np.isfinite(backend.to_numpy(Y)))
+        message = (
+            f"Y has {count} entries that are NaN or infinite, and U has none: something on the way "
+            f"is too large for {backend.real_dtype(Y)}; rescale the inputs, or project the "
+            "parameters"
+        )
+        if self.on_fail == "raise":
+            raise InputError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        return Y
+
 
 @dataclass(frozen=True, repr=False)
 class Pullback(ABC):
@@ -79,6 +101,8 @@ class Pullback(ABC):
     after the layer's parameters have been replaced. It keeps a copy of the inputs,
     unless they are frozen: read-only, and owners of their memory. So a caller may use
     its buffers again.
+
+    Gradients that overflow are infinite or NaN; an optimiser's step refuses them.
 
     Attributes
     ----------
@@ -304,14 +328,15 @@ class Layer(ABC):
         ------
         InputError
             If U has a wrong shape, no samples, or entries that are not finite real
-            numbers.
+            numbers; on the CPU also, if `on_fail` is "raise", if Y overflows.
         DeviceMismatchError
             If U lives elsewhere than the parameters.
         ConvergenceError
             If a solve fails and `on_fail` is "raise".
         """
         call = Call(None if rng is None else backend.as_generator(rng), on_fail)
-        return self._forward(backend.own(self._admit(U), U), call)
+        Y, pull = self._forward(backend.own(self._admit(U), U), call)
+        return call.settled(Y), pull
 
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""
@@ -349,10 +374,10 @@ class Layer(ABC):
         """Y alone, for an input that has been checked."""
         m = U.shape[0]
         if batch_size is None or check_width("batch_size", batch_size) >= m:
-            return self._output(U, call)
+            return call.settled(self._output(U, call))
         batches = (slice(i, min(i + batch_size, m)) for i in range(0, m, batch_size))
         parts = [self._output(U[batch, ...], call.of(batch)) for batch in batches]
-        return namespace(parts[0]).concat(parts)
+        return call.settled(namespace(parts[0]).concat(parts))
 
     # -------------------------------------------------------------- one token at a time
 
@@ -411,7 +436,8 @@ class Layer(ABC):
         cache
             For the next step.
         """
-        return self._forward(self._admit(u), Call(on_fail=on_fail))[0], cache
+        call = Call(on_fail=on_fail)
+        return call.settled(self._forward(self._admit(u), call)[0]), cache
 
     # ------------------------------------------------------------------- its parameters
 

@@ -177,10 +177,9 @@ class Composite(Layer):
         """
         U = backend.own(self._admit(U), U)
         line = self._line(U, lengths)
-        Y, pull = self._forward(
-            U, Call(None if rng is None else backend.as_generator(rng), on_fail, line)
-        )
-        return Y, dataclasses.replace(pull, lengths=lengths is not None)
+        call = Call(None if rng is None else backend.as_generator(rng), on_fail, line)
+        Y, pull = self._forward(U, call)
+        return call.settled(Y), dataclasses.replace(pull, lengths=lengths is not None)
 
     def predict(
         self,

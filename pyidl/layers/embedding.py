@@ -196,7 +196,7 @@ class PositionEmbedding(Layer):
                 f"the cache holds {cache} tokens, the table {self.block_size} positions; "
                 "start again from the last ones"
             )
-        return u + self.params["P"][cache, :], cache + 1
+        return Call(on_fail=on_fail).settled(u + self.params["P"][cache, :]), cache + 1
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, P, T = self.xp, self.params["P"], U.shape[1]

@@ -229,7 +229,8 @@ class ImplicitModel(Implicit):
             than the tolerance.
         """
         admitted = backend.own(self._admit(U), U)
-        return self._solve(admitted, self._admit_start(admitted, x0), on_fail)
+        Y, pull = self._solve(admitted, self._admit_start(admitted, x0), on_fail)
+        return Call(on_fail=on_fail).settled(Y), pull
 
     def equilibrium(
         self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False

@@ -74,7 +74,8 @@ class Residual(Sequential):
     ) -> tuple[Any, tuple[Any, ...]]:
         """``u + f(u)`` for one token."""
         f, cache = super().step(u, cache, on_fail=on_fail)
-        return backend.as_real(u, name="u", xp=namespace(f), dtype=backend.real_dtype(f)) + f, cache
+        u = backend.as_real(u, name="u", xp=namespace(f), dtype=backend.real_dtype(f))
+        return Call(on_fail=on_fail).settled(u + f), cache
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, ResidualPullback]:
         f, pull = super()._forward(U, call)

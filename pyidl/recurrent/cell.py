@@ -17,6 +17,7 @@ from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import solved
 from pyidl.errors import InputError
+from pyidl.layers.base import Call
 from pyidl.recurrent.bptt import Step
 from pyidl.solvers import Solver
 from pyidl.solvers.solution import OnFail
@@ -89,7 +90,8 @@ class ImplicitRNNCell:
         Raises
         ------
         InputError
-            If a shape does not fit, or an entry is not a finite real number.
+            If a shape does not fit, or an entry is not a finite real number; if y
+            overflows, as for every `Layer`.
         DeviceMismatchError
             If u or the state lives elsewhere than the parameters.
         ConvergenceError
@@ -110,7 +112,7 @@ class ImplicitRNNCell:
         start, proof = x0 if self.warm_start else None, lambda: self.certificate
         X = solved(problem, self.forward, start, on_fail=on_fail, certificate=proof).value
         h = step.after(X, u, h)
-        return step.read(h), RNNState(h, X)
+        return Call(on_fail=on_fail).settled(step.read(h)), RNNState(h, X)
 
     def stream(
         self,

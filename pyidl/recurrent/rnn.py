@@ -328,15 +328,16 @@ class ImplicitRNN(Implicit):
         ------
         InputError
             If a shape does not fit, a length is not in 1, ..., T, or an entry is not a
-            finite real number.
+            finite real number; if Y overflows, as for every `Layer`.
         DeviceMismatchError
             If U or h0 lives elsewhere than the parameters.
         ConvergenceError
             If a solve fails and `on_fail` is "raise"; it names the time step.
         """
         U = backend.own(self._admit(U), U)
-        Y, pull = self._forward(U, self._told(U, lengths, h0, on_fail))
-        return Y, replace(pull, given=(lengths is not None, h0 is not None))
+        call = self._told(U, lengths, h0, on_fail)
+        Y, pull = self._forward(U, call)
+        return call.settled(Y), replace(pull, given=(lengths is not None, h0 is not None))
 
     def predict(
         self,
