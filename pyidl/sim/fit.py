@@ -119,7 +119,10 @@ def fit(
         from the second time on (A, B) too.
     samples : int, optional
         Use so many samples, drawn by `rng`.
-    batch_size, at : optional
+    batch_size : int, optional
+        At most so many samples are at work at a time. By default as many as make 2^20
+        numbers (inputs, states and outputs), however large an array U is.
+    at : tuple of int, optional
         As for `iter_states`.
     scheduler : optional
         Solves blocks of rows as tasks of Dask: "threads", "processes", or a

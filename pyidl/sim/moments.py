@@ -24,11 +24,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pyidl.arrays.backend import as_real, is_array, namespace
 from pyidl.errors import InputError
 from pyidl.typing import Array
 
 __all__ = ["Moments"]
+
+_whatever_overflows = np.errstate(over="ignore", invalid="ignore")
+"""`RowProblem.of` looks at the sums, and refuses them by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,7 @@ class Moments:
     square: Array
 
     @classmethod
+    @_whatever_overflows
     def of(cls, inputs: Any, targets: Any) -> Moments:
         """The moments of one chunk.
 
@@ -101,6 +107,7 @@ class Moments:
         R, T = R - mean, T - target_mean
         return cls(R.shape[0], mean, target_mean, R.T @ R, T.T @ R, xp.sum(T * T, axis=0))
 
+    @_whatever_overflows
     def __add__(self, other: Moments) -> Moments:
         """The moments of both together.
 
@@ -132,6 +139,7 @@ class Moments:
             self.square + other.square + e * e * weight,
         )
 
+    @_whatever_overflows
     def uncentred(self) -> Moments:
         """The same sums about zero instead of the means, for a fit without intercept.
 

@@ -159,9 +159,8 @@ class RowProblem:
         xp, m = namespace(moments.G), moments.count
         if not all_finite(xp, moments.G, moments.H, moments.square):
             raise InputError(
-                "sums of products of inputs and targets are too large for float64, of which "
-                "eigenvalues "
-                "are not defined; divide the data by their size, which is above 1e150"
+                "sums of products of inputs and targets are too large for float64; divide the data "
+                "by their size, which is above 1e150"
             )
         G, H, square = moments.G / m, moments.H[rows, :] / m, moments.square[rows] / m
         r, k = H.shape

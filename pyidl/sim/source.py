@@ -18,11 +18,15 @@ from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
 from pyidl.errors import ConvergenceError, InputError, is_whole
 from pyidl.layers import ImplicitModel
+from pyidl.layers.base import check_width
 from pyidl.sim.moments import Moments
 from pyidl.sim.states import States, iter_states
 from pyidl.typing import Array
 
 __all__ = ["Shape", "Source"]
+
+ENTRIES = 2**20
+"""Numbers in a chunk, if nothing is said of its size: 8 MB, of which a fit makes 30."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Shape:
     q: int
     widths: tuple[int, ...]
     activation: Activation
+
+    @property
+    def rows(self) -> int:
+        """Samples in a chunk, which is not smaller than the sums that it adds to."""
+        return max(self.n + self.p, ENTRIES // (2 * self.n + self.p + self.q))
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Source:
         rng: np.random.Generator,
     ) -> Source:
         """From the arguments of `fit`; one sample is run to learn the shapes."""
+        if batch_size is not None:
+            check_width("batch_size", batch_size)
         if isinstance(network, States):
             if U is not None or at is not None:
                 raise InputError("states were given, with their inputs; leave out U and at")
@@ -85,12 +96,13 @@ class Source:
 
     def states(self) -> Iterable[Any]:
         """The states, in chunks; delayed ones for inputs of Dask."""
+        size = self.batch_size or self.shape.rows
         if isinstance(self.network, States):
             m = self.network.U.shape[0]
-            size = self.batch_size or m
             return (self.network.take(np.arange(i, min(i + size, m))) for i in range(0, m, size))
         U = iter(self.U) if isinstance(self.U, tuple) else self.U
-        return iter_states(self.network, U, self.batch_size, at=self.at)
+        own = hasattr(U, "__dask_graph__")
+        return iter_states(self.network, U, self.batch_size if own else size, at=self.at)
 
     def regenerated(self, model: ImplicitModel) -> Iterable[Any]:
         """The moments of every chunk, of the model's fixed points.

@@ -5,6 +5,7 @@ come.
 """
 
 import dataclasses
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -25,6 +26,7 @@ from pyidl import (
 )
 from pyidl.arrays.backend import from_host
 from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, WellPosednessWarning
+from pyidl.sim import source
 from pyidl.solvers.solution import Status
 from pyidl.wellposed import MatrixMeasure, PerronFrobenius, StrictlyTriangular, Unconstrained
 
@@ -336,6 +338,48 @@ def test_chunks_give_what_the_whole_gives(kind):
         assert_close(states.model.params[key], a, rtol=1e-5, atol=1e-7)
 
 
+WIDE = 50
+
+
+def stored(tmp_path):
+    """10,000 samples in a file, 4 MB."""
+    V = np.random.default_rng(5).normal(size=(10_000, WIDE))
+    np.save(tmp_path / "V.npy", V)
+    return np.load(tmp_path / "V.npy", mmap_mode="r")
+
+
+LARGE = {
+    "a file": lambda net, V: (net, V),
+    "an array": lambda net, V: (net, np.array(V)),
+    "a list of one chunk": lambda net, V: (net, [V]),
+    "states": lambda net, V: (sim.collect_states(net, V),),
+    "float32": lambda net, V: (net.astype("float32"), V.astype("float32")),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_array_is_cut_by_itself(kind, tmp_path, monkeypatch):
+    """The memory of a fit is that of a chunk, not of the data."""
+    V = stored(tmp_path)
+    net = Sequential(
+        Linear(WIDE, 6, rng=0, dtype="float64"),
+        activations.relu,
+        Linear(6, Q, rng=1, dtype="float64"),
+    )
+    given = LARGE[kind](net, V)
+    told = FREE(*given, penalty=sim.L1(0.01), batch_size=1000)
+    monkeypatch.setattr(source, "ENTRIES", 2**15)
+    tracemalloc.start()
+    try:
+        alone = FREE(*given, penalty=sim.L1(0.01))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < V.nbytes / 2
+    for key, a in told.model.params.items():
+        assert_close(alone.model.params[key], a, rtol=1e-5, atol=1e-7)
+
+
 def test_an_iterator_is_read_once():
     whole = FREE(NET, U, penalty=sim.L1(0.01), refit_rounds=0)
     once = FREE(NET, iter([U[:100], U[100:]]), penalty=sim.L1(0.01), refit_rounds=0)
@@ -525,7 +569,29 @@ BAD = {
         "pattern",
     ),
     "a dtype": (lambda: sim.fit(NET, U, dtype="float16"), "float16"),
+    "a batch of none": (lambda: sim.fit(NET, U, batch_size=0), "batch_size is 0"),
+    "a batch of no states": (lambda: sim.fit(STATES, batch_size=0), "batch_size is 0"),
 }
+
+
+HUGE = {
+    "a network": lambda size: sim.fit(NET, size * U),
+    "chunks": lambda size: sim.fit(NET, size * U, batch_size=70),
+    "states": lambda size: sim.fit(sim.collect_states(NET, size * U)),
+    "without intercepts": lambda size: sim.fit(NET, size * U, bias=False),
+    "the sums": lambda size: sim.RowProblem.of(sim.Moments.of(size * U, U), sim.L1(1.0)),
+    "sums of sums": lambda size: sim.RowProblem.of(
+        sim.Moments.of(size + 0 * U, U) + sim.Moments.of(-size + 0 * U, U), sim.L1(1.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_squares_that_overflow_are_refused_by_name(case):
+    for size in (1e155, 1e160, 1e300):
+        with pytest.raises(InputError, match="too large for float64; divide the data"):
+            HUGE[case](size)
+    HUGE[case](1.0)  # the unscaled twin is not
 
 
 @pytest.mark.parametrize("case", BAD)
