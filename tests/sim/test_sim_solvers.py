@@ -13,6 +13,7 @@ from stand_in import cupy
 
 from pyidl import sim
 from pyidl.arrays.backend import from_host, to_numpy
+from pyidl.sim.row_problem import Spectrum
 
 PENALTIES = [
     sim.L1(0.02),
@@ -408,6 +409,37 @@ def test_the_largest_useful_penalty():
     above, below = (sim.ADMM(tol=1e-10)(problem(sim.L1(t * task.lam_max))).W for t in (1.001, 0.9))
     assert not np.any(above)
     assert np.any(below)
+
+
+FREE_WEIGHTS = {  # G, and a point away from the minimum, in whole numbers
+    "one weight": ([[5]], [3]),
+    "two weights": ([[4, 1], [1, 3]], [2, -1]),
+    "three weights, correlated": ([[9, 8, 1], [8, 9, -1], [1, -1, 7]], [1, -4, 2]),
+    "of several sizes": ([[10**8, 10], [10, 1]], [-3, 7]),
+}
+
+
+@pytest.mark.parametrize("case", FREE_WEIGHTS)
+def test_what_free_weights_miss_is_known_exactly(case, xp):
+    """The loss at w above its minimum, in fractions: with ``d = w - w*``, ``d G d / 2``."""
+    G, d = FREE_WEIGHTS[case]
+    g = [sum(a * b for a, b in zip(row, d, strict=True)) for row in G]
+    above = sum(Fraction(a * b, 2) for a, b in zip(d, g, strict=True))
+    spectrum = Spectrum.of(from_host(xp, np.array(G, float)))
+    gradient = from_host(xp, np.array([g, [-2 * a for a in g], [0] * len(g)], float))
+    missing = spectrum.missing(gradient, 0.0 * gradient)
+    assert missing == pytest.approx([float(above), 4 * float(above), 0], rel=1e-7)
+
+
+def test_what_free_weights_miss_in_directions_that_data_do_not_tell():
+    """There G is known to be zero up to its rounding, and g up to e: both are counted."""
+    spectrum = Spectrum.of(np.diag([2.0, 0.0]))
+    g, e = np.array([[3.0, 1e-9]]), np.array([[1e-2, 1e-9]])
+    least = np.finfo(float).eps  # of an eigenvalue beside 2, rounding may have made it zero
+    unknown = (1e-9 + 1e-9) ** 2 / 2 / least
+    assert spectrum.missing(g, e) == pytest.approx([9 / 4 + unknown], rel=1e-9)
+    nothing = Spectrum.of(np.zeros((0, 0)))
+    assert nothing.missing(g[:, :0], e[:, :0]) == [0.0]
 
 
 def test_an_exact_fit_is_done_up_to_rounding():
