@@ -1,6 +1,6 @@
 """A character model on text that every Python has, with attention at a fixed point.
 
-``python examples/char_lm.py [epochs [figure]]``
+``python examples/char_lm.py [epochs]``
 
 The text is that of `help()`, pydoc_data.topics. Two models learn it that differ in one
 thing, whether a head hears its own output: in the second, R = 0, attention is the usual
@@ -23,7 +23,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-FIGURE = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_suffix(".png")
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 CONTEXT, WIDTH, HEADS, BATCH, CHUNK = 48, 48, 3, 32, 4096
 PROMPT = "The with statement is used to "
 
@@ -137,13 +138,18 @@ _, pull = head(norm.predict(embedded))
 figure, axes = plt.subplots(2, 2, figsize=(9, 8.5), layout="constrained")
 *maps, curve = axes.flat
 for h, axis in enumerate(maps):
-    axis.imshow(pyidl.to_numpy(pull.weights()[0, h]), cmap="magma", vmin=0, vmax=0.5)
-    axis.set(title=f"head {h + 1} at its fixed point", xlabel="is seen", ylabel="looks")
+    weights = pyidl.to_numpy(pull.weights()[0, h])
+    image = axis.imshow(weights, cmap="magma", vmin=0, vmax=0.5)
+    axis.set(title=f"head {h + 1} at its fixed point")
+    axis.set(xlabel="character that is seen", ylabel="character that looks")
     axis.set_xticks(range(len(PROMPT)), PROMPT)
     axis.set_yticks(range(len(PROMPT)), PROMPT)
     axis.tick_params(length=0, labelsize=8)
 for name, history in histories.items():
     curve.plot(history["epoch"], np.exp(history["val_loss"]), "o-", label=name)
+figure.colorbar(image, ax=maps, label="weight of attention", extend="max", shrink=0.6)
 curve.set(xlabel="epoch", ylabel="validation perplexity", xticks=histories["R = 0"]["epoch"])
+curve.set(title="with feedback, and without (R = 0)")
 curve.legend()
-figure.savefig(FIGURE, dpi=100)
+figure.suptitle("A character model of the text of help(): where its heads look, how it learns")
+figure.savefig(OUTPUT / "char_lm.png", dpi=100)

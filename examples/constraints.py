@@ -20,11 +20,8 @@ import matplotlib.pyplot as plt
 
 EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 SEEDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-FIGURE = (
-    Path(sys.argv[3])
-    if len(sys.argv) > 3
-    else Path(__file__).parent.parent / "docs" / "images" / "constraints.png"
-)
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 
 MODELS = {  # constraint and rank
     "InfNorm(0.9)": (wellposed.InfNorm(0.9), None),
@@ -109,17 +106,19 @@ for name, (constraint, rank) in MODELS.items():
         flush=True,
     )
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
 for row, numbers in enumerate(found.values()):
     for axes, column in ((left, numbers[:, 0]), (right, numbers[:, 1])):
         axes.plot(column, np.full(len(column), row), "o", mfc="none", color="C0")
         axes.plot(column.mean(), row, "|", ms=16, mew=2, color="C1")
-left.set(yticks=range(len(found)), yticklabels=list(found), xlabel="test accuracy")
+left.set(yticks=range(len(found)), yticklabels=list(found), ylabel="constraint")
+left.set(xlabel="test accuracy")
 left.invert_yaxis()
 left.locator_params(axis="x", nbins=5)
-right.set(xlabel="steps of a forward solve", xlim=(0, None))
+right.set(xlabel="steps of a forward solve (mean)", xlim=(0, None))
 for axes in (left, right):
     axes.grid(alpha=0.3)
-figure.suptitle(f"Digits, n = 100: {SEEDS} splits and seeds, and their mean")
-FIGURE.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(FIGURE, dpi=120)
+meaning = [f"one of {SEEDS} splits and seeds", "their mean"]
+figure.legend(right.lines[:2], meaning, loc="outside lower center", ncols=2)
+figure.suptitle("Handwritten digits: implicit models of 100 states, under ten constraints")
+figure.savefig(OUTPUT / "constraints.png", dpi=120)

@@ -82,7 +82,8 @@ def main():
         f"steps per solve: forward {pull.forward.n_iter.mean():.1f}, "
         f"adjoint {adjoint.n_iter.mean():.1f}"
     )
-    path = Path(__file__).with_suffix(".npz")
+    path = Path(__file__).parent / "output" / "fashion_mnist.npz"
+    path.parent.mkdir(exist_ok=True)
     pyidl.save(path, model)
     again = pyidl.load(path, device=pyidl.arrays.device_of(Y))
     assert np.array_equal(

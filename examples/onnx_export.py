@@ -7,12 +7,16 @@ that ends at a tolerance, and the file says for every sample whether it did; or 
 fixed number of steps, as many as the certificate asks for.
 """
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 
 import pyidl
 from pyidl.interop.onnx import export
 
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 rng = np.random.default_rng(0)
 models = {
     "classifier": (
@@ -39,13 +43,13 @@ models = {
     ),
 }
 for name, (model, U) in models.items():
-    file = f"{name.replace(' ', '_')}.onnx"
+    file = OUTPUT / f"{name.replace(' ', '_')}.onnx"
     export(model, file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     U = U if U.dtype == np.int64 else U.astype("float32")
     Y, converged = session.run(None, {"U": U})
     print(
-        f"{file}: {converged.sum()} of {len(U)} samples converged; "
+        f"{file.name}: {converged.sum()} of {len(U)} samples converged; "
         f"largest difference {np.abs(Y - model.predict(U)).max():.1e}"
     )
 
@@ -57,11 +61,9 @@ model = pyidl.ImplicitModel(
 )
 certificate = model.certificate()
 steps = certificate.steps(1e-5, first=float(certificate.norm(np.ones((1, 60)))[0]))
-export(model, "fixed.onnx", steps=steps)
-session, U = (
-    onnxruntime.InferenceSession("fixed.onnx", providers=["CPUExecutionProvider"]),
-    rng.normal(size=(100, 30)).astype("float32"),
-)
+file, U = OUTPUT / "fixed.onnx", rng.normal(size=(100, 30)).astype("float32")
+export(model, file, steps=steps)
+session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 print(
     f"fixed.onnx: {steps} steps; largest difference "
     f"{np.abs(session.run(None, {'U': U})[0] - model.predict(U)).max():.1e}"

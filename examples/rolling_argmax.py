@@ -21,6 +21,8 @@ from pyidl import activations, losses, metrics, optim
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 STEPS, TRAIN, TEST, EPOCHS, BATCH = 10, 10_000, 3_000, 20, 500
 RANGES = np.logspace(0, np.log10(5e4), 10)
 
@@ -82,4 +84,4 @@ axes.set(
     title="which of ten numbers is the largest?",
 )
 axes.legend(loc="center right")
-figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)
+figure.savefig(OUTPUT / "rolling_argmax.png", dpi=100)

@@ -1,6 +1,6 @@
 """A trained network becomes an implicit model, by convex optimisation.
 
-``python examples/sim_fashion_mnist.py [folder [figure]]``
+``python examples/sim_fashion_mnist.py [folder]``
 
 A network 784-64-32-16-10 is trained on Fashion-MNIST (the folder holds the four idx
 files; Debian's package is looked for; without either, the digits of scikit-learn). Its
@@ -26,7 +26,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else DEBIAN
-FIGURE = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_suffix(".png")
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 SAMPLES, ATTACKED = 2000, 1000
 
 
@@ -157,20 +158,24 @@ for title, model in under.items():
         )
     )
 
-figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
 for axis, title in zip(
     axes, ("any feedback, row sums 0.99", "the network's order, sparser"), strict=False
 ):
     A = pyidl.to_numpy(models[title].model.params["A"])
-    axis.imshow(A, cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
+    image = axis.imshow(A, cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
     axis.set(
         title=f"A: {title} ({np.mean(A != 0):.0%} nonzero)", xlabel="from unit", ylabel="to unit"
     )
     for edge in np.cumsum(states.widths)[:-1] - 0.5:
         axis.axhline(edge, color="0.6", linewidth=0.5)
         axis.axvline(edge, color="0.6", linewidth=0.5)
+figure.colorbar(image, ax=axes[:2], label="weight", extend="both")
 path.plot(axes[2], reference=accuracy).set(
     title="fewer weights, in the network's order", ylabel="test accuracy"
 )
-figure.savefig(FIGURE, dpi=100)
-print(f"figure: {FIGURE}")
+figure.suptitle(
+    f"{name}: implicit models from the states of a network {'-'.join(map(str, widths))}; "
+    "grey lines part its layers, the last one first"
+)
+figure.savefig(OUTPUT / "sim_fashion_mnist.png", dpi=100)

@@ -19,6 +19,8 @@ from pyidl import losses, metrics, optim
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 LEVEL, WINDOW, TRAIN, EPOCHS, BATCH = 7, 60, 5964, 12, 256
 
 
@@ -109,4 +111,4 @@ right.set(
     ylim=(-1.05, 1.05),
 )
 right.legend(loc="upper left", markerscale=5)
-figure.savefig(Path(__file__).with_suffix(".png"), dpi=100)
+figure.savefig(OUTPUT / "spiky_series.png", dpi=100)

@@ -8,6 +8,8 @@ the nearest ones that are well-posed. Then the layer is taken out, certified, an
 without torch.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -16,6 +18,8 @@ from sklearn.model_selection import train_test_split
 import pyidl
 from pyidl.interop.torch import Module
 
+OUTPUT = Path(__file__).parent / "output"
+OUTPUT.mkdir(exist_ok=True)
 torch.manual_seed(0)
 images, digits = load_digits(return_X_y=True)
 data = train_test_split((images / 16).astype("float32"), digits, test_size=0.3, random_state=0)
@@ -57,10 +61,8 @@ for epoch in range(15):
 
 layer = implicit.layer  # a pyidl layer again
 print(layer.certificate())
-pyidl.save("implicit_part.npz", layer)
+file = OUTPUT / "implicit_part.npz"
+pyidl.save(file, layer)
 features = net[:5](V).detach().cpu().numpy()
 with_torch = implicit(net[:5](V)).detach().cpu().numpy()
-print(
-    "the same without torch:",
-    np.abs(pyidl.load("implicit_part.npz").predict(features) - with_torch).max(),
-)
+print("the same without torch:", np.abs(pyidl.load(file).predict(features) - with_torch).max())

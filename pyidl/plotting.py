@@ -164,7 +164,7 @@ def residuals(
         first = _slack(certificate, solution) * np.max(trace[0] / solution.tolerance)
         label = f"certified: a factor {certificate.contraction:.3g} a step"
         ax.semilogy(first * certificate.contraction ** np.arange(len(trace)), label=label, **BOUND)
-    ax.axhline(1.0, color="0.7", linewidth=0.8)
+    ax.axhline(1.0, color="0.7", linewidth=0.8, label="tolerance")
     ax.set(xlabel="steps after the first", ylabel="residual / tolerance, worst sample")
     ax.legend()
     return ax

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_runs import EXAMPLES, number, run, write_idx, write_ts
+from example_runs import EXAMPLES, check_figure, number, run, write_idx, write_ts
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+def drawn(folder, name):
+    """Whether the example has left this picture where examples leave what they make."""
+    return (folder / "output" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_readme_says_the_truth():
@@ -49,14 +54,14 @@ def test_the_page_on_constraints_says_the_truth():
 @pytest.mark.slow
 def test_constraints(tmp_path):
     """Two epochs under every constraint; each model learns, and what contracts is certified."""
-    result = run("constraints.py", tmp_path, 2, 1, tmp_path / "figure.png")
+    result = run("constraints.py", tmp_path, 2, 1)
     assert result.returncode == 0, result.stderr
     rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in result.stdout.splitlines()[2:]]
     assert len(rows) == 10
     for name, accuracy, *_, certificate in rows:
         assert float(accuracy) > 0.5, name
         assert ("not certified" in certificate) == ("Unconstrained" in name)
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(tmp_path, "constraints.png")
 
 
 def test_digits(tmp_path):
@@ -68,7 +73,7 @@ def test_digits(tmp_path):
     assert number(r"steps per solve: forward (\S+), adjoint", result.stdout) < 40
     assert "equal predictions" in result.stdout
     assert "30/30" in result.stderr  # progress
-    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(tmp_path, "digits.png")
     assert len((EXAMPLES / "digits.py").read_text().splitlines()) < 60
 
 
@@ -145,7 +150,7 @@ def test_spiky_series(tmp_path):
         for name in ("implicit RNN", "on the window", "the last value")
     )
     assert ours >= ridge > 0.9 > 0.7 > last
-    assert (tmp_path / "spiky_series.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(tmp_path, "spiky_series.png")
 
 
 @pytest.mark.slow
@@ -160,7 +165,7 @@ def test_rolling_argmax(tmp_path):
     assert min(flat) >= 0.97
     assert max(flat) - min(flat) < 0.002
     assert fading[-1] < 0.3
-    assert (tmp_path / "rolling_argmax.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(tmp_path, "rolling_argmax.png")
 
 
 @pytest.mark.slow
@@ -169,7 +174,7 @@ def test_char_lm(tmp_path):
 
     And the one with feedback is certified.
     """
-    result = run("char_lm.py", tmp_path, 1, tmp_path / "figure.png")
+    result = run("char_lm.py", tmp_path, 1)
     assert result.returncode == 0, result.stderr
     names = ("pairs of characters", "feedback", "R = 0")
     pairs, feedback, plain = (
@@ -179,20 +184,20 @@ def test_char_lm(tmp_path):
     assert "certified: the fixed point exists and is unique for every input" in result.stdout
     assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
     assert "The with statement is used to " in result.stdout
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(tmp_path, "char_lm.png")
 
 
 @pytest.mark.slow
 def test_sim(tmp_path):
     """On the digits, where there is no Fashion-MNIST."""
     shutil.copy(EXAMPLES / "fashion_mnist.py", tmp_path)
-    result = run("sim_fashion_mnist.py", tmp_path, tmp_path / "nothing", tmp_path / "figure.png")
+    result = run("sim_fashion_mnist.py", tmp_path, tmp_path / "nothing")
     assert result.returncode == 0, result.stderr
     network = number(r"network \S+ test accuracy (0\.\d+)", result.stdout)
     chain = number(r"the network's order +accuracy (0\.\d+)", result.stdout)
     assert chain > network - 0.03
     assert "certified" in result.stdout
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(tmp_path, "sim_fashion_mnist.png")
 
 
 @pytest.mark.slow
@@ -201,7 +206,7 @@ def test_pointers(tmp_path):
 
     One-shot attention follows one hop.
     """
-    result = run("pointers.py", tmp_path, 300, tmp_path / "figure.png")
+    result = run("pointers.py", tmp_path, 300)
     assert result.returncode == 0, result.stderr
     names = ("by hand", "fixed point", "fixed point, kernel", "R = 0", "R = 0, four heads")
     right = {
@@ -215,7 +220,8 @@ def test_pointers(tmp_path):
     assert min(right["fixed point"][:8]) > 0.95
     assert min(right["R = 0"][:2]) > 0.9
     assert max(right["R = 0"][2:]) < 0.7
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert all(int(steps) > 0 for steps in re.findall(r"at most (\d+) steps", result.stdout))
+    assert drawn(tmp_path, "pointers.png")
 
 
 @pytest.mark.slow
@@ -229,3 +235,29 @@ def test_sklearn_comparison(tmp_path):
     scores = [float(x) for x in re.findall(r"(0\.\d{4}) \+-", result.stdout)]
     assert len(scores) == 4 * 4 + 3
     assert min(scores[:16]) > 0.9
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda ax: ax.set_title(""),
+        lambda ax: ax.set_xlabel(""),
+        lambda ax: ax.set_ylabel(""),
+        lambda ax: ax.get_legend().remove(),
+        lambda ax: ax.imshow(np.eye(2)),
+        lambda ax: [line.set_label("_") for line in ax.lines],
+        lambda ax: ax.figure.colorbar(ax.imshow(np.eye(2))),
+    ],
+)
+def test_a_figure_that_does_not_say_what_it_shows_is_noticed(spoil):
+    """The check that `run` makes, on a figure that passes, and on its broken twins."""
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    ax = figure.Figure().subplots()
+    ax.plot([1, 2], label="one")
+    ax.plot([2, 1], label="two")
+    ax.set(title="two lines", xlabel="from left to right", ylabel="up")
+    ax.legend()
+    check_figure(ax.figure)
+    spoil(ax)
+    with pytest.raises(AssertionError):
+        check_figure(ax.figure)

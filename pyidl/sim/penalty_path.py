@@ -105,8 +105,12 @@ class PenaltyPath:
         ax.set_xticks([], minor=True)
         if reference is not None:
             ax.axhline(reference, color="0.5", linestyle="--", label="network")
-            ax.legend()
-        ax.set(xlabel="share of nonzero entries of A, B, C, D", ylabel="score")
+        ax.set(
+            xlabel="share of nonzero entries of A, B, C, D",
+            ylabel="score",
+            title=f"implicit models under {len(self)} penalties",
+        )
+        ax.legend()
         ax.grid(alpha=0.3)
         return ax
 

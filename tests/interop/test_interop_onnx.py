@@ -585,6 +585,7 @@ def test_example(tmp_path):
         ("4", "4"),
     ]
     assert max(float(x) for x in re.findall(r"largest difference (\S+)", result.stdout)) < 1e-4
+    assert len(list(tmp_path.glob("output/*.onnx"))) == 4
 
 
 def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch):

@@ -805,3 +805,4 @@ def test_example(tmp_path):
     assert number(r"epoch 15: loss \S+, test accuracy (\S+)", result.stdout) > 0.95
     assert "certified: the fixed point exists and is unique for every input" in result.stdout
     assert number(r"without torch: (\S+)", result.stdout) == 0
+    assert (tmp_path / "output" / "implicit_part.npz").is_file()
