@@ -102,7 +102,7 @@ def training(
         ax.plot(history["epoch"], history[key], label=key)
     if all(np.all(history[key] > 0) for key in chosen):
         ax.set_yscale("log")
-    ax.set(xlabel="epoch", ylabel=chosen[0] if len(chosen) == 1 else "")
+    ax.set(title="training", xlabel="epoch", ylabel=", ".join(chosen))
     ax.legend()
     return ax
 
@@ -165,7 +165,11 @@ def residuals(
         label = f"certified: a factor {certificate.contraction:.3g} a step"
         ax.semilogy(first * certificate.contraction ** np.arange(len(trace)), label=label, **BOUND)
     ax.axhline(1.0, color="0.7", linewidth=0.8, label="tolerance")
-    ax.set(xlabel="steps after the first", ylabel="residual / tolerance, worst sample")
+    ax.set(
+        title="residuals",
+        xlabel="steps after the first",
+        ylabel="residual / tolerance, worst sample",
+    )
     ax.legend()
     return ax
 
@@ -218,6 +222,7 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
         label = f"certified: {certificate.contraction:.3g} ({certificate.applies_to})"
         ax.axvline(certificate.contraction, label=label, **BOUND)
     ax.set(
+        title="rates of convergence",
         xlabel="mean factor per step",
         ylabel="samples",
         xlim=(0.0, max(1.0, 1.05 * float(observed.max()))),
@@ -275,12 +280,8 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
         )
     eigenvalues, certificate = np.linalg.eigvals(A), model.certificate()
     ax, span = _axes(ax), max(0.5, float(np.max(np.abs(eigenvalues))))
-    ax.plot(
-        eigenvalues.real,
-        eigenvalues.imag,
-        ".",
-        label="eigenvalues of A" + ("" if np.all(lipschitz == 1.0) else " times slopes"),
-    )
+    what = "A" if np.all(lipschitz == 1.0) else "A times slopes"
+    ax.plot(eigenvalues.real, eigenvalues.imag, ".", label=f"eigenvalues of {what}")
     if certificate.proven and certificate.applies_to in ("Picard", "Picard within a block"):
         span = max(span, certificate.contraction)
         circle = certificate.contraction * np.exp(2j * np.pi * np.linspace(0.0, 1.0, 200))
@@ -293,6 +294,7 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
     elif certificate.proven and certificate.contraction > 0:
         ax.axvline(1.0, label="certified: real parts below 1", **BOUND)
     ax.set(
+        title=f"spectrum of {what}",
         xlabel="real part",
         ylabel="imaginary part",
         xlim=(-1.1 * span, 1.1 * span),
@@ -345,19 +347,14 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
         support[np.ix_(order, order)], cmap="Greys", vmin=0.0, vmax=2.0, interpolation="nearest"
     )
     ax.locator_params(integer=True)
-    start = 0
+    start, kinds = 0, {}
     for size, cyclic in [] if groups is None else zip(groups.sizes, groups.cyclic, strict=True):
-        ax.add_patch(
-            Rectangle(
-                (start - 0.5, start - 0.5),
-                size,
-                size,
-                fill=False,
-                edgecolor="C1" if cyclic else "C0",
-                linewidth=1.5,
-            )
-        )
+        corner, color = (start - 0.5, start - 0.5), "C1" if cyclic else "C0"
+        box = Rectangle(corner, size, size, fill=False, edgecolor=color, linewidth=1.5)
+        kinds["a cycle, solved together" if cyclic else "without a cycle"] = ax.add_patch(box)
         start += size
+    if kinds:
+        ax.legend(list(kinds.values()), list(kinds), loc="upper right")
     where = "unit" if groups is None else "unit, in the order of solving"
     ax.set(
         xlabel=f"from {where}", ylabel=f"to {where}", title=f"{support.mean():.0%} of A is not zero"
@@ -422,7 +419,7 @@ def attention(
         ax.set_xticks(range(len(names)), names, rotation=90)
         if len(shown) == len(names):
             ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="attended to", ylabel="position")
+    ax.set(title="weights of attention", xlabel="attended to", ylabel="position")
     return ax
 
 

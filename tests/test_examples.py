@@ -244,7 +244,7 @@ def test_sklearn_comparison(tmp_path):
         lambda ax: ax.set_xlabel(""),
         lambda ax: ax.set_ylabel(""),
         lambda ax: ax.get_legend().remove(),
-        lambda ax: ax.imshow(np.eye(2)),
+        lambda ax: ax.imshow(np.arange(4.0).reshape(2, 2)),
         lambda ax: [line.set_label("_") for line in ax.lines],
         lambda ax: ax.figure.colorbar(ax.imshow(np.eye(2))),
     ],

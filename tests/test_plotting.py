@@ -6,6 +6,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from example_runs import check_figure
 from helpers import host, moved, random_model
 from matplotlib.figure import Figure
 
@@ -280,6 +281,28 @@ def test_arrays_of_every_library(xp):
     )
     assert plotting.sparsity(model.params["A"]).images
     assert plotting.attention(xp.abs(model.params["A"])).images
+
+
+def test_every_figure_says_what_it_shows(history):
+    """Titles, labels, legends and scales, in figures that nobody has added to."""
+    model = picard()
+    solution = model.equilibrium(U, trace=True)
+    for ax in (
+        plotting.training(history),
+        plotting.training(history, ["val_r2"]),
+        plotting.residuals(solution),
+        plotting.residuals({"one": solution, "other": solution}, model.certificate()),
+        plotting.rates(solution, model.certificate()),
+        plotting.spectrum(model),
+        plotting.sparsity(pyidl.Pattern.feed_forward(4, 3, 2, 1).A),
+        plotting.sparsity(np.ones((3, 3))),
+        plotting.attention(np.full((3, 3), [0.2, 0.3, 0.5])),
+    ):
+        check_figure(ax.figure)
+    assert lines(plotting.residuals(solution))["tolerance"].get_ydata() == [1.0, 1.0]
+    cycles = np.array([[0, 1, 0], [1, 0, 0], [1, 0, 0]])
+    named = [text.get_text() for text in plotting.sparsity(cycles).get_legend().get_texts()]
+    assert named == ["a cycle, solved together", "without a cycle"]
 
 
 def test_figures_can_be_written(tmp_path, history):

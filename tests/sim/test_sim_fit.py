@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from example_runs import check_figure
 from helpers import assert_close, host, moved, random_model
 
 import pyidl
@@ -500,6 +501,8 @@ def test_a_path_of_penalties():
     np.testing.assert_allclose(ax.lines[0].get_xdata(), found.densities)
     assert all(label.get_text().endswith("%") for label in ax.get_xticklabels())
     assert found.plot(ax) is ax
+    for drawn in (found.plot(), ax):
+        check_figure(drawn.figure)
     with pytest.raises(InputError, match="at least one"):
         sim.path(STATES, [], score)
 
