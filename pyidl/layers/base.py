@@ -645,7 +645,10 @@ class Layer(ABC):
         return layer
 
     def _holding(self, params: Mapping[str, Any]) -> Self:
-        """The same layer with other parameters; its configuration is not checked again."""
+        """The same layer with other parameters.
+
+        Its configuration is not checked again.
+        """
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.params = params
