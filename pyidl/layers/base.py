@@ -41,6 +41,7 @@ __all__ = [
     "check_dtype",
     "check_width",
     "check_widths",
+    "finite_output",
     "missing_axis",
 ]
 
@@ -67,27 +68,6 @@ class Call:
         line = None if self.line is None else self.line.of(samples)
         h0 = None if self.h0 is None else self.h0[samples, ...]
         return dataclasses.replace(self, line=line, h0=h0)
-
-    def settled(self, Y: Any) -> Any:
-        """Y; if not all of it is finite, an error or a warning, as `on_fail` says.
-
-        Looked at where that is free: a GPU would be waited for, and there it shows in
-        the loss, or at the next door.
-        """
-        xp = namespace(Y)
-        looked = self.on_fail != "ignore" and backend.looks_are_free(xp)
-        if not looked or backend.all_finite(xp, Y):
-            return Y
-        count = np.sum(~np.isfinite(backend.to_numpy(Y)))
-        message = (
-            f"Y has {count} entries that are NaN or infinite, and U has none: something on the way "
-            f"is too large for {backend.real_dtype(Y)}; rescale the inputs, or project the "
-            "parameters"
-        )
-        if self.on_fail == "raise":
-            raise InputError(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
-        return Y
 
 
 @dataclass(frozen=True, repr=False)
@@ -336,7 +316,7 @@ class Layer(ABC):
         """
         call = Call(None if rng is None else backend.as_generator(rng), on_fail)
         Y, pull = self._forward(backend.own(self._admit(U), U), call)
-        return call.settled(Y), pull
+        return finite_output(Y, on_fail), pull
 
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""
@@ -374,10 +354,10 @@ class Layer(ABC):
         """Y alone, for an input that has been checked."""
         m = U.shape[0]
         if batch_size is None or check_width("batch_size", batch_size) >= m:
-            return call.settled(self._output(U, call))
+            return finite_output(self._output(U, call), call.on_fail)
         batches = (slice(i, min(i + batch_size, m)) for i in range(0, m, batch_size))
         parts = [self._output(U[batch, ...], call.of(batch)) for batch in batches]
-        return call.settled(namespace(parts[0]).concat(parts))
+        return finite_output(namespace(parts[0]).concat(parts), call.on_fail)
 
     # -------------------------------------------------------------- one token at a time
 
@@ -437,7 +417,7 @@ class Layer(ABC):
             For the next step.
         """
         call = Call(on_fail=on_fail)
-        return call.settled(self._forward(self._admit(u), call)[0]), cache
+        return finite_output(self._forward(self._admit(u), call)[0], on_fail), cache
 
     # ------------------------------------------------------------------- its parameters
 
@@ -714,6 +694,26 @@ class Parameterless(Layer):
         """Return it as it is: it computes in the dtype of its input."""
         check_dtype(dtype)
         return self
+
+
+def finite_output(Y: Any, on_fail: OnFail) -> Any:
+    """Y; if not all of it is finite, an error or a warning, as `on_fail` says.
+
+    Looked at where that is free: a GPU would be waited for, and there it shows in the
+    loss, or at the next door.
+    """
+    xp = namespace(Y)
+    if on_fail == "ignore" or not backend.looks_are_free(xp) or backend.all_finite(xp, Y):
+        return Y
+    count = np.sum(~np.isfinite(backend.to_numpy(Y)))
+    message = (
+        f"Y has {count} entries that are NaN or infinite, and U has none: something on the way "
+        f"is too large for {backend.real_dtype(Y)}; rescale the inputs, or project the parameters"
+    )
+    if on_fail == "raise":
+        raise InputError(message)
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)
+    return Y
 
 
 def check_dtype(dtype: Any) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from pyidl.arrays import backend
 from pyidl.errors import InputError, expect
-from pyidl.layers.base import Call, Layer, Pullback
+from pyidl.layers.base import Call, Layer, Pullback, finite_output
 from pyidl.layers.timeline import Timeline
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import Array, Grads, Params, Rng, Tol
@@ -179,7 +179,7 @@ class Composite(Layer):
         line = self._line(U, lengths)
         call = Call(None if rng is None else backend.as_generator(rng), on_fail, line)
         Y, pull = self._forward(U, call)
-        return call.settled(Y), dataclasses.replace(pull, lengths=lengths is not None)
+        return finite_output(Y, on_fail), dataclasses.replace(pull, lengths=lengths is not None)
 
     def predict(
         self,

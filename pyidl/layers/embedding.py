@@ -23,7 +23,7 @@ from pyidl.arrays import backend
 from pyidl.arrays.batch import sum_rows
 from pyidl.errors import InputError, is_whole
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Explicit, Layer, check_widths
+from pyidl.layers.base import Call, Explicit, Layer, check_widths, finite_output
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Rng
 
@@ -196,7 +196,7 @@ class PositionEmbedding(Layer):
                 f"the cache holds {cache} tokens, the table {self.block_size} positions; "
                 "start again from the last ones"
             )
-        return Call(on_fail=on_fail).settled(u + self.params["P"][cache, :]), cache + 1
+        return finite_output(u + self.params["P"][cache, :], on_fail), cache + 1
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         xp, P, T = self.xp, self.params["P"], U.shape[1]

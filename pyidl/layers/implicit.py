@@ -27,7 +27,7 @@ from pyidl.cells import AffineCell
 from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags, is_real
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Layer, Pullback, check_widths, missing_axis
+from pyidl.layers.base import Call, Layer, Pullback, check_widths, finite_output, missing_axis
 from pyidl.layers.parameter_space import Implicit, ParameterSpace
 from pyidl.matrices import sparse
 from pyidl.matrices.base import Matrix
@@ -230,7 +230,7 @@ class ImplicitModel(Implicit):
         """
         admitted = backend.own(self._admit(U), U)
         Y, pull = self._solve(admitted, self._admit_start(admitted, x0), on_fail)
-        return Call(on_fail=on_fail).settled(Y), pull
+        return finite_output(Y, on_fail), pull
 
     def equilibrium(
         self, U: Any, *, x0: Array | None = None, on_fail: OnFail = "raise", trace: bool = False

@@ -14,7 +14,7 @@ from typing import Any
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError
-from pyidl.layers.base import Call
+from pyidl.layers.base import Call, finite_output
 from pyidl.layers.sequential import Sequential, SequentialPullback
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Grads
@@ -75,7 +75,7 @@ class Residual(Sequential):
         """``u + f(u)`` for one token."""
         f, cache = super().step(u, cache, on_fail=on_fail)
         u = backend.as_real(u, name="u", xp=namespace(f), dtype=backend.real_dtype(f))
-        return Call(on_fail=on_fail).settled(u + f), cache
+        return finite_output(u + f, on_fail), cache
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, ResidualPullback]:
         f, pull = super()._forward(U, call)

@@ -17,7 +17,7 @@ from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import solved
 from pyidl.errors import InputError
-from pyidl.layers.base import Call
+from pyidl.layers.base import finite_output
 from pyidl.recurrent.bptt import Step
 from pyidl.solvers import Solver
 from pyidl.solvers.solution import OnFail
@@ -112,7 +112,7 @@ class ImplicitRNNCell:
         start, proof = x0 if self.warm_start else None, lambda: self.certificate
         X = solved(problem, self.forward, start, on_fail=on_fail, certificate=proof).value
         h = step.after(X, u, h)
-        return Call(on_fail=on_fail).settled(step.read(h)), RNNState(h, X)
+        return finite_output(step.read(h), on_fail), RNNState(h, X)
 
     def stream(
         self,

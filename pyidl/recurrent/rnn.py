@@ -30,7 +30,15 @@ from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import DEFAULT_ADJOINT
 from pyidl.errors import InputError, expect_flags
 from pyidl.layers import initializers
-from pyidl.layers.base import Call, Layer, Pullback, check_width, check_widths, missing_axis
+from pyidl.layers.base import (
+    Call,
+    Layer,
+    Pullback,
+    check_width,
+    check_widths,
+    finite_output,
+    missing_axis,
+)
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.layers.parameter_space import Implicit, ParameterSpace
 from pyidl.layers.timeline import Timeline
@@ -337,7 +345,7 @@ class ImplicitRNN(Implicit):
         U = backend.own(self._admit(U), U)
         call = self._told(U, lengths, h0, on_fail)
         Y, pull = self._forward(U, call)
-        return call.settled(Y), replace(pull, given=(lengths is not None, h0 is not None))
+        return finite_output(Y, on_fail), replace(pull, given=(lengths is not None, h0 is not None))
 
     def predict(
         self,
