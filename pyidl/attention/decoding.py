@@ -68,10 +68,11 @@ def advance(
     The output of one more token, (m, H, 1, h), of which Z, (m, H, 1, 3h), is ``u S``.
     """
     of, xp, (K, Q, V) = cell.attention, namespace(Z), parts(Z)
-    keys, Q = of.placed(xp.concat([cache.K, K], axis=2), Q, Mask())
+    longer = xp.concat([cache.K, K], axis=2)
+    keys, Q = of.placed(longer, Q, Mask())
     past = Past(of.keys(keys[:, :, :-1, :]), cache.U)
     problem = AttentionProblem(cell, (keys[:, :, -1:, :], Q, V), past)
     solution = solved(problem, solver, on_fail=on_fail, certificate=certificate)
     K, _, V = parts(cell.feed(solution.value) + Z)
-    longer = zip((cache.K, cache.U), (K, of.values(V)), strict=True)
-    return solution.value, Cache(*(xp.concat(pair, axis=2) for pair in longer))
+    longer[:, :, -1:, :] = K
+    return solution.value, Cache(longer, xp.concat([cache.U, of.values(V)], axis=2))

@@ -80,8 +80,11 @@ __all__ = [
 UNMASKED = Mask()
 FAR = 1e9
 """From here on phi is 1 to the last digit, and FAR^2 is still a number in float32."""
-WIDE = 8.0
-"""Exponents up to this size may be formed in float32: they round near its tolerance."""
+WIDE = 4.0
+"""Up to this ``g |x|^2`` exponents may be formed in float32.
+
+They round near its tolerance.
+"""
 ETA: float = 1.5 * 1.25**-2.5 * (1 + 8 * EPS)
 """``eta = max |phi''|``, ``phi'' = -3 s (1 + s^2)^(-5/2)``, attained at 1/2."""
 
@@ -298,8 +301,8 @@ class KernelAttention(Attention):
         """Both less the mean of the keys; in float64 where exponents are large."""
         xp, near = namespace(K), _centred(K, Q, mask)
         if K.dtype == xp.float32:
-            size = float(xp.maximum(*(xp.max(xp.abs(x)) for x in near)))
-            if self.scale(K.shape[-1]) * K.shape[-1] * size**2 > WIDE:
+            size = float(xp.maximum(*(xp.max(xp.sum(x * x, axis=-1)) for x in near)))
+            if not self.scale(K.shape[-1]) * size <= WIDE:
                 return _centred(astype(xp, K, xp.float64), astype(xp, Q, xp.float64), mask)
         return near
 

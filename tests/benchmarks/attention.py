@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 
 from pyidl import BoundedSoftmax, ImplicitAttentionHead, KernelAttention, Softmax
-from pyidl.attention.cell import AttentionCell, AttentionProblem, parts
+from pyidl.attention.cell import AttentionCell, parts
 from pyidl.attention.decoding import Cache
 from pyidl.attention.fourblocks import from_four_blocks, pull_four_blocks
 from pyidl.attention.weighted_mean import Mask
@@ -86,7 +86,7 @@ def steps(alternate):
     for shape in SHAPES:
         for attention in MAPS:
             cell, Z, G = draw(shape, attention)
-            forward, X, R = AttentionProblem(cell, Z), 0.1 * G, cell.R
+            forward, X, R = cell.bind(Z), 0.1 * G, cell.R
             solution = equilibrium(cell, Z)[1].forward
             adjoint, plain = cell.linearize(solution, Z, G), OneShot(*parts(X @ R + Z))
             assert type(attention) is not Softmax or np.allclose(
