@@ -79,7 +79,9 @@ ROWS = {
     "rank": model(rank=2),
     "linear": lambda dtype: Linear(P, Q, dtype=dtype, rng=0),
     "deep": lambda dtype: Sequential(
-        Linear(P, 5, dtype=dtype, rng=0), activations.tanh, ImplicitModel(5, Q, N, dtype=dtype)
+        Linear(P, 5, dtype=dtype, rng=0),
+        activations.tanh,
+        ImplicitModel(5, Q, N, dtype=dtype, rng=0),
     ),
     "normalised": lambda dtype: Sequential(
         LayerNorm(P, dtype=dtype), ImplicitModel(P, Q, N, dtype=dtype, rng=0)
@@ -99,7 +101,9 @@ SEQUENCES = {
     "softmax head": head(Softmax()),
     "bounded head": head(BoundedSoftmax()),
     "kernel head": head(KernelAttention()),
-    "block": lambda dtype: ImplicitTransformerBlock(P, num_heads=1, block_size=8, dtype=dtype),
+    "block": lambda dtype: ImplicitTransformerBlock(
+        P, num_heads=1, block_size=8, dtype=dtype, rng=0
+    ),
 }
 ALL = ROWS | SEQUENCES
 

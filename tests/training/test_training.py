@@ -695,6 +695,8 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where, resumed, tmp_
             loss=losses.cross_entropy,
             optimizer=optim.Adam(0.1),
             epochs=2,
+            batch_size=10,
+            rng=2,
             callbacks=[Checkpoint(tmp_path / "run.npz")],
             verbose=0,
         )
@@ -724,7 +726,7 @@ def test_what_is_refused_in_the_first_epoch_changes_nothing(where, resumed, tmp_
             verbose=0,
         )
     assert len(history) == 1
-    assert max(steps) > count
+    assert len(set(steps)) > 1  # some had been taken
     assert adam.count == count
     assert rng.bit_generator.state == bits
     for found, kept in ((model.params, before), (adam.state, state)):
