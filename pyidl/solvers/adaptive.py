@@ -76,7 +76,9 @@ class Adaptive(Advance):
         self.mode = np.full(m, PLAIN)
         self.banned = np.zeros(m, bool)  # for whom Newton's method has failed
         self.slow = np.zeros(m, bool)  # who was slow when last measured: once may be a transient
-        self.start = np.zeros((3, m))  # where acceleration began: step, log residual, rate
+        # Where acceleration began: step, log of the residual, rate of plain steps. After
+        # a trial that did not pay, the plain rate that it was as good as.
+        self.start = np.zeros((3, m))
         self.tries = np.full(m, TRIES)  # steps of Newton's that may still fail
         self.until = np.zeros(m, int)  # the step before which no other trial begins
         self.back = np.empty(0, int)  # who goes on from its best iterate
@@ -107,7 +109,7 @@ class Adaptive(Advance):
         tried = (self.mode == MIXED) & (steps >= TRIAL * self.costs.stride)
         pace = fell / (np.maximum(steps, 1.0) * self.costs.fair)
         poor = tried & ~(pace < np.minimum(rate, 0.0))
-        to_go = (np.log(book.allowed) - log_best) / np.minimum(pace, -1e-300)
+        to_go = np.where(pace < 0, (np.log(book.allowed) - log_best) / pace, np.inf)
         poor |= tried & (to_go > self.newton_from) & ~self.banned  # then that is cheaper
         again = tried & ~poor  # the next trial begins here, against the same rate
         self.start[0, again], self.start[1, again] = book.k, log_best[again]

@@ -114,14 +114,15 @@ class Substitution(Solver):
         with np.errstate(over="ignore", invalid="ignore"):
             for i in order:
                 block, offset = matrix.tiles.get((i, i)), groups.piece(problem.offset, i)
-                once = block is None or not groups.cyclic[i]  # written where it belongs
-                here, there = (groups.view(a, i) if once else None for a in (pre, value))
+                cycle = block if groups.cyclic[i] else None
+                # Without a cycle, y and x are written where they belong.
+                here, there = (groups.view(a, i) if cycle is None else None for a in (pre, value))
                 total = matrix.product(i, solved, here)
                 if total is None:
                     total = offset
                 else:
                     total += offset
-                if block is None or not groups.cyclic[i]:
+                if cycle is None:
                     layers = groups.layers[i] if block is not None and groups.layers else 1
                     part = problem.part(matrix if block is None else block, total, groups, i)
                     y, x = total, part.image(total, out=there)
@@ -129,7 +130,7 @@ class Substitution(Solver):
                         y, x = part.step(x)
                 else:
                     start = None if x0 is None else groups.piece(x0, i)
-                    inside = self.inner(problem.part(block, total, groups, i), start)
+                    inside = self.inner(problem.part(cycle, total, groups, i), start)
                     y, x = inside.pre, inside.value
                     status = np.maximum(status, inside.status)
                     n_iter = np.maximum(n_iter, inside.n_iter)

@@ -15,6 +15,7 @@ import pytest
 from pyidl import (
     Bidirectional,
     BoundedSoftmax,
+    Dropout,
     ImplicitAttentionHead,
     ImplicitModel,
     ImplicitRNN,
@@ -22,6 +23,9 @@ from pyidl import (
     KernelAttention,
     LayerNorm,
     Linear,
+    Pattern,
+    Pointwise,
+    PositionEmbedding,
     PyidlError,
     Residual,
     Sequential,
@@ -49,19 +53,9 @@ def head(attention):
 
 
 ACTIVATIONS = [
-    "abs",
-    "elu",
-    "gelu",
-    "hard_tanh",
-    "identity",
-    "relu",
-    "sigmoid",
-    "silu",
-    "sin",
-    "softmax",
-    "softplus",
-    "softsign",
-    "tanh",
+    name
+    for name in activations.__all__
+    if isinstance(getattr(activations, name), activations.Activation)
 ]
 CONSTRAINTS = [
     "SpectralNorm",
@@ -87,6 +81,10 @@ ROWS = {
         LayerNorm(P, dtype=dtype), ImplicitModel(P, Q, N, dtype=dtype, rng=0)
     ),
     "residual": lambda dtype: Residual(Linear(P, P, dtype=dtype, rng=0)),
+    "pattern": model(pattern=Pattern.feed_forward(P, 4, 4, Q)),
+    "blocks": model(constraint=wellposed.BlockTriangular((4, 4), wellposed.InfNorm(0.9))),
+    "pointwise": lambda dtype: Pointwise(activations.gelu),
+    "dropout": lambda dtype: Sequential(Dropout(0.5), Linear(P, Q, dtype=dtype, rng=0)),
 }
 SEQUENCES = {
     **{
@@ -101,6 +99,7 @@ SEQUENCES = {
     "softmax head": head(Softmax()),
     "bounded head": head(BoundedSoftmax()),
     "kernel head": head(KernelAttention()),
+    "positions": lambda dtype: PositionEmbedding(8, P, dtype=dtype, rng=0),
     "block": lambda dtype: ImplicitTransformerBlock(
         P, num_heads=1, block_size=8, dtype=dtype, rng=0
     ),
