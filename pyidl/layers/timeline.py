@@ -1,8 +1,13 @@
 """Which sample takes part in which time step, and how rows of all steps are stacked.
 
-A stack holds the rows of step 0, then those of step 1, ...: N rows in all, N = m T
-where every sample takes part in every step. What is to be done for all steps at once is
-one product with a stack.
+A sample that takes no part in a step is left as it was. So its own steps can be counted
+without the gaps, and the samples sorted, those with most steps first: then the samples
+of step k are always the first ones, m_k of them, and no row is ever looked up.
+
+    stack      the rows of step 0 (m_0 of them), those of step 1 (m_1 <= m_0), ...
+    states     H_0 of all m samples, then a stack of what each step has left behind
+
+What is to be done for all steps at once is one product with a stack.
 """
 
 from __future__ import annotations
@@ -13,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.arrays.backend import namespace, read_array, to_numpy
-from pyidl.arrays.batch import put_rows, take_rows
+from pyidl.arrays.backend import from_host, namespace, read_array, to_numpy
+from pyidl.arrays.batch import put_rows, sum_rows, take_rows
 from pyidl.errors import InputError
 
 __all__ = ["Timeline"]
@@ -22,10 +27,7 @@ __all__ = ["Timeline"]
 
 @dataclass(frozen=True)
 class Timeline:
-    """Which of m samples take part in which of T steps; on the host.
-
-    The rows of all steps are stacked, those of the first step first.
-    """
+    """Which of m samples take part in which of T steps; on the host."""
 
     m: int
     T: int
@@ -63,69 +65,156 @@ class Timeline:
             )
         return cls(m, T, None if mask.all() else mask)
 
-    def of(self, samples: slice) -> Timeline:
+    def of(self, samples: slice | np.ndarray) -> Timeline:
         """That of some of the samples."""
         mask = None if self.mask is None else self.mask[samples]
-        return Timeline(len(range(*samples.indices(self.m))), self.T, mask)
+        return Timeline(len(np.arange(self.m)[samples]), self.T, mask)
+
+    # ------------------------------------------------------------- the order of a stack
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """How many steps each sample has, (m,)."""
+        if self.mask is None:
+            return np.full(self.m, self.T)
+        return np.asarray(np.count_nonzero(self.mask, axis=1))
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The samples, those with most steps first."""
+        return np.asarray(np.argsort(-self.lengths, kind="stable"))
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How many samples have a step 0, 1, ...: m_0 >= m_1 >= ... >= 1."""
+        longer = self.lengths[:, None] > np.arange(self.lengths.max())
+        return np.asarray(np.count_nonzero(longer, axis=0))
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Where the rows of each step begin, and the last ones end: (T + 1,)."""
-        counts = (
-            np.full(self.T, self.m) if self.mask is None else np.count_nonzero(self.mask, axis=0)
-        )
-        return np.concatenate([[0], np.cumsum(counts)])
+        """Where the rows of each step begin in a stack, and the last ones end."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
 
     @cached_property
-    def left(self) -> np.ndarray:
-        """How many steps of a sample are left, this one included, (m, T).
+    def rank(self) -> np.ndarray:
+        """The place of each sample in `order`."""
+        return np.argsort(self.order)
 
-        0 where it takes no part.
-        """
-        mask = np.ones((self.m, self.T), bool) if self.mask is None else self.mask
-        left: np.ndarray = np.where(mask, np.cumsum(mask[:, ::-1], axis=1)[:, ::-1], 0)
-        return left
+    @property
+    def samples(self) -> np.ndarray:
+        """The place in `order` of the sample of each row of a stack."""
+        starts = np.repeat(self.ends[:-1], self.counts)
+        return np.asarray(np.arange(self.ends[-1]) - starts)
 
-    def at(self, t: int) -> slice:
-        """The place of step t in a stack."""
-        return slice(int(self.ends[t]), int(self.ends[t + 1]))
+    @cached_property
+    def _before(self) -> np.ndarray:
+        """The row of `states` with what each row of a stack meets."""
+        starts = np.concatenate([[0], self.m + self.ends[:-2]])
+        return np.asarray(np.repeat(starts, self.counts) + self.samples)
 
-    def rows(self, t: int) -> np.ndarray | None:
-        """The samples of step t; None for all of them."""
-        return (
-            None
-            if self.mask is None or self.ends[t + 1] - self.ends[t] == self.m
-            else np.flatnonzero(self.mask[:, t])
-        )
+    @cached_property
+    def _seen(self) -> np.ndarray:
+        """The row of `states` with what each sample has after each of the T steps."""
+        steps = np.cumsum(np.ones((self.m, self.T), int) if self.mask is None else self.mask, 1)
+        left = self.m + self.ends[steps - 1] + self.rank[:, None]
+        return np.asarray(np.where(steps == 0, self.rank[:, None], left))
 
-    def steps(self, first: int = 0) -> list[tuple[int, slice, np.ndarray | None]]:
-        """t, the place of step t in a stack, and its samples, from a first step on."""
-        return [(t, self.at(t), self.rows(t)) for t in range(first, self.T)]
+    @cached_property
+    def _source(self) -> np.ndarray:
+        """The place in (m, T) that each row of a stack comes from."""
+        assert self.mask is not None
+        source = np.empty(self.ends[-1], int)
+        source[self._seen[self.mask] - self.m] = np.flatnonzero(self.mask)
+        return source
+
+    @cached_property
+    def steps(self) -> list[tuple[slice, slice, slice]]:
+        """The place of each step in a stack; what it meets and leaves in `states`."""
+        ends, m = self.ends.tolist(), self.m
+        met = [0, *(m + end for end in ends)]
+        return [
+            (slice(i, j), slice(k, k + j - i), slice(m + i, m + j))
+            for i, j, k in zip(ends, ends[1:], met, strict=False)
+        ]
+
+    def step(self, sample: int, k: int) -> int:
+        """Which of the T steps is the step k of a sample."""
+        return k if self.mask is None else int(np.flatnonzero(self.mask[sample])[k])
+
+    # ------------------------------------------------------------------- to it, and back
 
     def stack(self, a: Any) -> Any:
         """``(m, T, k) -> (N, k)``."""
         xp = namespace(a)
-        return self.chosen(xp.permute_dims(a, (1, 0, 2)))
-
-    def chosen(self, a: Any) -> Any:
-        """``(T, m, k) -> (N, k)``."""
-        xp = namespace(a)
-        flat = xp.reshape(a, (-1, a.shape[2]))
-        return flat if self.mask is None else take_rows(xp, flat, np.flatnonzero(self.mask.T))
+        if self.mask is None:
+            return xp.reshape(xp.permute_dims(a, (1, 0, 2)), (-1, a.shape[2]))
+        return take_rows(xp, xp.reshape(a, (-1, a.shape[2])), self._source)
 
     def unstack(self, a: Any) -> Any:
         """``(N, k) -> (m, T, k)``, zero where a sample does not take part."""
         xp = namespace(a)
-        if self.mask is not None:
-            full = xp.zeros((self.T * self.m, a.shape[1]), dtype=a.dtype)
-            a = put_rows(xp, full, np.flatnonzero(self.mask.T), a, np.arange(a.shape[0]))
-        return xp.permute_dims(xp.reshape(a, (self.T, self.m, a.shape[1])), (1, 0, 2))
+        if self.mask is None:
+            return xp.permute_dims(xp.reshape(a, (self.T, self.m, a.shape[1])), (1, 0, 2))
+        full = xp.zeros((self.m * self.T, a.shape[1]), dtype=a.dtype)
+        full = put_rows(xp, full, self._source, a, np.arange(a.shape[0]))
+        return xp.reshape(full, (self.m, self.T, a.shape[1]))
+
+    def sorted(self, a: Any) -> Any:
+        """Rows of samples, in `order`."""
+        return a if self.mask is None else take_rows(namespace(a), a, self.order)
+
+    def unsorted(self, a: Any) -> Any:
+        """Rows in `order`, back in their places."""
+        return a if self.mask is None else take_rows(namespace(a), a, self.rank)
+
+    def met(self, states: Any) -> Any:
+        """What every row of a stack meets: ``(m + N, k) -> (N, k)``."""
+        if self.mask is None:
+            return states[: -self.m, ...]
+        return take_rows(namespace(states), states, self._before)
+
+    def last(self, states: Any) -> Any:
+        """What every sample ends with: ``(m + N, k) -> (m, k)``."""
+        if self.mask is None:
+            return states[-self.m :, ...]
+        return take_rows(namespace(states), states, self._seen[:, -1])
+
+    def last_transposed(self, a: Any) -> Any:
+        """``(m, k) -> (m + N, k)``: each row where its sample ends, zero elsewhere."""
+        xp, rows = namespace(a), int(self.ends[-1])
+        if self.mask is None:
+            return xp.concat([xp.zeros((rows, a.shape[1]), dtype=a.dtype), a])
+        states = xp.zeros((self.m + rows, a.shape[1]), dtype=a.dtype)
+        return put_rows(xp, states, self._seen[:, -1], a, np.arange(self.m))
+
+    def spread(self, states: Any) -> Any:
+        """What every sample has after every step: ``(m + N, k) -> (m, T, k)``.
+
+        A step in which it takes no part repeats what it had before.
+        """
+        xp = namespace(states)
+        if self.mask is None:
+            return self.unstack(states[self.m :, ...])
+        rows = take_rows(xp, states, self._seen.reshape(-1))
+        return xp.reshape(rows, (self.m, self.T, states.shape[1]))
+
+    def spread_transposed(self, a: Any) -> Any:
+        """``(m, T, k) -> (m + N, k)``: sums over the steps that show the same."""
+        xp = namespace(a)
+        if self.mask is None:
+            none = xp.zeros((self.m, a.shape[2]), dtype=a.dtype)
+            return xp.concat([none, self.stack(a)])
+        flat, place = xp.reshape(a, (-1, a.shape[2])), from_host(xp, self._seen.reshape(-1))
+        return sum_rows(xp, flat, place, self.m + int(self.ends[-1]))
+
+    def in_time(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers of rows of a stack, in the order of time and samples."""
+        return rows if self.mask is None else rows[self._seen.T[self.mask.T] - self.m]
 
     def every(self, rows: np.ndarray) -> np.ndarray:
         """Which samples have True in all of their rows of a stack, (N,) -> (m,)."""
-        table = np.ones((self.T, self.m), bool)
-        table[np.ones((self.T, self.m), bool) if self.mask is None else self.mask.T] = rows
-        return np.asarray(table.all(axis=0))
+        missing = np.bincount(self.samples[~rows], minlength=self.m)
+        return np.asarray(missing[self.rank] == 0)
 
     def reverse(self, a: Any) -> Any:
         """``(m, T, k)`` with the steps of every sample in the opposite order.
@@ -140,15 +229,29 @@ class Timeline:
         source[sample * self.T + step] = sample * self.T + step[np.lexsort((-step, sample))]
         return xp.reshape(take_rows(xp, xp.reshape(a, (-1, a.shape[2])), source), a.shape)
 
-    def cuts(self, length: int) -> np.ndarray:
-        """Before which steps of a sample the gradient is cut, (m, T).
+    # ---------------------------------------------------------------------- parts of it
 
-        Every `length` steps, from its end, but not before the first.
-        """
-        inside: np.ndarray = self.left < self.left.max(axis=1, keepdims=True)
-        cut: np.ndarray = inside & (self.left > 0) & (self.left % length == 0)
-        return cut
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Where the stack of some samples, ``of(samples)``, lies in this one."""
+        part = self.of(samples)
+        starts = np.repeat(self.ends[: len(part.counts)], part.counts)
+        return np.asarray(starts + self.rank[samples[part.order]][part.samples])
+
+    def tail(self, first: int) -> Timeline:
+        """The steps from `first` on, of the samples in `order`."""
+        left = self.lengths[self.order] - first
+        mask = None if self.mask is None else np.arange(left.max()) < left[:, None]
+        return Timeline(self.m, int(left.max()), mask)
 
     def since(self, length: int) -> int:
         """The first step that is one of the last `length` of some sample."""
-        return int(np.argmax(np.any((self.left > 0) & (self.left <= length), axis=0)))
+        return max(0, int(self.lengths.min()) - length)
+
+    def cuts(self, length: int) -> np.ndarray:
+        """Before which rows of a stack the gradient is cut, (N,).
+
+        Every `length` steps of a sample, from its end, but not before its first.
+        """
+        step = np.repeat(np.arange(len(self.counts)), self.counts)
+        left = self.lengths[self.order][self.samples] - step
+        return np.asarray((step > 0) & (left % length == 0))

@@ -46,7 +46,7 @@ class Full:
         if out is None:
             return x @ self.At
         At: Any = self.At
-        return np.dot(x, At, out=out) if out.flags.c_contiguous else np.matmul(x, At, out=out)
+        return x.dot(At, out) if out.flags.c_contiguous else np.matmul(x, At, out=out)
 
     def grads(self, name: str, v: Any, x: Any) -> dict[str, Any]:
         """``dA = v^T x``.

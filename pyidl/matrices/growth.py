@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from pyidl.arrays.backend import astype, from_host, namespace, to_numpy
+from pyidl.matrices.base import Matrix
 from pyidl.matrices.full import Full, laid_out
 
 __all__ = ["growth", "with_gains"]
@@ -22,28 +23,31 @@ SPLIT_FROM, SPLIT_BELOW = 0.5, -0.3
 POWERS = 12
 
 
-def growth(matrix: Full) -> float:
-    """``(|A^k w| / |w|)^(1/k)`` for k = 12 and a fixed w of mixed signs.
+def growth(matrix: Matrix, after: int = 0) -> float:
+    """``(|A^k w| / |w|)^(1/k)`` for k = 12, and a w of mixed signs.
 
-    An estimate of the spectral radius, no bound.
+    An estimate of the spectral radius, no bound; a better one where w has gone through
+    some products before. It is 0 where A^k is.
 
     Examples
     --------
     >>> round(growth(Full(np.array([[0.0, 0.9], [0.9, 0.0]]))), 12)
     0.9
     """
-    xp, n = namespace(matrix.A), matrix.A.shape[0]
+    d = matrix.diagonal()
+    xp, n = namespace(d), d.shape[0]
     w = np.random.default_rng(0).normal(size=(1, n))
     w /= np.max(np.abs(w))
-    x = astype(xp, from_host(xp, w), matrix.A.dtype)
+    x = astype(xp, from_host(xp, w), d.dtype)
     total = 0.0
-    for _ in range(0, POWERS, 3):  # seldom enough to look at, often enough not to overflow
+    for k in range(0, after + POWERS, 3):  # seldom enough to look, often enough not to overflow
         with np.errstate(over="ignore", invalid="ignore"):
             x = matrix.rows(matrix.rows(matrix.rows(x)))
         size = float(xp.max(xp.abs(x)))
         if not 0 < size < np.inf:
             return size
-        x, total = x / size, total + np.log(size)
+        x /= size
+        total += float(np.log(size)) if k >= after else 0.0
     return float(np.exp(total / POWERS))
 
 

@@ -9,165 +9,117 @@ Let G_t be the total derivative of a loss with respect to H_t, and V_t that with
 to Z_t. H_t is seen by the loss directly and by the next step, X_t by H_t and, through
 A, by itself:
 
-    V_t = phi'(Z_t) * (V_t A + G_t C)                  one adjoint solve a step
+    V_t = phi'(Z_t) * (V_t A + G_t C)
     G_{t-1} = (direct part) + V_t B_h + G_t D_h
 
-and with every V_t and G_t known, all that is left is linear, so that one product serves
-all time steps:
+which is a recurrence of the same form, against time, with every matrix transposed. With
+every V_t and G_t known, all that is left is linear, so that one product serves all time
+steps:
 
     dA = sum_t V_t^T X_t,   dB = sum_t V_t^T [U_t, H_{t-1}],   db = sum_t V_t,
     dC = sum_t G_t^T X_t,   dD = sum_t G_t^T [U_t, H_{t-1}],   dd = sum_t G_t,
     dU_t = V_t B_u + G_t D_u.
 
 What is kept for each time step: Z_t (X_t is phi of it) and H_t; no iterate of any
-solver.
+solver. Both recurrences are solved in blocks of steps (`blocks.py`) where plain steps
+do, and one equilibrium after another where they do not, or another solver is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.arrays.backend import astype, from_host, namespace
+from pyidl.arrays.backend import astype, from_host, namespace, writes_in_place
 from pyidl.arrays.batch import max_abs, put_rows, take_rows
-from pyidl.cells import AffineCell
-from pyidl.equilibrium import EquilibriumPullback, solved
+from pyidl.equilibrium import solved
 from pyidl.errors import ConvergenceError
 from pyidl.layers.timeline import Timeline
 from pyidl.matrices.base import Matrix
-from pyidl.matrices.full import Full
 from pyidl.matrices.tiled import Tiled
-from pyidl.solvers import Solution, Solver
+from pyidl.recurrent.blocks import Chain, Plan, Swept, sweep
+from pyidl.recurrent.step import Step
+from pyidl.solvers import Auto, Picard, Solution, Solver
+from pyidl.solvers.image import Phi
+from pyidl.solvers.loop import resolve_tol
 from pyidl.solvers.solution import OnFail, settle
 from pyidl.typing import Array, Grads, Namespace
 from pyidl.wellposed.certificate import Certificate
 
-__all__ = ["Backward", "Trajectory", "Step", "back", "gradients", "unroll"]
+__all__ = ["Backward", "Forward", "Traversal", "back", "gradients", "unroll"]
 
-
-@dataclass(frozen=True)
-class Step:
-    """The parameters of one step, its maps, and their derivatives.
-
-    B acts on ``[U_t, H_{t-1}]``. D does too, or on U_t alone, or is not there. bu and
-    bh, du and dh are their columns for U_t and for H_{t-1}.
-    """
-
-    A: Matrix
-    B: Matrix
-    C: Matrix
-    D: Matrix | None
-    E: Array
-    b: Array | None
-    d: Array | None
-    e: Array | None
-    activation: Activation
-    input_dim: int
-    bu: Full
-    bh: Full
-    du: Full | None
-    dh: Full | None
-
-    @classmethod
-    def of(
-        cls, maps: Mapping[str, Matrix], params: Any, activation: Activation, input_dim: int
-    ) -> Step:
-        """From the maps A, B, C, D and the other parameters of a layer."""
-        p, B, D = input_dim, params["B"], params.get("D")
-        return cls(
-            A=maps["A"],
-            B=maps["B"],
-            C=maps["C"],
-            D=maps.get("D"),
-            E=params["E"],
-            b=params.get("b"),
-            d=params.get("d"),
-            e=params.get("e"),
-            activation=activation,
-            input_dim=p,
-            bu=Full(B[:, :p]),
-            bh=Full(B[:, p:]),
-            du=None if D is None else Full(D[:, :p]),
-            dh=None if D is None or D.shape[1] == p else Full(D[:, p:]),
-        )
-
-    @property
-    def width(self) -> tuple[int, int]:
-        """Those of the state X and of H: n and r."""
-        n, r = self.bh.A.shape
-        return n, r
-
-    def before(self, U: Any) -> Any:
-        """``B_u U + b`` for all rows of a stack at once: what does not wait for H."""
-        Z = self.bu.rows(U)
-        if self.b is not None:
-            Z += self.b
-        return Z
-
-    def cell(self, Z: Any) -> AffineCell:
-        """``x = phi(A x + B_h h + z)``, with a bias z that differs from row to row."""
-        return AffineCell(self.A, self.bh, Z, self.activation)
-
-    def after(self, X: Any, u: Any, h: Any) -> Any:
-        """``C X + D_u u + D_h h + d``."""
-        H = self.C.rows(X)
-        if self.du is not None:
-            H += self.du.rows(u)
-        if self.dh is not None:
-            H += self.dh.rows(h)
-        if self.d is not None:
-            H += self.d
-        return H
-
-    def adjoint(self, Z: Solution, G: Any, solver: Solver, v0: Any) -> Solution:
-        """``V = phi'(Z) * (V A + G C)``, solved from v0."""
-        pull = EquilibriumPullback(self.cell(None), G, Z, solver)
-        return pull.solve(self.C.T.rows(G), v0=v0)
-
-    def handed_back(self, V: Any, G: Any) -> Any:
-        """``V B_h + G D_h``: what the step before hears."""
-        dh = self.bh.T.rows(V)
-        if self.dh is not None:
-            dh += self.dh.T.rows(G)
-        return dh
-
-    def read(self, H: Any) -> Any:
-        """``H E^T + e``."""
-        Y = H @ self.E.T
-        if self.e is not None:
-            Y += self.e
-        return Y
+MANY = 400
+"""Rounds of a step beyond which it is left to its solver, which may accelerate."""
 
 
 class _Book:
-    """How the solves of all steps ended, row by row of the stack; on the host."""
+    """How the solves of all steps ended, row by row of a stack; on the host."""
 
     def __init__(self, rows: int) -> None:
         self.status, self.n_iter = np.zeros(rows, np.int8), np.zeros(rows, np.int32)
         self.residual, self.tolerance = np.zeros(rows), np.zeros(rows)
         self.method = ""
 
-    def enter(self, at: slice, solution: Solution) -> None:
-        self.method = self.method or solution.method
+    def enter(self, at: Any, found: Solution | Swept | _Book) -> None:
+        """What is known of some rows."""
+        self.method = self.method or found.method
         for name in ("status", "n_iter", "residual", "tolerance"):
-            getattr(self, name)[at] = getattr(solution, name)
+            getattr(self, name)[at] = getattr(found, name)
 
-    def solution(self, value: Any, pre: Any, at: slice = slice(None)) -> Solution:
+    def solution(self, value: Any, pre: Any, at: Any = slice(None)) -> Solution:
         """The solves of some rows, with what they found."""
         status, n_iter, residual = self.status[at], self.n_iter[at], self.residual[at]
         return Solution(value, pre, status, n_iter, residual, self.tolerance[at], self.method)
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """A forward pass: H of all steps, H_0 first, (T + 1, m, r).
+class Traversal:
+    """How a recurrence is gone through, in either direction.
 
-    The pre-activations Z, stacked; and how the solves went.
+    Attributes
+    ----------
+    solver : Solver
+        Of a step.
+    warm_start : bool
+        Whether a step starts from the one before it.
+    on_fail : {"raise", "warn", "ignore"}
+        What happens to samples that fail.
+    certificate : callable, optional
+        What is quoted then.
+    """
+
+    solver: Solver
+    warm_start: bool
+    on_fail: OnFail
+    certificate: Callable[[], Certificate] | None = None
+
+    def plan(self, step: Step, like: Any, m: int, backward: bool) -> tuple[Plan, float] | None:
+        """How blocks of steps are swept, and to which tolerance.
+
+        None where plain steps are not enough, or another solver is asked for.
+        """
+        xp, solver = namespace(like), self.solver
+        if not (isinstance(solver, Auto | Picard) and writes_in_place(xp)):
+            return None
+        if (isinstance(solver, Picard) and solver.damping) or not step.factor < 1.0:
+            return None
+        tol = resolve_tol(solver.tol, like, xp)
+        rounds = math.log(tol) / math.log(step.factor) if step.factor > 0 else 0.0
+        plan = Plan.of(m, step.width[0], rounds, backward)
+        return (plan, tol) if rounds <= MANY and plan.most <= solver.max_iter else None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass.
+
+    H, the `states` of the line; the pre-activations Z, stacked; how the solves went.
     """
 
     line: Timeline
@@ -175,54 +127,54 @@ class Trajectory:
     Z: Array
     book: _Book
 
-    def step(self, at: slice) -> Solution:
-        """One step, as far as its adjoint needs it: where the slopes are taken."""
-        Z = self.Z[at, ...]
-        return self.book.solution(Z, Z, at)
-
     def solution(self, activation: Activation) -> Solution:
-        """All solves as one, a row for each sample and step."""
-        return self.book.solution(activation(self.Z), self.Z)
+        """All solves as one, a row for each sample and step, in the order of time."""
+        at = self.line.in_time(np.arange(len(self.book.status)))
+        Z = take_rows(namespace(self.Z), self.Z, at)
+        return self.book.solution(activation(Z), Z, at)
 
 
-def unroll(
-    step: Step,
-    line: Timeline,
-    U: Array,
-    h0: Array | None,
-    *,
-    forward: Solver | None,
-    warm_start: bool,
-    on_fail: OnFail,
-    certificate: Callable[[], Certificate],
-) -> Trajectory:
-    """Go through the T steps of U, (m, T, p).
+def unroll(step: Step, line: Timeline, U: Array, h0: Array | None, how: Traversal) -> Forward:
+    """Go through the steps of U, (m, T, p).
 
-    A step starts from the states of the one before, where `warm_start` says so.
+    X_t = phi(A X_t + B_h H_{t-1} + z_t),    z_t = B_u U_t + b
+    H_t = C X_t + D_h H_{t-1} + w_t,         w_t = D_u U_t + d
     """
     xp, u = namespace(U), line.stack(U)
-    Z = step.before(u)
-    H = xp.empty((line.T + 1, line.m, step.width[1]), dtype=Z.dtype)
-    H[0, ...] = 0.0 if h0 is None else h0
-    book, last = _Book(Z.shape[0]), _Last(xp, line.m, warm_start)
-    for t, at, rows in line.steps():
-        before = H[t, ...]
-        if at.start == at.stop:  # no sample takes part
-            H[t + 1, ...] = before
-            continue
-        h, known = _taken(xp, before, rows), last.of(rows)
-        with _named(t, rows, line.m):
-            # X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)
-            problem, x0 = step.cell(Z[at, ...]).bind(h), None if known is None else known[0]
-            found = solved(problem, forward, x0, on_fail=_inner(on_fail), certificate=certificate)
-        X = found.value
-        Z[at, ...] = found.pre  # what B_u U_t + b has been used for; the place is free
-        # H_t = C X_t + D_u U_t + D_h H_{t-1} + d
-        H[t + 1, ...] = _placed(xp, before, rows, step.after(X, u[at, ...], h))
+    z, w, names = step.before(u), step.beside(u), _Names(line, line.order)
+    start = xp.zeros((line.m, w.shape[1]), dtype=w.dtype) if h0 is None else line.sorted(h0)
+    w = xp.concat([start, w])
+    planned = how.plan(step, z, line.m, backward=False)
+    if planned is None:
+        Z, H, book = _one_after_another(step, line, z, w, how, names)
+    else:
+        chain = Chain(step.A, step.bh, step.C, step.dh, Phi(step.activation), line, z, w)
+        swept = sweep(chain, *planned, how.warm_start, out=z)
+
+        def again(lost: _Lost) -> tuple[Any, Any, _Book]:
+            z, own = step.before(take_rows(xp, u, lost.rows)), take_rows(xp, w, lost.states)
+            return _one_after_another(step, lost.line, z, own, how, names.of(lost))
+
+        Z, H, book = _mended(line, swept, z, again)
+    settle(book.solution(None, None), how.on_fail, adjoint=False, certificate=how.certificate)
+    return Forward(line, H, Z, book)
+
+
+def _one_after_another(
+    step: Step, line: Timeline, z: Any, w: Any, how: Traversal, names: _Names
+) -> tuple[Any, Any, _Book]:
+    """``(Z, H, book)`` by a solve for each step; Z takes the place of z."""
+    H, last, book = namespace(w).asarray(w, copy=True), None, _Book(z.shape[0])
+    for k, (at, before, after) in enumerate(line.steps):
+        h, x0 = H[before, ...], None if last is None else last[: at.stop - at.start, ...]
+        with names.of_step(k):
+            problem, on_fail = step.cell(z[at, ...]).bind(h), _inner(how.on_fail)
+            found = solved(problem, how.solver, x0, on_fail=on_fail, certificate=how.certificate)
+        z[at, ...] = found.pre
+        H[after, ...] = step.after(found.value, w[after, ...], h)
         book.enter(at, found)
-        last.keep(rows, X)
-    settle(book.solution(None, None), on_fail, adjoint=False, certificate=certificate)
-    return Trajectory(line, H, Z, book)
+        last = found.value if how.warm_start else None
+    return z, H, book
 
 
 @dataclass(frozen=True)
@@ -239,51 +191,92 @@ class Backward:
     dh0: Array
     book: _Book
 
+    def solution(self, line: Timeline) -> Solution:
+        """All solves as one, in the order of time if no step was left out."""
+        if self.first:
+            return self.book.solution(self.V, self.V)
+        at = line.in_time(np.arange(len(self.book.status)))
+        V = take_rows(namespace(self.V), self.V, at)
+        return self.book.solution(V, V, at)
+
 
 def back(
     step: Step,
-    path: Trajectory,
+    path: Forward,
     direct: Array,
-    *,
-    adjoint: Solver,
-    warm_start: bool,
+    how: Traversal,
     truncate: int | None,
-    on_fail: OnFail,
+    every: bool,
 ) -> Backward:
     """Go back through the steps, and find V_t and G_t.
 
-    `direct` is the direct derivative of a loss with respect to every H_t, (T, m, r), or
-    to H_T alone, (m, r).
+        V_t = phi'(Z_t) * (V_t A + G_t C)
+        G_{t-1} = (direct part) + V_t B_h + G_t D_h
+
+    Parameters
+    ----------
+    direct : array, shape (m + N, r)
+        The direct derivative of a loss with respect to `states`.
+    truncate : int, optional
+        What is handed back is cut every so many steps of a sample, from its end.
+    every : bool
+        Whether steps before the last ones have a direct derivative. Without it, what
+        lies before a cut of all samples is not visited.
     """
-    line, xp, every = path.line, namespace(path.Z), direct.ndim == 3
-    first = 0 if truncate is None or every else line.since(truncate)
-    cuts = None if truncate is None else line.cuts(truncate)
-    start, end = int(line.ends[first]), int(line.ends[-1])
-    V, G = (xp.empty((end - start, k), dtype=direct.dtype) for k in step.width)
-    book, last = _Book(end - start), _Last(xp, line.m, warm_start)
-    g = direct[line.T - 1, ...] if every else direct
-    for t, at, rows in reversed(line.steps(first)):
-        if at.start < at.stop:
-            G_t = _taken(xp, g, rows)
-            size = max_abs(xp, G_t)
-            with _named(t, rows, line.m):
-                # V_t = phi'(Z_t) * (V_t A + G_t C)
-                found = step.adjoint(path.step(at), G_t, adjoint, _scaled(xp, last.of(rows), size))
-                V_t = settle(found, _inner(on_fail), adjoint=True).value
-            # G_{t-1} = (direct part) + V_t B_h + G_t D_h
-            g = _placed(xp, g, rows, _cut(xp, step.handed_back(V_t, G_t), cuts, rows, t))
-            here = slice(at.start - start, at.stop - start)
-            V[here, ...], G[here, ...] = V_t, G_t
-            book.enter(here, found)
-            last.keep(rows, V_t, size)
-        if every and t > 0:
-            g = g + direct[t - 1, ...]
-    settle(book.solution(None, None), on_fail, adjoint=True)
-    return Backward(first, V, G, g, book)
+    line, xp, keep, first = path.line, namespace(path.Z), None, 0
+    names = _Names(line, line.order)
+    Z, w = path.Z, direct
+    if truncate is not None:
+        keep = astype(xp, from_host(xp, ~line.cuts(truncate)[:, None]), direct.dtype)
+        first = 0 if every else line.since(truncate)
+    if first:
+        at, before, _ = line.steps[first]
+        assert keep is not None
+        Z, w, keep = Z[at.start :, ...], w[before.start :, ...], keep[at.start :, ...]
+        line, names = line.tail(first), replace(names, first=first)
+    planned = how.plan(step, Z, line.m, backward=True)
+    if planned is None:
+        V, G, book = _back_one_after_another(step, line, Z, w, keep, how, names)
+    else:
+        A, B, C, D = step.A.T, step.C.T, step.bh.T, step.dh and step.dh.T
+        chain = Chain(A, B, C, D, step.slopes(Z), line, None, w, keep, backward=True)
+        V = xp.empty_like(Z)
+        swept = sweep(chain, *planned, warm=False, out=V)
+
+        def again(lost: _Lost) -> tuple[Any, Any, _Book]:
+            own, cut = take_rows(xp, Z, lost.rows), keep
+            cut = None if keep is None else take_rows(xp, keep, lost.rows)
+            of_h = take_rows(xp, w, lost.states)
+            return _back_one_after_another(step, lost.line, own, of_h, cut, how, names.of(lost))
+
+        V, G, book = _mended(line, swept, V, again)
+    settle(book.solution(None, None), how.on_fail, adjoint=True)
+    dh0 = path.line.unsorted(G[: line.m, ...])
+    return Backward(first, V, G[line.m :, ...], dh0, book)
+
+
+def _back_one_after_another(
+    step: Step, line: Timeline, Z: Any, w: Any, keep: Any, how: Traversal, names: _Names
+) -> tuple[Any, Any, _Book]:
+    """``(V, G, book)`` by a solve for each step, from the last to the first."""
+    xp, last, book = namespace(w), None, _Book(Z.shape[0])
+    V, G = xp.empty_like(Z), xp.asarray(w, copy=True)
+    for k, (at, before, after) in reversed(list(enumerate(line.steps))):
+        g = G[after, ...]
+        size = max_abs(xp, g)
+        with names.of_step(k):
+            found = step.adjoint(Z[at, ...], g, how.solver, _scaled(xp, last, size))
+            v = settle(found, _inner(how.on_fail), adjoint=True).value
+        handed = step.handed_back(v, g)
+        G[before, ...] = w[before, ...] + (handed if keep is None else keep[at, ...] * handed)
+        V[at, ...] = v
+        book.enter(at, found)
+        last = (v, size) if how.warm_start else None
+    return V, G, book
 
 
 def gradients(
-    step: Step, path: Trajectory, U: Array, found: Backward, inputs: bool
+    step: Step, path: Forward, U: Array, found: Backward, inputs: bool
 ) -> tuple[Any, Grads]:
     """``(dU, grads)``.
 
@@ -291,7 +284,7 @@ def gradients(
     """
     line, xp = path.line, namespace(path.Z)
     start, V, G = int(line.ends[found.first]), found.V, found.G
-    u, h = line.stack(U)[start:, ...], line.chosen(path.H[:-1, ...])[start:, ...]
+    u, h = line.stack(U)[start:, ...], line.met(path.H)[start:, ...]
     X = step.activation(path.Z[start:, ...])
     _, grads = step.cell(step.b).grads(X, h, V, inputs=False)  # "B" is that of B_h
     grads["B"] = _confined(step.B, xp.concat([step.bu.grads("u", V, u)["u"], grads["B"]], axis=1))
@@ -323,52 +316,62 @@ def _inner(on_fail: OnFail) -> OnFail:
     return "raise" if on_fail == "raise" else "ignore"
 
 
-@contextmanager
-def _named(t: int, rows: np.ndarray | None, m: int) -> Iterator[None]:
-    """An error of step t names the step, and which samples of the batch failed."""
-    try:
-        yield
-    except ConvergenceError as error:
-        converged = np.ones(m, bool)
-        converged[slice(None) if rows is None else rows] = error.converged
-        raise type(error)(f"at time step {t}, {error}", converged) from None
+@dataclass(frozen=True)
+class _Lost:
+    """Sequences that blocks of steps have not solved.
+
+    Their line; their rows in the stack and in `states` of the whole.
+    """
+
+    chosen: np.ndarray
+    line: Timeline
+    rows: np.ndarray
+    states: np.ndarray
 
 
-def _cut(xp: Namespace, dh: Any, cuts: np.ndarray | None, rows: np.ndarray | None, t: int) -> Any:
-    """Truncation: zero for the samples whose gradient is cut before step t."""
-    if cuts is None:
-        return dh
-    cut = cuts[slice(None) if rows is None else rows, t]
-    return dh * astype(xp, from_host(xp, 1.0 - cut), dh.dtype)[:, None]
+def _mended(
+    line: Timeline, swept: Swept, out: Any, again: Callable[[_Lost], tuple[Any, Any, _Book]]
+) -> tuple[Any, Any, _Book]:
+    """What a sweep has found, with the lost sequences solved `again`."""
+    h, book = swept.h, _Book(out.shape[0])
+    book.enter(slice(None), swept)
+    if swept.lost.any():
+        xp, samples = namespace(h), line.order[swept.lost]
+        rows = line.rows_of(samples)
+        states = np.concatenate([np.flatnonzero(swept.lost), line.m + rows])
+        part, of_h, of_book = again(_Lost(swept.lost, line.of(samples), rows, states))
+        out = put_rows(xp, out, rows, part, np.arange(len(rows)))
+        h = put_rows(xp, h, states, of_h, np.arange(len(states)))
+        book.enter(rows, of_book)
+    return out, h, book
 
 
-@dataclass
-class _Last:
-    """Warm starts: what the last solve of every sample found, zeros where none was."""
+@dataclass(frozen=True)
+class _Names:
+    """What the samples of a stack, and its steps, are called by who gave them."""
 
-    xp: Namespace
-    m: int
-    remembers: bool
-    found: tuple[Any, ...] | None = None
+    line: Timeline
+    samples: np.ndarray
+    first: int = 0
 
-    def of(self, rows: np.ndarray | None) -> tuple[Any, ...] | None:
-        """For these samples; None before the first solve."""
-        return self.found and tuple(_taken(self.xp, a, rows) for a in self.found)
+    def of(self, lost: _Lost) -> _Names:
+        """Of some of the samples."""
+        return replace(self, samples=self.samples[lost.chosen])
 
-    def keep(self, rows: np.ndarray | None, *found: Any) -> None:
-        """Take note of what a solve for these samples has found."""
-        if self.remembers and rows is None:
-            self.found = found
-        elif self.remembers:
-            old = self.found or tuple(
-                self.xp.zeros((self.m, *a.shape[1:]), dtype=a.dtype) for a in found
-            )
-            self.found = tuple(
-                _placed(self.xp, a, rows, new) for a, new in zip(old, found, strict=True)
-            )
+    @contextmanager
+    def of_step(self, k: int) -> Iterator[None]:
+        """An error of step k names the step, and which samples of the batch failed."""
+        try:
+            yield
+        except ConvergenceError as error:
+            failed = self.samples[: len(error.converged)][~error.converged]
+            converged = np.ones(self.line.m, bool)
+            converged[failed] = False
+            t = self.line.step(failed[0], k + self.first)
+            raise type(error)(f"at time step {t}, {error}", converged) from None
 
 
-def _scaled(xp: Namespace, last: tuple[Any, ...] | None, size: Any) -> Any:
+def _scaled(xp: Namespace, last: tuple[Any, Any] | None, size: Any) -> Any:
     """Where the adjoint solve of a step starts: from v of the step after, scaled.
 
     v scales with its right-hand side, so it is brought from the size of that to this
@@ -378,17 +381,9 @@ def _scaled(xp: Namespace, last: tuple[Any, ...] | None, size: Any) -> Any:
     if last is None:
         return None
     v, before = last
+    new = size.shape[0] - before.shape[0]  # samples that end here
+    if new:
+        v = xp.concat([v, xp.zeros((new, v.shape[1]), dtype=v.dtype)])
+        before = xp.concat([before, xp.zeros((new,), dtype=v.dtype)])
     known = 1e3 * before > size
     return v * xp.where(known, size / xp.where(known, before, 1.0), 0.0)[:, None]
-
-
-def _taken(xp: Namespace, a: Any, rows: np.ndarray | None) -> Any:
-    """Some rows; None for all."""
-    return a if rows is None else take_rows(xp, a, rows)
-
-
-def _placed(xp: Namespace, base: Any, rows: np.ndarray | None, new: Any) -> Any:
-    """A copy of base with some of its rows replaced; None for all."""
-    if rows is None:
-        return new
-    return put_rows(xp, xp.asarray(base, copy=True), rows, new, np.arange(len(rows)))

@@ -18,7 +18,7 @@ from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import solved
 from pyidl.errors import InputError
 from pyidl.layers.base import finite_output
-from pyidl.recurrent.bptt import Step
+from pyidl.recurrent.step import Step
 from pyidl.solvers import Solver
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Array
@@ -111,7 +111,7 @@ class ImplicitRNNCell:
         problem = step.cell(step.before(u)).bind(h)
         start, proof = x0 if self.warm_start else None, lambda: self.certificate
         X = solved(problem, self.forward, start, on_fail=on_fail, certificate=proof).value
-        h = step.after(X, u, h)
+        h = step.after(X, step.beside(u), h)
         return finite_output(step.read(h), on_fail), RNNState(h, X)
 
     def stream(

@@ -31,7 +31,7 @@ import numpy as np
 
 from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
-from pyidl.recurrent.bptt import Step
+from pyidl.recurrent.step import Step
 from pyidl.typing import Array
 from pyidl.wellposed.certificate import Certificate
 

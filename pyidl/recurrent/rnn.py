@@ -27,7 +27,7 @@ from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
-from pyidl.equilibrium import DEFAULT_ADJOINT
+from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
 from pyidl.errors import InputError, expect_flags
 from pyidl.layers import initializers
 from pyidl.layers.base import (
@@ -45,9 +45,10 @@ from pyidl.layers.timeline import Timeline
 from pyidl.matrices.base import Matrix
 from pyidl.matrices.full import Full
 from pyidl.matrices.pattern import Pattern
-from pyidl.recurrent.bptt import Backward, Step, Trajectory, back, gradients, unroll
+from pyidl.recurrent.bptt import Backward, Forward, Traversal, back, gradients, unroll
 from pyidl.recurrent.cell import ImplicitRNNCell
 from pyidl.recurrent.error_bound import Recurrence
+from pyidl.recurrent.step import Step
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail
@@ -85,8 +86,15 @@ class ImplicitRNN(Implicit):
     return_sequences : bool
         Whether there is an output for every step, ``Y_t = E H_t + e``, or for the last
         one alone.
-    activation, constraint, rank, forward, adjoint, dtype, rng
+    activation, constraint, rank, dtype, rng
         As for `ImplicitModel`.
+    forward, adjoint : Solver, optional
+        Of a step. The default, and `Picard` without damping, solve many steps at once
+        by plain iteration, and turn to a step's own solver where that does not do;
+        others solve one step after another. The tolerance of an adjoint solve is then
+        relative to the largest right-hand side of its sequence from there to the end:
+        cotangents that have decayed are not asked for digits which no gradient of a
+        parameter shows.
     pattern : Pattern, optional
         Where A, B, C and D may be nonzero. With ``A=zeros``, the network is a recurrent
         one without a fixed point.
@@ -99,10 +107,10 @@ class ImplicitRNN(Implicit):
         experiments, and H has a linear way through time that no phi can close, along
         which gradients survive. The others are special cases, with zeros in D.
     warm_start : bool
-        Whether a solve starts from the states of the step before (backward, where there
-        is an output for every step, of the step after). It changes the answer by no
-        more than the tolerance, and saves a third of the steps where inputs change
-        slowly.
+        Whether a solve starts from the states of the step before (backward, where steps
+        are solved one after another and each has an output, of the step after). It
+        changes the answer by no more than the tolerance, and where each step is watched
+        it saves a third of the iterations if inputs change slowly.
     truncate : int, optional
         Cut the gradient of every sample each k steps, counted from its end: a step
         learns nothing of what it does to outputs beyond the cut that follows it. The
@@ -383,20 +391,15 @@ class ImplicitRNN(Implicit):
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
         """H of all steps, and ``Y = H E^T + e`` for all of them or the last."""
-        step = self._parts
-        path = unroll(
-            step,
-            Timeline(U.shape[0], U.shape[1]) if call.line is None else call.line,
-            U,
-            call.h0,
-            forward=self.forward,
-            warm_start=self.warm_start,
-            on_fail=call.on_fail,
-            certificate=self.certificate,
+        step, line = self._parts, call.line or Timeline(U.shape[0], U.shape[1])
+        solver = self.forward or DEFAULT_FORWARD
+        how = Traversal(solver, self.warm_start, call.on_fail, self.certificate)
+        path = unroll(step, line, U, call.h0, how)
+        Y = (
+            line.spread(step.read(path.H))
+            if self.return_sequences
+            else step.read(line.last(path.H))
         )
-        Y = step.read(path.H[1:, ...] if self.return_sequences else path.H[-1, ...])
-        if self.return_sequences:
-            Y = namespace(Y).permute_dims(Y, (1, 0, 2))
         return Y, RNNPullback(Y, self, step, U, path, call.on_fail)
 
 
@@ -411,7 +414,7 @@ class RNNPullback(Pullback):
     layer: ImplicitRNN
     step: Step
     U: Array
-    path: Trajectory
+    path: Forward
     on_fail: OnFail
     given: tuple[bool, bool] = (False, False)
 
@@ -429,24 +432,17 @@ class RNNPullback(Pullback):
 
     def _back(self, dY: Any) -> tuple[Backward, Grads]:
         """Of the output, and of the recurrence as far as V and G of all steps."""
-        layer, H, xp = self.layer, self.path.H, namespace(dY)
-        H = H[1:, ...] if layer.return_sequences else H[-1, ...]
-        if layer.return_sequences:
-            dY = xp.permute_dims(dY, (1, 0, 2))
-        rows, flat = (xp.reshape(a, (-1, a.shape[-1])) for a in (dY, H))
-        grads = {"E": rows.T @ flat}
+        layer, line, H, xp = self.layer, self.path.line, self.path.H, namespace(dY)
+        every = layer.return_sequences
+        direct = line.spread_transposed(dY) if every else dY
+        H = H if every else line.last(H)
+        grads = {"E": direct.T @ H}
         if layer.bias:
-            grads["e"] = xp.sum(rows, axis=0)
-        found = back(
-            self.step,
-            self.path,
-            xp.reshape(rows @ self.step.E, H.shape),
-            adjoint=layer.adjoint or DEFAULT_ADJOINT,
-            warm_start=layer.warm_start and layer.return_sequences,
-            truncate=layer.truncate,
-            on_fail=self.on_fail,
-        )
-        return found, grads
+            grads["e"] = xp.sum(direct, axis=0)
+        direct = direct @ self.step.E
+        how = Traversal(layer.adjoint or DEFAULT_ADJOINT, layer.warm_start and every, self.on_fail)
+        direct = direct if every else line.last_transposed(direct)
+        return back(self.step, self.path, direct, how, layer.truncate, every), grads
 
     def solve(self, dY: Array) -> Solution:
         """The adjoint solves of all steps for this dY, for study.
@@ -469,7 +465,7 @@ class RNNPullback(Pullback):
         (28, 8)
         """
         found = self._back(self._admit(dY))[0]
-        return found.book.solution(found.V, found.V)
+        return found.solution(self.path.line)
 
     @property
     def forward(self) -> Solution:
@@ -487,9 +483,9 @@ class RNNPullback(Pullback):
     @property
     def converged(self) -> np.ndarray:
         """Which sequences have only steps that converged."""
-        return self.path.line.every(self.solutions[0].converged)
+        return self.path.line.every(self.path.book.status == 0)
 
     @property
     def hidden(self) -> Array:
         """H of all steps, (m, T, r)."""
-        return cast(Array, namespace(self.path.H).permute_dims(self.path.H[1:, ...], (1, 0, 2)))
+        return cast(Array, self.path.line.spread(self.path.H))

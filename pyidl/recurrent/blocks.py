@@ -1,0 +1,417 @@
+r"""A recurrence solved in blocks of steps, by plain steps in place.
+
+In the order of the run, with h what goes from step to step,
+
+    x_t = image(A x_t + B h_t + z_t),      h_{t+1} = C x_t + D h_t + w_t.
+
+The adjoint of a recurrence is one too: every matrix transposed, B and C exchanged, time
+reversed (`bptt.py`).
+
+    forward    image = phi       z_t = B_u U_t + b    w_t = D_u U_t + d      h = H
+    backward   image = phi'(Z)*  z_t = 0              w_t = direct part      h = G
+
+A block is *swept* until one measurement of all its rows finds every residual within its
+tolerance, so that its steps share what it costs to measure and to keep books. A sweep
+goes
+
+    one by one   some rounds of x_t, then h_{t+1}: no row is computed in vain
+    jointly      some rounds of all x_t of the block, each one product, then all h, step
+                 after step: fewer calls, and more rounds
+
+How follows from shapes and parameters (`Plan`). Joint sweeps converge whatever the gain
+through time, but where h couples the steps tightly they take as many rounds as there
+are steps. So they are given up where they have cost as much as steps one by one, which
+the rest of the run then takes. Sequences that these do not solve either are left to a
+solver of their own (`bptt.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, repeat
+from typing import Any
+
+import numpy as np
+
+from pyidl.arrays.backend import namespace
+from pyidl.arrays.batch import change_and_size
+from pyidl.layers.timeline import Timeline
+from pyidl.matrices.base import Matrix
+from pyidl.matrices.full import Full
+from pyidl.solvers.image import Image
+from pyidl.solvers.problem import sizes
+from pyidl.typing import Array
+
+__all__ = ["Chain", "Plan", "Swept", "sweep"]
+
+CACHED = 2**15
+"""Numbers in the states of a block: more leave the cache, and a round costs twice."""
+
+AHEAD, BACK = 64, 32
+"""Steps of a joint block: more of them save few calls, and take many more rounds."""
+
+FEW, SLOW = 256, 30
+"""Forward, joint sweeps are faster up to so many numbers in the states of a step.
+
+Up to four times as many where a step needs more rounds than `SLOW`. Backward they
+always are: tolerances are relative to the largest cotangent of a sequence, and steps
+far from it pass at once.
+"""
+
+PASSES = 3
+"""Sweeps, one by one, that a block is given."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The recurrence at the head of this file, for the rows of a stack.
+
+    z is None for zeros. w has the rows of `states`, the start of h among them. `keep`,
+    (N, 1), multiplies what a row hands on: 0 where a gradient is cut; None for ones.
+    """
+
+    A: Matrix
+    B: Matrix
+    C: Matrix
+    D: Matrix | None
+    image: Image
+    line: Timeline
+    z: Array | None
+    w: Array
+    keep: Array | None = None
+    backward: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a chain is swept.
+
+    Attributes
+    ----------
+    steps : int
+        In a block, at most.
+    rounds : int
+        Of a step, in a sweep one by one.
+    joint : int
+        Of the whole block, in a joint sweep; 0 for none.
+    """
+
+    steps: int
+    rounds: int
+    joint: int = 0
+
+    @property
+    def most(self) -> int:
+        """Rounds after which a joint sweep has cost more than one step by step."""
+        return 3 * self.rounds
+
+    @property
+    def name(self) -> str:
+        """For `Solution.method`."""
+        joint = self.joint and self.steps > 1
+        return f"Picard, {self.steps} steps at once" if joint else "Picard, step by step"
+
+    @classmethod
+    def of(cls, m: int, n: int, rounds: float, backward: bool) -> Plan:
+        """For m sequences and states of n numbers that need so many rounds."""
+        fits = max(1, CACHED // (m * n))
+        if rounds == 0:  # A = 0
+            return cls(fits, 1)
+        joint, K = max(2, round(rounds / 10)), math.ceil(rounds) + 2
+        if backward:
+            return cls(min(BACK, fits), K, joint)
+        if m * n <= FEW * (4 if rounds > SLOW else 1):
+            return cls(min(AHEAD, fits), K, joint)
+        return cls(fits, K)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep has found.
+
+    Attributes
+    ----------
+    h : array
+        What goes from step to step: `states` of the `Timeline`.
+    status, residual, tolerance, n_iter : numpy.ndarray
+        A number for each row of the stack. A sequence that is lost has a row that did
+        not converge; what follows that is void.
+    lost : numpy.ndarray of bool
+        Which sequences those are, in the order of the line.
+    method : str
+        How.
+    """
+
+    h: Array
+    status: np.ndarray
+    residual: np.ndarray
+    tolerance: np.ndarray
+    n_iter: np.ndarray
+    lost: np.ndarray
+    method: str
+
+
+def sweep(chain: Chain, plan: Plan, tol: float, warm: bool, out: Array) -> Swept:
+    """Solve all steps, block after block.
+
+    Parameters
+    ----------
+    chain : Chain
+        N rows of n numbers.
+    plan : Plan
+        How.
+    tol : float
+        As for `Picard`; backward it is relative to the largest right-hand side of a
+        sequence, from its end to the step.
+    warm : bool
+        Whether a step starts from the x of the one before.
+    out : array, shape (N, n)
+        Where the pre-activations go, backward x; it may be `chain.z`.
+    """
+    rows, line = out.shape[0], chain.line
+    h = namespace(out).asarray(chain.w, copy=True)
+    lost, status, n_iter = (
+        np.zeros(k, t) for k, t in ((line.m, bool), (rows, np.int8), (rows, np.int32))
+    )
+    found = Swept(h, status, np.zeros(rows), np.zeros(rows), n_iter, lost, plan.name)
+    judge = _Judge(tol, chain.backward, np.zeros(line.m), lost)
+    room, last = _Room(chain, plan, out, warm), None
+    with np.errstate(over="ignore", invalid="ignore"):
+        for steps in _blocks(line, plan, chain.backward):
+            block = _Block(chain, steps, h, room)
+            at, limit = block.rows, plan.most
+            found.n_iter[at] = rounds = _solve(block, plan, last, judge)
+            if rounds > limit:  # h couples the steps too tightly
+                plan = replace(plan, joint=0)
+            found.residual[at], found.tolerance[at] = judge.residual, judge.allowed
+            out[at, ...] = block.x if chain.backward else block.y
+            last = block.end() if warm else None
+    return found
+
+
+def _blocks(line: Timeline, plan: Plan, backward: bool) -> list[slice]:
+    """The steps of every block, in the order of the run.
+
+    A joint sweep needs the same samples in all of them.
+    """
+    counts = line.counts
+    ends: list[int] = (np.flatnonzero(np.diff(counts)) + 1).tolist() if plan.joint else []
+    pieces = [range(i, j) for i, j in pairwise([0, *ends, len(counts)])]
+    blocks = [slice(i, min(i + plan.steps, p.stop)) for p in pieces for i in p[:: plan.steps]]
+    return blocks[::-1] if backward else blocks
+
+
+def _solve(block: _Block, plan: Plan, last: Any, judge: _Judge) -> int:
+    """Sweep one block until it passes; return the rounds of each of its steps."""
+    jointly, rounds, passes = plan.joint > 0 and len(block.here) > 1, 0, 0
+    if jointly:
+        block.guess(last)
+    while True:
+        if jointly:
+            block.jointly(plan.joint)
+            rounds += plan.joint
+        else:
+            block.one_by_one(plan.rounds, last, own=passes > 0)
+            rounds, passes = rounds + plan.rounds, passes + 1
+        if judge.passes(block, final=passes == PASSES):
+            return rounds
+        jointly = jointly and rounds < plan.most
+        if jointly:
+            block.x[...] = block.fx  # the measurement was a round, too
+            rounds += 1
+
+
+@dataclass
+class _Judge:
+    """Which rows are within their tolerance, and which sequences are given up."""
+
+    tol: float
+    backward: bool
+    largest: np.ndarray
+    lost: np.ndarray
+    residual: Any = None
+    allowed: Any = None
+
+    def passes(self, block: _Block, final: bool) -> bool:
+        """Measure; forward ``tol (1 + max|x|)``, backward ``tol max|image(c)|``."""
+        samples = block.samples
+        self.residual, size = block.measure()
+        if self.backward:
+            largest = self.largest.copy()
+            np.maximum.at(largest, samples, block.reference())
+            limits = np.finfo(block.x.dtype.name)
+            least = 8.0 * float(limits.eps) * size + 8.0 * float(limits.smallest_normal)
+            self.allowed = np.maximum(self.tol * largest[samples], least)
+        else:
+            self.allowed = self.tol * (1.0 + size)
+        missing = ~(self.residual <= self.allowed)
+        if missing.any():
+            missing &= ~self.lost[samples]
+        if missing.any() and not final:
+            return False
+        self.lost[samples[missing]] = True
+        if self.backward:
+            self.largest = largest
+        return True
+
+
+class _Room:
+    """What all blocks share: the products, the image, and the work space."""
+
+    def __init__(self, chain: Chain, plan: Plan, like: Any, warm: bool) -> None:
+        xp, line, n = namespace(like), chain.line, like.shape[1]
+        rows = min(plan.steps * int(line.counts[0]), like.shape[0])
+        self.A, self.B, self.C = (_product(M) for M in (chain.A, chain.B, chain.C))
+        self.D = None if chain.D is None else _product(chain.D)
+        self.x, self.y, self.c, self.fx, self.fy = xp.empty((5, rows, n), dtype=like.dtype)
+        self.s = xp.empty((rows, chain.w.shape[1]), dtype=like.dtype)
+        self.image, self.on_host, self.samples = chain.image, xp is np, line.samples
+        self.warm = warm
+
+    def ready(self, rows: slice, like: Any) -> Callable[..., Any]:
+        """The image of some rows of the stack."""
+        image = self.image.take(rows)
+        return image.ready(like) if self.on_host else image
+
+
+def _product(matrix: Matrix) -> Callable[[Any, Any], Any]:
+    """``(x, out) -> x M^T``, in as few calls as may be."""
+    if type(matrix) is Full and matrix.At is not None:
+        Mt: Any = matrix.At
+        return lambda x, out: x.dot(Mt, out)  # as a method in two thirds of the time
+    return matrix.rows
+
+
+class _Block:
+    """Some steps, and views of what belongs to them, in the order of the run."""
+
+    def __init__(self, chain: Chain, steps: slice, h: Any, room: _Room) -> None:
+        chosen = chain.line.steps[steps]
+        self.chain, self.room, self.h = chain, room, h
+        start, stop = chosen[0][0].start, chosen[-1][0].stop
+        self.rows, rows = slice(start, stop), slice(0, stop - start)
+        self.samples = room.samples[self.rows]
+        self.x, self.y, self.c, self.fx, self.fy, self.s = (
+            a[rows, ...] for a in (room.x, room.y, room.c, room.fx, room.fy, room.s)
+        )
+        self.phi = room.ready(self.rows, self.x)
+        self.at, self.come, self.go = zip(*chosen, strict=True)
+        if chain.backward:
+            self.at, self.come, self.go = self.at[::-1], self.go[::-1], self.come[::-1]
+        self.here = [slice(i.start - start, i.stop - start) for i in self.at]
+        self.views = [
+            (h[i, ...], h[j, ...], self.s[k, ...])
+            for i, j, k in zip(self.come, self.go, self.here, strict=True)
+        ]
+        self.entry, self.exit = _pieces(self.here, self.come), _pieces(self.here, self.go)
+
+    def end(self) -> Any:
+        """X of the last step of the run, a copy."""
+        return namespace(self.x).asarray(self.x[self.here[-1], ...], copy=True)
+
+    def one_by_one(self, rounds: int, last: Any, own: bool) -> None:
+        """Step after step: ``c = B h + z``, rounds of x, then the next h."""
+        A, B, C, D = self.room.A, self.room.B, self.room.C, self.room.D
+        chain, size = self.chain, 0
+        for here, at, to, (before, after, s) in zip(
+            self.here, self.at, self.go, self.views, strict=True
+        ):
+            x, y, c = self.x[here, ...], self.y[here, ...], self.c[here, ...]
+            if chain.backward or size != x.shape[0]:
+                phi, size = self.room.ready(at, x), x.shape[0]
+            B(before, c)
+            if chain.z is not None:
+                c += chain.z[at, ...]
+            start = x if own else last
+            if start is None:
+                y[...] = c
+            else:
+                A(start[:size, ...], y)
+                y += c
+            phi(y, out=x)
+            for _ in repeat(None, rounds - 1):
+                A(x, y)
+                y += c
+                phi(y, out=x)
+            C(x, s)
+            if D is None:
+                after[...] = s
+            else:
+                D(before, after)
+                after += s
+            if chain.keep is not None:
+                after *= chain.keep[at, ...]
+            after += chain.w[to, ...]
+            last = x if self.room.warm else None
+
+    def guess(self, last: Any) -> None:
+        """X of the step before everywhere, or of no feedback; then h and c."""
+        if last is None:
+            self.x[...] = 0.0
+        else:
+            m, n = self.views[0][2].shape[0], self.x.shape[1]
+            namespace(last).reshape(self.x, (-1, m, n))[...] = last[:m, ...]
+        self._hand_on()
+
+    def jointly(self, rounds: int) -> None:
+        """Rounds of all x at fixed h, then h of all steps, and c."""
+        A, x, y, c, phi = self.room.A, self.x, self.y, self.c, self.phi
+        for _ in repeat(None, rounds):
+            A(x, y)
+            y += c
+            phi(y, out=x)
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """``h_{t+1} = C x_t + w_t + D h_t``, step after step, and ``c = B h + z``."""
+        chain, h, s, D = self.chain, self.h, self.s, self.room.D
+        keep = None if chain.keep is None else chain.keep[self.rows, ...]
+        self.room.C(self.x, s)
+        if keep is not None:
+            s *= keep
+        for here, to in self.exit:
+            s[here, ...] += chain.w[to, ...]
+            if D is None:
+                h[to, ...] = s[here, ...]
+        for here, (before, after, own) in zip(self.here, self.views, strict=True):
+            if D is None:
+                break
+            D(before, after)
+            if keep is not None:
+                after *= keep[here, ...]
+            after += own
+        for here, come in self.entry:
+            self.room.B(h[come, ...], self.c[here, ...])
+        if chain.z is not None:
+            self.c += chain.z[self.rows, ...]
+
+    def measure(self) -> Any:
+        """Residuals ``max|image(A x + c) - x|`` and sizes of all rows."""
+        self.room.A(self.x, self.fy)
+        self.fy += self.c
+        self.phi(self.fy, out=self.fx)
+        return change_and_size(namespace(self.x), self.fx, self.x)
+
+    def reference(self) -> np.ndarray:
+        """``max|image(c)|``: the right-hand sides of an adjoint."""
+        self.phi(self.c, out=self.fy)
+        return sizes(self.fy)
+
+
+def _pieces(here: Sequence[slice], there: Sequence[slice]) -> list[tuple[slice, slice]]:
+    """Rows of a block and of h, side by side, in as few pieces as may be.
+
+    Rows that steps meet are the first ones of what the step before has left, so the
+    first step may stand apart.
+    """
+    if here[0].start > here[-1].start:
+        here, there = here[::-1], there[::-1]
+    ends = slice(here[0].start, here[-1].stop), slice(there[0].start, there[-1].stop)
+    if len(here) == 1 or there[0].stop == there[1].start:
+        return [ends]
+    return [
+        (here[0], there[0]),
+        (slice(here[1].start, ends[0].stop), slice(there[1].start, ends[1].stop)),
+    ]
