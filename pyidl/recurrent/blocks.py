@@ -119,7 +119,7 @@ class Plan:
         fits = max(1, CACHED // (m * n))
         if rounds == 0:  # A = 0
             return cls(fits, 1)
-        joint, K = max(2, round(rounds / 10)), math.ceil(rounds) + 2
+        joint, K = max(2, round(rounds / 10)), math.ceil(rounds) + 1
         if backward:
             return cls(min(BACK, fits), K, joint)
         if m * n <= FEW * (4 if rounds > SLOW else 1):
@@ -171,7 +171,11 @@ def sweep(chain: Chain, plan: Plan, tol: float, warm: bool, out: Array) -> Swept
         Where the pre-activations go, backward x; it may be `chain.z`.
     """
     rows, line = out.shape[0], chain.line
-    h = namespace(out).asarray(chain.w, copy=True)
+    h, ends = namespace(out).empty_like(chain.w), slice(-line.m, None)
+    # Where no step leaves anything, h is what is given: at its start, and where
+    # sequences end.
+    given = slice(None) if line.mask is not None else ends if chain.backward else slice(line.m)
+    h[given, ...] = chain.w[given, ...]
     lost, status, n_iter = (
         np.zeros(k, t) for k, t in ((line.m, bool), (rows, np.int8), (rows, np.int32))
     )
@@ -213,8 +217,9 @@ def _solve(block: _Block, plan: Plan, last: Any, judge: _Judge) -> int:
             block.jointly(plan.joint)
             rounds += plan.joint
         else:
-            block.one_by_one(plan.rounds, last, own=passes > 0)
-            rounds, passes = rounds + plan.rounds, passes + 1
+            few = judge.rounds(block, plan.rounds) if passes == 0 else max(2, plan.rounds // 3)
+            block.one_by_one(few, last, own=passes > 0)
+            rounds, passes = rounds + few, passes + 1
         if judge.passes(block, final=passes == PASSES):
             return rounds
         jointly = jointly and rounds < plan.most
@@ -233,6 +238,21 @@ class _Judge:
     lost: np.ndarray
     residual: Any = None
     allowed: Any = None
+
+    def rounds(self, block: _Block, most: int) -> int:
+        """How many rounds a block needs, one by one.
+
+        `most` of them gain 1 / tol. Backward, where the right-hand side of the first
+        step has fallen to a share of the largest, fewer do.
+        """
+        if not self.backward:
+            return most
+        size = block.first_reference()
+        largest = self.largest[: len(size)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(size > 0, size / largest, 0.0)
+        share = min(1.0, max(float(np.max(shares)), self.tol))
+        return min(most, 1 + math.ceil(most * (1.0 - math.log(share) / math.log(self.tol))))
 
     def passes(self, block: _Block, final: bool) -> bool:
         """Measure; forward ``tol (1 + max|x|)``, backward ``tol max|image(c)|``."""
@@ -267,12 +287,10 @@ class _Room:
         self.D = None if chain.D is None else _product(chain.D)
         self.x, self.y, self.c, self.fx, self.fy = xp.empty((5, rows, n), dtype=like.dtype)
         self.s = xp.empty((rows, chain.w.shape[1]), dtype=like.dtype)
-        self.image, self.on_host, self.samples = chain.image, xp is np, line.samples
-        self.warm = warm
+        self.samples, self.warm, self.on_host = line.samples, warm, xp is np
 
-    def ready(self, rows: slice, like: Any) -> Callable[..., Any]:
-        """The image of some rows of the stack."""
-        image = self.image.take(rows)
+    def ready(self, image: Image, like: Any) -> Callable[..., Any]:
+        """The image for arrays of this shape, with as few calls as may be."""
         return image.ready(like) if self.on_host else image
 
 
@@ -296,7 +314,8 @@ class _Block:
         self.x, self.y, self.c, self.fx, self.fy, self.s = (
             a[rows, ...] for a in (room.x, room.y, room.c, room.fx, room.fy, room.s)
         )
-        self.phi = room.ready(self.rows, self.x)
+        self.image = chain.image.take(self.rows)
+        self.phi = room.ready(self.image, self.x)
         self.at, self.come, self.go = zip(*chosen, strict=True)
         if chain.backward:
             self.at, self.come, self.go = self.at[::-1], self.go[::-1], self.come[::-1]
@@ -320,7 +339,7 @@ class _Block:
         ):
             x, y, c = self.x[here, ...], self.y[here, ...], self.c[here, ...]
             if chain.backward or size != x.shape[0]:
-                phi, size = self.room.ready(at, x), x.shape[0]
+                phi, size = self.room.ready(self.image.take(here), x), x.shape[0]
             B(before, c)
             if chain.z is not None:
                 c += chain.z[at, ...]
@@ -393,6 +412,14 @@ class _Block:
         self.fy += self.c
         self.phi(self.fy, out=self.fx)
         return change_and_size(namespace(self.x), self.fx, self.x)
+
+    def first_reference(self) -> np.ndarray:
+        """``max|image(B h)|`` of the first step of the run."""
+        here = self.here[0]
+        c, x = self.c[here, ...], self.fx[here, ...]
+        self.room.B(self.views[0][0], c)
+        self.image.take(here)(c, x)
+        return sizes(x)
 
     def reference(self) -> np.ndarray:
         """``max|image(c)|``: the right-hand sides of an adjoint."""

@@ -44,7 +44,7 @@ from pyidl.layers.timeline import Timeline
 from pyidl.matrices.base import Matrix
 from pyidl.matrices.tiled import Tiled
 from pyidl.recurrent.blocks import Chain, Plan, Swept, sweep
-from pyidl.recurrent.step import Step
+from pyidl.recurrent.step import Slopes, Step
 from pyidl.solvers import Auto, Picard, Solution, Solver
 from pyidl.solvers.image import Phi
 from pyidl.solvers.loop import resolve_tol
@@ -141,9 +141,8 @@ def unroll(step: Step, line: Timeline, U: Array, h0: Array | None, how: Traversa
     H_t = C X_t + D_h H_{t-1} + w_t,         w_t = D_u U_t + d
     """
     xp, u = namespace(U), line.stack(U)
-    z, w, names = step.before(u), step.beside(u), _Names(line, line.order)
-    start = xp.zeros((line.m, w.shape[1]), dtype=w.dtype) if h0 is None else line.sorted(h0)
-    w = xp.concat([start, w])
+    start = xp.zeros((line.m, step.width[1]), dtype=u.dtype) if h0 is None else line.sorted(h0)
+    z, w, names = step.before(u), step.beside(u, start), _Names(line, line.order)
     planned = how.plan(step, z, line.m, backward=False)
     if planned is None:
         Z, H, book = _one_after_another(step, line, z, w, how, names)
@@ -239,7 +238,7 @@ def back(
         V, G, book = _back_one_after_another(step, line, Z, w, keep, how, names)
     else:
         A, B, C, D = step.A.T, step.C.T, step.bh.T, step.dh and step.dh.T
-        chain = Chain(A, B, C, D, step.slopes(Z), line, None, w, keep, backward=True)
+        chain = Chain(A, B, C, D, Slopes(step.activation, Z), line, None, w, keep, backward=True)
         V = xp.empty_like(Z)
         swept = sweep(chain, *planned, warm=False, out=V)
 

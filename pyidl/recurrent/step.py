@@ -24,10 +24,29 @@ from pyidl.solvers.image import Image, Jacobians, Times
 from pyidl.solvers.problem import Affine, sizes
 from pyidl.typing import Array
 
-__all__ = ["Step"]
+__all__ = ["Slopes", "Step"]
 
 SETTLED = 36
 """Products after which a growth is estimated: 12 alone are too few for a positive A."""
+
+
+@dataclass(frozen=True)
+class Slopes(Image):
+    """``v -> phi'(Z) v``, row by row; slopes are formed for the rows that are taken."""
+
+    activation: Activation
+    Z: Array
+
+    def __call__(self, y: Any, out: Any = None) -> Any:
+        """Of all rows."""
+        return self.take(slice(None))(y, out)
+
+    def take(self, rows: slice) -> Image:
+        """The image for some rows."""
+        Z: Any = self.Z[rows, ...]
+        if self.activation.vector_blocks(Z.shape[1]):
+            return Jacobians(self.activation, Z)
+        return Times(self.activation.dphi(Z))
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class Step:
         return cls(
             A=maps["A"],
             B=maps["B"],
-            C=maps["C"],
+            C=laid_out(maps["C"]) if isinstance(maps["C"], Full) else maps["C"],
             D=maps.get("D"),
             E=params["E"],
             b=params.get("b"),
@@ -93,14 +112,14 @@ class Step:
         """``x = phi(A x + B_h h + z)``, with a bias z that differs from row to row."""
         return AffineCell(self.A, self.bh, Z, self.activation)
 
-    def beside(self, U: Any) -> Any:
-        """``D_u U + d`` for all rows of a stack; zeros where there is neither."""
-        if self.du is None:
-            W = namespace(U).zeros((U.shape[0], self.width[1]), dtype=U.dtype)
-        else:
-            W = self.du.rows(U)
+    def beside(self, U: Any, start: Any) -> Any:
+        """The start, then ``D_u U + d`` for the rows of a stack; zeros without either."""
+        xp, m = namespace(U), start.shape[0]
+        W = xp.empty((m + U.shape[0], self.width[1]), dtype=U.dtype)
+        W[:m, ...] = start
+        W[m:, ...] = 0.0 if self.du is None else self.du.rows(U)
         if self.d is not None:
-            W += self.d
+            W[m:, ...] += self.d
         return W
 
     def after(self, X: Any, w: Any, h: Any) -> Any:
@@ -111,16 +130,9 @@ class Step:
         H += w
         return H
 
-    def slopes(self, Z: Any) -> Image:
-        """The image of an adjoint equation: ``v -> phi'(Z) * v``."""
-        if self.activation.vector_blocks(self.width[0]):
-            return Jacobians(self.activation, Z)
-        return Times(self.activation.dphi(Z))
-
     def adjoint(self, Z: Any, G: Any, solver: Solver, v0: Any) -> Solution:
         """``V = phi'(Z) * (V A + G C)``, solved from v0."""
-        g = self.C.T.rows(G)
-        slopes = self.slopes(Z)
+        g, slopes = self.C.T.rows(G), Slopes(self.activation, Z).take(slice(None))
         return solver(Affine(self.A.T, g, slopes, sizes(slopes(g))), v0)
 
     def handed_back(self, V: Any, G: Any) -> Any:

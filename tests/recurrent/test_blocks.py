@@ -170,7 +170,7 @@ def test_the_plan_follows_from_sizes_and_rounds():
         for backward in (False, True):
             plan = Plan.of(m, n, 7.2, backward)
             assert plan.steps == 1 or plan.steps * m * n <= blocks.CACHED
-            assert plan.rounds == 10
+            assert plan.rounds == 9
     assert Plan.of(5, 5, 7.2, True).steps == 32
 
 
