@@ -1,7 +1,7 @@
 r"""The graphs of the layers in `pyidl.recurrent`: time as a `Scan`.
 
     ImplicitRNN      X_t = phi(A X_t + B_h H_{t-1} + Z_t),
-                     H_t = C X_t + D_h H_{t-1} + G_t,    Y = E H + e
+                     H_t = C X_t + D_h H_{t-1} + G_t,    Y = E R + e
     Bidirectional    Y = [f(U), g(U reversed) reversed]
 
 Z and G for all t take one product each.
@@ -49,10 +49,30 @@ def _recurrent(graph: Graph, layer: ImplicitRNN, u: Flow, options: Options) -> F
             scan_output_axes=[1],
         )
     )
-    states, shape = (H, u.shape[:-1]) if layer.return_sequences else (last, u.shape[:1])
-    Y = graph.plus(graph.rows(states, params["E"]), params.get("e"))
+    R, shape = (H, u.shape[:-1]) if layer.return_sequences else (last, u.shape[:1])
+    if layer.pool != "last":
+        R = _pooled(graph, layer.pool, H, options)
+    Y = graph.plus(graph.rows(R, params["E"]), params.get("e"))
     y = u._replace(name=Y, shape=(*shape, layer.output_dim))
     return y.after(graph, layer, worst if options.steps is None else "")
+
+
+def _pooled(graph: Graph, pool: str, H: str, options: Options) -> str:
+    """The mean or the maximum of H, (m, T, r), over the steps that a sequence has."""
+    kind, time = {"mean": "ReduceMean", "max": "ReduceMax"}[pool], graph.integers(1)
+    if not options.lengths:
+        return graph.op(kind, H, time, keepdims=False)
+    last = graph.op("Unsqueeze", options.lengths, time)  # (m, 1)
+    part = graph.op("Unsqueeze", graph.op("Less", graph.places(H), last), graph.integers(2))
+    if pool == "max":
+        beyond = graph.op("Where", part, H, graph.constant(-np.inf))
+        return graph.op(kind, beyond, time, keepdims=False)
+    zero, one = graph.constant(0.0), graph.constant(1.0)
+    total, count = (
+        graph.op("ReduceSum", graph.op("Where", part, x, zero), time, keepdims=False)
+        for x in (H, one)
+    )
+    return graph.op("Div", total, count)
 
 
 def _step(graph: Graph, layer: ImplicitRNN, options: Options) -> onnx.GraphProto:

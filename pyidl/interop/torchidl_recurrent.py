@@ -33,7 +33,7 @@ def read(state: Mapping[str, np.ndarray], bias: bool, rule: Rule) -> ImplicitRNN
 
 
 def write(layer: ImplicitRNN, rule: Rule, bias: bool | None) -> dict[str, np.ndarray]:
-    """The `state_dict` of a network without outputs for every step.
+    """The `state_dict` of a network that reads its last state alone.
 
     torchidl has e with any step; here a network read from one without b and d has
     zeros in their place, which are not written.
@@ -45,6 +45,11 @@ def write(layer: ImplicitRNN, rule: Rule, bias: bool | None) -> dict[str, np.nda
         )
     if bias is None:
         bias = layer.bias and any(bool(to_numpy(layer.params[key]).any()) for key in "bd")
+    if layer.pool != "last":
+        raise InputError(
+            f"torchidl's ImplicitRNN reads the last state alone, and this one pools all, "
+            f"pool={layer.pool!r}; layer.replace(pool='last') is another map, to be trained anew"
+        )
     state = write_step(layer.params, bias, rule)
     E = to_numpy(layer.params["E"])
     e = to_numpy(layer.params["e"]) if layer.bias else np.zeros(len(E), E.dtype)

@@ -5,6 +5,7 @@
 `bptt`                 the recurrence and its derivative, back-propagation through time
 `blocks`               how either is solved, many steps at once
 `step`                 the parameters of one step, and its maps
+`pooling`              what an output reads of the states: the last, mean, maximum
 `cell`                 `ImplicitRNNCell`, one step at a time for inputs that arrive so
 `bidirectional`        `Bidirectional`, two layers that read in either direction
 `error_bound`          `Recurrence`, how errors of solves travel from step to step

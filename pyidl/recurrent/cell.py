@@ -2,7 +2,7 @@
 
     X_t = phi(A X_t + B [U_t, H_{t-1}] + b)
     H_t = C X_t + D [U_t, H_{t-1}] + d
-    Y_t = E H_t + e
+    Y_t = E R_t + e,    R_t = H_t, or the mean or the maximum of H_1, ..., H_t
 
 The derivative of a step is in `bptt.py`.
 """
@@ -18,6 +18,7 @@ from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import solved
 from pyidl.errors import InputError
 from pyidl.layers.base import finite_output
+from pyidl.recurrent.pooling import Pool, joined
 from pyidl.recurrent.step import Step
 from pyidl.solvers import Solver
 from pyidl.solvers.solution import OnFail
@@ -31,11 +32,13 @@ class RNNState(NamedTuple):
     """What one step hands to the next.
 
     The hidden state h, (m, r), and the implicit state x, (m, n), where the next solve
-    starts.
+    starts; what a network that pools has read so far, (m, r), of how many steps.
     """
 
     h: Array
     x: Array | None = None
+    read: Array | None = None
+    steps: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +68,7 @@ class ImplicitRNNCell:
     forward: Solver | None
     warm_start: bool
     certificate: Certificate
+    pool: Pool = "last"
 
     def step(
         self, u: Any, state: RNNState | Array | None = None, *, on_fail: OnFail = "raise"
@@ -76,14 +80,15 @@ class ImplicitRNNCell:
         u : array, shape (m, p)
             One time step of m sequences.
         state : RNNState or array (m, r), optional
-            What the last step returned, or a hidden state alone; zero if left out.
+            What the last step returned, or a hidden state alone; zero if left out. A
+            hidden state alone has no past: the mean or the maximum begins anew.
         on_fail : {"raise", "warn", "ignore"}
             What happens to samples whose solve does not converge.
 
         Returns
         -------
         y : array, shape (m, q)
-            ``E H_t + e``.
+            ``E R_t + e``: the answer to what has come so far.
         state : RNNState
             For the next step.
 
@@ -105,14 +110,15 @@ class ImplicitRNNCell:
                 f"(m, {step.input_dim})"
             )
         m = u.shape[0]
-        h, x = state if isinstance(state, RNNState) else (state, None)
+        h, x, read, count = state if isinstance(state, RNNState) else (state, None, None, 0)
         h = namespace(u).zeros((m, r), dtype=u.dtype) if h is None else self._admit("h", h, (m, r))
         x0 = None if x is None else self._admit("x", x, (m, n))
         problem = step.cell(step.before(u)).bind(h)
         start, proof = x0 if self.warm_start else None, lambda: self.certificate
         X = solved(problem, self.forward, start, on_fail=on_fail, certificate=proof).value
         h = step.after(X, step.beside(u, h)[m:, ...], h)
-        return finite_output(step.read(h), on_fail), RNNState(h, X)
+        read = joined(self.pool, read, count, h)
+        return finite_output(step.read(read), on_fail), RNNState(h, X, read, count + 1)
 
     def stream(
         self,

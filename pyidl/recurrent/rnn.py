@@ -17,7 +17,7 @@ models", IJCAI 2024.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -28,7 +28,7 @@ from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
-from pyidl.errors import InputError, expect_flags
+from pyidl.errors import InputError, expect_flags, is_real
 from pyidl.layers import initializers
 from pyidl.layers.base import (
     Call,
@@ -48,6 +48,7 @@ from pyidl.matrices.pattern import Pattern
 from pyidl.recurrent.bptt import Backward, Forward, Traversal, back, gradients, unroll
 from pyidl.recurrent.cell import ImplicitRNNCell
 from pyidl.recurrent.error_bound import Recurrence
+from pyidl.recurrent.pooling import Pool, check_pool, pooled
 from pyidl.recurrent.step import Step
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
@@ -70,7 +71,7 @@ class ImplicitRNN(Implicit):
 
         X_t = phi(A X_t + B [U_t, H_{t-1}] + b)
         H_t = C X_t + D [U_t, H_{t-1}] + d,    H_0 = 0 unless given
-        Y = E H_T + e
+        Y = E R + e,    R = H_T, or the mean or the maximum of H_1, ..., H_T
 
     With p = `input_dim`, q = `output_dim`, r = `hidden_dim`, n = `implicit_hidden_dim`,
     the parameters are A (n, n), or L and R (n, k) with `rank` k; B (n, p + r), C (r,
@@ -84,8 +85,21 @@ class ImplicitRNN(Implicit):
     input_dim, output_dim, hidden_dim, implicit_hidden_dim : int
         p, q, r, n.
     return_sequences : bool
-        Whether there is an output for every step, ``Y_t = E H_t + e``, or for the last
-        one alone.
+        Whether there is an output for every step, ``Y_t = E H_t + e``, or a single one.
+    pool : "last", "mean" or "max"
+        What a single output reads: H of the last step, or, entry by entry, the mean or
+        the maximum over all steps in which a sample takes part. A class that shows
+        somewhere in a long sequence is learnt sooner from the maximum: there the
+        gradient reaches the step that matters at once, and not through all those that
+        follow it. Where steps count by their number, take the mean.
+    timescale : float, optional
+        How many steps a new network remembers. Its D_h is then diagonal, ``exp(-1/s)``
+        with s from 1 to `timescale` in geometric progression: leaky sums of the past,
+        some short and some as long as that. The length of the sequences is a good
+        choice where they are long (more than some 30 steps) and vary slowly. Without
+        it, D_h is 0.8 times an orthogonal matrix: a memory of some five steps, which
+        knows no difference between slow and fast. It says where training starts, and
+        nothing else.
     activation, constraint, rank, dtype, rng
         As for `ImplicitModel`.
     forward, adjoint : Solver, optional
@@ -108,16 +122,16 @@ class ImplicitRNN(Implicit):
         which gradients survive. The others are special cases, with zeros in D.
     warm_start : bool
         Whether a solve starts from the states of the step before (backward, where steps
-        are solved one after another and each has an output, of the step after). It
+        are solved one after another and each is read, of the step after). It
         changes the answer by no more than the tolerance, and where each step is watched
         it saves a third of the iterations if inputs change slowly.
     truncate : int, optional
         Cut the gradient of every sample each k steps, counted from its end: a step
         learns nothing of what it does to outputs beyond the cut that follows it. The
         gradient is *biased*: dependences over more than k steps are not learnt, those
-        over fewer only where no cut lies between. With a single output the last k steps
-        are differentiated, the others are not visited; the cotangent that is cut off is
-        at most `Recurrence.memory` of k times that of the last H.
+        over fewer only where no cut lies between. Where H_T alone is read, the last k
+        steps are differentiated, the others are not visited; the cotangent that is cut
+        off is at most `Recurrence.memory` of k times that of the last H.
 
     Raises
     ------
@@ -144,6 +158,8 @@ class ImplicitRNN(Implicit):
     implicit_hidden_dim: int
     _: KW_ONLY
     return_sequences: bool = False
+    pool: Pool = "last"
+    timescale: float | None = None
     activation: Activation = activations.relu
     constraint: Constraint = InfNorm(0.99)  # noqa: RUF009 (frozen)
     rank: int | None = None
@@ -166,6 +182,7 @@ class ImplicitRNN(Implicit):
         if self.truncate is not None:
             self.truncate = check_width("truncate", self.truncate)
         expect_flags(self, "return_sequences", "bias", "warm_start")
+        check_pool(self.pool, self.return_sequences)
         if not (isinstance(self.feedthrough, bool) or self.feedthrough == "input"):
             raise InputError(f"feedthrough is {self.feedthrough!r}; use True, False, or 'input'")
         if self.feedthrough == "input" and getattr(self.pattern, "D", None) is not None:
@@ -173,6 +190,17 @@ class ImplicitRNN(Implicit):
                 "with feedthrough='input' the pattern cannot hold a D; "
                 "use feedthrough=True with a mask for [U_t, H_{t-1}]"
             )
+        if self.timescale is not None:
+            if not (is_real(self.timescale) and 1 <= self.timescale < np.inf):
+                raise InputError(
+                    f"timescale is {self.timescale!r}; it is a number of steps, at least 1"
+                )
+            if self.feedthrough is not True:
+                raise InputError(
+                    "timescale is that of D_h, which a network with "
+                    f"feedthrough={self.feedthrough!r} does not have; use feedthrough=True"
+                )
+            self.timescale = float(self.timescale)
         check_solvers(self.forward, self.adjoint)
         self._space = ParameterSpace(  # of a step: p + r inputs, r outputs
             self.input_dim + self.hidden_dim,
@@ -203,8 +231,10 @@ class ImplicitRNN(Implicit):
         if self.feedthrough:
             drawn["D"] = 0.5 * lecun(generator, r, p)
         if self.feedthrough is True:
-            turn = MEMORY * initializers.orthogonal(generator, r)
-            drawn["D"] = np.concatenate([drawn["D"], turn], axis=1)
+            hands_on = MEMORY * initializers.orthogonal(generator, r)  # so E is always the same
+            if self.timescale is not None:
+                hands_on = np.diag(np.exp(-1.0 / np.geomspace(self.timescale, 1.0, r)))
+            drawn["D"] = np.concatenate([drawn["D"], hands_on], axis=1)
         drawn["E"] = lecun(generator, q, r)
         return drawn | ({"b": np.zeros(n), "d": np.zeros(r), "e": np.zeros(q)} if self.bias else {})
 
@@ -226,7 +256,8 @@ class ImplicitRNN(Implicit):
         L = max(self.activation.row_lipschitz(self.implicit_hidden_dim) or [1.0])
         way = L * float(np.linalg.norm(C, 2)) * float(np.linalg.norm(B[:, p:], 2))
         way /= 1.0 - min(L * float(np.linalg.norm(A)), 0.99)
-        room = 1.0 - MEMORY if self.feedthrough is True else 1.0
+        kept = MEMORY if self.timescale is None else np.exp(-1.0 / self.timescale)  # |D_h|
+        room = 1.0 - kept if self.feedthrough is True else 1.0
         shrink = (room / way) ** 0.5 if way > 0 else 1.0
         return {**params, "B": B * np.repeat([1.0, shrink], [p, r]), "C": C * shrink}
 
@@ -259,7 +290,9 @@ class ImplicitRNN(Implicit):
         >>> y.shape, state.h.shape
         ((4, 2), (4, 5))
         """
-        return ImplicitRNNCell(self._parts, self.forward, self.warm_start, self.certificate())
+        return ImplicitRNNCell(
+            self._parts, self.forward, self.warm_start, self.certificate(), self.pool
+        )
 
     def recurrence(self) -> Recurrence:
         """How an error of a solve, or of H_0, moves the outputs of the present network.
@@ -390,22 +423,19 @@ class ImplicitRNN(Implicit):
     # ------------------------------------------------------- the map and its derivative
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
-        """H of all steps, and ``Y = H E^T + e`` for all of them or the last."""
+        """H of all steps, and ``Y = R E^T + e`` of all of them, or of what is pooled."""
         step, line = self._parts, call.line or Timeline(U.shape[0], U.shape[1])
         solver = self.forward or DEFAULT_FORWARD
         how = Traversal(solver, self.warm_start, call.on_fail, self.certificate)
         path = unroll(step, line, U, call.h0, how)
-        Y = (
-            line.spread(step.read(path.H))
-            if self.return_sequences
-            else step.read(line.last(path.H))
-        )
-        return Y, RNNPullback(Y, self, step, U, path, call.on_fail)
+        R, spread = pooled("every" if self.return_sequences else self.pool, path.H, line)
+        Y = step.read(R)
+        return Y, RNNPullback(Y, self, step, U, path, R, spread, call.on_fail)
 
 
 @dataclass(frozen=True, repr=False)
 class RNNPullback(Pullback):
-    """The derivative of ``Y = H E^T + e`` and, through it, of the whole recurrence.
+    """The derivative of ``Y = R E^T + e`` and, through it, of the whole recurrence.
 
     What it returns for the inputs mirrors what was given: dU; or a tuple of dU, None
     for `lengths`, and dh0, as far as those were given, in this order.
@@ -415,13 +445,15 @@ class RNNPullback(Pullback):
     step: Step
     U: Array
     path: Forward
+    R: Array
+    spread: Callable[[Any], Any]
     on_fail: OnFail
     given: tuple[bool, bool] = (False, False)
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
-        """``dH = dY E``, of which the recurrence makes nearly everything.
+        """``dR = dY E``, of which the recurrence makes nearly everything.
 
-        Besides, ``dE = dY^T H``, and ``de`` is the sum of the rows of dY.
+        Besides, ``dE = dY^T R``, and ``de`` is the sum of the rows of dY.
         """
         found, grads = self._back(dY)
         dU, rest = gradients(self.step, self.path, self.U, found, inputs)
@@ -432,16 +464,14 @@ class RNNPullback(Pullback):
 
     def _back(self, dY: Any) -> tuple[Backward, Grads]:
         """Of the output, and of the recurrence as far as V and G of all steps."""
-        layer, line, H, xp = self.layer, self.path.line, self.path.H, namespace(dY)
-        every = layer.return_sequences
-        direct = line.spread_transposed(dY) if every else dY
-        H = H if every else line.last(H)
-        grads = {"E": direct.T @ H}
+        layer, xp = self.layer, namespace(dY)
+        rows, read = (xp.reshape(a, (-1, a.shape[-1])) for a in (dY, self.R))
+        grads = {"E": rows.T @ read}
         if layer.bias:
-            grads["e"] = xp.sum(direct, axis=0)
-        direct = direct @ self.step.E
+            grads["e"] = xp.sum(rows, axis=0)
+        direct = self.spread(xp.reshape(rows @ self.step.E, self.R.shape))
+        every = layer.return_sequences or layer.pool != "last"
         how = Traversal(layer.adjoint or DEFAULT_ADJOINT, layer.warm_start and every, self.on_fail)
-        direct = direct if every else line.last_transposed(direct)
         return back(self.step, self.path, direct, how, layer.truncate, every), grads
 
     def solve(self, dY: Array) -> Solution:

@@ -5,7 +5,7 @@ import pytest
 from helpers import assert_close, host, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rnn import OPTIONS, M, N, Q, R, build, by_pyidl, inputs, oracle, problem, run
+from recurrences import OPTIONS, M, N, Q, R, build, by_pyidl, inputs, oracle, problem, run
 
 from pyidl import ImplicitRNN, Pattern, solvers, wellposed
 from pyidl.errors import ConvergenceError, ConvergenceWarning
