@@ -423,7 +423,7 @@ class ImplicitRNN(Implicit):
     # ------------------------------------------------------- the map and its derivative
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, RNNPullback]:
-        """H of all steps, and ``Y = R E^T + e`` of all of them, or of what is pooled."""
+        """H of all steps, and ``Y = R E^T + e`` of all of them or what is pooled."""
         step, line = self._parts, call.line or Timeline(U.shape[0], U.shape[1])
         solver = self.forward or DEFAULT_FORWARD
         how = Traversal(solver, self.warm_start, call.on_fail, self.certificate)

@@ -113,7 +113,7 @@ class Step:
         return AffineCell(self.A, self.bh, Z, self.activation)
 
     def beside(self, U: Any, start: Any) -> Any:
-        """The start, then ``D_u U + d`` for the rows of a stack; zeros without either."""
+        """The start, then ``D_u U + d`` for the rows of a stack, or zeros."""
         xp, m = namespace(U), start.shape[0]
         W = xp.empty((m + U.shape[0], self.width[1]), dtype=U.dtype)
         W[:m, ...] = start
