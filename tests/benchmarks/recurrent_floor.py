@@ -17,6 +17,8 @@ blocks   w steps solved together: rounds of X for all rows of the block, 3 calls
 
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -77,7 +79,7 @@ def scan(F, D, doubling):
     """``F_t += F_{t-1} D`` from the second on, in place; F (w + 1, m, r)."""
     if not doubling:
         work = np.empty_like(F[0])
-        for before, f in zip(F[:-1], F[1:], strict=True):
+        for before, f in pairwise(F):
             np.dot(before, D, out=work)
             np.add(f, work, out=f)
         return
@@ -88,14 +90,14 @@ def scan(F, D, doubling):
 
 
 def blocks(M, n, U, width, inner, doubling, tol):
-    """``(X, H, rounds)``, (T, m, n) and (T + 1, m, r), H_0 first; rounds of all blocks."""
+    """``(X, H, u)``, (T, m, n) and (T + 1, m, r), H_0 first, and the inputs and 1, (T, m, .)."""
     (m, T, p), nr = U.shape, len(M)
     A, Bh, C, Dh = (np.ascontiguousarray(a.T) for a in _parts(M, n))
     u = np.ones((T, m, M.shape[1] - nr), M.dtype)
     u[:, :, :p] = U.transpose(1, 0, 2)
     Z = u.reshape(T * m, -1) @ M[:, nr:].T
     Z, W = np.ascontiguousarray(Z[:, :n]), np.ascontiguousarray(Z[:, n:])
-    X, H, count = np.zeros((T, m, n), M.dtype), np.zeros((T + 1, m, nr - n), M.dtype), 0
+    X, H = np.zeros((T, m, n), M.dtype), np.zeros((T + 1, m, nr - n), M.dtype)
     for t in range(0, T, width):
         end = min(t + width, T)
         h, at = H[t : end + 1], slice(t * m, end * m)
@@ -117,23 +119,22 @@ def blocks(M, n, U, width, inner, doubling, tol):
             np.dot(x, A, out=y)
             np.add(y, c, out=y)
             np.maximum(y, zero, out=new)
-            count += inner + 1
             if _settled(np.abs(np.subtract(new, x, out=y), out=y), x, tol):
                 break
             x, new = new, x
         X[t:end] = x.reshape(end - t, m, n)
-    return X, H, count
+    return X, H, u
 
 
 def back_blocks(M, n, X, dH, width, inner, doubling, tol):
-    """``(V, G, rounds)``: (T, m, n) and (T + 1, m, r), G_0 that of H_0.
+    """V and G, (T, m, n) and (T + 1, m, r); G_0 is that of H_0.
 
     A block is done when every residual is small beside the largest V of its sequence.
     """
     (T, m, _), r = X.shape, len(M) - n
     A, Bh, C, Dh = (np.ascontiguousarray(a) for a in _parts(M, n))
     slopes = (X > 0).astype(M.dtype)
-    V, G, count = np.empty_like(X), np.empty((T + 1, m, r), M.dtype), 0
+    V, G = np.empty_like(X), np.empty((T + 1, m, r), M.dtype)
     G[T], size = dH, np.zeros(m, M.dtype)
     for end in range(T, 0, -width):
         t = max(end - width, 0)
@@ -154,7 +155,6 @@ def back_blocks(M, n, X, dH, width, inner, doubling, tol):
             np.dot(v, A, out=y)
             np.add(y, c, out=y)
             np.multiply(y, turned, out=new)
-            count += inner + 1
             largest = np.abs(v).reshape(-1, m, n).max(axis=(0, 2))
             change = np.abs(np.subtract(new, v, out=y), out=y).reshape(-1, m, n)
             if np.all(change.max(axis=(0, 2)) <= tol * np.maximum(size, largest)):
@@ -162,7 +162,39 @@ def back_blocks(M, n, X, dH, width, inner, doubling, tol):
             v, new = new, v
         size = np.maximum(size, largest)
         V[t:end], G[t : end + 1] = v.reshape(-1, m, n)[::-1], g[::-1]
-    return V, G, count
+    return V, G
+
+
+def gradient(Q, S):
+    """That of M: ``sum_t [V_t; G_t] [X_t; H_{t-1}; U_t; 1]^T``, of columns."""
+    Q, S = (np.moveaxis(a, 1, 0).reshape(a.shape[1], -1) for a in (Q[1:], S[:-1]))
+    return Q @ S.T
+
+
+def gradient_of_blocks(V, G, X, H, u):
+    """The same, of rows."""
+    Q, S = np.concatenate([V, G[1:]], axis=2), np.concatenate([X, H[:-1], u], axis=2)
+    return Q.reshape(-1, Q.shape[2]).T @ S.reshape(-1, S.shape[2])
+
+
+def met(M, n, S, tol):
+    """Whether every state that `steps` has found meets its tolerance."""
+    x = S[:-1, :n]
+    change = np.maximum(np.matmul(M[:n], S[:-1]), 0)
+    change -= x
+    np.abs(change, out=change)
+    return change.max() <= tol or bool(
+        np.all(change.max(axis=1) <= tol * (1 + np.abs(x).max(axis=1)))
+    )
+
+
+def adjoint_met(M, n, S, Q, tol):
+    """Whether the residuals of `back_steps` are small beside the largest V of a sequence."""
+    v = Q[1:, :n]
+    change = np.matmul(np.ascontiguousarray(M[:, :n].T), Q[1:]) * (S[:-1, :n] > 0)
+    change -= v
+    size = np.abs(v).max(axis=(0, 1))
+    return bool(np.all(np.abs(change, out=change).max(axis=(0, 1)) <= tol * size))
 
 
 def _parts(M, n):
