@@ -108,7 +108,9 @@ def backward(way, M, n, found, dH, tol=DEFAULT):
         X, H, u = found
         V, G = plain.back_blocks(M, n, X, dH, way.width, way.rounds, way.doubling, tol)
         return plain.gradient_of_blocks(V, G, X, H, u)
-    return plain.gradient(plain.back_steps(M, n, found[0], dH, way.rounds, way.split), found[0])
+    return plain.gradient(
+        plain.back_steps(M, n, found[0], dH, way.rounds, way.split, tol), found[0]
+    )
 
 
 def rounds_needed(n, enough):
@@ -130,7 +132,7 @@ def step_rounds(M, n, U, dH, tol):
     S = plain.steps(M, n, U, ahead, False)
     back = rounds_needed(
         n,
-        lambda k: plain.adjoint_met(M, n, S, plain.back_steps(M, n, S, dH, k, False), tol),
+        lambda k: plain.adjoint_met(M, n, S, plain.back_steps(M, n, S, dH, k, False, tol), tol),
     )
     return ahead, back
 
@@ -295,7 +297,7 @@ def floor_training(start, U, t, tol, count):
             S = plain.steps(M, n, U, ahead + 1, False)
             H = S[-1, n : len(M)].T
             loss, dY = losses.cross_entropy(H @ E.T, t)
-            Q = plain.back_steps(M, n, S, dY @ E, back + 1, False)
+            Q = plain.back_steps(M, n, S, dY @ E, back + 1, False, tol)
             if not (plain.met(M, n, S, tol) and plain.adjoint_met(M, n, S, Q, tol)):
                 raise RuntimeError("the floor's rounds do not suffice for what was trained")
             params = optimizer.step(params, {"M": plain.gradient(Q, S), "E": dY.T @ H})

@@ -6,15 +6,15 @@ One matrix does a whole step,
 
 X_t = max(Z_t, 0), so that the gradients of all parameters are one product as well. ReLU,
 one length, a cotangent of H_T alone. There are no statuses, no checks of what comes in,
-and no choice: how many rounds, and how long a block, is known beforehand.
+and no choice: how many rounds, and how long a block, is known beforehand. `met` and
+`adjoint_met` measure what `steps` and `back_steps` have found, all steps at once.
 
 steps    K rounds a step, nothing is measured. A state is a column [X; H; U; 1], (k, m)
          for a batch, so that its parts are contiguous: 2 calls a round, 2 K a step;
-         `split`: what H and U do is formed once a step, 3 calls a round, smaller products
+         `split`: what H and U do is formed once a step, 3 calls a round, smaller products.
+         Backward, rounds fall with the cotangents
 blocks   w steps solved together: rounds of X for all rows of the block, 3 calls each,
          then H of the block, by 2 calls a step or by doubling, then a measurement
-
-
 """
 
 from itertools import pairwise
@@ -39,22 +39,28 @@ def steps(M, n, U, rounds, split):
     S[0, :nr], S[:T, nr : nr + p], S[:, nr + p :] = 0.0, U.transpose(1, 2, 0), 1.0
     N, B = (np.ascontiguousarray(M[:n, :n]) if split else M[:n]), np.ascontiguousarray(M[:n, n:])
     y, c, zero = np.empty((n, m), M.dtype), np.empty((n, m), M.dtype), np.zeros((n, m), M.dtype)
+    K = 2 * rounds  # the first step starts from zero
     for s, x, following, first in zip(S[:T], S[:T, :n], S[1:, :nr], S[1:, :n], strict=True):
         read = x if split else s
         if split:
             np.dot(B, s[n:], out=c)
-        for _ in range(rounds - 1):
+        for _ in range(K - 1):
             np.dot(N, read, out=y)
             if split:
                 np.add(y, c, out=y)
             np.maximum(y, zero, out=x)
         np.dot(M, s, out=following)  # H_t, and Z_t: the next step starts there
         np.maximum(first, zero, out=first)
+        K = rounds
     return S
 
 
-def back_steps(M, n, S, dH, rounds, split):
-    """Q, (T + 1, n + r, m): Q_{t+1} = [V_t; G_t], and in the first place that of H_0."""
+def back_steps(M, n, S, dH, rounds, split, tol):
+    """Q, (T + 1, n + r, m): Q_{t+1} = [V_t; G_t], and in the first place that of H_0.
+
+    V is wanted to `tol` beside the largest of its sequence. K rounds gain 1 / tol, so where
+    it has fallen to `ratio` of that, K (1 - log(ratio) / log(tol)) rounds do, and one for safety.
+    """
     (T, m), nr = (len(S) - 1, S.shape[2]), len(M)
     slopes = (S[:T, :n] > 0).astype(M.dtype)
     Q = np.empty((T + 1, nr, m), M.dtype)
@@ -62,16 +68,23 @@ def back_steps(M, n, S, dH, rounds, split):
     N, C = np.ascontiguousarray((M[:n] if split else M)[:, :n].T), np.ascontiguousarray(M[n:, :n].T)
     full = np.ascontiguousarray(M[:, :nr].T)
     y, c = np.empty((n, m), M.dtype), np.empty((n, m), M.dtype)
-    for q, v, s, before in zip(Q[:0:-1], Q[:0:-1, :n], slopes[::-1], Q[-2::-1], strict=True):
+    size, K = np.full(m, np.finfo(M.dtype).tiny, M.dtype), 2 * rounds
+    for t in range(T - 1, -1, -1):
+        q, v, s, before = Q[t + 1], Q[t + 1, :n], slopes[t], Q[t]
         read = v if split else q
         if split:
             np.dot(C, q[n:], out=c)
-        for _ in range(rounds - 1):
+        for _ in range(K - 1):
             np.dot(N, read, out=y)
             if split:
                 np.add(y, c, out=y)
             np.multiply(y, s, out=v)
         np.dot(full, q, out=before)  # G_{t-1}, and A^T V_t + C^T G_t: the step before starts there
+        if t % 8 == 0 or t == T - 1:
+            largest = np.abs(v).max(axis=0)
+            np.maximum(size, largest, out=size)
+            ratio = max(float((largest / size).max()), tol)
+            K = min(rounds, 1 + int(np.ceil(rounds * (1 - np.log(ratio) / np.log(tol)))))
     return Q
 
 
@@ -167,7 +180,10 @@ def back_blocks(M, n, X, dH, width, inner, doubling, tol):
 
 def gradient(Q, S):
     """That of M: ``sum_t [V_t; G_t] [X_t; H_{t-1}; U_t; 1]^T``, of columns."""
-    Q, S = (np.moveaxis(a, 1, 0).reshape(a.shape[1], -1) for a in (Q[1:], S[:-1]))
+    Q, S = Q[1:], S[:-1]
+    if S.shape[2] >= 16:  # a product a step costs less than copies
+        return np.matmul(Q, S.swapaxes(1, 2)).sum(axis=0)
+    Q, S = (np.moveaxis(a, 1, 0).reshape(a.shape[1], -1) for a in (Q, S))
     return Q @ S.T
 
 
