@@ -7,7 +7,8 @@
 training  a training step on 16 sequences of 150 steps, 16 / 16 units: pyidl, torchidl, LSTM
           and GRU of torch with 16 units, each with all of torch's threads and with one;
           and the floor. GunPoint where the package aeon is, else smooth series
-large     an epoch of 5,964 windows of 59 steps, hidden 22, implicit 20, full batch
+large     an epoch of 5,964 windows of 59 steps, hidden 22, implicit 20, full batch: pyidl,
+          torchidl and the floor
 single    one sequence of 150 and of 1,000 steps, forward
 floor     pyidl against the floor (`recurrent_floor.py`), forward and backward, over
           m, T and n, and for a nonnegative A with row sums of 0.9
@@ -113,7 +114,7 @@ def backward(way, M, n, found, dH, tol=DEFAULT):
     )
 
 
-def rounds_needed(n, enough):
+def rounds_needed(enough):
     """The fewest rounds with which all residuals are small enough."""
     low, high = 1, 2
     while not enough(high):
@@ -128,10 +129,9 @@ def rounds_needed(n, enough):
 
 def step_rounds(M, n, U, dH, tol):
     """Those of the way by steps, forward and backward."""
-    ahead = rounds_needed(n, lambda k: plain.met(M, n, plain.steps(M, n, U, k, False), tol))
+    ahead = rounds_needed(lambda k: plain.met(M, n, plain.steps(M, n, U, k, False), tol))
     S = plain.steps(M, n, U, ahead, False)
     back = rounds_needed(
-        n,
         lambda k: plain.adjoint_met(M, n, S, plain.back_steps(M, n, S, dH, k, False, tol), tol),
     )
     return ahead, back
@@ -281,32 +281,44 @@ def against_floor(shapes=None, rounds=ROUNDS):
 # ------------------------------------------------------------------------- training
 
 
-def floor_training(start, U, t, tol, count):
-    """``run() -> losses`` of some training steps of the floor, by steps."""
-    (_, _, p), n = U.shape, len(start["A"])
-    M0, E0 = plain.matrix(start, p), np.array(start["E"])
-    M0, (_, dY) = np.array(M0), losses.cross_entropy(np.zeros((len(U), len(E0)), "f4"), t)
-    ahead, back = step_rounds(M0, n, U, dY @ E0, tol)
-    ball = InfNorm(0.99)
+def floor_training(start, U, t, loss, count):
+    """``run() -> losses`` of some training steps of the floor, by steps, at `TOL`."""
+    p, n = U.shape[2], len(start["A"])
+    first = {"M": plain.matrix(start, p), "E": np.array(start["E"])}
+    split, ball = len(U) > 64, InfNorm(0.99)
+
+    def cotangent(S, E, rows):
+        H = S[-1, n:rows].T
+        value, dY = loss(H @ E.T, t)
+        return H, value, dY
+
+    def enough(k):
+        return plain.met(first["M"], n, plain.steps(first["M"], n, U, k, split), TOL)
+
+    ahead = rounds_needed(enough)
+    S = plain.steps(first["M"], n, U, ahead, split)
+    dH = cotangent(S, first["E"], len(first["M"]))[2] @ first["E"]
+    back = rounds_needed(
+        lambda k: plain.adjoint_met(
+            first["M"], n, S, plain.back_steps(first["M"], n, S, dH, k, split, TOL), TOL
+        )
+    )
 
     def run():
-        M, E, values = M0.copy(), E0.copy(), []
-        optimizer, params = optim.Adam(1e-3), {"M": M, "E": E}
+        optimizer, params, values = optim.Adam(1e-3), first, []
         for _ in range(count):
             M, E = params["M"], params["E"]
-            S = plain.steps(M, n, U, ahead + 1, False)
-            H = S[-1, n : len(M)].T
-            loss, dY = losses.cross_entropy(H @ E.T, t)
-            Q = plain.back_steps(M, n, S, dY @ E, back + 1, False, tol)
-            if not (plain.met(M, n, S, tol) and plain.adjoint_met(M, n, S, Q, tol)):
+            S = plain.steps(M, n, U, ahead + 1, split)
+            H, value, dY = cotangent(S, E, len(M))
+            Q = plain.back_steps(M, n, S, dY @ E, back + 1, split, TOL)
+            if not (plain.met(M, n, S, TOL) and plain.adjoint_met(M, n, S, Q, TOL)):
                 raise RuntimeError("the floor's rounds do not suffice for what was trained")
             params = optimizer.step(params, {"M": plain.gradient(Q, S), "E": dY.T @ H})
-            M = params["M"]
-            if np.abs(M[:n, :n]).sum(axis=1).max() > 0.99:
-                M = np.array(M)
+            if np.abs(params["M"][:n, :n]).sum(axis=1).max() > 0.99:
+                M = np.array(params["M"])
                 M[:n, :n] = ball.project({"A": M[:n, :n]})["A"]
                 params = {**params, "M": M}
-            values.append(float(loss))
+            values.append(float(value))
         return values
 
     return run
@@ -401,7 +413,7 @@ def training(m=16, T=150, n=16, count=5, rounds=ROUNDS):
     start, cross = dict(model.params), torch.nn.functional.cross_entropy
     runs = {
         "pyidl": our_training(model, U, t, losses.cross_entropy, count),
-        "floor": floor_training(start, U, t, TOL, count),
+        "floor": floor_training(start, U, t, losses.cross_entropy, count),
     }
     nets = {
         "torchidl": partial(twin, start, 1, 2, n, n, m),
@@ -441,20 +453,27 @@ def large(m=5964, T=59, r=22, n=20, epochs=10, rounds=5):
     warnings.simplefilter("ignore")  # torchidl's solves, stopped by an absolute tolerance
     U, t = windows(m, T)
     model = ImplicitRNN(1, 1, r, n, bias=False, rng=0).with_tol(TOL)
-    build, mse = partial(twin, dict(model.params), 1, 1, r, n, m), torch.nn.functional.mse_loss
-    ours, theirs = (
-        lambda count: our_training(model, U, t, losses.mse, count),
-        lambda count: torch_training(build, U, t, mse, count),
-    )
-    start = dict(model.params)
-    a, b = np.array(ours(epochs)()), np.array(theirs(epochs)())
-    model.params = start
-    print(
-        f"\nloss {a[0]:.4f} -> {a[-1]:.4f} in {epochs} epochs; torchidl's curve is "
-        f"{np.max(np.abs(a - b) / b):.2%} away"
-    )
-    times = alternate({"pyidl": ours(1), "torchidl": theirs(1)}, rounds)
-    compare(f"An epoch: m {m}, T {T}, hidden {r}, implicit {n}, one batch", times, 1)
+    start, mse = dict(model.params), torch.nn.functional.mse_loss
+    build = partial(twin, start, 1, 1, r, n, m)
+
+    def runs(count):
+        model.params = start
+        return {
+            "pyidl": our_training(model, U, t, losses.mse, count),
+            "torchidl": torch_training(build, U, t, mse, count),
+            "floor": floor_training(start, U, t, losses.mse, count),
+        }
+
+    curves = {name: np.array(run()) for name, run in runs(epochs).items()}
+    a = curves["pyidl"]
+    print(f"\nloss {a[0]:.4f} -> {a[-1]:.4f} in {epochs} epochs")
+    for name in ("torchidl", "floor"):
+        apart = np.max(np.abs(curves[name] / a - 1))
+        print(f"{name} beside pyidl: largest relative difference {apart:.1e}")
+        if apart > 1e-2:
+            raise RuntimeError(f"{name} does not train as pyidl does")
+    title = f"An epoch: m {m}, T {T}, hidden {r}, implicit {n}, one batch; forward, backward, Adam"
+    compare(title, alternate(runs(1), rounds), 1)
 
 
 # ------------------------------------------------------------------- one sequence, calls

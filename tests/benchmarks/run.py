@@ -13,14 +13,14 @@ Training is measured by `training.py`: on real images, from the parameters that 
 begins with. (The case that was here began with half of A, and its solves took five
 steps.) `auto.py` has the default solver beside the fixed ones, `cost.py` the parts of a
 solve, `latency.py` single samples and a module in a torch network, `estimators.py` the
-estimators beside those of scikit-learn.
+estimators beside those of scikit-learn, `recurrent.py` the recurrent network beside its
+peers and a floor, `series.py` real series beside GRU and LSTM.
 """
 
 import platform
 import sys
 import time
 import tracemalloc
-import warnings
 from importlib.metadata import version
 from itertools import pairwise
 
@@ -29,9 +29,10 @@ from attention import attention
 from cases import Case, gaussian, nonnegative, stiff, turning
 from contenders import PEERS, PYIDL
 from latency import single as latency
+from recurrent import large as recurrent
 from timing import alternate, report
 
-from pyidl import ImplicitModel, ImplicitRNN, Pattern, activations, losses, optim
+from pyidl import ImplicitModel, Pattern, activations
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
@@ -217,67 +218,6 @@ def low_rank():
     )
     runs = {"rank 8": lambda: solve(thin), "the same A, full": lambda: solve(full)}
     report("forward and adjoint solve", alternate(runs, 9), "rank 8")
-
-
-def recurrent(epochs=3):
-    """Epochs of a recurrent network on 5,964 windows of 59 steps.
-
-    Full batch, from the same parameters, with Adam.
-    """
-    import torch
-    from torchidl import ImplicitRNN as Theirs
-
-    m, tol, rng = 5964, 3e-6, np.random.default_rng(0)
-    series = np.sin(np.linspace(0, 100, 10_000)) + 0.35 * rng.normal(size=10_000)
-    windows = np.lib.stride_tricks.sliding_window_view(
-        (series / np.abs(series).max()).astype("f4"), 60
-    )[:m]
-    U, t = np.ascontiguousarray(windows[:, :59, None]), np.ascontiguousarray(windows[:, 59:])
-    model = ImplicitRNN(1, 1, 22, 20, bias=False, rng=0).with_tol(tol)
-    start, seen = dict(model.params), {}
-
-    def ours(count=epochs):
-        optimizer, values = optim.Adam(1e-3), []
-        model.params = start
-        for _ in range(count):
-            Y, pull = model(U)
-            loss, dY = losses.mse(Y, t)
-            values.append(float(loss))
-            seen["steps"] = pull.solutions[0].n_iter.mean()
-            model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
-        return values
-
-    def theirs(count=epochs):
-        net = Theirs(1, 1, 20, 22, kappa=0.99, tol=tol, grad_tol=tol / m)
-        with torch.no_grad():
-            for key in "ABCD":
-                getattr(net.recurrent.layer, key).copy_(torch.tensor(np.array(start[key])))
-            net.linear.weight.copy_(torch.tensor(np.array(start["E"])))
-        net.linear.bias = None
-        optimizer, values = torch.optim.Adam(net.parameters(), 1e-3), []
-        for _ in range(count):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.mse_loss(net(torch.tensor(U)), torch.tensor(t))
-            loss.backward()
-            optimizer.step()
-            values.append(float(loss))
-        return values
-
-    warnings.simplefilter("ignore")  # torchidl's solves, stopped by an absolute tolerance
-    a, b = np.array(ours(10)), np.array(theirs(10))
-    print(
-        f"\nrecurrent, {U.shape}, hidden 22, implicit 20: "
-        f"largest relative difference of the loss curves {np.max(np.abs(a - b) / b):.2%}"
-    )
-    print(
-        f"    loss {a[0]:.4f} -> {a[-1]:.4f} in 10 epochs; "
-        f"{seen['steps']:.1f} steps a solve on average"
-    )
-    report(
-        f"{epochs} epochs, forward, backward, Adam",
-        alternate({"pyidl": ours, "torchidl": theirs}, 5),
-        "pyidl",
-    )
 
 
 def scaling():
