@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ import auto  # noqa: E402
 import cost  # noqa: E402
 import estimators  # noqa: E402
 import latency  # noqa: E402
+import recurrent  # noqa: E402
+import recurrent_floor  # noqa: E402
+import series  # noqa: E402
 import timing  # noqa: E402
 import training  # noqa: E402
 from counting import Counts, counting  # noqa: E402
@@ -36,6 +40,7 @@ def case(name, n=6, m=3, phi="relu", dtype="float64"):
 
 def test_no_peer_is_needed_to_import_them():
     names = ("auto", "cost", "counting", "estimators", "latency", "timing", "training")
+    names += ("recurrent", "recurrent_floor", "series")
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in PEERS)
     path = f"sys.path.insert(0, {str(BENCHMARKS)!r}); "
     command = [sys.executable, "-c", f"import sys; {blocked}{path}import {', '.join(names)}"]
@@ -294,3 +299,164 @@ def test_what_one_set_wins_does_not_pay_for_another():
     assert estimators.choose(found, ["one"]) == ("x", 0.0)  # neither falls short, both as fast
     assert estimators.choose(found, ["two"]) == ("z", 0.0)
     assert len(estimators.candidates()) == 36
+
+
+# ------------------------------------------------------------------ recurrent networks
+
+
+def floor_case(slow="", bias=True, m=3, T=11, n=4):
+    model, U = recurrent.network(n, slow, bias=bias), recurrent.smooth(m, T)
+    dY = np.random.default_rng(0).normal(size=(m, 1)).astype("f4")
+    return model, U, dY, recurrent_floor.matrix(model.params, 1)
+
+
+@pytest.mark.parametrize(("slow", "bias"), [("", True), ("", False), ("slow", True)])
+def test_every_way_of_the_floor_computes_what_pyidl_does(slow, bias):
+    model, U, dY, M = floor_case(slow, bias)
+    dH, truth = dY @ model.params["E"], recurrent.Truth.of(model, U, dY)
+    ahead, back = recurrent.step_rounds(M, 4, U, dH, 1e-6)
+    for split in (False, True):
+        found = recurrent.forward(recurrent.Way(ahead, split), M, 4, U)
+        dM = recurrent.backward(recurrent.Way(back, split), M, 4, found, dH)
+        assert truth.accepts(found, dM)
+        assert not truth.accepts(found, -dM)
+        assert not truth.accepts((found[0] * np.float32(1.001),), dM)
+    for width in (1, 4, 11):
+        for doubling in (False, True):
+            way = recurrent.Way(4, width=width, doubling=doubling)
+            found = recurrent.forward(way, M, 4, U)
+            dM = recurrent.backward(way, M, 4, found, dH)
+            assert truth.accepts(found, dM)
+            assert not truth.accepts((found[0], found[1] * np.float32(1.001)), dM)
+    wrong = M.copy()
+    wrong[4:, 4:8] = wrong[4:, 4:8].T  # D_h
+    assert not truth.accepts(recurrent.forward(way, wrong, 4, U), None)
+
+
+def test_rounds_are_the_fewest_that_suffice():
+    for needed in (2, 3, 7, 8, 9, 130):
+        assert recurrent.rounds_needed(lambda k, needed=needed: k >= needed) == needed
+    with pytest.raises(RuntimeError, match="4,096 rounds"):
+        recurrent.rounds_needed(lambda k: False)
+    model, U, dY, M = floor_case("slow")
+    dH = dY @ model.params["E"]
+    ahead, back = recurrent.step_rounds(M, 4, U, dH, 1e-6)
+    assert ahead > 20
+    assert not recurrent_floor.met(M, 4, recurrent_floor.steps(M, 4, U, ahead - 1, True), 1e-6)
+    S = recurrent_floor.steps(M, 4, U, ahead, False)
+    Q = recurrent_floor.back_steps(M, 4, S, dH, back // 2, False, 1e-6)
+    assert not recurrent_floor.adjoint_met(M, 4, S, Q, 1e-6)
+
+
+def test_rounds_fall_where_cotangents_do():
+    model, U, dY, M = floor_case(m=2, T=90)
+    S = recurrent_floor.steps(M, 4, U, 12, False)
+    with counting_dots() as fewer:
+        Q = recurrent_floor.back_steps(M, 4, S, dY[:2] @ model.params["E"], 12, False, 1e-6)
+    assert fewer[0] < 0.8 * 90 * 12
+    assert recurrent_floor.adjoint_met(M, 4, S, Q, 1e-6)
+
+
+@contextmanager
+def counting_dots():
+    calls, dot = [0], np.dot
+
+    def counted(*arguments, **options):
+        calls[0] += 1
+        return dot(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "dot", counted)
+        yield calls
+
+
+def test_the_floor_and_calls_have_tables(capsys):
+    recurrent.against_floor([(2, 6, 3, ""), (1, 5, 3, "slow")], rounds=1)
+    out = capsys.readouterr().out
+    assert "| 2, 6, 3 | " in out
+    assert "| 1, 5, 3, slow | " in out
+    assert "nan" not in out
+    few = ((2, 6, 3, ""),)
+    assert recurrent.counts(few) == recurrent.counts(few)
+    assert "built-in" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no part spiral"):
+        recurrent.main(["spiral"])
+
+
+def test_recurrent_networks_beside_their_peers(capsys):
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torchidl", reason="torchidl is not installed")
+    with warnings.catch_warnings():  # torchidl's are ignored there
+        recurrent.training(m=4, T=6, n=3, count=2, rounds=1)
+        recurrent.large(m=9, T=5, r=4, n=3, epochs=2, rounds=1)
+        recurrent.single((6,), n=3, rounds=1)
+    out = capsys.readouterr().out
+    for name in ("pyidl", "floor", "torchidl, 1 thread", "LSTM, 1 thread", "GRU, 1 thread"):
+        assert f"| {name} | " in out
+    assert "nan" not in out
+
+
+SERIES = """# A comment.
+@problemName Small
+@classLabel true b a
+@data
+1,2,3:4,5,6:a
+7,8:9,10:b
+"""
+
+
+def test_series_are_read_from_their_files(tmp_path):
+    path = tmp_path / "Small_TRAIN.ts"
+    path.write_text(SERIES)
+    sequences, labels = series.read(path)
+    np.testing.assert_array_equal(sequences[0], [[1, 4], [2, 5], [3, 6]])
+    np.testing.assert_array_equal(sequences[1], [[7, 9], [8, 10]])
+    np.testing.assert_array_equal(labels, [1, 0])
+
+
+def test_series_are_padded_and_standardised_by_what_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "Small.ts"
+    path.write_text(SERIES)
+    monkeypatch.setattr(series, "locate", lambda name, part: path)
+    (U, lengths, labels), _ = series.load("Small")
+    assert (U.shape, lengths.tolist(), labels.tolist()) == ((2, 3, 2), [3, 2], [1, 0])
+    there = U[np.arange(3) < lengths[:, None]]
+    np.testing.assert_allclose(there.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(there.std(axis=0), 1, rtol=1e-6)
+    assert not U[1, 2].any()
+
+
+def small_set():
+    rng = np.random.default_rng(0)
+    U, lengths = rng.normal(size=(12, 5, 2)).astype("f4"), np.array([5, 3, 4] * 4)
+    return U, lengths, np.arange(12) % 3
+
+
+def test_series_are_classified(monkeypatch, capsys):
+    monkeypatch.setattr(series, "load", lambda name: [small_set()] * 2)
+    found = series.main(["GunPoint", "--seeds", "0", "1", "--epochs", "2", "--alone"])
+    assert found["GunPoint", "pyidl"].shape == (2,)
+    assert "| GunPoint (12, 5, 2) | " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no set Spiral"):
+        series.main(["Spiral"])
+
+
+@pytest.mark.parametrize("pool", series.POOLS)
+def test_networks_of_torch_do_not_read_beyond_a_length(pool):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    U, lengths, labels = small_set()
+    setting = series.Setting("small", 4, 2, 5, 1e-2, 1e-2, pool)
+    accuracy, seconds = series.theirs("GRU", setting, (U, lengths, labels), small_set(), 0)
+    assert 0 <= accuracy <= 1
+    assert seconds > 0
+    net = series.pooled_network("LSTM", 2, 3, 4, pool)
+    other = np.where(np.arange(5)[:, None] < lengths[:, None, None], U, 7).astype("f4")
+    with torch.no_grad():
+        Y, again = (net(torch.as_tensor(u), torch.as_tensor(lengths)) for u in (U, other))
+    np.testing.assert_allclose(Y, again, rtol=1e-6)
+
+
+def test_missing_series_say_where_to_get_them(monkeypatch):
+    monkeypatch.setattr(series, "locate", lambda name, part: None)
+    with pytest.raises(SystemExit, match="pip install --no-deps aeon"):
+        series.load("GunPoint")

@@ -59,7 +59,8 @@ def back_steps(M, n, S, dH, rounds, split, tol):
     """Q, (T + 1, n + r, m): Q_{t+1} = [V_t; G_t], and in the first place that of H_0.
 
     V is wanted to `tol` beside the largest of its sequence. K rounds gain 1 / tol, so where
-    it has fallen to `ratio` of that, K (1 - log(ratio) / log(tol)) rounds do, and one for safety.
+    C^T G has fallen to `ratio` of that, K (1 - log(ratio) / log(tol)) rounds do, and one for
+    safety. (V itself does not tell: it is zero where all slopes are.)
     """
     (T, m), nr = (len(S) - 1, S.shape[2]), len(M)
     slopes = (S[:T, :n] > 0).astype(M.dtype)
@@ -81,9 +82,8 @@ def back_steps(M, n, S, dH, rounds, split, tol):
             np.multiply(y, s, out=v)
         np.dot(full, q, out=before)  # G_{t-1}, and A^T V_t + C^T G_t: the step before starts there
         if t % 8 == 0 or t == T - 1:
-            largest = np.abs(v).max(axis=0)
-            np.maximum(size, largest, out=size)
-            ratio = max(float((largest / size).max()), tol)
+            np.maximum(size, np.abs(v).max(axis=0), out=size)
+            ratio = max(float((np.abs(np.dot(C, q[n:], out=c)).max(axis=0) / size).max()), tol)
             K = min(rounds, 1 + int(np.ceil(rounds * (1 - np.log(ratio) / np.log(tol)))))
     return Q
 
