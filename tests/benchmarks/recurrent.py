@@ -4,11 +4,11 @@
     python tests/benchmarks/recurrent.py training floor   some of it
     python tests/benchmarks/recurrent.py --rounds 3       fewer turns
 
-training  a training step on 16 sequences of 150 steps, 16 / 16 units: pyidl, torchidl, LSTM
-          and GRU of torch with 16 units, each with all of torch's threads and with one;
-          and the floor. GunPoint where the package aeon is, else smooth series
-large     an epoch of 5,964 windows of 59 steps, hidden 22, implicit 20, full batch: pyidl,
-          torchidl and the floor
+training  a training step on 16 sequences of 150 steps, 16 / 16 units: pyidl, torchidl,
+          LSTM and GRU of torch with 16 units, each with all of torch's threads and with
+          one; and the floor. GunPoint where the package aeon is, else smooth series
+large     an epoch of 5,964 windows of 59 steps, hidden 22, implicit 20, full batch:
+          pyidl, torchidl and the floor
 single    one sequence of 150 and of 1,000 steps, forward
 floor     pyidl against the floor (`recurrent_floor.py`), forward and backward, over
           m, T and n, and for a nonnegative A with row sums of 0.9
@@ -18,11 +18,11 @@ All are float32 and in turns; times are medians, +- half the interquartile range
 Training and `large` run at a tolerance of 3e-6 (that of torchidl; its adjoint one is
 that divided by m, since cotangents are), `single` and `floor` at pyidl's default.
 
-Each way of the floor is held to float64 before it is timed: H within 1e-5 of its largest
-entry, every gradient within 1e-4, both times 1 / (1 - the spectral radius of |A|), what a
-residual can grow to. The fastest of the ways that agree is the floor. Rounds a step are
-the fewest that meet the tolerance, found beforehand. In `training` and `large` the floor
-measures all its residuals once a pass; alone it does not (its blocks always do).
+Each way of the floor is held to float64 before it is timed: H within 1e-5 of its
+largest entry, every gradient within 1e-4, both times 1 / (1 - the spectral radius of
+|A|), what a residual can grow to. The fastest of the ways that agree is the floor.
+Rounds a step are the fewest that meet the tolerance, found beforehand. In `training`
+and `large` the floor measures all its residuals as well; alone only its blocks do.
 """
 
 import argparse
@@ -176,7 +176,7 @@ class Truth:
         return float(np.abs(H - self.H).max() / np.abs(self.H).max())
 
     def distance(self, grads):
-        """The largest of the gradients' relative distances, without those of the read-out."""
+        """The largest of the gradients' relative distances, but for the read-out's."""
         return max(
             float(np.abs(grads[key] - self.grads[key]).max() / np.abs(self.grads[key]).max())
             for key in self.grads
@@ -290,33 +290,35 @@ def floor_training(start, U, t, loss, count):
     """``run() -> losses`` of some training steps of the floor, by steps, at `TOL`."""
     p, n = U.shape[2], len(start["A"])
     first = {"M": plain.matrix(start, p), "E": np.array(start["E"])}
-    split, ball = len(U) > 64, InfNorm(0.99)
+    large, ball = len(U) > 64, InfNorm(0.99)
 
-    def cotangent(S, E, rows):
-        H = S[-1, n:rows].T
-        value, dY = loss(H @ E.T, t)
-        return H, value, dY
+    def ahead(M, rounds):
+        changes = [] if large else None
+        S = plain.steps(M, n, U, rounds, large, changes)
+        return S, max(changes) <= TOL if large else plain.met(M, n, S, TOL)
 
-    def enough(k):
-        return plain.met(first["M"], n, plain.steps(first["M"], n, U, k, split), TOL)
+    def back(M, S, dH, rounds):
+        changes = [] if large else None
+        Q = plain.back_steps(M, n, S, dH, rounds, large, TOL, changes)
+        return Q, max(changes) <= TOL if large else plain.adjoint_met(M, n, S, Q, TOL)
 
-    ahead = rounds_needed(enough)
-    S = plain.steps(first["M"], n, U, ahead, split)
-    dH = cotangent(S, first["E"], len(first["M"]))[2] @ first["E"]
-    back = rounds_needed(
-        lambda k: plain.adjoint_met(
-            first["M"], n, S, plain.back_steps(first["M"], n, S, dH, k, split, TOL), TOL
-        )
-    )
+    def read(S, E):
+        H = S[-1, n : n + E.shape[1]].T
+        return H, *loss(H @ E.T, t)
+
+    forth = rounds_needed(lambda k: ahead(first["M"], k)[1])
+    S = ahead(first["M"], forth)[0]
+    dH = read(S, first["E"])[2] @ first["E"]
+    home = rounds_needed(lambda k: back(first["M"], S, dH, k)[1])
 
     def run():
         optimizer, params, values = optim.Adam(1e-3), first, []
         for _ in range(count):
             M, E = params["M"], params["E"]
-            S = plain.steps(M, n, U, ahead + 1, split)
-            H, value, dY = cotangent(S, E, len(M))
-            Q = plain.back_steps(M, n, S, dY @ E, back + 1, split, TOL)
-            if not (plain.met(M, n, S, TOL) and plain.adjoint_met(M, n, S, Q, TOL)):
+            S, met = ahead(M, forth + 1)
+            H, value, dY = read(S, E)
+            Q, adjoint_met = back(M, S, dY @ E, home + 1)
+            if not (met and adjoint_met):
                 raise RuntimeError("the floor's rounds do not suffice for what was trained")
             params = optimizer.step(params, {"M": plain.gradient(Q, S), "E": dY.T @ H})
             if np.abs(params["M"][:n, :n]).sum(axis=1).max() > 0.99:

@@ -11,8 +11,8 @@ and no choice: how many rounds, and how long a block, is known beforehand. `met`
 
 steps    K rounds a step, nothing is measured. A state is a column [X; H; U; 1], (k, m)
          for a batch, so that its parts are contiguous: 2 calls a round, 2 K a step;
-         `split`: what H and U do is formed once a step, 3 calls a round, smaller products.
-         Backward, rounds fall with the cotangents
+         `split`: what H and U do is formed once a step, 3 calls a round, smaller
+         products. Backward, rounds fall with the cotangents
 blocks   w steps solved together: rounds of X for all rows of the block, 3 calls each,
          then H of the block, by 2 calls a step or by doubling, then a measurement
 """
@@ -32,8 +32,12 @@ def matrix(params, p):
     return np.concatenate([np.concatenate(top, axis=1), np.concatenate(bottom, axis=1)])
 
 
-def steps(M, n, U, rounds, split):
-    """S, (T + 1, k, m): S_t = [X_t; H_{t-1}; U_t; 1], and in the last place H_T."""
+def steps(M, n, U, rounds, split, changes=None):
+    """S, (T + 1, k, m): S_t = [X_t; H_{t-1}; U_t; 1], and in the last place H_T.
+
+    The largest residual of every step goes to the list `changes`, if there is one: for
+    large batches that is quicker than `met` afterwards.
+    """
     (m, T, p), nr = U.shape, len(M)
     S = np.empty((T + 1, M.shape[1], m), M.dtype)
     S[0, :nr], S[:T, nr : nr + p], S[:, nr + p :] = 0.0, U.transpose(1, 2, 0), 1.0
@@ -51,16 +55,19 @@ def steps(M, n, U, rounds, split):
             np.maximum(y, zero, out=x)
         np.dot(M, s, out=following)  # H_t, and Z_t: the next step starts there
         np.maximum(first, zero, out=first)
+        if changes is not None:
+            changes.append(np.abs(np.subtract(first, x, out=y), out=y).max())
         K = rounds
     return S
 
 
-def back_steps(M, n, S, dH, rounds, split, tol):
+def back_steps(M, n, S, dH, rounds, split, tol, changes=None):
     """Q, (T + 1, n + r, m): Q_{t+1} = [V_t; G_t], and in the first place that of H_0.
 
-    V is wanted to `tol` beside the largest of its sequence. K rounds gain 1 / tol, so where
-    C^T G has fallen to `ratio` of that, K (1 - log(ratio) / log(tol)) rounds do, and one for
-    safety. (V itself does not tell: it is zero where all slopes are.)
+    V is wanted to `tol` beside the largest of its sequence. K rounds gain 1 / tol, so
+    where C^T G has fallen to `ratio` of that, K (1 - log(ratio) / log(tol)) rounds do,
+    and one for safety. (V itself does not tell: it is zero where all slopes are.)
+    The largest of every step goes to the list `changes`, beside the largest V so far.
     """
     (T, m), nr = (len(S) - 1, S.shape[2]), len(M)
     slopes = (S[:T, :n] > 0).astype(M.dtype)
@@ -81,8 +88,12 @@ def back_steps(M, n, S, dH, rounds, split, tol):
                 np.add(y, c, out=y)
             np.multiply(y, s, out=v)
         np.dot(full, q, out=before)  # G_{t-1}, and A^T V_t + C^T G_t: the step before starts there
-        if t % 8 == 0 or t == T - 1:
+        if changes is not None or t % 8 == 0 or t == T - 1:
             np.maximum(size, np.abs(v).max(axis=0), out=size)
+        if changes is not None:
+            np.subtract(np.multiply(before[:n], s, out=y), v, out=y)
+            changes.append((np.abs(y, out=y).max(axis=0) / size).max())
+        if t % 8 == 0 or t == T - 1:
             ratio = max(float((np.abs(np.dot(C, q[n:], out=c)).max(axis=0) / size).max()), tol)
             K = min(rounds, 1 + int(np.ceil(rounds * (1 - np.log(ratio) / np.log(tol)))))
     return Q
@@ -205,7 +216,7 @@ def met(M, n, S, tol):
 
 
 def adjoint_met(M, n, S, Q, tol):
-    """Whether the residuals of `back_steps` are small beside the largest V of a sequence."""
+    """Whether those of `back_steps` are small beside the largest V of a sequence."""
     v = Q[1:, :n]
     change = np.matmul(np.ascontiguousarray(M[:, :n].T), Q[1:]) * (S[:-1, :n] > 0)
     change -= v

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/series.py                          all sets, three seeds
     python tests/benchmarks/series.py GunPoint --seeds 0 1
-    python tests/benchmarks/series.py --pool last --epochs 10  instead of those in SETTINGS
+    python tests/benchmarks/series.py --pool last --epochs 10  not those of SETTINGS
 
 The sets are in the package aeon (``pip install --no-deps aeon``); its `.ts` files are
 read, it is not imported. What is the same for all: the split that comes with the set,
@@ -50,7 +50,7 @@ POOLS = ("last", "mean", "max")
 
 
 def locate(name, part):
-    """The file of a set that the package aeon ships, TRAIN or TEST; None without aeon."""
+    """The file of a set in the package aeon, TRAIN or TEST; None without aeon."""
     spec = importlib.util.find_spec("aeon")
     if spec is None or spec.origin is None:
         return None
@@ -119,7 +119,7 @@ def ours(setting, train, test, seed):
 
 
 def pooled_network(kind, p, q, r, pool):
-    """GRU or LSTM of torch, and a linear read-out that pools over the steps there are."""
+    """GRU or LSTM of torch, and a linear read-out that pools over a sequence."""
     import torch
 
     class Net(torch.nn.Module):
