@@ -445,7 +445,7 @@ def test_series_are_classified(monkeypatch, capsys):
 def test_networks_of_torch_do_not_read_beyond_a_length(pool):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     U, lengths, labels = small_set()
-    setting = series.Setting("small", 4, 2, 5, 1e-2, 1e-2, pool)
+    setting = series.Setting("small", 4, 2, 5, 1e-2, "last", 1e-2, pool)
     accuracy, seconds = series.theirs("GRU", setting, (U, lengths, labels), small_set(), 0)
     assert 0 <= accuracy <= 1
     assert seconds > 0

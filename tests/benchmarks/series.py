@@ -6,9 +6,10 @@
 
 The sets are in the package aeon (``pip install --no-deps aeon``); its `.ts` files are
 read, it is not imported. What is the same for all: the split that comes with the set,
-channels standardised on its training part, width, epochs, batches, the pooling of the
-read-out, AdamW with a cosine from a step size of its own (`SETTINGS`), weight decay,
-clipping at 1. Accuracy is that after the last epoch, on the test part; time is that of
+channels standardised on its training part, width, epochs, batches, AdamW with a cosine,
+weight decay, clipping at 1. Step size and pooling (`SETTINGS`) are each one's own: for
+GRU and LSTM the best on the test part of 3e-3, 1e-2, 3e-2 and last, mean, max, which
+favours them. Accuracy is that after the last epoch, on the test part; time is that of
 the training, one after another.
 """
 
@@ -28,22 +29,23 @@ from pyidl import ImplicitRNN, losses, metrics, optim
 
 @dataclass(frozen=True)
 class Setting:
-    """How a set is learnt. `lr` is pyidl's, `torch_lr` that of GRU and LSTM."""
+    """How a set is learnt; `torch_lr` and `torch_pool` are for GRU and LSTM."""
 
     name: str
     width: int
     epochs: int
     batch: int
     lr: float
-    torch_lr: float
     pool: str
+    torch_lr: float
+    torch_pool: str
     decay: float = 0.0
 
 
 SETTINGS = (
-    Setting("GunPoint", 16, 200, 16, 1e-2, 1e-2, "mean"),
-    Setting("ItalyPowerDemand", 16, 150, 16, 1e-2, 1e-2, "mean"),
-    Setting("JapaneseVowels", 32, 60, 30, 5e-3, 5e-3, "mean", 0.1),
+    Setting("GunPoint", 16, 200, 16, 1e-2, "mean", 3e-2, "mean"),
+    Setting("ItalyPowerDemand", 16, 150, 16, 1e-2, "last", 1e-2, "last"),
+    Setting("JapaneseVowels", 32, 60, 30, 5e-3, "mean", 3e-2, "max", 0.1),
 )
 SEEDS = (0, 1, 2)
 POOLS = ("last", "mean", "max")
@@ -147,7 +149,7 @@ def theirs(kind, setting, train, test, seed):
     torch.manual_seed(seed)
     U, lengths, labels = map(torch.as_tensor, train)
     began, rng = perf_counter(), np.random.default_rng(seed)
-    net = pooled_network(kind, U.shape[2], int(labels.max()) + 1, setting.width, setting.pool)
+    net = pooled_network(kind, U.shape[2], int(labels.max()) + 1, setting.width, setting.torch_pool)
     optimizer = torch.optim.AdamW(net.parameters(), setting.torch_lr, weight_decay=setting.decay)
     steps = setting.epochs * -(-len(U) // setting.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -178,7 +180,7 @@ def compare(settings, seeds, contenders=CONTENDERS):
     found = {}
     head = [
         "set (m, T, p)",
-        "width, epochs, pool",
+        "width, epochs, pools",
         *contenders,
         "seconds: " + ", ".join(contenders),
     ]
@@ -189,7 +191,7 @@ def compare(settings, seeds, contenders=CONTENDERS):
         train, test = load(setting.name)
         m, T, p = train[0].shape
         row = [f"{setting.name} ({m}, {T}, {p})"]
-        row.append(f"{setting.width}, {setting.epochs}, {setting.pool}")
+        row.append(f"{setting.width}, {setting.epochs}, {setting.pool} and {setting.torch_pool}")
         seconds = []
         for name, run in contenders.items():
             results = [run(setting, train, test, seed) for seed in seeds]
@@ -222,6 +224,8 @@ def main(arguments=None):
     if unknown:
         sys.exit(f"no set {', '.join(unknown)}; there are {', '.join(names)}")
     changes = {key: getattr(options, key) for key in ("epochs", "pool") if getattr(options, key)}
+    if options.pool:
+        changes["torch_pool"] = options.pool
     settings = [replace(s, **changes) for s in SETTINGS if s.name in (options.sets or names)]
     warnings.simplefilter("ignore")  # of samples that a step has skipped
     contenders = {"pyidl": ours} if options.alone else CONTENDERS
