@@ -14,248 +14,50 @@ targets are standardised within, and the fitted `model_` takes the inputs as the
 
 from __future__ import annotations
 
-import copy
-import math
-import warnings
-from abc import abstractmethod
-from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pyidl import activations
-from pyidl.activations import Activation
-from pyidl.errors import InputError, is_real
 from pyidl.layers import ImplicitModel
-from pyidl.layers.base import check_dtype, check_width
-from pyidl.optim import Adam, Schedule
-from pyidl.sklearn.decision import Answers
-from pyidl.sklearn.rollback import as_it_was, check_flags
-from pyidl.training import EarlyStopping
-from pyidl.training.recipe import (
-    ALPHA,
-    KAPPA,
-    LEARNING_RATE,
-    Data,
-    Standardised,
-    falling,
-    going_on,
-)
-from pyidl.wellposed import Constraint, InfNorm
+from pyidl.sklearn.trained import Labelled, Trained, Valued, as_activation
+from pyidl.training.recipe import Data, Standardised
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
 
-BATCH = 200
-"""For ``batch_size="auto"``, as in MLPClassifier."""
-LITTLE = 0.01
-"""How much of the whole fall of the loss the last epochs may have without a warning."""
-KEPT = ("hidden_dim", "activation", "constraint", "rank", "standardize", "dtype")
-"""What cannot change while a network is trained further."""
 
+class _Implicit(Trained):
+    """Tables (m, p), and an `ImplicitModel`."""
 
-class _Implicit(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share.
+    _batch: ClassVar[int] = 200  # as in MLPClassifier
+    _kept: ClassVar[tuple[str, ...]] = (
+        "hidden_dim",
+        "activation",
+        "constraint",
+        "rank",
+        "standardize",
+        "dtype",
+    )
 
-    The constructor, training, and standardised outputs.
-    """
+    def _inputs(self, X: Any) -> np.ndarray:
+        return np.asarray(validate_data(self, X, reset=False, dtype=np.float64))
 
-    classes_: np.ndarray  # of a classifier
-    _optimizer: Adam
-    _standardised: Standardised
+    def _pair(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        X, y = validate_data(self, X, y, reset=reset, dtype=np.float64, **self._checks)
+        return X, y
 
-    def __init__(
-        self,
-        hidden_dim: int = 100,
-        *,
-        activation: str | Activation = "relu",
-        constraint: Constraint | None = None,
-        rank: int | None = None,
-        alpha: float = ALPHA,
-        batch_size: int | str | None = "auto",
-        learning_rate: float | Schedule = LEARNING_RATE,
-        max_iter: int = 50,
-        tol: float = 1e-4,
-        n_iter_no_change: int = 10,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        standardize: bool = True,
-        warm_start: bool = False,
-        random_state: Any = None,
-        dtype: str = "float64",
-        verbose: int = 0,
-    ) -> None:
-        self.hidden_dim = hidden_dim
-        self.activation = activation
-        self.constraint = constraint
-        self.rank = rank
-        self.alpha = alpha
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.standardize = standardize
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.dtype = dtype
-        self.verbose = verbose
-
-    @abstractmethod
-    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
-        """What the loss compares with, of the samples that are used.
-
-        Labels as positions in `classes_`, or one row of values a sample. `further` says
-        that there is a network already.
-        """
-
-    def _train(
-        self, X: Any, y: Any, sample_weight: Any, classes: Any = None, *, epochs: int | None
-    ) -> Self:
-        """Train for `epochs`, from where the last call ended.
-
-        Or, with None, until the loss settles, and from there with a warm start.
-        """
-        further = hasattr(self, "_standardised") and (epochs is not None or bool(self.warm_start))
-        self._check_options()
-        X, y = validate_data(self, X, y, reset=not further, dtype=np.float64, **self._checks)
-        used, weights = _weighted(X, sample_weight)
-        data: Data = X[used], self._targets(y, used, classes, further), weights
-        if further:
-            self._resume()
-        else:
-            self._start(data)
-        if epochs is None or not further:
-            self.n_iter_ = 0
-            self.loss_curve_: list[float] = []
-        automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
-        batch_size: Any = BATCH if automatic else self.batch_size
-        held_out, monitor = None, "loss"
-        if epochs is None:
-            if self.early_stopping:
-                monitor = "val_loss"
-                data, held_out = self._split(data)
-            self._optimizer = falling(self._optimizer, data, batch_size, self.max_iter)
-        watch = EarlyStopping(self.n_iter_no_change, monitor, min_delta=self.tol)
-        self.history_ = self._standardised.train(
+    def _build(self, data: Data, classes: int | None) -> Standardised:
+        return Standardised.build(
             data,
-            optimizer=self._optimizer,
-            epochs=self.max_iter if epochs is None else epochs,
-            batch_size=batch_size,
-            rng=self._rng,
-            alpha=self.alpha,
-            validation=held_out,
-            callbacks=(watch,) if epochs is None else (),
-            verbose=self.verbose,
-        )
-        self.n_iter_ += len(self.history_)
-        self.loss_curve_ = [*self.loss_curve_, *map(float, self.history_["loss"])]
-        if epochs is None and not self._has_settled(self.history_[monitor]):
-            warnings.warn(
-                f"{type(self).__name__} stopped after max_iter = {self.max_iter} epochs, "
-                f"while {monitor} still fell by more than tol = {self.tol:g} within "
-                f"{self.n_iter_no_change} epochs; raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        return self
-
-    def _check_options(self) -> None:
-        """Refuse what neither the network nor the optimiser would refuse."""
-        check_flags(self, "early_stopping", "standardize", "warm_start")
-        for name in ("max_iter", "n_iter_no_change"):
-            check_width(name, getattr(self, name))
-        if not (is_real(self.alpha) and 0 <= self.alpha < np.inf):
-            raise InputError(
-                f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite "
-                "number, at least 0"
-            )
-        if not (is_real(self.tol) and self.tol >= 0):
-            raise InputError(
-                f"tol is {self.tol!r}; by how much the loss must fall is a number, at least 0"
-            )
-        if not (is_real(self.validation_fraction) and 0 < self.validation_fraction < 1):
-            raise InputError(
-                f"validation_fraction is {self.validation_fraction!r}; it lies between 0 and 1"
-            )
-
-    def _split(self, data: Data) -> tuple[Data, Data]:
-        """What is trained on, and what is watched.
-
-        Of labels the same share in both, where both have room for every class.
-        """
-        U, T, weights = data
-        if len(U) < 2:
-            raise InputError(
-                "early_stopping holds samples out, and there is 1 with a weight; give two or more"
-            )
-        stratified = False
-        if T.ndim == 1:
-            counts = np.unique(T, return_counts=True)[1]
-            watched = math.ceil(self.validation_fraction * len(T))
-            stratified = min(watched, len(T) - watched) >= len(counts) and counts.min() >= 2
-        train, held_out = train_test_split(
-            np.arange(len(U)),
-            test_size=self.validation_fraction,
-            stratify=T if stratified else None,
-            random_state=int(self._rng.integers(2**31)),
-        )
-
-        def some(rows: np.ndarray) -> Data:
-            return U[rows], T[rows], None if weights is None else weights[rows]
-
-        return some(train), some(held_out)
-
-    def _has_settled(self, values: np.ndarray) -> bool:
-        """Whether a run ended by itself, or gained next to nothing at its end."""
-        if len(values) < self.max_iter:
-            return True
-        if callable(self.learning_rate) or len(values) <= self.n_iter_no_change:
-            return False
-        late = values[-1 - self.n_iter_no_change] - values[-1]
-        return bool(late <= max(self.tol, LITTLE * (values[0] - values[-1])))
-
-    def _start(self, data: Data) -> None:
-        """Everything that a later `partial_fit`, or a warm start, goes on from."""
-        self._rng = np.random.default_rng(
-            check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        )
-        self._built = {name: getattr(self, name) for name in KEPT}
-        self._standardised = Standardised.build(
-            data,
-            classes=len(self.classes_) if data[1].ndim == 1 else None,
+            classes=classes,
             standardise=self.standardize,
             hidden_dim=self.hidden_dim,
-            activation=_activation(self.activation),
+            activation=as_activation(self.activation),
             constraint=self.constraint,
             rank=self.rank,
             dtype=self.dtype,
             rng=self._rng,
         )
-        self._optimizer = Adam(self.learning_rate)
-
-    def _resume(self) -> None:
-        """Copies of what training changes.
-
-        Adam goes on at the present learning rate.
-        """
-        for name, built in self._built.items():
-            if _meant(name, getattr(self, name)) != _meant(name, built):
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}, but the network was built with {built!r} "
-                    "and is to be trained further; set it back, or start with a new estimator"
-                )
-        self._optimizer = going_on(self._optimizer, self.learning_rate)
-        network = self._standardised.network.replace()
-        self._standardised = replace(self._standardised, network=network)
-        self._rng = copy.deepcopy(self._rng)
 
     @property
     def model_(self) -> ImplicitModel:
@@ -266,13 +68,8 @@ class _Implicit(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return self._standardised.folded()
 
-    def _raw(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
-        return self._standardised.predict(X)
 
-
-class ImplicitClassifier(Answers, _Implicit):
+class ImplicitClassifier(Labelled, _Implicit):
     """A classifier whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
     Its logits are ``C x + D u + d``.
@@ -360,40 +157,8 @@ class ImplicitClassifier(Answers, _Implicit):
     (True, True)
     """
 
-    _checks: ClassVar[dict[str, bool]] = {}
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples X (m, p), labels y (m,) and weights (m,).
-
-        A weight of 0 leaves a sample out; only its label belongs to `classes_`.
-        """
-        with as_it_was(self):
-            return self._train(X, y, sample_weight, epochs=None)
-
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """One epoch over these samples.
-
-        The first call needs all labels, in `classes` or in y, and fixes means and
-        deviations.
-        """
-        with as_it_was(self):
-            return self._train(X, y, sample_weight, classes, epochs=1)
-
-    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
-        check_classification_targets(y)
-        if not further:
-            self._tell_apart(np.unique(y if classes is None else classes))
-        y = y[used]
-        strangers = np.setdiff1d(y if classes is None else np.append(classes, y), self.classes_)
-        if len(strangers):
-            raise InputError(
-                f"y or classes has {strangers.tolist()}; the model was built for the classes "
-                f"{self.classes_.tolist()}"
-            )
-        return np.asarray(np.searchsorted(self.classes_, y))
-
-
-class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: ignore[misc]
+class ImplicitRegressor(Valued, _Implicit):
     """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
     It predicts ``C x + D u + d``, and minimises the squared error, each target measured
@@ -409,76 +174,3 @@ class ImplicitRegressor(MultiOutputMixin, RegressorMixin, _Implicit):  # type: i
     >>> regressor.fit(X, y).score(X, y) > 0.9, regressor.model_.predict(X).shape
     (True, (100, 1))
     """
-
-    _checks: ClassVar[dict[str, bool]] = {"multi_output": True, "y_numeric": True}
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples X (m, p), targets y (m,) or (m, q), and weights (m,)."""
-        with as_it_was(self):
-            return self._train(X, y, sample_weight, epochs=None)
-
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """One epoch over these samples.
-
-        The first call fixes means and deviations, so give it more than a few.
-        """
-        with as_it_was(self):
-            return self._train(X, y, sample_weight, epochs=1)
-
-    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
-        T: np.ndarray = np.asarray(y, dtype=np.float64).reshape(len(y), -1)[used]
-        if not further:
-            self._column = y.ndim == 1
-        elif T.shape[1] != (width := self._standardised.network.output_dim):
-            raise InputError(
-                f"y has {T.shape[1]} targets a sample; the model was built for {width}"
-            )
-        return T
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The targets, (m,) or (m, q) as in `fit`."""
-        Y = self._raw(X)
-        return Y[:, 0] if self._column else Y
-
-
-def _weighted(X: np.ndarray, sample_weight: Any) -> tuple[Any, np.ndarray | None]:
-    """The samples that take part, and their weights.
-
-    Those of weight 0 do not, in whatever is done later; equal weights are none.
-    """
-    if sample_weight is None:
-        return slice(None), None
-    weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
-    if not (np.all(weights >= 0) and np.any(weights)):
-        raise InputError(
-            f"sample_weight lies between {weights.min():g} and {weights.max():g}; weights are "
-            "not negative, and not all of them 0"
-        )
-    used = weights > 0
-    weights = weights[used]
-    return used, None if np.all(weights == weights[0]) else weights
-
-
-def _meant(name: str, given: Any) -> Any:
-    """An option in one spelling: "relu" is `activations.relu`, None the default."""
-    if name == "activation":
-        return _activation(given)
-    if name == "constraint":
-        return InfNorm(KAPPA) if given is None else given
-    return check_dtype(given) if name == "dtype" else given
-
-
-def _activation(given: Any) -> Activation:
-    """An activation by name.
-
-    A copy of one that is built in, such as `sklearn.base.clone` makes, is that one.
-    """
-    built_in = activations.named(given.name if isinstance(given, Activation) else str(given))
-    if isinstance(given, Activation):
-        return built_in if built_in == given else given
-    if built_in is None:
-        raise InputError(
-            f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, "
-            "softplus and others"
-        )
-    return built_in
