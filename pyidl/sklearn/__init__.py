@@ -1,6 +1,7 @@
 """Estimators for scikit-learn 1.6 and newer, the extra `sklearn`.
 
-`SIMClassifier` is there where `pyidl.sim` is.
+`ImplicitSequenceClassifier` and `ImplicitSequenceRegressor` are there where
+`pyidl.recurrent` is, `SIMClassifier` where `pyidl.sim` is.
 """
 
 from importlib.util import find_spec
@@ -8,6 +9,16 @@ from importlib.util import find_spec
 from pyidl.sklearn.implicit import ImplicitClassifier, ImplicitRegressor
 
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
+
+if find_spec("pyidl.recurrent"):
+    from pyidl.sklearn.recurrent import (
+        ImplicitSequenceClassifier as ImplicitSequenceClassifier,
+    )
+    from pyidl.sklearn.recurrent import (
+        ImplicitSequenceRegressor as ImplicitSequenceRegressor,
+    )
+
+    __all__ += ["ImplicitSequenceClassifier", "ImplicitSequenceRegressor"]
 
 if find_spec("pyidl.sim"):
     from pyidl.sklearn.sim import SIMClassifier as SIMClassifier

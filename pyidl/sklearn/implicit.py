@@ -17,9 +17,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
-from pyidl.layers import ImplicitModel
 from pyidl.sklearn.trained import Labelled, Trained, Valued, as_activation
 from pyidl.training.recipe import Data, Standardised
 
@@ -58,15 +57,6 @@ class _Implicit(Trained):
             dtype=self.dtype,
             rng=self._rng,
         )
-
-    @property
-    def model_(self) -> ImplicitModel:
-        """The fitted model, for inputs as they are: outputs are logits, or targets.
-
-        For certificates, files, and devices.
-        """
-        check_is_fitted(self)
-        return self._standardised.folded()
 
 
 class ImplicitClassifier(Labelled, _Implicit):

@@ -24,7 +24,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.errors import InputError, is_real
-from pyidl.layers.base import check_dtype, check_width
+from pyidl.layers.base import Layer, check_dtype, check_width
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rollback import as_it_was, check_flags
@@ -34,7 +34,7 @@ from pyidl.training.recipe import (
     KAPPA,
     LEARNING_RATE,
     Data,
-    Standardised,
+    Scaled,
     falling,
     going_on,
 )
@@ -59,7 +59,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     _checks: ClassVar[dict[str, bool]]
     """What scikit-learn's check of y is told."""
     _optimizer: Adam
-    _standardised: Standardised
+    _standardised: Scaled
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         """
 
     @abstractmethod
-    def _build(self, data: Data, classes: int | None) -> Standardised:
+    def _build(self, data: Data, classes: int | None) -> Scaled:
         """A new network for these data, with this many logits if there are classes."""
 
     @abstractmethod
@@ -259,6 +259,15 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         network = self._standardised.network.replace()
         self._standardised = replace(self._standardised, network=network)
         self._rng = copy.deepcopy(self._rng)
+
+    @property
+    def model_(self) -> Layer:
+        """The fitted model, for inputs as they are: outputs are logits, or targets.
+
+        For certificates, files, and devices.
+        """
+        check_is_fitted(self)
+        return self._standardised.folded()
 
     def _raw(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

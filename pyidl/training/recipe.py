@@ -10,6 +10,7 @@ The numbers were chosen together, on five small tables, by
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from pyidl.activations import Activation
 from pyidl.layers import ImplicitModel
-from pyidl.layers.base import check_width
+from pyidl.layers.base import Layer, check_width
 from pyidl.losses import cross_entropy, mse
 from pyidl.optim import Adam, Cosine, Schedule
 from pyidl.training.fit import fit
@@ -27,7 +28,16 @@ from pyidl.training.run import Callback, History
 from pyidl.training.standardise import Standardiser, fold
 from pyidl.wellposed import Constraint, InfNorm
 
-__all__ = ["ALPHA", "KAPPA", "LEARNING_RATE", "TOL", "Standardised", "falling", "going_on"]
+__all__ = [
+    "ALPHA",
+    "KAPPA",
+    "LEARNING_RATE",
+    "TOL",
+    "Scaled",
+    "Standardised",
+    "falling",
+    "going_on",
+]
 
 KAPPA = 0.5
 """The bound of `InfNorm`.
@@ -44,15 +54,93 @@ TOL = (1e-3, 1e-2)
 With tighter ones no table was answered better.
 """
 
-Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-"""Inputs (m, p), targets, and weights (m,) or None, not standardised.
+Data = tuple[Any, np.ndarray, np.ndarray | None]
+"""Inputs, (m, p) of a table, targets, and weights (m,) or None, not standardised.
 
 Targets are labels (m,), the numbers of classes, or values (m, q).
 """
 
 
 @dataclass(frozen=True, eq=False)
-class Standardised:
+class Scaled:
+    """A network between two scalings: ``y = outputs.undo(network(inputs(u)))``.
+
+    Attributes
+    ----------
+    network : Layer
+        What is trained.
+    inputs, outputs : Standardiser
+        Those of the first data; training further keeps them.
+    """
+
+    network: Layer
+    inputs: Standardiser
+    outputs: Standardiser
+
+    @abstractmethod
+    def folded(self) -> Layer:
+        """The layer that takes inputs, and gives targets, as they are."""
+
+    def train(
+        self,
+        data: Data,
+        *,
+        optimizer: Adam,
+        epochs: int,
+        batch_size: int | None,
+        rng: np.random.Generator,
+        alpha: float = ALPHA,
+        validation: Data | None = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int = 0,
+    ) -> History:
+        """Train the network in place.
+
+        Parameters
+        ----------
+        data, validation : (inputs, targets, weights)
+            As the network was built for; of labels the cross-entropy is minimised, of
+            values the squared error, in units of their deviation.
+        alpha : float
+            The weight of `ridge`.
+        optimizer, epochs, batch_size, rng, callbacks, verbose
+            As for `pyidl.fit`.
+
+        Returns
+        -------
+        History
+        """
+        return fit(
+            self.network,
+            self._standardised(data),
+            loss=cross_entropy if data[1].ndim == 1 else mse,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation=None if validation is None else self._standardised(validation),
+            rng=rng,
+            penalty=ridge(alpha) if alpha else None,
+            tol=TOL,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+
+    def _standardised(self, data: Data) -> tuple[Any, ...]:
+        U, T, weights = data
+        return self._arrays(U), T if T.ndim == 1 else self.outputs(T), weights
+
+    def _arrays(self, U: Any) -> tuple[np.ndarray, ...]:
+        """What the network is called with."""
+        return (self.inputs(U),)
+
+    def predict(self, U: Any) -> np.ndarray:
+        """Logits, or values in the units of the targets, (m, q) in float64."""
+        Y = np.asarray(self.network.predict(*self._arrays(U)), dtype=np.float64)
+        return self.outputs.undo(Y)
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised(Scaled):
     """A model of standardised columns: ``y = outputs.undo(network(inputs(u)))``.
 
     Attributes
@@ -76,8 +164,6 @@ class Standardised:
     """
 
     network: ImplicitModel
-    inputs: Standardiser
-    outputs: Standardiser
 
     @classmethod
     def build(
@@ -128,59 +214,6 @@ class Standardised:
         )
         return cls(network, inputs, outputs)
 
-    def train(
-        self,
-        data: Data,
-        *,
-        optimizer: Adam,
-        epochs: int,
-        batch_size: int | None,
-        rng: np.random.Generator,
-        alpha: float = ALPHA,
-        validation: Data | None = None,
-        callbacks: Iterable[Callback] = (),
-        verbose: int = 0,
-    ) -> History:
-        """Train the network in place.
-
-        Parameters
-        ----------
-        data, validation : (inputs, targets, weights)
-            As in `build`; of labels the cross-entropy is minimised, of values the
-            squared error, in units of their deviation.
-        alpha : float
-            The weight of `ridge`.
-        optimizer, epochs, batch_size, rng, callbacks, verbose
-            As for `pyidl.fit`.
-
-        Returns
-        -------
-        History
-        """
-        return fit(
-            self.network,
-            self._standardised(data),
-            loss=cross_entropy if data[1].ndim == 1 else mse,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation=None if validation is None else self._standardised(validation),
-            rng=rng,
-            penalty=ridge(alpha) if alpha else None,
-            tol=TOL,
-            callbacks=callbacks,
-            verbose=verbose,
-        )
-
-    def _standardised(self, data: Data) -> tuple[Any, ...]:
-        U, T, weights = data
-        return self.inputs(U), T if T.ndim == 1 else self.outputs(T), weights
-
-    def predict(self, U: np.ndarray) -> np.ndarray:
-        """Logits, or values in the units of the targets, (m, q) in float64."""
-        Y = np.asarray(self.network.predict(self.inputs(U)), dtype=np.float64)
-        return self.outputs.undo(Y)
-
     def folded(self) -> ImplicitModel:
         """The model that takes the columns, and gives the targets, as they are."""
         return fold(self.network, self.inputs, self.outputs)
@@ -196,7 +229,7 @@ def falling(adam: Adam, data: Data, batch_size: int | None, epochs: int) -> Adam
     adam : Adam
         Its rate is where the new one begins; its state goes on.
     data, batch_size, epochs
-        What `Standardised.train` will be called with: they give the number of steps.
+        What `Scaled.train` will be called with: they give the number of steps.
 
     Returns
     -------

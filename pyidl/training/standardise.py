@@ -12,6 +12,7 @@ other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 
-__all__ = ["Standardiser", "fold"]
+__all__ = ["Standardiser", "absorbed", "fold"]
 
 CONSTANT = 64 * np.finfo(np.float64).eps
 """A deviation below this share of the largest entry is rounding."""
@@ -121,16 +122,40 @@ def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> I
     column = outputs.scale[:, None]
     # What overflows is refused by the model, by name.
     with np.errstate(over="ignore", invalid="ignore"):
-        new = {
-            **old,
-            "B": old["B"] / inputs.scale,
-            "C": column * old["C"],
-            "d": outputs.undo(old["d"]),
-        }
-        new["b"] = old["b"] - new["B"] @ inputs.mean
+        new = {**old, "C": column * old["C"], "d": outputs.undo(old["d"])}
         if model.feedthrough:
-            new["D"] = column * old["D"] / inputs.scale
-            new["d"] = new["d"] - new["D"] @ inputs.mean
+            new["D"] = column * old["D"]
+        new = absorbed(new, inputs)
     folded = model.replace()
     folded.params = new
     return folded
+
+
+def absorbed(params: Mapping[str, np.ndarray], inputs: Standardiser) -> dict[str, np.ndarray]:
+    """The parameters that take inputs as they are: ``B v + b`` and ``D v + d`` of u.
+
+    Parameters
+    ----------
+    params : mapping
+        With B and b, and perhaps D and d. Columns beyond those of u, as of H_{t-1} in a
+        recurrent network, stay.
+    inputs : Standardiser
+        Of the columns of u.
+
+    Returns
+    -------
+    dict
+
+    Examples
+    --------
+    >>> inputs = Standardiser(np.array([1.0]), np.array([2.0]))
+    >>> absorbed({"B": np.array([[4.0, 3.0]]), "b": np.zeros(1)}, inputs)
+    {'B': array([[2., 3.]]), 'b': array([-2.])}
+    """
+    p, new = len(inputs.mean), dict(params)
+    for matrix, bias in (("B", "b"), ("D", "d")):
+        if matrix in params:
+            of_u = params[matrix][:, :p] / inputs.scale
+            new[matrix] = np.concatenate([of_u, params[matrix][:, p:]], axis=1)
+            new[bias] = params[bias] - of_u @ inputs.mean
+    return new
