@@ -68,11 +68,9 @@ def test_conforms(estimator, check):
 
 
 def some(m=24, p=2, seed=0):
-    """Sequences of 3 to 7 steps, as a list; y is 0, 1 or 2 by what their means are."""
-    rng = np.random.default_rng(seed)
-    X = [rng.standard_normal((rng.integers(3, 8), p)) for _ in range(m)]
-    means = np.array([x.mean() for x in X])
-    return X, np.searchsorted(np.quantile(means, [1 / 3, 2 / 3]), means)
+    """Sequences of 3 to 7 steps, as a list, around -1, 0 or 1: that is y, from 0 on."""
+    rng, y = np.random.default_rng(seed), np.arange(m) % 3
+    return [0.7 * rng.standard_normal((rng.integers(3, 8), p)) + i - 1 for i in y], y
 
 
 LIST, LABELS = some()
@@ -127,7 +125,7 @@ def test_digits_of_different_lengths():
     rng = np.random.default_rng(0)
     X, V = ([x[: 8 - rng.integers(4)] for x in some] for some in (X, V))
     model = ImplicitSequenceClassifier(24, 24, max_iter=12, random_state=0).fit(X, y)
-    assert model.score(V, s) > 0.9
+    assert model.score(V, s) > 0.8
 
 
 def test_a_regression_with_a_known_answer():
@@ -135,7 +133,8 @@ def test_a_regression_with_a_known_answer():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((400, 12))
     y = 500 + 30 * X @ 0.7 ** np.arange(11, -1, -1)
-    model = ImplicitSequenceRegressor(8, 8, alpha=1e-5, random_state=0).fit(X[:300], y[:300])
+    model = ImplicitSequenceRegressor(8, 8, alpha=1e-5, max_iter=50, random_state=0)
+    model.fit(X[:300], y[:300])
     assert model.score(X[300:], y[300:]) > 0.99
     far = X[300:] * 5
     assert model.score(far, 500 + 30 * far @ 0.7 ** np.arange(11, -1, -1)) > 0.95
@@ -316,7 +315,7 @@ def test_a_weight_of_zero_is_absence(case, cls):
 def test_a_weight_of_two_is_a_sequence_that_is_there_twice(cls):
     y, weights = target(cls), np.random.default_rng(0).integers(0, 3, 24)
     twice = np.repeat(np.arange(24), weights)
-    options = {"batch_size": None, "max_iter": 20, "n_iter_no_change": 100}
+    options = {"batch_size": None, "max_iter": 20}
     weighted = made(cls, **options).fit(LIST, y, sample_weight=weights)
     repeated = made(cls, **options).fit([LIST[i] for i in twice], y[twice])
     assert np.allclose(answers(weighted, LIST), answers(repeated, LIST), rtol=1e-6, atol=1e-7)
@@ -493,16 +492,16 @@ def test_a_refused_fit_leaves_the_estimator_as_it_was(cls, monkeypatch):
 def test_pipelines_searches_and_validation():
     X, y = some(60)
     lists, arrays = X, np.stack([x[:3] for x in X])
-    model = made(ImplicitSequenceClassifier, max_iter=60)
+    model = made(ImplicitSequenceClassifier, max_iter=40, batch_size=8)
     assert cross_val_score(model, lists, y, cv=3).mean() > 0.8
-    assert cross_val_score(model, arrays, y, cv=3).mean() > 0.6
+    assert cross_val_score(model, arrays, y, cv=3).mean() > 0.8
     transposed = FunctionTransformer(np.transpose, kw_args={"axes": (0, 2, 1)})
     line = make_pipeline(transposed, model).fit(arrays.transpose(0, 2, 1), y)
     assert np.array_equal(line.predict(arrays.transpose(0, 2, 1)), line[-1].predict(arrays))
     search = GridSearchCV(
         model, {"hidden_dim": [2, 4], "class_weight": [None, "balanced"]}, cv=2
     ).fit(arrays, y)
-    assert search.best_score_ > 0.6
+    assert search.best_score_ > 0.8
     twin = clone(search.best_estimator_)
     assert twin.get_params() == search.best_estimator_.get_params()
     with pytest.raises(NotFittedError):
