@@ -392,7 +392,8 @@ class ImplicitSequenceRegressor(Valued, _ImplicitSequence):
     >>> rng = np.random.default_rng(0)
     >>> X = [rng.standard_normal(rng.integers(3, 9)) for _ in range(200)]
     >>> y = [[x.mean(), x.max()] for x in X]
-    >>> regressor = ImplicitSequenceRegressor(16, 16, random_state=0).fit(X[:150], y[:150])
+    >>> regressor = ImplicitSequenceRegressor(16, 16, random_state=0)
+    >>> regressor = regressor.fit(X[:150], y[:150])
     >>> regressor.score(X[150:], y[150:]) > 0.8, regressor.predict(X[150:]).shape
     (True, (50, 2))
     """

@@ -5,7 +5,8 @@
     list of (T_i, p) or (T_i,) ... of different lengths; a tuple, or an array of objects
 
 Time comes before channels, as everywhere in pyidl. Arrays of aeon and sktime have
-channels first, (m, p, T): give ``X.transpose(0, 2, 1)``, of a list ``[x.T for x in X]``.
+channels first, (m, p, T): give ``X.transpose(0, 2, 1)``, and of a list ``[x.T for x in
+X]``.
 """
 
 from __future__ import annotations
