@@ -184,7 +184,7 @@ class _ImplicitSequence(Trained):
         return Recurrent(self._network(p, len(outputs.mean)), inputs, outputs)
 
     def _network(self, p: int, q: int) -> Layer:
-        """One that reads forwards, or one in each direction and a layer that joins them."""
+        """One that reads forwards, or one in each direction and a layer behind."""
 
         def reading(width: int) -> ImplicitRNN:
             return ImplicitRNN(
