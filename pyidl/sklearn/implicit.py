@@ -28,7 +28,6 @@ __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
 class _Implicit(Trained):
     """Tables (m, p), and an `ImplicitModel`."""
 
-    _batch: ClassVar[int] = 200  # as in MLPClassifier
     _kept: ClassVar[tuple[str, ...]] = (
         "hidden_dim",
         "activation",
@@ -44,6 +43,9 @@ class _Implicit(Trained):
     def _pair(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, reset=reset, dtype=np.float64, **self._checks)
         return X, y
+
+    def _automatic(self, m: int) -> int:
+        return 200  # as in MLPClassifier
 
     def _build(self, data: Data, classes: int | None) -> Standardised:
         return Standardised.build(

@@ -43,6 +43,13 @@ NUMBERS = 2**24
 """How many numbers a prediction keeps at once, at most, where a sequence has fewer."""
 
 
+STEPS, SMALLEST, LARGEST = 8, 8, 32
+"""For ``batch_size="auto"``: steps an epoch, and the bounds of a batch.
+
+Sets of sequences are often small, and one or two steps an epoch take them nowhere.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Recurrent(Scaled):
     """A recurrent network of standardised channels."""
@@ -87,7 +94,6 @@ def _host(layer: Layer) -> dict[str, Any]:
 class _ImplicitSequence(Trained):
     """Sequences, and an `ImplicitRNN` or two of them."""
 
-    _batch: ClassVar[int] = 32
     _kept: ClassVar[tuple[str, ...]] = (
         "hidden_dim",
         "implicit_hidden_dim",
@@ -171,6 +177,9 @@ class _ImplicitSequence(Trained):
             self.n_features_in_ = sequences.shape[2]
         return sequences, y
 
+    def _automatic(self, m: int) -> int:
+        return min(max(m // STEPS, SMALLEST), LARGEST)
+
     def _build(self, data: Data, classes: int | None) -> Recurrent:
         X, T, weights = data
         steps = None if weights is None else np.repeat(weights, X.lengths)
@@ -240,7 +249,8 @@ class ImplicitSequenceClassifier(Labelled, _ImplicitSequence):
         Weight of the squares of all matrices, ``alpha / 2`` times their sum, added to
         the mean loss.
     batch_size : int, "auto" or None
-        Sequences a step; "auto" is 32, or all of fewer.
+        Sequences a step; "auto" is an eighth of all, at least 8 and at most 32. With
+        None, all at once, a weight of 2 is the same as a sequence that is there twice.
     learning_rate, max_iter, tol, n_iter_no_change, early_stopping, validation_fraction
         As for `ImplicitClassifier`.
     standardize : bool

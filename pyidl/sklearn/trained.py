@@ -52,8 +52,6 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     The constructor, training, and standardised outputs.
     """
 
-    _batch: ClassVar[int]
-    """For ``batch_size="auto"``."""
     _kept: ClassVar[tuple[str, ...]]
     """The options that cannot change while a network is trained further."""
     _checks: ClassVar[dict[str, bool]]
@@ -123,6 +121,10 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         that there is a network already.
         """
 
+    @abstractmethod
+    def _automatic(self, m: int) -> int:
+        """What ``batch_size="auto"`` is for m samples."""
+
     def _weights(self, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
         """Those of the samples, made of those that were given."""
         return weights
@@ -147,7 +149,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
             self.n_iter_ = 0
             self.loss_curve_: list[float] = []
         automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
-        batch_size: Any = self._batch if automatic else self.batch_size
+        batch_size: Any = self._automatic(len(data[0])) if automatic else self.batch_size
         held_out, monitor = None, "loss"
         if epochs is None:
             if self.early_stopping:
@@ -280,7 +282,7 @@ class Labelled(Answers, Trained):
     _checks: ClassVar[dict[str, bool]] = {}
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples X (m, p), labels y (m,) and weights (m,).
+        """Train on samples X, labels y (m,) and weights (m,).
 
         A weight of 0 leaves a sample out; only its label belongs to `classes_`.
         """
@@ -316,7 +318,7 @@ class Valued(MultiOutputMixin, RegressorMixin, Trained):  # type: ignore[misc]
     _checks: ClassVar[dict[str, bool]] = {"multi_output": True, "y_numeric": True}
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on samples X (m, p), targets y (m,) or (m, q), and weights (m,)."""
+        """Train on samples X, targets y (m,) or (m, q), and weights (m,)."""
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=None)
 
