@@ -30,10 +30,11 @@ from pyidl.layers import Linear, Sequential
 from pyidl.layers.base import Layer
 from pyidl.optim import Schedule
 from pyidl.recurrent import Bidirectional, ImplicitRNN
+from pyidl.recurrent.pooling import Pool
 from pyidl.sklearn.rollback import check_flags
 from pyidl.sklearn.sequences import Sequences
 from pyidl.sklearn.trained import Labelled, Trained, Valued, as_activation
-from pyidl.training.recipe import ALPHA, KAPPA, LEARNING_RATE, Data, Scaled
+from pyidl.training.recipe import KAPPA, LEARNING_RATE, Data, Scaled
 from pyidl.training.standardise import Standardiser, absorbed
 from pyidl.wellposed import Constraint, InfNorm
 
@@ -48,6 +49,10 @@ STEPS, SMALLEST, LARGEST = 8, 8, 32
 
 Sets of sequences are often small, and one or two steps an epoch take them nowhere.
 """
+
+
+SHORT = 20
+"""Up to how many steps "auto" leaves the time scale out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +103,7 @@ class _ImplicitSequence(Trained):
         "hidden_dim",
         "implicit_hidden_dim",
         "pool",
+        "timescale",
         "bidirectional",
         "activation",
         "constraint",
@@ -111,12 +117,13 @@ class _ImplicitSequence(Trained):
         hidden_dim: int = 32,
         implicit_hidden_dim: int = 32,
         *,
-        pool: str = "last",
+        pool: Pool = "max",
+        timescale: float | str | None = "auto",
         bidirectional: bool = False,
         activation: str | Activation = "relu",
         constraint: Constraint | None = None,
         rank: int | None = None,
-        alpha: float = ALPHA,
+        alpha: float = 1e-3,
         batch_size: int | str | None = "auto",
         learning_rate: float | Schedule = LEARNING_RATE,
         max_iter: int = 100,
@@ -151,6 +158,7 @@ class _ImplicitSequence(Trained):
         )
         self.implicit_hidden_dim = implicit_hidden_dim
         self.pool = pool
+        self.timescale = timescale
         self.bidirectional = bidirectional
 
     def __sklearn_tags__(self) -> Any:
@@ -161,8 +169,11 @@ class _ImplicitSequence(Trained):
     def _check_options(self) -> None:
         super()._check_options()
         check_flags(self, "bidirectional")
-        if self.pool != "last":
-            raise InputError(f"pool is {self.pool!r}; use 'last'")
+        automatic = isinstance(self.timescale, str) and self.timescale == "auto"
+        if not (automatic or self.timescale is None or is_real(self.timescale)):
+            raise InputError(
+                f"timescale is {self.timescale!r}; use 'auto', None, or a number of steps"
+            )
 
     def _inputs(self, X: Any) -> Sequences:
         sequences = Sequences.read(X, self)
@@ -190,10 +201,14 @@ class _ImplicitSequence(Trained):
             else Standardiser.identity(p)
         )
         outputs = Standardiser.of(T, weights) if classes is None else Standardiser.identity(classes)
-        return Recurrent(self._network(p, len(outputs.mean)), inputs, outputs)
+        return Recurrent(self._network(p, len(outputs.mean), X.lengths), inputs, outputs)
 
-    def _network(self, p: int, q: int) -> Layer:
+    def _network(self, p: int, q: int, lengths: np.ndarray) -> Layer:
         """One that reads forwards, or one in each direction and a layer behind."""
+        timescale: Any = self.timescale
+        if isinstance(timescale, str):
+            length = float(np.mean(lengths))
+            timescale = length if length > SHORT else None
 
         def reading(width: int) -> ImplicitRNN:
             return ImplicitRNN(
@@ -201,6 +216,8 @@ class _ImplicitSequence(Trained):
                 width,
                 self.hidden_dim,
                 self.implicit_hidden_dim,
+                pool=self.pool,
+                timescale=timescale,
                 activation=as_activation(self.activation),
                 constraint=InfNorm(KAPPA) if self.constraint is None else self.constraint,
                 rank=self.rank,
@@ -234,8 +251,13 @@ class ImplicitSequenceClassifier(Labelled, _ImplicitSequence):
     hidden_dim, implicit_hidden_dim : int
         r, the width of H, which goes from step to step; n, that of X, which is solved
         for.
-    pool : {"last"}
-        What the logits are read from: the H of the last step of each sequence.
+    pool : {"max", "mean", "last"}
+        What the logits are read from: the maximum or the mean, entry by entry, of the H
+        of all steps of a sequence, or the H of its last step.
+    timescale : "auto", float or None
+        How many steps a new network remembers, as for `ImplicitRNN`; "auto" is the mean
+        length of the sequences of the first call, or None up to 20. It says where
+        training starts.
     bidirectional : bool
         Whether a second network reads the sequences from their ends, and the logits are
         read from both.
@@ -301,12 +323,13 @@ class ImplicitSequenceClassifier(Labelled, _ImplicitSequence):
         hidden_dim: int = 32,
         implicit_hidden_dim: int = 32,
         *,
-        pool: str = "last",
+        pool: Pool = "max",
+        timescale: float | str | None = "auto",
         bidirectional: bool = False,
         activation: str | Activation = "relu",
         constraint: Constraint | None = None,
         rank: int | None = None,
-        alpha: float = ALPHA,
+        alpha: float = 1e-3,
         batch_size: int | str | None = "auto",
         learning_rate: float | Schedule = LEARNING_RATE,
         max_iter: int = 100,
@@ -325,6 +348,7 @@ class ImplicitSequenceClassifier(Labelled, _ImplicitSequence):
             hidden_dim,
             implicit_hidden_dim,
             pool=pool,
+            timescale=timescale,
             bidirectional=bidirectional,
             activation=activation,
             constraint=constraint,

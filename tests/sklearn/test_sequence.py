@@ -46,7 +46,7 @@ NOT_OURS = {
 ONE_BATCH = {"learning_rate": 0.04, "batch_size": None}  # a weight of 2 is twice the sample
 QUICK = [
     ImplicitSequenceClassifier(5, 5, max_iter=40, **ONE_BATCH),
-    ImplicitSequenceRegressor(5, 5, max_iter=80, **ONE_BATCH),
+    ImplicitSequenceRegressor(5, 5, pool="last", max_iter=80, **ONE_BATCH),
 ]
 CHECKS = [
     pytest.param(estimator, check, id=f"{type(estimator).__name__}-{check.func.__name__}-{i}")
@@ -133,7 +133,8 @@ def test_a_regression_with_a_known_answer():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((400, 12))
     y = 500 + 30 * X @ 0.7 ** np.arange(11, -1, -1)
-    model = ImplicitSequenceRegressor(8, 8, alpha=1e-5, max_iter=50, random_state=0)
+    model = ImplicitSequenceRegressor(8, 8, alpha=1e-5, pool="last", random_state=0)
+    model.set_params(max_iter=50)
     model.fit(X[:300], y[:300])
     assert model.score(X[300:], y[300:]) > 0.99
     far = X[300:] * 5
@@ -401,9 +402,11 @@ def test_the_same_seed_gives_the_same_model(bidirectional, cls):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_options_reach_the_model(dtype, cls):
     options = {"rank": 2, "activation": "tanh", "constraint": SpectralNorm(0.8), "dtype": dtype}
+    options |= {"pool": "mean", "timescale": 9}
     model = made(cls, **options).fit(LIST, target(cls)).model_
     assert (model.rank, model.activation, model.dtype) == (2, activations.tanh, dtype)
     assert (model.hidden_dim, model.implicit_hidden_dim) == (4, 3)
+    assert (model.pool, model.timescale) == ("mean", 9.0)
     assert model.constraint == SpectralNorm(0.8)
     both = made(cls, bidirectional=True, **options).fit(LIST, target(cls)).model_
     assert both.dtype == dtype
@@ -423,6 +426,7 @@ def test_later_calls_go_on(cls):
     built = {"hidden_dim": 4, "implicit_hidden_dim": 3, "bidirectional": False, "rank": None}
     others = {"hidden_dim": 5, "implicit_hidden_dim": 4, "bidirectional": True, "rank": 2}
     others |= {"activation": "tanh", "constraint": InfNorm(0.6), "standardize": False}
+    others |= {"pool": "mean", "timescale": 9.0}
     for name, other in (others | {"dtype": "float32"}).items():
         given = getattr(warm, name)
         assert given == built.get(name, given)
@@ -430,6 +434,17 @@ def test_later_calls_go_on(cls):
             warm.set_params(**{name: other}).fit(LIST, y)
         warm.set_params(**{name: given})
     warm.set_params(activation=activations.relu, constraint=InfNorm(0.5)).partial_fit(LIST, y)
+
+
+def test_a_time_scale_that_is_chosen():
+    """The mean length of long sequences, whatever the others are later."""
+    long = [np.tile(x, (9, 1)) for x in LIST]
+    mean = np.mean([len(x) for x in long])
+    model = made(ImplicitSequenceClassifier, max_iter=1)
+    assert model.fit(long, LABELS).model_.timescale == mean
+    assert model.partial_fit(LIST, LABELS).model_.timescale == mean
+    assert model.fit(LIST, LABELS).model_.timescale is None
+    assert model.set_params(timescale=None).fit(long, LABELS).model_.timescale is None
 
 
 def test_batches_that_are_chosen():
