@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
-from pyidl.arrays.backend import namespace
-from pyidl.arrays.batch import take_rows
+from pyidl.arrays.batch import take_rows, total
 from pyidl.matrices.base import Matrix
 from pyidl.solvers.image import Jacobians, Times
 from pyidl.solvers.problem import Affine, Problem, sizes
@@ -155,7 +154,7 @@ class AffineCell(Cell):
         """The four products above."""
         grads = self.A.grads("A", v, x) | self.B.grads("B", v, u)
         if self.b is not None:
-            grads["b"] = namespace(v).sum(v, axis=0)
+            grads["b"] = total(v)
         return (self.B.T.rows(v) if inputs else None), grads
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.arrays import backend
+from pyidl.arrays.batch import total
 from pyidl.cells import AffineCell
 from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags, is_real
@@ -333,7 +334,7 @@ class ImplicitPullback(Pullback):
             grads |= maps["D"].grads("D", dY, U)
             dU = dU + maps["D"].T.rows(dY) if inputs else None
         if self.bias:
-            grads["d"] = backend.namespace(dY).sum(dY, axis=0)
+            grads["d"] = total(dY)
         return dU, grads
 
     def __call__(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
+from pyidl.arrays.batch import total
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers import initializers
 from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_widths
@@ -88,7 +89,7 @@ class Linear(Layer):
             rows = xp.reshape(dY, (-1, dY.shape[-1]))
             grads = {"W": rows.T @ xp.reshape(U, (-1, U.shape[-1]))}
             if self.bias:
-                grads["b"] = xp.sum(rows, axis=0)
+                grads["b"] = total(rows)
             return (dY @ W if inputs else None), grads
 
         return Y, Explicit(Y, backward)

@@ -68,8 +68,10 @@ PASSES = 3
 class Chain:
     """The recurrence at the head of this file, for the rows of a stack.
 
-    z is None for zeros. w has the rows of `states`, the start of h among them. `keep`,
-    (N, 1), multiplies what a row hands on: 0 where a gradient is cut; None for ones.
+    Forward, h starts at `start`, (m, r), and ``given(rows)`` forms z and w for some
+    rows, where they are wanted. Backward, z is zero and w the `direct` derivative of
+    all `states`; what a row hands on is multiplied by `keep`, (N, 1), if there is one:
+    0 where a gradient is cut.
     """
 
     A: Matrix
@@ -78,10 +80,30 @@ class Chain:
     D: Matrix | None
     image: Image
     line: Timeline
-    z: Array | None
-    w: Array
+    start: Array | None = None
+    given: Callable[[slice], tuple[Any, Any]] | None = None
+    direct: Array | None = None
     keep: Array | None = None
-    backward: bool = False
+
+    @property
+    def backward(self) -> bool:
+        """Whether time is reversed."""
+        return self.given is None
+
+    def states(self, rows: int) -> Any:
+        """Room for h; where no step leaves anything, it is what is given."""
+        m, direct = self.line.m, self.direct
+        if direct is None:
+            assert self.start is not None
+            xp, (_, r) = namespace(self.start), self.start.shape
+            h = xp.empty((m + rows, r), dtype=self.start.dtype)
+            h[:m, ...] = self.start
+            return h
+        if self.line.mask is not None:  # sequences end everywhere
+            return namespace(direct).asarray(direct, copy=True)
+        h = namespace(direct).empty_like(direct)
+        h[-m:, ...] = direct[-m:, ...]
+        return h
 
 
 @dataclass(frozen=True)
@@ -168,20 +190,16 @@ def sweep(chain: Chain, plan: Plan, tol: float, warm: bool, out: Array) -> Swept
     warm : bool
         Whether a step starts from the x of the one before.
     out : array, shape (N, n)
-        Where the pre-activations go, backward x; it may be `chain.z`.
+        Where the pre-activations go, backward x.
     """
     rows, line = out.shape[0], chain.line
-    h, ends = namespace(out).empty_like(chain.w), slice(-line.m, None)
-    # Where no step leaves anything, h is what is given: at its start, and where
-    # sequences end.
-    given = slice(None) if line.mask is not None else ends if chain.backward else slice(line.m)
-    h[given, ...] = chain.w[given, ...]
+    h = chain.states(rows)
     lost, status, n_iter = (
         np.zeros(k, t) for k, t in ((line.m, bool), (rows, np.int8), (rows, np.int32))
     )
     found = Swept(h, status, np.zeros(rows), np.zeros(rows), n_iter, lost, plan.name)
     judge = _Judge(tol, chain.backward, np.zeros(line.m), lost)
-    room, last = _Room(chain, plan, out, warm), None
+    room, last = _Room(chain, plan, out, h.shape[1], warm), None
     with np.errstate(over="ignore", invalid="ignore"):
         for steps in _blocks(line, plan, chain.backward):
             block = _Block(chain, steps, h, room)
@@ -220,7 +238,7 @@ def _solve(block: _Block, plan: Plan, last: Any, judge: _Judge) -> int:
             few = judge.rounds(block, plan.rounds) if passes == 0 else max(2, plan.rounds // 3)
             block.one_by_one(few, last, own=passes > 0)
             rounds, passes = rounds + few, passes + 1
-        if judge.passes(block, final=passes == PASSES):
+        if judge.passes(block, jointly, final=passes == PASSES):
             return rounds
         jointly = jointly and rounds < plan.most
         if jointly:
@@ -254,10 +272,10 @@ class _Judge:
         share = min(1.0, max(float(np.max(shares)), self.tol))
         return min(most, 1 + math.ceil(most * (1.0 - math.log(share) / math.log(self.tol))))
 
-    def passes(self, block: _Block, final: bool) -> bool:
+    def passes(self, block: _Block, jointly: bool, final: bool) -> bool:
         """Measure; forward ``tol (1 + max|x|)``, backward ``tol max|image(c)|``."""
         block.step()
-        if not final and block.room.on_host and self._is_far(block):
+        if jointly and block.room.on_host and self._is_far(block):
             return False
         samples = block.samples
         self.residual, size = change_and_size(namespace(block.x), block.fx, block.x)
@@ -301,13 +319,13 @@ class _Judge:
 class _Room:
     """What all blocks share: the products, the image, and the work space."""
 
-    def __init__(self, chain: Chain, plan: Plan, like: Any, warm: bool) -> None:
+    def __init__(self, chain: Chain, plan: Plan, like: Any, r: int, warm: bool) -> None:
         xp, line, n = namespace(like), chain.line, like.shape[1]
         rows = min(plan.steps * int(line.counts[0]), like.shape[0])
         self.A, self.B, self.C = (_product(M) for M in (chain.A, chain.B, chain.C))
         self.D = None if chain.D is None else _product(chain.D)
         self.x, self.y, self.c, self.fx, self.fy = xp.empty((5, rows, n), dtype=like.dtype)
-        self.s = xp.empty((rows, chain.w.shape[1]), dtype=like.dtype)
+        self.s = xp.empty((rows, r), dtype=like.dtype)
         self.samples, self.warm, self.on_host = line.samples, warm, xp is np
 
     def ready(self, image: Image, like: Any) -> Callable[..., Any]:
@@ -335,6 +353,8 @@ class _Block:
         self.x, self.y, self.c, self.fx, self.fy, self.s = (
             a[rows, ...] for a in (room.x, room.y, room.c, room.fx, room.fy, room.s)
         )
+        given: tuple[Any, Any] = (None, None)
+        self.z, self.w = given if chain.given is None else chain.given(self.rows)
         self.image = chain.image.take(self.rows)
         self.phi = room.ready(self.image, self.x)
         self.at, self.come, self.go = zip(*chosen, strict=True)
@@ -346,6 +366,13 @@ class _Block:
             for i, j, k in zip(self.come, self.go, self.here, strict=True)
         ]
         self.entry, self.exit = _pieces(self.here, self.come), _pieces(self.here, self.go)
+
+    def _own(self, here: slice, to: slice) -> Any:
+        """W of some rows, which are those of h that they leave."""
+        if self.w is not None:
+            return self.w[here, ...]
+        assert self.chain.direct is not None
+        return self.chain.direct[to, ...]
 
     def end(self) -> Any:
         """X of the last step of the run, a copy."""
@@ -362,8 +389,8 @@ class _Block:
             if chain.backward or size != x.shape[0]:
                 phi, size = self.room.ready(self.image.take(here), x), x.shape[0]
             B(before, c)
-            if chain.z is not None:
-                c += chain.z[at, ...]
+            if self.z is not None:
+                c += self.z[here, ...]
             start = x if own else last
             if start is None:
                 y[...] = c
@@ -383,7 +410,7 @@ class _Block:
                 after += s
             if chain.keep is not None:
                 after *= chain.keep[at, ...]
-            after += chain.w[to, ...]
+            after += self._own(here, to)
             last = x if self.room.warm else None
 
     def guess(self, last: Any) -> None:
@@ -412,7 +439,7 @@ class _Block:
         if keep is not None:
             s *= keep
         for here, to in self.exit:
-            s[here, ...] += chain.w[to, ...]
+            s[here, ...] += self._own(here, to)
             if D is None:
                 h[to, ...] = s[here, ...]
         for here, (before, after, own) in zip(self.here, self.views, strict=True):
@@ -424,8 +451,8 @@ class _Block:
             after += own
         for here, come in self.entry:
             self.room.B(h[come, ...], self.c[here, ...])
-        if chain.z is not None:
-            self.c += chain.z[self.rows, ...]
+        if self.z is not None:
+            self.c += self.z
 
     def step(self) -> None:
         """``image(A x + c)`` of all rows, beside x."""

@@ -37,7 +37,7 @@ import numpy as np
 
 from pyidl.activations import Activation
 from pyidl.arrays.backend import astype, from_host, namespace, writes_in_place
-from pyidl.arrays.batch import max_abs, put_rows, take_rows
+from pyidl.arrays.batch import max_abs, put_rows, take_rows, total
 from pyidl.equilibrium import solved
 from pyidl.errors import ConvergenceError
 from pyidl.layers.timeline import Timeline
@@ -140,40 +140,46 @@ def unroll(step: Step, line: Timeline, U: Array, h0: Array | None, how: Traversa
     X_t = phi(A X_t + B_h H_{t-1} + z_t),    z_t = B_u U_t + b
     H_t = C X_t + D_h H_{t-1} + w_t,         w_t = D_u U_t + d
     """
-    xp, u = namespace(U), line.stack(U)
-    start = xp.zeros((line.m, step.width[1]), dtype=u.dtype) if h0 is None else line.sorted(h0)
-    z, w, names = step.before(u), step.beside(u, start), _Names(line, line.order)
-    planned = how.plan(step, z, line.m, backward=False)
+    xp, u, names = namespace(U), line.stack(U), _Names(line, line.order)
+    m, (n, r) = line.m, step.width
+    start = xp.zeros((m, r), dtype=u.dtype) if h0 is None else line.sorted(h0)
+    planned = how.plan(step, u, m, backward=False)
     if planned is None:
-        Z, H, book = _one_after_another(step, line, z, w, how, names)
+        Z, H, book = _one_after_another(step, line, u, start, how, names)
     else:
-        chain = Chain(step.A, step.bh, step.C, step.dh, Phi(step.activation), line, z, w)
-        swept = sweep(chain, *planned, how.warm_start, out=z)
+
+        def given(rows: slice) -> tuple[Any, Any]:
+            return step.before(u[rows, ...]), step.beside(u[rows, ...])
 
         def again(lost: _Lost) -> tuple[Any, Any, _Book]:
-            z, own = step.before(take_rows(xp, u, lost.rows)), take_rows(xp, w, lost.states)
-            return _one_after_another(step, lost.line, z, own, how, names.of(lost))
+            own, h = take_rows(xp, u, lost.rows), take_rows(xp, start, lost.places)
+            return _one_after_another(step, lost.line, own, h, how, names.of(lost))
 
-        Z, H, book = _mended(line, swept, z, again)
+        image = Phi(step.activation)
+        chain = Chain(step.A, step.bh, step.C, step.dh, image, line, start, given)
+        Z = xp.empty((u.shape[0], n), dtype=u.dtype)
+        swept = sweep(chain, *planned, how.warm_start, out=Z)
+        Z, H, book = _mended(line, swept, Z, again)
     settle(book.solution(None, None), how.on_fail, adjoint=False, certificate=how.certificate)
     return Forward(line, H, Z, book)
 
 
 def _one_after_another(
-    step: Step, line: Timeline, z: Any, w: Any, how: Traversal, names: _Names
+    step: Step, line: Timeline, u: Any, start: Any, how: Traversal, names: _Names
 ) -> tuple[Any, Any, _Book]:
     """``(Z, H, book)`` by a solve for each step; Z takes the place of z."""
-    H, last, book = namespace(w).asarray(w, copy=True), None, _Book(z.shape[0])
+    xp, Z, W, last = namespace(u), step.before(u), step.beside(u), None
+    H, book = xp.concat([start, W]), _Book(u.shape[0])
     for k, (at, before, after) in enumerate(line.steps):
         h, x0 = H[before, ...], None if last is None else last[: at.stop - at.start, ...]
         with names.of_step(k):
-            problem, on_fail = step.cell(z[at, ...]).bind(h), _inner(how.on_fail)
+            problem, on_fail = step.cell(Z[at, ...]).bind(h), _inner(how.on_fail)
             found = solved(problem, how.solver, x0, on_fail=on_fail, certificate=how.certificate)
-        z[at, ...] = found.pre
-        H[after, ...] = step.after(found.value, w[after, ...], h)
+        Z[at, ...] = found.pre
+        H[after, ...] = step.after(found.value, W[at, ...], h)
         book.enter(at, found)
         last = found.value if how.warm_start else None
-    return z, H, book
+    return Z, H, book
 
 
 @dataclass(frozen=True)
@@ -238,7 +244,8 @@ def back(
         V, G, book = _back_one_after_another(step, line, Z, w, keep, how, names)
     else:
         A, B, C, D = step.A.T, step.C.T, step.bh.T, step.dh and step.dh.T
-        chain = Chain(A, B, C, D, Slopes(step.activation, Z), line, None, w, keep, backward=True)
+        image = Slopes(step.activation, Z)
+        chain = Chain(A, B, C, D, image, line, direct=w, keep=keep)
         V = xp.empty_like(Z)
         swept = sweep(chain, *planned, warm=False, out=V)
 
@@ -293,7 +300,7 @@ def gradients(
         both = of_u if step.dh is None else xp.concat([of_u, step.dh.grads("h", G, h)["h"]], axis=1)
         grads["D"] = _confined(step.D, both)
     if step.d is not None:
-        grads["d"] = xp.sum(G, axis=0)
+        grads["d"] = total(G)
     if not inputs:
         return None, grads
     du = step.bu.T.rows(V)
@@ -319,10 +326,11 @@ def _inner(on_fail: OnFail) -> OnFail:
 class _Lost:
     """Sequences that blocks of steps have not solved.
 
-    Their line; their rows in the stack and in `states` of the whole.
+    Their places in the order of the whole, their line, and their rows in the stack and
+    in `states` of the whole.
     """
 
-    chosen: np.ndarray
+    places: np.ndarray
     line: Timeline
     rows: np.ndarray
     states: np.ndarray
@@ -337,8 +345,9 @@ def _mended(
     if swept.lost.any():
         xp, samples = namespace(h), line.order[swept.lost]
         rows = line.rows_of(samples)
-        states = np.concatenate([np.flatnonzero(swept.lost), line.m + rows])
-        part, of_h, of_book = again(_Lost(swept.lost, line.of(samples), rows, states))
+        places = np.flatnonzero(swept.lost)
+        states = np.concatenate([places, line.m + rows])
+        part, of_h, of_book = again(_Lost(places, line.of(samples), rows, states))
         out = put_rows(xp, out, rows, part, np.arange(len(rows)))
         h = put_rows(xp, h, states, of_h, np.arange(len(states)))
         book.enter(rows, of_book)
@@ -355,7 +364,7 @@ class _Names:
 
     def of(self, lost: _Lost) -> _Names:
         """Of some of the samples."""
-        return replace(self, samples=self.samples[lost.chosen])
+        return replace(self, samples=self.samples[lost.places])
 
     @contextmanager
     def of_step(self, k: int) -> Iterator[None]:

@@ -116,7 +116,7 @@ class ImplicitRNNCell:
         problem = step.cell(step.before(u)).bind(h)
         start, proof = x0 if self.warm_start else None, lambda: self.certificate
         X = solved(problem, self.forward, start, on_fail=on_fail, certificate=proof).value
-        h = step.after(X, step.beside(u, h)[m:, ...], h)
+        h = step.after(X, step.beside(u), h)
         read = joined(self.pool, read, count, h)
         return finite_output(step.read(read), on_fail), RNNState(h, X, read, count + 1)
 

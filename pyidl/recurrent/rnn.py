@@ -27,6 +27,7 @@ from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
+from pyidl.arrays.batch import total
 from pyidl.equilibrium import DEFAULT_ADJOINT, DEFAULT_FORWARD
 from pyidl.errors import InputError, expect_flags, is_real
 from pyidl.layers import initializers
@@ -468,7 +469,7 @@ class RNNPullback(Pullback):
         rows, read = (xp.reshape(a, (-1, a.shape[-1])) for a in (dY, self.R))
         grads = {"E": rows.T @ read}
         if layer.bias:
-            grads["e"] = xp.sum(rows, axis=0)
+            grads["e"] = total(rows)
         direct = self.spread(xp.reshape(rows @ self.step.E, self.R.shape))
         every = layer.return_sequences or layer.pool != "last"
         how = Traversal(layer.adjoint or DEFAULT_ADJOINT, layer.warm_start and every, self.on_fail)

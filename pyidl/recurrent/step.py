@@ -112,14 +112,12 @@ class Step:
         """``x = phi(A x + B_h h + z)``, with a bias z that differs from row to row."""
         return AffineCell(self.A, self.bh, Z, self.activation)
 
-    def beside(self, U: Any, start: Any) -> Any:
-        """The start, then ``D_u U + d`` for the rows of a stack, or zeros."""
-        xp, m = namespace(U), start.shape[0]
-        W = xp.empty((m + U.shape[0], self.width[1]), dtype=U.dtype)
-        W[:m, ...] = start
-        W[m:, ...] = 0.0 if self.du is None else self.du.rows(U)
+    def beside(self, U: Any) -> Any:
+        """``D_u U + d`` for all rows of a stack; zeros where there is neither."""
+        xp, r = namespace(U), self.width[1]
+        W = self.du.rows(U) if self.du else xp.zeros((U.shape[0], r), dtype=U.dtype)
         if self.d is not None:
-            W[m:, ...] += self.d
+            W += self.d
         return W
 
     def after(self, X: Any, w: Any, h: Any) -> Any:
