@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SERIES = "GunPoint", "ItalyPowerDemand", "JapaneseVowels"
 
 
 def run(name, folder, *arguments):
@@ -73,14 +74,19 @@ def write_idx(path, array):
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def write_ts(path, rng, m, label_of):
-    lines = ["# made up", "@equalLength false", "@classLabel true 1 2 3", "@data"]
-    for _ in range(m):
-        label, steps = rng.integers(1, 4), rng.integers(7, 30)
-        channels = rng.normal(size=(12, steps))
-        channels[label_of(label)] += 3.0
-        lines.append(":".join(",".join(f"{x:.4f}" for x in row) for row in channels) + f":{label}")
-    path.write_text("\n".join(lines) + "\n")
+def write_series(folder, rng, *sizes):
+    """What time_series.py reads: short series, of which one channel tells the class."""
+    for name in SERIES:
+        (folder / name).mkdir()
+        for kind, m in zip(("TRAIN", "TEST"), sizes):
+            lines = ["# made up", "@equalLength false", "@classLabel true 1 2 3", "@data"]
+            for _ in range(m):
+                label, steps = rng.integers(1, 4), rng.integers(4, 9)
+                channels = rng.normal(size=(4, steps))
+                channels[label] += 3.0
+                values = ":".join(",".join(f"{x:.4f}" for x in row) for row in channels)
+                lines.append(f"{values}:{label}")
+            (folder / name / f"{name}_{kind}.ts").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_runs import EXAMPLES, check_figure, number, run, write_idx, write_ts
+from example_runs import EXAMPLES, SERIES, check_figure, number, run, write_idx, write_series
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -113,32 +113,42 @@ def test_fashion_mnist(tmp_path):
     assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
 
 
-def test_japanese_vowels_reads_a_folder(tmp_path):
+def accuracies(name, text):
+    """Of logistic regression and of the recurrent network, the mean of its seeds."""
+    row = re.search(rf"^\| {name} \|(.*)$", text, re.M)[1].split("|")
+    assert float(row[3]) == pytest.approx(np.mean([float(a) for a in row[4].split(",")]), abs=1e-3)
+    return float(row[2]), float(row[3])
+
+
+def test_time_series_reads_a_folder(tmp_path):
     rng = np.random.default_rng(0)
-    for kind, m in (("TRAIN", 45), ("TEST", 40)):
-        write_ts(tmp_path / f"JapaneseVowels_{kind}.ts", rng, m, lambda label: label)
-    result = run("japanese_vowels.py", tmp_path, tmp_path)
+    write_series(tmp_path, rng, 45, 40)
+    result = run("time_series.py", tmp_path, tmp_path, 10)
     assert result.returncode == 0, result.stderr
-    assert "45 utterances to learn from, 40 to be recognised" in result.stdout
-    assert number(r"test accuracy: (\S+)", result.stdout) > 0.9
-    assert number(r"central differences \(float64\): (\S+)", result.stdout) < 1e-6
+    assert result.stdout.count(" | 45, 40 | ") == 3
+    for name in SERIES:
+        assert accuracies(name, result.stdout)[1] > 0.9
+    assert "certified: the fixed point exists and is unique for every input" in result.stdout
 
 
-def test_japanese_vowels_says_what_is_missing(tmp_path):
-    result = run("japanese_vowels.py", tmp_path, tmp_path)
+def test_time_series_says_what_is_missing(tmp_path):
+    result = run("time_series.py", tmp_path, tmp_path)
     assert result.returncode == 1
-    assert "JapaneseVowels_TRAIN.ts is not there" in result.stderr
+    assert "GunPoint_TRAIN.ts is not there" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("aeon") is None, reason="aeon, which ships the data, is not installed"
 )
-def test_japanese_vowels(tmp_path):
-    result = run("japanese_vowels.py", tmp_path)
+def test_time_series(tmp_path):
+    result = run("time_series.py", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "270 utterances to learn from, 370 to be recognised" in result.stdout
-    assert number(r"test accuracy: (\S+)", result.stdout) >= 0.97
+    assert "| GunPoint | 50, 150 | 150 |" in result.stdout
+    assert "| ItalyPowerDemand | 67, 1029 | 24 |" in result.stdout
+    assert "| JapaneseVowels | 270, 370 | 7 to 26 |" in result.stdout
+    for name, least in zip(SERIES, (0.9, 0.965, 0.978)):
+        assert accuracies(name, result.stdout)[1] >= least
 
 
 @pytest.mark.slow

@@ -108,6 +108,8 @@ SEQUENCES = {
     "outputs for all steps": network(
         3, 2, 4, 6, return_sequences=True, warm_start=False, activation=tanh
     ),
+    "mean over time": network(3, 2, 4, 6, pool="mean"),
+    "maximum over time": network(3, 2, 4, 6, pool="max", timescale=9),
     "D on the input": network(3, 2, 4, 6, feedthrough="input", rank=3),
     "without D and b": network(3, 2, 4, 6, feedthrough=False, bias=False),
     "stacked": lambda dtype: Sequential(

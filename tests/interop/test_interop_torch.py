@@ -88,6 +88,14 @@ LAYERS = {
         lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, return_sequences=True),
         [(3, 4, 2), "lengths", (3, 3)],
     ),
+    "mean over time": (
+        lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, pool="mean"),
+        [(3, 4, 2), "lengths", (3, 3)],
+    ),
+    "maximum over time": (
+        lambda: model(ImplicitRNN, 2, 2, 3, 4, activation=tanh, pool="max"),
+        [(3, 4, 2), "lengths"],
+    ),
     "lengths": (
         lambda: Bidirectional(
             *(model(ImplicitRNN, 2, 1, 3, 4, activation=tanh, seed=seed) for seed in (0, 1))

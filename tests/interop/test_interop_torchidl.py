@@ -248,6 +248,8 @@ def test_what_torchidl_lacks_is_refused():
         to_torchidl(ImplicitModel(3, 2, 6, activation=tanh, rng=0))
     with pytest.raises(InputError, match="last output alone"):
         to_torchidl(ImplicitRNN(3, 2, 4, 6, return_sequences=True, rng=0))
+    with pytest.raises(InputError, match="pools all, pool='mean'"):
+        to_torchidl(ImplicitRNN(3, 2, 4, 6, pool="mean", rng=0))
     with pytest.raises(InputError, match="got Linear"):
         to_torchidl(Linear(3, 2))
     wide = ImplicitModel(3, 2, 6, constraint=Unconstrained(), rng=0)
