@@ -54,13 +54,12 @@ def pooled(
     if pool == "mean":
         share = astype(xp, part, H.dtype)
         share = share / xp.sum(share, axis=1, keepdims=True)
-        # R = sum_t share_t H_t
         R = xp.sum(share * H, axis=1)
         return R, lambda dR: line.spread_transposed(share * dR[:, None, :])
-    H = xp.where(part, H, -np.inf)
+    if line.mask is not None:
+        H = xp.where(part, H, -np.inf)
     first = xp.argmax(H, axis=1, keepdims=True)
     steps = from_host(xp, np.arange(line.T)[:, None])
-    # R = max_t H_t
     R = xp.max(H, axis=1)
     return R, lambda dR: line.spread_transposed(xp.where(steps == first, dR[:, None, :], 0.0))
 
