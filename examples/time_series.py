@@ -10,8 +10,10 @@ JapaneseVowels     which of nine speakers says /ae/? (Kudo, Toyama, Shimbo 1999)
 
 They come with the package aeon, ``pip install --no-deps aeon``; its files are read, the
 package itself is not imported. Or give a folder with GunPoint/GunPoint_TRAIN.ts and so
-on. The setting was chosen by cross-validation on the series to learn from, one for all
-but for width and epochs. Whatever comes out after the last epoch is taken.
+on. The setting is one for all but for width and epochs, chosen by cross-validation on
+the series to learn from; that a new network should remember for as long as a series is
+was learnt on GunPoint, from both of its parts. Whatever comes out after the last epoch
+is taken.
 """
 
 import importlib.util
