@@ -15,8 +15,8 @@ tolerance, so that its steps share what it costs to measure and to keep books. A
 goes
 
     one by one   some rounds of x_t, then h_{t+1}: no row is computed in vain
-    jointly      some rounds of all x_t of the block, each one product, then all h, step
-                 after step: fewer calls, and more rounds
+    jointly      some rounds of all x_t of the block, each one product, then all h: step
+                 after step, or by doubling. Fewer calls, and more rounds
 
 How follows from shapes and parameters (`Plan`). Joint sweeps converge whatever the gain
 through time, but where h couples the steps tightly they take as many rounds as there
@@ -59,6 +59,9 @@ Up to four times as many where a step needs more rounds than `SLOW`. Backward th
 always are: tolerances are relative to the largest cotangent of a sequence, and steps
 far from it pass at once.
 """
+
+SCAN, LARGEST = 64, 100.0
+"""Numbers in h of a step up to which it is found by doubling, and of powers of D."""
 
 PASSES = 3
 """Sweeps, one by one, that a block is given."""
@@ -327,10 +330,21 @@ class _Room:
         self.x, self.y, self.c, self.fx, self.fy = xp.empty((5, rows, n), dtype=like.dtype)
         self.s = xp.empty((rows, r), dtype=like.dtype)
         self.samples, self.warm, self.on_host = line.samples, warm, xp is np
+        self.powers = _powers(chain, plan) if plan.joint and xp is np else []
 
     def ready(self, image: Image, like: Any) -> Callable[..., Any]:
         """The image for arrays of this shape, with as few calls as may be."""
         return image.ready(like) if self.on_host else image
+
+
+def _powers(chain: Chain, plan: Plan) -> list[np.ndarray]:
+    """``D^T, (D^2)^T, (D^4)^T, ...``; none where they grow or steps are cut apart."""
+    if chain.D is None or chain.keep is not None:
+        return []
+    powers: list[np.ndarray] = [chain.D.T.dense()]
+    while 2 ** len(powers) < plan.steps:
+        powers.append(powers[-1] @ powers[-1])
+    return powers if np.abs(powers[-1]).max() <= LARGEST else []
 
 
 def _product(matrix: Matrix) -> Callable[[Any, Any], Any]:
@@ -442,17 +456,35 @@ class _Block:
             s[here, ...] += self._own(here, to)
             if D is None:
                 h[to, ...] = s[here, ...]
-        for here, (before, after, own) in zip(self.here, self.views, strict=True):
-            if D is None:
-                break
-            D(before, after)
-            if keep is not None:
-                after *= keep[here, ...]
-            after += own
+        if D is not None:
+            self._scan(D, keep)
         for here, come in self.entry:
             self.room.B(h[come, ...], self.c[here, ...])
         if self.z is not None:
             self.c += self.z
+
+    def _scan(self, D: Any, keep: Any) -> None:
+        """``h_{t+1} = s_t + D h_t`` for all steps, one after another or by doubling.
+
+        Sums over k steps give those over 2 k, ``h_t = sum_{i<k} D^i s_{t-i}`` and ``D^k
+        h_{t-k}``: few calls, and many more products.
+        """
+        m = self.views[0][2].shape[0]
+        if self.room.powers and len(self.exit) == 1 and m * self.s.shape[1] <= SCAN:
+            h, time = self.h[self.exit[0][1], ...], -1 if self.chain.backward else 1
+            h[...] = self.s
+            h[::time][:m][::time] += self.views[0][0].dot(self.room.powers[0])
+            for j, power in enumerate(self.room.powers):
+                if (k := m << j) >= h.shape[0]:
+                    break
+                ahead, behind = (h[k:], h[:-k]) if time > 0 else (h[:-k], h[k:])
+                ahead += behind.dot(power)
+            return
+        for here, (before, after, own) in zip(self.here, self.views, strict=True):
+            D(before, after)
+            if keep is not None:
+                after *= keep[here, ...]
+            after += own
 
     def step(self) -> None:
         """``image(A x + c)`` of all rows, beside x."""

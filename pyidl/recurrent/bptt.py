@@ -231,8 +231,8 @@ def back(
     line, xp, keep, first = path.line, namespace(path.Z), None, 0
     names = _Names(line, line.order)
     Z, w = path.Z, direct
-    if truncate is not None:
-        keep = astype(xp, from_host(xp, ~line.cuts(truncate)[:, None]), direct.dtype)
+    if truncate is not None and (cuts := line.cuts(truncate)).any():
+        keep = astype(xp, from_host(xp, ~cuts[:, None]), direct.dtype)
         first = 0 if every else line.since(truncate)
     if first:
         at, before, _ = line.steps[first]

@@ -56,6 +56,33 @@ def test_every_way_against_gradients_by_hand(option, plan, way, by):
         assert relative(gradient, truth[key]) < 1e-9, key
 
 
+@pytest.mark.parametrize("plan", ["jointly, 3 steps", "jointly, all"])
+@pytest.mark.parametrize("option", ["default", "sequences", "no D", "tanh"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_hidden_states_step_after_step(option, plan, ragged, by, monkeypatch):
+    """They are found by doubling where they are few: the other way, too."""
+    by(WAYS[plan])
+    monkeypatch.setattr(blocks, "SCAN", 0)
+    model = build(option, seed=6)
+    U, lengths, h0, G, mask, start = problem(model, 7, True, ragged)
+    Y, found = by_pyidl(model, U, lengths, h0, G, np)
+    assert_close(Y, run(model, U, mask, start)[0], rtol=1e-10, atol=1e-10)
+    truth = oracle(model, U, mask, start, G, "dense")
+    for key, gradient in found.items():
+        assert relative(gradient, truth[key]) < 1e-9, key
+
+
+def test_powers_that_grow_are_not_used(monkeypatch):
+    """Doubling multiplies by D^32, which rounding would not survive if it is large."""
+    model, U = recurrence(1.3, "float64", 2)
+    seen = []
+    powers = blocks._powers
+    monkeypatch.setattr(blocks, "_powers", lambda *given: seen.append(powers(*given)) or seen[-1])
+    model(U)
+    recurrence(1.0, "float64", 2)[0](U)
+    assert [bool(found) for found in seen] == [False, True]
+
+
 @pytest.mark.parametrize("plan", ["step by step, blocks of 3", "jointly, 3 steps"])
 @pytest.mark.parametrize("mask", ["holes", "nobody"])
 def test_holes_and_h0_by_every_way(plan, mask, by):
