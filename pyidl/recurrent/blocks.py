@@ -49,15 +49,16 @@ __all__ = ["Chain", "Plan", "Swept", "sweep"]
 CACHED = 2**15
 """Numbers in the states of a block: more leave the cache, and a round costs twice."""
 
-AHEAD, BACK = 64, 32
-"""Steps of a joint block: more of them save few calls, and take many more rounds."""
+WIDTH = 64
+"""Steps of a joint block where a step has at most `SCAN` numbers, half of it beyond.
+
+More of them save few calls, and take many more rounds.
+"""
 
 FEW, SLOW = 256, 30
-"""Forward, joint sweeps are faster up to so many numbers in the states of a step.
+"""Joint sweeps are faster up to so many numbers in the states of a step.
 
-Up to four times as many where a step needs more rounds than `SLOW`. Backward they
-always are: tolerances are relative to the largest cotangent of a sequence, and steps
-far from it pass at once.
+Up to four times as many where a step needs more rounds than `SLOW`.
 """
 
 SCAN, LARGEST = 64, 100.0
@@ -139,16 +140,14 @@ class Plan:
         return f"Picard, {self.steps} steps at once" if joint else "Picard, step by step"
 
     @classmethod
-    def of(cls, m: int, n: int, rounds: float, backward: bool) -> Plan:
+    def of(cls, m: int, n: int, rounds: float) -> Plan:
         """For m sequences and states of n numbers that need so many rounds."""
         fits = max(1, CACHED // (m * n))
         if rounds == 0:  # A = 0
             return cls(fits, 1)
         joint, K = max(2, round(rounds / 10)), math.ceil(rounds) + 1
-        if backward:
-            return cls(min(BACK, fits), K, joint)
         if m * n <= FEW * (4 if rounds > SLOW else 1):
-            return cls(min(AHEAD, fits), K, joint)
+            return cls(min(WIDTH if m * n <= SCAN else WIDTH // 2, fits), K, joint)
         return cls(fits, K)
 
 
@@ -188,8 +187,9 @@ def sweep(chain: Chain, plan: Plan, tol: float, warm: bool, out: Array) -> Swept
     plan : Plan
         How.
     tol : float
-        As for `Picard`; backward it is relative to the largest right-hand side of a
-        sequence, from its end to the step.
+        As for `Picard`. Backward it is relative to the largest right-hand side of a
+        sequence from its end to the step, but no step is solved worse than to sqrt(tol)
+        of its own: cotangents that decay may grow again.
     warm : bool
         Whether a step starts from the x of the one before.
     out : array, shape (N, n)
@@ -264,7 +264,7 @@ class _Judge:
         """How many rounds a block needs, one by one.
 
         `most` of them gain 1 / tol. Backward, where the right-hand side of the first
-        step has fallen to a share of the largest, fewer do.
+        step has fallen to a share of the largest, fewer do, down to half of them.
         """
         if not self.backward:
             return most
@@ -272,20 +272,21 @@ class _Judge:
         largest = self.largest[: len(size)]
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(size > 0, size / largest, 0.0)
-        share = min(1.0, max(float(np.max(shares)), self.tol))
+        share = min(1.0, max(float(np.max(shares)), math.sqrt(self.tol)))
         return min(most, 1 + math.ceil(most * (1.0 - math.log(share) / math.log(self.tol))))
 
     def passes(self, block: _Block, jointly: bool, final: bool) -> bool:
-        """Measure; forward ``tol (1 + max|x|)``, backward ``tol max|image(c)|``."""
+        """Measure; forward ``tol (1 + max|x|)``, backward as `sweep` says."""
         block.step()
         if jointly and block.room.on_host and self._is_far(block):
             return False
         samples = block.samples
         self.residual, size = change_and_size(namespace(block.x), block.fx, block.x)
         if self.backward:
-            largest = self.largest.copy()
-            np.maximum.at(largest, samples, block.reference())
-            self.allowed = np.maximum(self.tol * largest[samples], self._resolved(block.x, size))
+            own = block.reference()
+            limits, largest = self._so_far(block, own)
+            limits = np.minimum(self.tol * limits, math.sqrt(self.tol) * own)
+            self.allowed = np.maximum(limits, self._resolved(block.x, size))
         else:
             self.allowed = self.tol * (1.0 + size)
         missing = ~(self.residual <= self.allowed)
@@ -297,6 +298,15 @@ class _Judge:
         if self.backward:
             self.largest = largest
         return True
+
+    def _so_far(self, block: _Block, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The largest right-hand side of a sequence up to each row, and to the last."""
+        size, largest = own.copy(), self.largest.copy()
+        for here in block.here:
+            now = largest[: here.stop - here.start]
+            np.maximum(now, size[here], out=now)
+            size[here] = now
+        return size, largest
 
     def _is_far(self, block: _Block) -> bool:
         """Whether the largest residual of all rows is beyond what any row allows.
@@ -310,8 +320,9 @@ class _Judge:
         if not self.backward:
             return bool(residual > self.tol * (1.0 + size))
         block.phi(block.c, out=block.fy)
-        largest = max(self.largest.max(), block.fy.max(), -block.fy.min())
-        return bool(residual > max(self.tol * largest, self._resolved(block.x, size)))
+        own = max(block.fy.max(), -block.fy.min())
+        limit = min(self.tol * max(self.largest.max(), own), math.sqrt(self.tol) * own)
+        return bool(residual > max(limit, self._resolved(block.x, size)))
 
     def _resolved(self, like: Any, size: Any) -> Any:
         """What the dtype can resolve of numbers of this size, as for any adjoint."""

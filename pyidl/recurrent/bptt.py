@@ -99,7 +99,7 @@ class Traversal:
     on_fail: OnFail
     certificate: Callable[[], Certificate] | None = None
 
-    def plan(self, step: Step, like: Any, m: int, backward: bool) -> tuple[Plan, float] | None:
+    def plan(self, step: Step, like: Any, m: int) -> tuple[Plan, float] | None:
         """How blocks of steps are swept, and to which tolerance.
 
         None where plain steps are not enough, or another solver is asked for.
@@ -111,7 +111,7 @@ class Traversal:
             return None
         tol = resolve_tol(solver.tol, like, xp)
         rounds = math.log(tol) / math.log(step.factor) if step.factor > 0 else 0.0
-        plan = Plan.of(m, step.width[0], rounds, backward)
+        plan = Plan.of(m, step.width[0], rounds)
         return (plan, tol) if rounds <= MANY and plan.most <= solver.max_iter else None
 
 
@@ -143,7 +143,7 @@ def unroll(step: Step, line: Timeline, U: Array, h0: Array | None, how: Traversa
     xp, u, names = namespace(U), line.stack(U), _Names(line, line.order)
     m, (n, r) = line.m, step.width
     start = xp.zeros((m, r), dtype=u.dtype) if h0 is None else line.sorted(h0)
-    planned = how.plan(step, u, m, backward=False)
+    planned = how.plan(step, u, m)
     if planned is None:
         Z, H, book = _one_after_another(step, line, u, start, how, names)
     else:
@@ -239,7 +239,7 @@ def back(
         assert keep is not None
         Z, w, keep = Z[at.start :, ...], w[before.start :, ...], keep[at.start :, ...]
         line, names = line.tail(first), replace(names, first=first)
-    planned = how.plan(step, Z, line.m, backward=True)
+    planned = how.plan(step, Z, line.m)
     if planned is None:
         V, G, book = _back_one_after_another(step, line, Z, w, keep, how, names)
     else:

@@ -107,9 +107,9 @@ class ImplicitRNN(Implicit):
         Of a step. The default, and `Picard` without damping, solve many steps at once
         by plain iteration, and turn to a step's own solver where that does not do;
         others solve one step after another. The tolerance of an adjoint solve is then
-        relative to the largest right-hand side of its sequence from there to the end:
-        cotangents that have decayed are not asked for digits which no gradient of a
-        parameter shows.
+        relative to the largest right-hand side of its sequence from there to the end,
+        as long as that is at most ``1 / sqrt(tol)`` times its own: cotangents that have
+        decayed are not asked for digits which no gradient of a parameter shows.
     pattern : Pattern, optional
         Where A, B, C and D may be nonzero. With ``A=zeros``, the network is a recurrent
         one without a fixed point.

@@ -32,7 +32,7 @@ def by(monkeypatch):
     """Sweeps by a given plan; None solves one step after another."""
 
     def choose(plan):
-        given = classmethod(lambda cls, m, n, rounds, backward: plan)
+        given = classmethod(lambda cls, m, n, rounds: plan)
         monkeypatch.setattr(Plan, "of", given)
         monkeypatch.setattr(bptt, "MANY", -1.0 if plan is None else np.inf)
 
@@ -189,16 +189,14 @@ def test_reported_residuals_are_those_of_what_is_returned(plan, by):
 def test_the_plan_follows_from_sizes_and_rounds():
     """Its borders: few numbers in a step, slow steps, blocks that fill the cache."""
     side = int(FEW**0.5)
-    assert Plan.of(side, side, 10.0, False).joint
-    assert not Plan.of(side + 1, side, 10.0, False).joint
-    assert Plan.of(side + 1, side, SLOW + 1.0, False).joint
-    assert not Plan.of(2 * side + 1, 2 * side, SLOW + 1.0, False).joint
+    assert Plan.of(side, side, 10.0).joint
+    assert not Plan.of(side + 1, side, 10.0).joint
+    assert Plan.of(side + 1, side, SLOW + 1.0).joint
+    assert not Plan.of(2 * side + 1, 2 * side, SLOW + 1.0).joint
     for m, n in ((1, 1), (3, 50), (1000, 40), (10**6, 10)):
-        for backward in (False, True):
-            plan = Plan.of(m, n, 7.2, backward)
-            assert plan.steps == 1 or plan.steps * m * n <= blocks.CACHED
-            assert plan.rounds == 9
-    assert Plan.of(5, 5, 7.2, True).steps == 32
+        plan = Plan.of(m, n, 7.2)
+        assert plan.steps == 1 or plan.steps * m * n <= blocks.CACHED
+        assert plan.rounds == 9
 
 
 def test_what_blocks_are_for_and_what_not():
