@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recurrences import OPTIONS, M, N, Q, R, build, by_pyidl, inputs, oracle, problem, run
 
-from pyidl import ImplicitRNN, Pattern, solvers, wellposed
+from pyidl import ImplicitRNN, InfNorm, Pattern, solvers, wellposed
 from pyidl.errors import ConvergenceError, ConvergenceWarning
 from pyidl.recurrent import blocks, bptt
 from pyidl.recurrent.blocks import FEW, SLOW, Plan
@@ -327,3 +327,25 @@ def test_every_way_on_every_library(option, plan, xp, by):
     truth = oracle(model, U, mask, start, G, "dense")
     for key, gradient in found.items():
         assert relative(gradient, truth[key]) < 1e-9, key
+
+
+@pytest.mark.parametrize("phase", [13, 40])
+def test_cotangents_that_decay_and_grow_again(phase):
+    """By 0.1 a step in the later half, by 10.1 in the earlier one.
+
+    One unit is active as long as the input is positive, the other always.
+    """
+    model = ImplicitRNN(
+        1, 1, 1, 2, rng=0, dtype="float64", bias=False, feedthrough=False, constraint=InfNorm(0.5)
+    )
+    model.params = {
+        "A": np.diag([0.3, 0.3]),
+        "B": np.array([[1.0, 10 * 0.7], [-1e-3, 0.1 * 0.7]]),
+        "C": np.ones((1, 2)),
+        "E": np.ones((1, 1)),
+    }
+    U = np.repeat([1.0, -(10.0 ** (3 * phase))], phase)[None, :, None]
+    _, pull = model(U, h0=np.ones((1, 1)))
+    assert "Picard, " in pull.forward.method
+    (_, dh0), _ = pull(np.ones((1, 1)))
+    assert abs(dh0[0, 0] / 1.01**phase - 1.0) < 1e-4
