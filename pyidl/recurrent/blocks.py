@@ -301,7 +301,14 @@ class _Judge:
 
     def _so_far(self, block: _Block, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The largest right-hand side of a sequence up to each row, and to the last."""
-        size, largest = own.copy(), self.largest.copy()
+        w, largest = len(block.here), self.largest.copy()
+        if len({here.stop - here.start for here in (block.here[0], block.here[-1])}) == 1:
+            table = own.reshape(w, -1)[::-1]
+            begun = np.concatenate([largest[None, : table.shape[1]], table])
+            table = np.maximum.accumulate(begun)[1:]
+            largest[: table.shape[1]] = table[-1]
+            return table[::-1].ravel(), largest
+        size = own.copy()
         for here in block.here:
             now = largest[: here.stop - here.start]
             np.maximum(now, size[here], out=now)
