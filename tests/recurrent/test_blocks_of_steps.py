@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recurrences import OPTIONS, M, N, Q, R, build, by_pyidl, inputs, oracle, problem, run
 
-from pyidl import ImplicitRNN, InfNorm, Pattern, solvers, wellposed
+from pyidl import (
+    Bidirectional,
+    Dropout,
+    ImplicitRNN,
+    InfNorm,
+    Pattern,
+    Sequential,
+    solvers,
+    wellposed,
+)
 from pyidl.errors import ConvergenceError, ConvergenceWarning
 from pyidl.recurrent import blocks, bptt
 from pyidl.recurrent.blocks import FEW, SLOW, Plan
@@ -349,3 +358,21 @@ def test_cotangents_that_decay_and_grow_again(phase):
     assert "Picard, " in pull.forward.method
     (_, dh0), _ = pull(np.ones((1, 1)))
     assert abs(dh0[0, 0] / 1.01**phase - 1.0) < 1e-4
+
+
+@pytest.mark.parametrize("plan", ["step by step, blocks of 3", "jointly, 3 steps"])
+def test_stacked_in_both_directions_with_dropout_between(plan, by):
+    """The same as with steps one after another, forward and back."""
+    ahead, back = (build("sequences", seed=seed) for seed in (1, 2))
+    last = ImplicitRNN(2 * Q, Q, R, N, rng=0, dtype="float64", pool="mean")
+    model = Sequential(Bidirectional(ahead, back), Dropout(0.3), last).with_tol(1e-13)
+    U, lengths, *_ = problem(ahead, 8, False, True)
+    G = np.random.default_rng(0).normal(size=(M, Q))
+    answers = []
+    for way in (None, WAYS[plan]):
+        by(way)
+        Y, pull = model(U, lengths, rng=5)
+        (dU, _), grads = pull(G)
+        answers.append({"Y": Y, "dU": dU, **grads})
+    for key, expected in answers[0].items():
+        assert relative(answers[1][key], expected) < 1e-9, key
