@@ -50,3 +50,14 @@ def random_model(cls, *args, seed=0, spread=0.5, **options):
     noisy = {key: a if masks[key] is None else a * masks[key] for key, a in noisy.items()}
     model.params = model.project({key: a.astype(model.dtype) for key, a in noisy.items()})
     return model
+
+
+def same_fit(one, other):
+    """Two fitted estimators are the same, to the last bit."""
+    A, B = one._standardised, other._standardised
+    assert all(
+        np.array_equal(host(A.network.params[k]), host(a)) for k, a in B.network.params.items()
+    )
+    for mine, others in ((A.inputs, B.inputs), (A.outputs, B.outputs)):
+        assert np.array_equal(mine.mean, others.mean)
+        assert np.array_equal(mine.scale, others.scale)

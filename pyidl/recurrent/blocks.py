@@ -301,12 +301,12 @@ class _Judge:
 
     def _so_far(self, block: _Block, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The largest right-hand side of a sequence up to each row, and to the last."""
-        w, largest = len(block.here), self.largest.copy()
-        if len({here.stop - here.start for here in (block.here[0], block.here[-1])}) == 1:
-            table = own.reshape(w, -1)[::-1]
-            begun = np.concatenate([largest[None, : table.shape[1]], table])
-            table = np.maximum.accumulate(begun)[1:]
-            largest[: table.shape[1]] = table[-1]
+        largest, first = self.largest.copy(), block.here[0]
+        w, m = len(block.here), first.stop - first.start
+        if w * m == len(own):  # samples only join in the run: so all take part in every step
+            table = np.concatenate([largest[None, :m], own.reshape(w, m)[::-1]])
+            table = np.maximum.accumulate(table)[1:]
+            largest[:m] = table[-1]
             return table[::-1].ravel(), largest
         size = own.copy()
         for here in block.here:
@@ -385,8 +385,10 @@ class _Block:
         self.x, self.y, self.c, self.fx, self.fy, self.s = (
             a[rows, ...] for a in (room.x, room.y, room.c, room.fx, room.fy, room.s)
         )
-        given: tuple[Any, Any] = (None, None)
-        self.z, self.w = given if chain.given is None else chain.given(self.rows)
+        self.z: Any = None
+        self.w: Any = None
+        if chain.given is not None:
+            self.z, self.w = chain.given(self.rows)
         self.image = chain.image.take(self.rows)
         self.phi = room.ready(self.image, self.x)
         self.at, self.come, self.go = zip(*chosen, strict=True)
@@ -400,14 +402,14 @@ class _Block:
         self.entry, self.exit = _pieces(self.here, self.come), _pieces(self.here, self.go)
 
     def _own(self, here: slice, to: slice) -> Any:
-        """W of some rows, which are those of h that they leave."""
+        """The w of some rows, which are those of h that they leave."""
         if self.w is not None:
             return self.w[here, ...]
         assert self.chain.direct is not None
         return self.chain.direct[to, ...]
 
     def end(self) -> Any:
-        """X of the last step of the run, a copy."""
+        """The x of the last step of the run, a copy."""
         return namespace(self.x).asarray(self.x[self.here[-1], ...], copy=True)
 
     def one_by_one(self, rounds: int, last: Any, own: bool) -> None:
@@ -446,7 +448,7 @@ class _Block:
             last = x if self.room.warm else None
 
     def guess(self, last: Any) -> None:
-        """X of the step before everywhere, or of no feedback; then h and c."""
+        """Everywhere the x of the step before the block, or zero; then h and c."""
         if last is None:
             self.x[...] = 0.0
         else:
@@ -489,14 +491,15 @@ class _Block:
         """
         m = self.views[0][2].shape[0]
         if self.room.powers and len(self.exit) == 1 and m * self.s.shape[1] <= SCAN:
-            h, time = self.h[self.exit[0][1], ...], -1 if self.chain.backward else 1
+            before, after, _ = self.views[0]
+            h = self.h[self.exit[0][1], ...]
             h[...] = self.s
-            h[::time][:m][::time] += self.views[0][0].dot(self.room.powers[0])
+            after += before.dot(self.room.powers[0])
             for j, power in enumerate(self.room.powers):
                 if (k := m << j) >= h.shape[0]:
                     break
-                ahead, behind = (h[k:], h[:-k]) if time > 0 else (h[:-k], h[k:])
-                ahead += behind.dot(power)
+                later, earlier = (h[:-k], h[k:]) if self.chain.backward else (h[k:], h[:-k])
+                later += earlier.dot(power)
             return
         for here, (before, after, own) in zip(self.here, self.views, strict=True):
             D(before, after)

@@ -105,9 +105,10 @@ class Traversal:
         None where plain steps are not enough, or another solver is asked for.
         """
         xp, solver = namespace(like), self.solver
-        if not (isinstance(solver, Auto | Picard) and writes_in_place(xp)):
-            return None
-        if (isinstance(solver, Picard) and solver.damping) or not step.factor < 1.0:
+        if not (isinstance(solver, Auto | Picard) and type(solver) in (Auto, Picard)):
+            return None  # a subclass may do anything
+        damped = isinstance(solver, Picard) and solver.damping > 0
+        if damped or not (writes_in_place(xp) and step.factor < 1.0):
             return None
         tol = resolve_tol(solver.tol, like, xp)
         rounds = math.log(tol) / math.log(step.factor) if step.factor > 0 else 0.0
@@ -137,8 +138,10 @@ class Forward:
 def unroll(step: Step, line: Timeline, U: Array, h0: Array | None, how: Traversal) -> Forward:
     """Go through the steps of U, (m, T, p).
 
-    X_t = phi(A X_t + B_h H_{t-1} + z_t),    z_t = B_u U_t + b
-    H_t = C X_t + D_h H_{t-1} + w_t,         w_t = D_u U_t + d
+        X_t = phi(A X_t + B_h H_{t-1} + z_t),    z_t = B_u U_t + b
+        H_t = C X_t + D_h H_{t-1} + w_t,         w_t = D_u U_t + d
+
+    H_0 is h0, (m, r), or zero.
     """
     xp, u, names = namespace(U), line.stack(U), _Names(line, line.order)
     m, (n, r) = line.m, step.width
@@ -250,9 +253,8 @@ def back(
         swept = sweep(chain, *planned, warm=False, out=V)
 
         def again(lost: _Lost) -> tuple[Any, Any, _Book]:
-            own, cut = take_rows(xp, Z, lost.rows), keep
+            own, of_h = take_rows(xp, Z, lost.rows), take_rows(xp, w, lost.states)
             cut = None if keep is None else take_rows(xp, keep, lost.rows)
-            of_h = take_rows(xp, w, lost.states)
             return _back_one_after_another(step, lost.line, own, of_h, cut, how, names.of(lost))
 
         V, G, book = _mended(line, swept, V, again)

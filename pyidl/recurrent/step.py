@@ -1,8 +1,14 @@
 r"""The parameters of one step of a recurrence, and its maps.
 
-X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)
-H_t = C X_t + D_u U_t + D_h H_{t-1} + d
-Y_t = E H_t + e
+    X_t = phi(A X_t + B_u U_t + B_h H_{t-1} + b)
+    H_t = C X_t + D_u U_t + D_h H_{t-1} + d
+    Y_t = E H_t + e
+
+and of its adjoint, from the last step to the first,
+
+    V_t = phi'(Z_t) * (V_t A + G_t C),    G_{t-1} = (direct part) + V_t B_h + G_t D_h.
+
+Both run through time in `bptt.py`.
 """
 
 from __future__ import annotations

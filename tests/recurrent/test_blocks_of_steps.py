@@ -219,6 +219,22 @@ def test_what_blocks_are_for_and_what_not():
         assert "Picard, " not in pull.forward.method
 
 
+def test_a_solver_made_of_picard_is_asked():
+    """What is not Picard itself may do anything, and is not replaced by plain steps."""
+    asked = []
+
+    class Counting(solvers.Picard):
+        def __call__(self, problem, x0=None, *, trace=False):
+            asked.append(problem.like.shape[0])
+            return super().__call__(problem, x0, trace=trace)
+
+    model = build("default", forward=Counting(), adjoint=Counting())
+    Y, pull = model(inputs(5))
+    assert asked == 5 * [M]
+    pull(np.ones_like(Y))
+    assert asked == 10 * [M]
+
+
 def test_without_feedback_a_round_is_enough():
     model = build("no feedback")
     _, pull = model(inputs())

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-from helpers import host
+from helpers import same_fit
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -86,17 +86,6 @@ def target(cls, labels=LABELS):
     return labels if cls is ImplicitSequenceClassifier else np.stack([labels, labels**2], 1) * 10.0
 
 
-def same(one, other):
-    """To the last bit."""
-    A, B = one._standardised, other._standardised
-    assert all(
-        np.array_equal(host(A.network.params[k]), host(a)) for k, a in B.network.params.items()
-    )
-    for mine, others in ((A.inputs, B.inputs), (A.outputs, B.outputs)):
-        assert np.array_equal(mine.mean, others.mean)
-        assert np.array_equal(mine.scale, others.scale)
-
-
 def answers(estimator, X):
     """Logits, up to a shift, or targets."""
     return getattr(estimator, "predict_log_proba", estimator.predict)(X)
@@ -151,11 +140,11 @@ def test_one_set_of_sequences_in_several_ways(cls):
     objects = np.empty(24, object)
     objects[:] = list(ARRAY)
     for X in (list(ARRAY), tuple(ARRAY), objects, ARRAY.tolist(), ARRAY.astype(object)):
-        same(made(cls).fit(X, y), model)
+        same_fit(made(cls).fit(X, y), model)
         assert np.array_equal(model.predict(X), model.predict(ARRAY))
     one = made(cls).fit(ARRAY[:, :, :1], y)
     for X in (ARRAY[:, :, 0], ARRAY[:, :, 0].tolist(), list(ARRAY[:, :, 0])):
-        same(made(cls).fit(X, y), one)
+        same_fit(made(cls).fit(X, y), one)
 
 
 @BOTH
@@ -309,7 +298,7 @@ def test_a_weight_of_zero_is_absence(case, cls):
     spoilt = [1e3 * x if w == 0 else x for x, w in zip(LIST, weights, strict=True)]
     one = made(cls, **OTHERS[case]).fit(spoilt, y, sample_weight=weights)
     kept = [LIST[i] for i in rows]
-    same(one, made(cls, **OTHERS[case]).fit(kept, y[rows], sample_weight=weights[rows]))
+    same_fit(one, made(cls, **OTHERS[case]).fit(kept, y[rows], sample_weight=weights[rows]))
 
 
 @BOTH
@@ -331,18 +320,18 @@ def test_weights_of_classes():
     own = {"a": 3.0, "b": 0.75, "c": 0.75}
     by_hand = made(cls).fit(X, y, sample_weight=[own[label] for label in y])
     for given in ("balanced", own, {"a": 4.0}):
-        same(made(cls, class_weight=given).fit(X, y), by_hand)
+        same_fit(made(cls, class_weight=given).fit(X, y), by_hand)
     both = made(cls, class_weight={"a": 4}).fit(X, y, sample_weight=1 + np.arange(18) % 2)
     ratios = np.where(y == "a", 4.0, 1.0) * (1 + np.arange(18) % 2)
-    same(both, made(cls).fit(X, y, sample_weight=ratios))
+    same_fit(both, made(cls).fit(X, y, sample_weight=ratios))
     # "balanced" counts what has a weight.
     doubled = made(cls, class_weight="balanced").fit(
         [*X, *X], [*y, *y], sample_weight=np.repeat([2.0, 0.0], 18)
     )
-    same(doubled, by_hand)
+    same_fit(doubled, by_hand)
     left_out = made(cls, class_weight={"b": 0}).fit(X, y)
     assert left_out.classes_.tolist() == ["a", "b", "c"]
-    same(left_out, made(cls).fit(X, y, sample_weight=y != "b"))
+    same_fit(left_out, made(cls).fit(X, y, sample_weight=y != "b"))
     for given, words in {
         "even": "class_weight is 'even'; use None",
         -1: "class_weight is -1",
@@ -394,7 +383,7 @@ def test_the_same_seed_gives_the_same_model(bidirectional, cls):
         made(cls, random_state=seed, bidirectional=bidirectional).fit(LIST, target(cls))
         for seed in (3, 3, 4)
     )
-    same(first, second)
+    same_fit(first, second)
     assert not np.array_equal(answers(first, LIST), answers(other, LIST))
 
 
@@ -543,7 +532,7 @@ def test_pickles_and_files(cls, bidirectional, tmp_path):
     model = made(cls, bidirectional=bidirectional).fit(ARRAY, target(cls))
     again = pickle.loads(pickle.dumps(model))
     assert np.array_equal(again.predict(ARRAY), model.predict(ARRAY))
-    same(again.partial_fit(ARRAY, target(cls)), model.partial_fit(ARRAY, target(cls)))
+    same_fit(again.partial_fit(ARRAY, target(cls)), model.partial_fit(ARRAY, target(cls)))
     pyidl.save(tmp_path / "model.npz", model.model_)
     Y = pyidl.load(tmp_path / "model.npz").predict(ARRAY)
     assert np.array_equal(Y, model.model_.predict(ARRAY))

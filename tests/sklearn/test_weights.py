@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-from helpers import host
+from helpers import same_fit
 from sklearn.datasets import load_iris
 from sklearn.ensemble import BaggingClassifier, BaggingRegressor
 from sklearn.exceptions import ConvergenceWarning
@@ -28,17 +28,6 @@ def made(cls, **options):
 
 def target(cls):
     return LABELS if cls is ImplicitClassifier else X[:, :2] ** 2
-
-
-def same(one, other):
-    """To the last bit."""
-    A, B = one._standardised, other._standardised
-    assert all(
-        np.array_equal(host(A.network.params[k]), host(a)) for k, a in B.network.params.items()
-    )
-    for mine, others in ((A.inputs, B.inputs), (A.outputs, B.outputs)):
-        assert np.array_equal(mine.mean, others.mean)
-        assert np.array_equal(mine.scale, others.scale)
 
 
 OPTIONS = {
@@ -62,10 +51,10 @@ def test_a_weight_of_zero_is_absence(case, cls):
     spoilt = np.where(weights[:, None] == 0, 1e3, 1.0) * X
     rows = np.flatnonzero(weights)
     one = made(cls, **OPTIONS[case]).fit(spoilt, y, sample_weight=weights)
-    same(one, made(cls, **OPTIONS[case]).fit(X[rows], y[rows]))
+    same_fit(one, made(cls, **OPTIONS[case]).fit(X[rows], y[rows]))
     weights = weights * np.linspace(0.5, 2, 150)
     one = made(cls, **OPTIONS[case]).fit(spoilt, y, sample_weight=weights)
-    same(one, made(cls, **OPTIONS[case]).fit(X[rows], y[rows], sample_weight=weights[rows]))
+    same_fit(one, made(cls, **OPTIONS[case]).fit(X[rows], y[rows], sample_weight=weights[rows]))
 
 
 @BOTH
@@ -76,7 +65,7 @@ def test_a_weight_of_zero_is_absence_also_later(later, cls):
     one, other = (made(cls, warm_start=True, early_stopping=True).fit(X, y) for _ in range(2))
     getattr(one, later)(X, y, sample_weight=weights)
     getattr(other, later)(X[rows], y[rows], sample_weight=weights[rows])
-    same(one, other)
+    same_fit(one, other)
 
 
 def test_a_label_without_weight_is_known_but_none_that_must_be():
@@ -131,10 +120,10 @@ SIZES = {
 def test_only_ratios_of_weights_matter(size, dtype, cls):
     y, weights = target(cls), SIZES[size]
     plain = made(cls, dtype=dtype).fit(X, y)
-    same(made(cls, dtype=dtype).fit(X, y, sample_weight=weights), plain)
+    same_fit(made(cls, dtype=dtype).fit(X, y, sample_weight=weights), plain)
     ratios = 2.0 ** -(np.arange(150) % 2) if size != "the smallest" else 1.0 + np.arange(150) % 2
     weighted = made(cls, dtype=dtype).fit(X, y, sample_weight=ratios)
-    same(made(cls, dtype=dtype).fit(X, y, sample_weight=ratios * weights), weighted)
+    same_fit(made(cls, dtype=dtype).fit(X, y, sample_weight=ratios * weights), weighted)
 
 
 @BOTH
