@@ -4,8 +4,8 @@ r"""The infinity-norm condition ``L ||A||_inf <= kappa < 1``.
 
 Row i of ``x = phi(A x + z)`` moves by at most ``L_i sum_j |A_ij| eta_j`` times ``max_j
 |x_j| / eta_j``, so f contracts by kappa in the norm ``max_i |x_i| / eta_i``. The
-adjoint ``v = s * (A^T v + g)`` contracts by the same factor in ``sum_i eta_i |v_i|``,
-the dual norm.
+adjoint ``v = s * (A^T v + g)``, written for ``w = A^T v + g``, contracts by the same
+factor in ``sum_i eta_i |w_i|``, the dual norm.
 
 Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
 Data Sci. 3(3), 2021, section 2.
