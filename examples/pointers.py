@@ -32,27 +32,29 @@ import matplotlib.pyplot as plt
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 OUTPUT = Path(__file__).parent / "output"
 OUTPUT.mkdir(exist_ok=True)
-TOKENS, ROOTS, VALUES, HOPS, WIDTH, BATCH = 24, 3, 4, 5, 24, 64
+TOKENS, ROOTS, VALUES, HOPS, WIDTH, BATCH = 24, 2, 4, 5, 24, 64
 EMBED = 2 * TOKENS + VALUES  # a name, a parent's name, a value
 
 
-def trees(m, long, most, rng):
+def trees(m, rng, chains=False):
     """``(inputs, root's value, hops to the root)``.
 
-    With probability `long` a token hangs below the last one, else anywhere.
+    A token hangs below the last one or, as often, anywhere, at most HOPS deep; or the trees
+    are `chains` of equal length, so that the size of a tree gives nothing away.
     """
     order, rows = np.argsort(rng.random((m, TOKENS)), axis=1), np.arange(m)
     parent, hops = order.copy(), np.zeros((m, TOKENS), int)  # in the order of their joining
     for t in range(ROOTS, TOKENS):
-        pick = np.argmax(rng.random((m, t)) * (hops[:, :t] < most), axis=1)
-        pick = np.where((rng.random(m) < long) & (hops[:, t - 1] < most), t - 1, pick)
+        pick = np.argmax(rng.random((m, t)) * (hops[:, :t] < HOPS), axis=1)
+        pick = np.where((rng.random(m) < 0.5) & (hops[:, t - 1] < HOPS), t - 1, pick)
+        pick = np.full(m, t - ROOTS) if chains else pick
         parent[:, t], hops[:, t] = order[rows, pick], hops[rows, pick] + 1
     # by name
     parent, hops = (
         np.take_along_axis(a, np.argsort(order, axis=1), axis=1) for a in (parent, hops)
     )
     root = parent
-    for _ in range(5):  # 2^5 hops
+    for _ in range(4):  # 2^4 hops
         root = np.take_along_axis(root, root, axis=1)
     value = rng.integers(0, VALUES, (m, TOKENS))
     own = np.eye(VALUES)[value] * (hops == 0)[..., None]
@@ -117,27 +119,27 @@ def train(model, rate, batches):
         model.params = model.project(optimizer.step(model.params, pull(dY, inputs=False)[1]))
 
 
-DEEPEST = 16
-test = trees(1000, 0.85, TOKENS, np.random.default_rng(9))
+DEEPEST = TOKENS // ROOTS - 1
+test = trees(1000, np.random.default_rng(9), chains=True)
 sharp, kernel = pyidl.BoundedSoftmax(tau=8.0), pyidl.KernelAttention(bandwidth=2.0)
 feedback, none = pyidl.AttentionBall(0.95, theta=0.95), pyidl.AttentionBall(1e-12)
 models = {
-    "by hand": (by_hand(sharp, feedback), None),
-    "fixed point": (single(sharp, feedback), 1e-2),
-    "fixed point, kernel": (single(kernel, feedback), 1e-2),
-    "R = 0": (single(sharp, none), 1e-2),
-    "R = 0, four heads": (stack(sharp, none, 4), 3e-3),
+    "implicit, set by hand": (by_hand(sharp, feedback), None),
+    "implicit, learnt": (single(sharp, feedback), 1e-2),
+    "implicit, kernel, learnt": (single(kernel, feedback), 1e-2),
+    "one layer (R = 0)": (single(sharp, none), 1e-2),
+    "six layers (R = 0)": (stack(sharp, none, 6), 3e-3),
 }
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-print("accuracy by hops       " + " ".join(f"{n:4d}" for n in range(DEEPEST + 1)))
+print("accuracy by hops         " + " ".join(f"{n:4d}" for n in range(DEEPEST + 1)))
 for name, (model, rate) in models.items():
     rng, began = np.random.default_rng(1), time.perf_counter()
-    batches = (trees(BATCH, 0.5, HOPS, rng) for _ in range(STEPS))
+    batches = (trees(BATCH, rng) for _ in range(STEPS))
     if rate is not None:
         train(model, rate, batches)
     seconds = time.perf_counter() - began
     right, steps = tried(model, test)
-    print(f"{name:22s} " + " ".join(f"{a:4.2f}" for a in right))
+    print(f"{name:24s} " + " ".join(f"{a:4.2f}" for a in right))
     count = sum(p.size for p in model.params.values())
     print(
         f"    {count} parameters, {seconds:.0f} s, at most {steps} steps a solve; "
@@ -148,8 +150,8 @@ for name, (model, rate) in models.items():
 # Who knows the roots' values, but not which of them is meant, is right half the time.
 guess = (1 + (ROOTS - 1) / VALUES) / ROOTS
 axis.axhline(guess, color="grey", linestyle="--", label="guessing among the roots")
-axis.axvline(HOPS + 0.5, color="grey", linestyle=":", label="deepest trees in training")
-axis.set(xlabel="hops to the root", ylabel="accuracy", ylim=(0, 1.05))
-axis.set_title("Following pointers: fixed points, and one-shot attention (R = 0)")
+axis.axvspan(-0.5, HOPS + 0.5, color="0.9", label="depths seen in training")
+axis.set(xlabel="pointers to follow", ylabel="share of right answers", ylim=(0, 1.05))
+axis.set_title("Following chains of pointers: implicit attention, and layers of attention")
 axis.legend(loc="lower left", ncols=2)
 figure.savefig(OUTPUT / "pointers.png", dpi=100)

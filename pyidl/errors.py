@@ -144,7 +144,9 @@ def expect(name: str, value: Any, kind: Any, wanted: str) -> None:
     else:
         fits = isinstance(value, kind)
     if not fits:
-        given = repr(value)
+        given = " ".join(repr(value).split())
+        if isinstance(value, type):
+            given = f"the class {value.__name__}, and an instance is needed"
         given = given if len(given) <= 100 else given[:97] + "..."
         raise InputError(f"{name} is {given}; {wanted}")
 

@@ -96,7 +96,7 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     >>> bool(np.all(pyidl.load(path).predict(U) == model.predict(U)))
     True
     """
-    expect("model", model, Layer, "save writes a Layer")
+    expect("model", model, Layer, "save writes a Layer: save(path, model)")
     header = {"kind": "model", "config": _encode(model)}
     if notes is not None:
         try:

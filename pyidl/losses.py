@@ -248,7 +248,9 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
 
 def _check_output(Y: Array) -> Namespace:
     if not backend.is_array(Y):
-        raise InputError(f"Y is {type(Y).__name__}; an array is needed, what the model returned")
+        raise InputError(
+            f"Y is {type(Y).__name__}; an array is needed, the Y of Y, pull = model(U)"
+        )
     xp = namespace(Y)
     if Y.dtype not in (xp.float32, xp.float64):
         raise InputError(

@@ -332,6 +332,13 @@ def read_array(x: Any, name: str) -> Any:
     """An array of any library as it is; a list or a data frame as NumPy reads it."""
     if is_array(x):
         return x
+    if isinstance(x, tuple) and any(is_array(part) or callable(part) for part in x):
+        # Most often Y, pull = layer(U), or value, dY = loss(Y, target), not taken apart.
+        kinds = ", ".join(type(part).__name__ for part in x)
+        raise InputError(
+            f"{name} is a tuple ({kinds}); one array is needed: take it apart, as in "
+            "Y, pull = model(U) and value, dY = loss(Y, target)"
+        )
     try:
         return np.asarray(x)
     except (ValueError, TypeError) as error:

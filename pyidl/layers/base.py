@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -44,6 +44,23 @@ __all__ = [
     "finite_output",
     "missing_axis",
 ]
+
+
+_ELSEWHERE = {
+    "fit": "pyidl.fit(model, U, targets, loss=..., epochs=...)",
+    "train": "pyidl.fit(model, U, targets, loss=..., epochs=...)",
+    "compile": "nothing is compiled; pyidl.fit takes the loss and the optimiser",
+    "backward": "Y, pull = model(U), then dU, grads = pull(dY)",
+    "zero_grad": "nothing to reset: pull(dY) returns the gradients and keeps nothing",
+    "eval": "model.predict(U), which draws nothing and keeps nothing",
+    "score": "a metric of model.predict(U), such as pyidl.metrics.accuracy",
+    "evaluate": "a metric of model.predict(U), such as pyidl.metrics.accuracy",
+    "parameters": "model.params, a dictionary that is replaced as a whole",
+    "state_dict": "model.params, or pyidl.save(path, model)",
+    "load_state_dict": "model.params = {...}, or pyidl.load(path)",
+    "weights": "model.params, a dictionary that is replaced as a whole",
+}
+"""What users of other libraries ask a model for, and what it is here."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +265,17 @@ class Layer(ABC):
             drawn[key] = inside.astype(self.dtype)
         # Projected after the cast: what is rounded later may leave the set.
         self.params = cast(Params, self.project(drawn))
+
+    if not TYPE_CHECKING:  # to mypy, every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: say where it is."""
+            cure = f"; here it is {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{cure}",
+                name=name,
+                obj=self,
+            )
 
     # ------------------------------------------------------------ what a subclass gives
 
