@@ -26,7 +26,10 @@ WRONG = {
     "samples as columns": (lambda m: m(U.T), r"takes \(m, 3\), one sample a row"),
     "a single sample": (lambda m: m(U[0]), r"for one sample use U\[None, :\]"),
     "text": (lambda m: m([["a", "b", "c"]]), "real numbers are needed"),
-    "a missing value": (lambda m: m(np.append(U, [[0, np.nan, 0]], axis=0)), r"NaN.*\(20, 1\)\); clean"),
+    "a missing value": (
+        lambda m: m(np.append(U, [[0, np.nan, 0]], axis=0)),
+        r"NaN.*\(20, 1\)\); clean",
+    ),
     "a table for a network of sequences": (
         lambda m: pyidl.ImplicitRNN(3, 2, 4, 5, rng=0)(U),
         r"takes sequences, \(m, T, 3\)",
