@@ -1,17 +1,19 @@
 """The command line: ``python -m pyidl info | train | predict | certify | check``.
 
 Exit codes: 0, done; 1, a check or a solve failed, or nothing is certified; 2, the input
-was refused, in one line on stderr.
+was refused, in one line on stderr, or one for each column.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from pyidl.cli.parser import build_parser
-from pyidl.errors import DeviceError, FileFormatError, InputError, PyidlError
+from pyidl.errors import DeviceError, FileFormatError, InputError, PyidlError, PyidlWarning
 
 __all__ = ["main"]
 
@@ -36,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PyidlWarning)
+            warnings.showwarning = _told  # type: ignore[assignment]
+            code: int = options.run(options)
         print(end="", flush=True)
         return code
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -57,5 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refused = isinstance(
             error, (InputError, FileFormatError, DeviceError, OSError, MemoryError)
         )
-        print(f"pyidl: {' '.join(str(error).split())}", file=sys.stderr)
+        lines = [" ".join(line.split()) for line in str(error).splitlines()]
+        print("pyidl: " + "\n  ".join(lines), file=sys.stderr)
         return 2 if refused else 1
+
+
+def _told(message: Warning | str, *_: Any) -> None:
+    """A warning as a line for the user, without the place in the code."""
+    print(f"pyidl: {message}", file=sys.stderr)

@@ -27,9 +27,19 @@ python -m pyidl COMMAND --help says more of one command.
 exit codes: 0 done; 1 a check or a solve failed, or nothing is certified; 2 the input was refused"""
 
 TRAIN = """
-The file is UTF-8 with a header; all columns but the target are numbers. Columns are \
-standardised within, and the
-scaling is part of the model: the file that is written takes data as they are, also by pyidl.load.\
+The file is UTF-8 with a header, or such a file packed by gzip. A column \
+holds numbers,
+or texts, which are one-hot encoded. Numbers are standardised within; the scaling is part of the \
+model. How
+columns are encoded stands in the file that is written, and 'predict' does the same.\
+"""
+
+PREDICT = """
+It needs the columns that the model was trained on, in any order, and passes over others. They are \
+encoded, and
+missing values replaced, as in training. A category that training did not have counts as none of \
+those that it
+had, and is told on stderr.\
 """
 
 TRAIN_NUMBERS: tuple[tuple[str, Callable[[str], Any], Any, str | None, str], ...] = (
@@ -40,7 +50,7 @@ TRAIN_NUMBERS: tuple[tuple[str, Callable[[str], Any], Any, str | None, str], ...
     ("--batch-size", int, 100, "N", ""),
     ("--learning-rate", float, recipe.LEARNING_RATE, "RATE", "of Adam, falling to 0"),
     ("--alpha", float, recipe.ALPHA, None, "weight of the squares of all matrices"),
-    ("--test-share", float, 0.2, "SHARE", "of the rows, held out"),
+    ("--test-share", float, 0.2, "SHARE", "of the rows, held out, to judge the model by"),
     ("--seed", int, 0, "N", ""),
 )
 """Name, type, default, metavar and meaning of the options that have a value already."""
@@ -76,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         command(
             predict,
             "predict the rows of a CSV file",
-            "It needs the columns that the model was trained on, in any order.",
+            PREDICT,
         )
     )
     certifying = command(
@@ -91,10 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
-    train.add_argument("data", type=Path, help="a CSV file")
+    train.add_argument("data", type=Path, help="a CSV file; - is standard input")
     train.add_argument("--target", required=True, metavar="COLUMN", help="the column to predict")
     train.add_argument(
         "--output",
+        "-o",
         type=Path,
         metavar="FILE",
         help="where the model goes (default: DATA with the ending .npz)",
@@ -104,34 +115,85 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         choices=("classification", "regression"),
         help="default: regression if the target holds numbers only",
     )
+    _add_columns(train, "--ignore", "columns to leave out, such as names and dates")
+    _add_columns(
+        train, "--categories", "columns whose texts or numbers are categories, however many"
+    )
     train.add_argument(
-        "--ignore",
+        "--impute",
+        nargs="?",
+        choices=("mean", "median", "most-frequent"),
+        const="median",
+        help="replace missing numbers by this (alone: the median); a missing text is a category of "
+        "its own, or, with most-frequent, the most frequent one (default: they are refused)",
+    )
+    train.add_argument(
+        "--missing",
         action="append",
         default=[],
-        metavar="COLUMN",
-        help="leave out a column; may be repeated",
+        metavar="TEXT",
+        help="one more spelling of a missing value, such as '?'; may be repeated",
     )
     for name, kind, default, metavar, meaning in TRAIN_NUMBERS:
         text = f"{meaning} (default: %(default)s)".strip()
         train.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
+    train.add_argument(
+        "--validation-share",
+        type=float,
+        metavar="SHARE",
+        help="of the other rows, held out, to stop early by; 0 trains all epochs (default: 0.1, if "
+        "that is 10 rows or more)",
+    )
+    train.add_argument(
+        "--patience",
+        type=int,
+        default=20,
+        metavar="N",
+        help="epochs without a better validation loss before it stops (default: %(default)s)",
+    )
+    train.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the losses: a file .png, .svg or .pdf"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    _add_delimiter(train)
+    _add_format(train)
 
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", type=Path, help="a file that train has written")
-    predict.add_argument("data", type=Path, help="a CSV file")
+    predict.add_argument("data", type=Path, help="a CSV file; - is standard input")
     predict.add_argument(
-        "--output", "-o", type=Path, metavar="FILE", help="a CSV file (default: standard output)"
+        "--output",
+        "-o",
+        type=Path,
+        metavar="FILE",
+        help="a CSV file; - is standard output (the default)",
     )
+    _add_columns(predict, "--id", "columns to pass on before the prediction, as they stand")
     predict.add_argument("--probabilities", action="store_true", help="of all classes too")
-    _add_delimiter(predict)
+    _add_format(predict)
 
 
-def _add_delimiter(command: argparse.ArgumentParser) -> None:
+def _add_columns(command: argparse.ArgumentParser, name: str, meaning: str) -> None:
+    command.add_argument(
+        name,
+        action="append",
+        default=[],
+        metavar="A,B",
+        help=f"{meaning}; may be repeated",
+    )
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--delimiter",
         default=",",
         metavar="CHARACTER",
         help="between fields (default: a comma; 'tab' for a tab)",
     )
+    command.add_argument(
+        "--decimal",
+        default=".",
+        metavar="CHARACTER",
+        help="before decimals (default: a point; ',' for a comma)",
+    )
+    command.add_argument("--force", action="store_true", help="replace files that are there")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from pyidl.activations import softmax
-from pyidl.cli.csv_table import read_table
+from pyidl.cli.csv_table import opened
 from pyidl.cli.destination import check_destination
+from pyidl.cli.encoding import Encoding
 from pyidl.errors import InputError
 from pyidl.io import load, load_notes, replacing
 from pyidl.layers import ImplicitModel
@@ -18,35 +20,51 @@ __all__ = ["predict"]
 
 def predict(options: Any) -> int:
     """Write a CSV file with the predicted column, and probabilities if asked for."""
-    model, notes = load(options.model), load_notes(options.model)
-    columns, target, classes = (notes.get(key) for key in ("columns", "target", "classes"))
-    if not (
-        isinstance(model, ImplicitModel)
-        and isinstance(columns, list)
-        and isinstance(classes, list | None)
-        and (len(columns), len(classes or [target])) == (model.input_dim, model.output_dim)
-    ):
-        raise InputError(
-            f"{options.model} does not say which columns it takes and what it predicts: it was "
-            "not made by 'train', or was edited; train it again, or use pyidl.load in Python"
-        )
-    if options.output is not None:
-        check_destination(options.output, options.data, options.model)
+    model, encoding = _model(options)
+    if options.output is not None and str(options.output) != "-":
+        check_destination(options.output, options.data, options.model, force=options.force)
+    target, classes = encoding.target, encoding.classes
     if options.probabilities and classes is None:
         raise InputError(f"{options.model} predicts a number; --probabilities are for classes")
-    Y = model.predict(read_table(options.data, options.delimiter).numbers(columns))
-    header, rows = [target], [[repr(float(y[0]))] for y in Y]
-    if classes is not None:
-        rows = [[classes[int(k)]] for k in Y.argmax(axis=1)]
+    with opened(options.data, options.delimiter) as source:
+        carried = list(dict.fromkeys(source.listed(options.id)))
+        table = source.read(
+            encoding.kinds, carried=carried, missing=encoding.missing, decimal=options.decimal
+        )
+    Y = model.predict(encoding.apply(table))
+    # Beside the true values the predicted ones need another name.
+    header = [*carried, f"predicted {target}" if target in carried else target]
+    answers: list[Iterable[str]]
+    if classes is None:
+        answers = [map(repr, Y[:, 0].tolist())]
+    else:
+        answers = [(classes[k] for k in Y.argmax(axis=1))]
         if options.probabilities:
             header += [f"probability of {name}" for name in classes]
-            for row, probabilities in zip(rows, softmax.phi(Y), strict=True):
-                row += [f"{p:.6g}" for p in probabilities]
+            answers += [(f"{p:.6g}" for p in column) for column in softmax.phi(Y).T]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    if options.output is None:
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(zip(*table.carried.values(), *answers, strict=True))
+    if options.output is None or str(options.output) == "-":
         print(text.getvalue(), end="")
     else:
         with replacing(options.output) as file:
             file.write(text.getvalue().encode())
     return 0
+
+
+def _model(options: Any) -> tuple[ImplicitModel, Encoding]:
+    """What `train` has written, examined."""
+    model, notes = load(options.model), load_notes(options.model)
+    try:
+        encoding = Encoding.from_notes(notes)
+        widths = encoding.width, len(encoding.classes or "1")
+        if not isinstance(model, ImplicitModel) or widths != (model.input_dim, model.output_dim):
+            raise InputError(f"it is no model of {widths[0]} inputs and {widths[1]} outputs")
+    except InputError as error:
+        raise InputError(
+            f"{options.model} does not say which columns it takes and what it predicts ({error}): "
+            "it was not made by 'train', or was edited; train it again, or use pyidl.load in Python"
+        ) from None
+    return model, encoding

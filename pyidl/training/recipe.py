@@ -11,7 +11,7 @@ The numbers were chosen together, on five small tables, by
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyidl.layers import ImplicitModel
 from pyidl.layers.base import Layer, check_width
 from pyidl.losses import cross_entropy, mse
 from pyidl.optim import Adam, Cosine, Schedule
-from pyidl.training.fit import fit
+from pyidl.training.fit import Metric, fit
 from pyidl.training.ridge import ridge
 from pyidl.training.run import Callback, History
 from pyidl.training.standardise import Standardiser, fold
@@ -91,6 +91,7 @@ class Scaled:
         rng: np.random.Generator,
         alpha: float = ALPHA,
         validation: Data | None = None,
+        metrics: Sequence[Metric] = (),
         callbacks: Iterable[Callback] = (),
         verbose: int = 0,
     ) -> History:
@@ -103,7 +104,7 @@ class Scaled:
             values the squared error, in units of their deviation.
         alpha : float
             The weight of `ridge`.
-        optimizer, epochs, batch_size, rng, callbacks, verbose
+        optimizer, epochs, batch_size, rng, metrics, callbacks, verbose
             As for `pyidl.fit`.
 
         Returns
@@ -119,6 +120,7 @@ class Scaled:
             batch_size=batch_size,
             validation=None if validation is None else self._standardised(validation),
             rng=rng,
+            metrics=metrics,
             penalty=ridge(alpha) if alpha else None,
             tol=TOL,
             callbacks=callbacks,
