@@ -27,7 +27,7 @@ __all__ = ["MISSING", "Fields", "Numbers", "Source", "Table", "Texts", "opened",
 
 _NAN = "NaN nan NAN Nan -NaN -nan -1.#IND -1.#QNAN 1.#IND 1.#QNAN"
 MISSING = frozenset(["", "#N/A N/A", *f"#N/A #NA <NA> N/A NA n/a NULL null None {_NAN}".split()])
-"""Spellings of a missing value: those of pandas, the empty field among them, and of NaN."""
+"""Spellings of a missing value: those of pandas, and an empty field."""
 BLOCK = 4096
 """Rows that are held as text at a time."""
 
@@ -36,7 +36,7 @@ Kind = Literal["any", "number", "text"]
 
 @dataclass(frozen=True)
 class Fields:
-    """Some fields of a column: how many, the row of the first (from 0), and what it holds."""
+    """Some fields of a column: how many, the row of the first, and what that holds."""
 
     count: int
     row: int
@@ -407,7 +407,7 @@ def _unsplit(names: Sequence[str]) -> str:
 
 
 def _with_comma(field: str) -> float:
-    """A number with a decimal comma; a point in it is refused, it may mean thousands."""
+    """A number with a decimal comma; a point, which may mean thousands, is refused."""
     return float(field.translate({ord(","): ".", ord("."): ","}))
 
 

@@ -49,7 +49,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Category:
-    """A column of texts, one-hot encoded; `fill` stands for a missing one, None refuses it."""
+    """A column of texts, one-hot encoded; `fill` stands for a missing one, or None."""
 
     name: str
     categories: tuple[str, ...]

@@ -39,7 +39,7 @@ _COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d+")
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a column cannot be used: the first row (from 0) that says so, and what helps."""
+    """Why a column cannot be used: the first row that says so, and what helps."""
 
     name: str
     row: int
@@ -134,7 +134,7 @@ def no_numbers(table: Table, name: str, column: Numbers, asked: str = "") -> lis
 
 
 def _no_categories(table: Table, name: str, column: Texts) -> list[Fault]:
-    """Why texts are no categories: dates, numbers in another spelling, names, a mixture."""
+    """Why texts are no categories: dates, numbers among them, too many."""
     k, asked = len(column.words), f"use --categories {one_option([name])}"
 
     def first(chosen: Callable[[str], bool]) -> Fields:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pyidl import activations, metrics, plotting
+import pyidl
+from pyidl import activations, metrics
 from pyidl.activations import Activation
 from pyidl.cli.csv_table import Source, Table, Texts, opened
 from pyidl.cli.destination import check_destination
@@ -78,7 +79,7 @@ def train(options: Any) -> int:
     print(f"written: {output}")
     if options.plot is not None:
         with replacing(options.plot) as file:
-            drawn: Any = plotting.training(history)  # type: ignore[arg-type]
+            drawn: Any = pyidl.plotting.training(history)  # type: ignore[arg-type]
             drawn.figure.savefig(file, format=options.plot.suffix[1:])
         print(f"written: {options.plot}")
     return 0
@@ -151,7 +152,7 @@ def _checked(options: Any) -> Activation:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A table, the columns to predict from, and the target: values, or labels and classes."""
+    """A table, the columns to predict from, and the target: values, or labels."""
 
     table: Table
     columns: list[str]
@@ -186,13 +187,19 @@ def _read(options: Any, source: Source) -> _Read:
     )
     more, target, classes = _target(options, table)
     refuse(table, [*faults, *more], optional=columns)
+    k = len(np.unique(target))
+    if options.task is None and classes is None and k <= FEW and 2 * k <= len(table):
+        _say(
+            f"pyidl: {options.target} holds {k} different numbers, and is learnt as a number "
+            "(regression); if they are classes, use --task classification"
+        )
     if any(isinstance(table.columns[name], Texts) for name in columns):
         needs_sklearn("a column of texts")
     return _Read(table, columns, target, classes)
 
 
 def _target(options: Any, table: Table) -> tuple[list[Fault], np.ndarray, list[str] | None]:
-    """What is wrong with the column to predict; values (m, 1) and None, or labels and names."""
+    """What is wrong with the target; its values (m, 1), or labels and names."""
     name, faults = options.target, []
     texts = table.columns[name]
     assert isinstance(texts, Texts)
@@ -203,19 +210,14 @@ def _target(options: Any, table: Table) -> tuple[list[Fault], np.ndarray, list[s
         faults.append(without_value(table, name, "fill it in, or leave out the row"))
     if task == "regression":
         faults += no_numbers(table, name, numbers, "use --task classification")
-        k = len(np.unique(numbers.values))
-        if options.task is None and k <= FEW and 2 * k <= len(table) and not faults:
-            _say(
-                f"pyidl: {name} holds {k} different numbers, and is learnt as a number "
-                "(regression); if they are classes, use --task classification"
-            )
+        values: np.ndarray = np.unique(numbers.values)
     else:
-        k = len(texts.words)
-        if k > max(len(table) // 2, 1):
-            what = f"holds {k} classes in {len(table)} rows"
+        values = np.unique(texts.codes)
+        if len(values) > max(len(table) // 2, 1):
+            what = f"holds {len(values)} classes in {len(table)} rows"
             faults.append(Fault(name, 0, what, "with numbers use --task regression"))
-    if k < 2:
-        what = f"holds only {shown((*texts.words, '')[0])}"
+    if len(values) < 2 and not faults:
+        what = f"holds only {shown(texts.words[0])}"
         faults.append(Fault(name, 0, what, "at least two values are needed"))
     if task == "regression":
         return faults, numbers.values[:, None], None
