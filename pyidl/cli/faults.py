@@ -143,7 +143,7 @@ def _no_categories(table: Table, name: str, column: Texts) -> list[Fault]:
         return fields
 
     def most(pattern: re.Pattern[str]) -> bool:
-        return 2 * sum(pattern.fullmatch(word) is not None for word in column.words) > k
+        return 2 * sum(pattern.fullmatch(word) is not None for word in column.words) >= k
 
     if most(_DATE):
         some = first(lambda word: _DATE.fullmatch(word) is not None)

@@ -95,7 +95,8 @@ def _say(text: str) -> None:
 def _outputs(options: Any) -> Path:
     """Where the model goes; both places are checked."""
     data: Path = options.data
-    if options.output is None and not data.is_file():
+    piped = str(data) == "-" or (data.exists() and not data.is_file())
+    if options.output is None and piped:
         raise InputError(
             f"{data} is no file beside which the model could be written; give --output"
         )
