@@ -223,18 +223,23 @@ class Source:
     def _block(self, lines: array[int]) -> list[list[str]]:
         """The next rows; their lines are added."""
         block: list[list[str]] = []
-        for row in self.rows:
-            if not row:  # a blank line
-                continue
-            if len(row) != len(self.names):
-                raise InputError(
-                    f"{self.path}, line {self.rows.line_num} has {len(row)} fields, the header has "
-                    f"{len(self.names)}{_unsplit(self.names)}"
-                )
-            block.append(row)
-            lines.append(self.rows.line_num)
-            if len(block) == BLOCK:
-                break
+        begun = self.rows.line_num + 1
+        try:
+            for row in self.rows:
+                begun = self.rows.line_num + 1
+                if not row:  # a blank line
+                    continue
+                if len(row) != len(self.names):
+                    raise InputError(
+                        f"{self.path}, line {self.rows.line_num} has {len(row)} fields, the header "
+                        f"has {len(self.names)}{_unsplit(self.names)}"
+                    )
+                block.append(row)
+                lines.append(self.rows.line_num)
+                if len(block) == BLOCK:
+                    break
+        except csv.Error as error:
+            raise _no_csv(self.path, self.rows, error, begun) from None
         return block
 
 
@@ -341,10 +346,7 @@ def opened(path: str | Path, delimiter: str = ",") -> Iterator[Source]:
                 "it as UTF-8"
             ) from None
         except csv.Error as error:
-            line = rows.line_num if rows else 1
-            raise InputError(
-                f"{name}, line {line}: {error}; it is no CSV file, or its quotes do not match"
-            ) from None
+            raise _no_csv(name, rows, error, 1) from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{name} is a damaged gzip file: {error}; pack it again") from None
 
@@ -398,6 +400,14 @@ def _header(path: str, rows: Any) -> tuple[str, ...]:
             )
         first[name] = k
     return names
+
+
+def _no_csv(path: str, rows: Any, error: csv.Error, begun: int) -> InputError:
+    """What the reader says, and the line in which a quote may have been left open."""
+    row = "" if rows.line_num == begun else f" of the row that begins in line {begun}"
+    return InputError(
+        f"{path}, line {rows.line_num}: {error}; it is no CSV file, or the quotes{row} do not match"
+    )
 
 
 def _unsplit(names: Sequence[str]) -> str:

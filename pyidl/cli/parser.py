@@ -122,10 +122,12 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--impute",
         nargs="?",
-        choices=("mean", "median", "most-frequent"),
+        type=_strategy,
         const="median",
-        help="replace missing numbers by this (alone: the median); a missing text is a category of "
-        "its own, or, with most-frequent, the most frequent one (default: they are refused)",
+        metavar="HOW",
+        help="replace missing numbers by their mean, median or most-frequent (alone: median); a "
+        "missing text is a category of its own, or, with most-frequent, the most frequent one "
+        "(default: they are refused)",
     )
     train.add_argument(
         "--missing",
@@ -156,6 +158,15 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--quiet", action="store_true", help="no progress on stderr")
     _add_format(train)
+
+
+def _strategy(text: str) -> str:
+    known = ("mean", "median", "most-frequent")
+    if text not in known:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of {', '.join(known)}; if it is the table, write it before --impute"
+        )
+    return text
 
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:

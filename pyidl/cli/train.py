@@ -168,7 +168,8 @@ def _read(options: Any, source: Source) -> _Read:
     texts = [options.target, *source.listed(options.categories)]
     index = source.names[0]
     if index in INDEX and index not in (*left_out, *texts):
-        _say(f"pyidl: {source.path}: the first column, {index!r}, is an index, and is left out")
+        words = f"is named {index!r}" if index else "has no name"
+        _say(f"pyidl: {source.path}: the first column {words}: an index, and left out")
         left_out.add(index)
     columns = [name for name in source.names if name not in left_out]
     if not columns:

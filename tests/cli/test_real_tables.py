@@ -1,10 +1,12 @@
 """Real tables from training to prediction, as a user's shell runs it."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +119,7 @@ def test_categories_and_missing_values(tmp_path):
     code, out, err = started(tmp_path, *train)
     lines = err.splitlines()
     assert (code, out) == (2, "")
-    assert lines[0] == "pyidl: patients.csv: the first column, '', is an index, and is left out"
+    assert lines[0] == "pyidl: patients.csv: the first column has no name: an index, and left out"
     assert lines[1] == "pyidl: patients.csv cannot be used as it is:"
     assert [line.split("column ")[1].split()[0] for line in lines[2:8]] == [
         f"'{name}'" for name in ("name", "seen", "age", "income", "town", "smoker")
@@ -275,7 +277,7 @@ def test_an_index_without_a_name(people, capsys):
     code, _, err = run(capsys, *people)
     assert (code, err) == (
         0,
-        "pyidl: p.csv: the first column, '', is an index, and is left out\n",
+        "pyidl: p.csv: the first column has no name: an index, and left out\n",
     )
     header, rows = patients(5, seed=1, gaps=0)
     write("n.csv", header, rows)
@@ -285,7 +287,7 @@ def test_an_index_without_a_name(people, capsys):
     assert answers[3][:2] == ["2", "Person 2"]
     write("p.csv", ["Unnamed: 0", *header[1:]], patients(120, gaps=0)[1])  # as pandas reads it
     code, _, err = run(capsys, *people, "--force")
-    assert "the first column, 'Unnamed: 0', is an index, and is left out" in err
+    assert "the first column is named 'Unnamed: 0': an index, and left out" in err
     write("p.csv", [*header[:-1], "risk", ""], [[*row, 1] for row in rows])
     code, _, err = run(capsys, *people, "--force")
     assert "line 1: column 9 has no name; give it one, or delete the column" in err
@@ -513,3 +515,57 @@ def test_notes_are_json(people, capsys):
     assert set(notes) == {"version", "columns", "target", "classes", "missing"}
     with np.load("p.npz", allow_pickle=False) as arrays:
         assert all(not arrays[key].dtype.hasobject for key in arrays)
+
+
+# ------------------------------------------------------------------------------ the page
+
+PAGE = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
+
+
+def test_the_page_says_what_happens(tmp_path):
+    """Its table, its commands one after the other, and what they print; scores may differ."""
+    writes, reads = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    subprocess.run([sys.executable, "-c", writes], cwd=tmp_path, check=True)
+    story = PAGE.split("## From a table to predictions")[1].split("## What a column may hold")[0]
+    blocks = re.findall(r"```bash\n(.*?)```\n(?:.*?)```text\n(.*?)```", story, re.S)
+    assert len(blocks) == 3
+
+    def words(text):
+        return re.sub(r"[\d.]*\d", "#", " ".join(text.split()))
+
+    for command, shown in blocks:
+        program, *arguments = command.split()[0], *command.split()[3:]
+        code, out, err = started(tmp_path, *arguments)
+        assert program == "python"
+        if code:
+            assert " ".join(err.split()) == " ".join(shown.split())
+            continue
+        said = words(err.split("\r")[0]) + words(err.split("\r")[-1]) + words(out)
+        for line in re.sub(r"\n  +", " ", shown).replace("...\n", "").splitlines():
+            name = words(line)
+            assert re.search(re.escape(name).replace("high", "(high|low)"), said), line
+    done = subprocess.run([sys.executable, "-c", reads], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0
+    assert re.fullmatch(r"\[('(high|low)'(, )?){3}\]", done.stdout.decode().strip())
+
+
+def test_the_page_names_every_option():
+    from pyidl.cli.parser import build_parser
+
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        build_parser().parse_args(["predict", "--help"])
+    assert all(option in PAGE for option in re.findall(r"^  (--[a-z]+)", text.getvalue(), re.M))
+    data_options = "--ignore --categories --impute --missing --task --test-share --validation-share"
+    for option in (*data_options.split(), "--patience", "--plot", "--target"):
+        assert option in PAGE
+
+
+@pytest.mark.slow
+def test_the_measurement_of_early_stopping_runs(tmp_path):
+    folder = str(Path(__file__).parents[1] / "benchmarks")
+    code = (
+        f"import sys; sys.path.insert(0, {folder!r}); import early_stopping as e; "
+        "e.TABLES = {'iris': 2}; e.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert re.search(r"\| iris \| 0\.\d{4} \| 0\.\d{4} \| [+-]0", done.stdout.decode())
