@@ -21,7 +21,7 @@ from pyidl.cli.csv_table import Numbers, Table, Texts
 from pyidl.cli.faults import Fault, no_numbers, refuse, shown, without_value
 from pyidl.errors import FileFormatError, InputError, PyidlWarning, is_real
 
-__all__ = ["Category", "Encoding", "Number", "needs_sklearn"]
+__all__ = ["Category", "Encoding", "Number"]
 
 VERSION = 2
 """Of the notes. The first had the names of columns alone, all of them numbers."""
@@ -202,8 +202,12 @@ class Encoding:
         Raises
         ------
         InputError
-            With all columns that cannot be used.
+            With all columns that cannot be used; or if there are texts and scikit-learn
+            is not installed.
         """
+        texts = [repr(c.name) for c in self.columns if isinstance(c, Category)]
+        if texts:
+            _needs_sklearn(f"encoding the texts of {', '.join(texts)}")
         cure = "fill it in, leave out the row, or train with --impute"
         faults: list[Fault] = []
         for c in self.columns:
@@ -305,7 +309,7 @@ class Encoding:
         return made
 
 
-def needs_sklearn(why: str) -> None:
+def _needs_sklearn(why: str) -> None:
     """Refuse, if scikit-learn is not there."""
     try:
         import sklearn  # noqa: F401
@@ -341,7 +345,7 @@ def _category(name: str, column: Texts, rows: np.ndarray, impute: Strategy | Non
 
 def _statistic(values: np.ndarray, missing: float, strategy: Strategy) -> float:
     """What replaces a missing value."""
-    needs_sklearn("--impute")
+    _needs_sklearn("--impute")
     from sklearn.impute import SimpleImputer
 
     imputer = SimpleImputer(missing_values=missing, strategy=strategy.replace("-", "_"))
@@ -350,7 +354,6 @@ def _statistic(values: np.ndarray, missing: float, strategy: Strategy) -> float:
 
 def _one_hot(codes: np.ndarray, width: int) -> np.ndarray:
     """A column for each category, all 0 where a code is -1."""
-    needs_sklearn("a column of texts")
     from sklearn.preprocessing import OneHotEncoder
 
     encoder = OneHotEncoder(

@@ -14,10 +14,18 @@ import numpy as np
 import pyidl
 from pyidl import activations, metrics
 from pyidl.activations import Activation
-from pyidl.cli.csv_table import Source, Table, Texts, opened
+from pyidl.cli.csv_table import Numbers, Source, Table, Texts, opened
 from pyidl.cli.destination import check_destination
-from pyidl.cli.encoding import Category, Encoding, needs_sklearn
-from pyidl.cli.faults import Fault, check_inputs, no_numbers, refuse, shown, without_value
+from pyidl.cli.encoding import Category, Encoding
+from pyidl.cli.faults import (
+    Fault,
+    check_inputs,
+    no_numbers,
+    one_option,
+    refuse,
+    shown,
+    without_value,
+)
 from pyidl.errors import InputError
 from pyidl.io import replacing, save
 from pyidl.optim import Adam
@@ -44,7 +52,7 @@ def train(options: Any) -> int:
     with opened(options.data, options.delimiter) as source:
         read = _read(options, source)
     rng = np.random.default_rng(options.seed)
-    parts = _split(options, len(read.table), rng)
+    parts = _split(options, read.table, rng)
     encoding = Encoding.of(
         read.table,
         read.columns,
@@ -195,8 +203,17 @@ def _read(options: Any, source: Source) -> _Read:
             f"pyidl: {options.target} holds {k} different numbers, and is learnt as a number "
             "(regression); if they are classes, use --task classification"
         )
-    if any(isinstance(table.columns[name], Texts) for name in columns):
-        needs_sklearn("a column of texts")
+    for name in columns:
+        column = table.columns[name]
+        if (
+            isinstance(column, Numbers)
+            and len(table) >= FEW
+            and np.all(np.diff(column.values) == 1)
+        ):
+            _say(
+                f"pyidl: {name} counts the rows, and is learnt from; if it means nothing else, use "
+                f"--ignore {one_option([name])}"
+            )
     return _Read(table, columns, target, classes)
 
 
@@ -226,8 +243,9 @@ def _target(options: Any, table: Table) -> tuple[list[Fault], np.ndarray, list[s
     return faults, texts.codes, list(texts.words)
 
 
-def _split(options: Any, m: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _split(options: Any, table: Table, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """The rows that are trained on, watched, and held out."""
+    m = len(table)
     held_out, rest = np.split(rng.permutation(m), [round(options.test_share * m)])
     share = SHARE if options.validation_share is None else options.validation_share
     count = round(share * len(rest))
@@ -236,7 +254,7 @@ def _split(options: Any, m: int, rng: np.random.Generator) -> dict[str, np.ndarr
     watched, rows = np.split(rest, [count])
     if len(rows) < 2:
         raise InputError(
-            f"{options.data} leaves {len(rows)} rows to train on; give it more, or a smaller "
+            f"{table.path} leaves {len(rows)} rows to train on; give it more, or a smaller "
             "--test-share or --validation-share"
         )
     parts = {"training": rows, "validation": watched, "held-out": held_out}

@@ -179,7 +179,7 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
 
 # -------------------------------------------------------------------------- wrong files
 
-GOOD = "a,b,kind\n" + "".join(f"{i},{i * i % 7},{'xy'[i % 2]}\n" for i in range(20))
+GOOD = "a,b,kind\n" + "".join(f"{2 * i},{i * i % 7},{'xy'[i % 2]}\n" for i in range(20))
 WRONG = {
     "empty": ("", "is empty"),
     "only blank lines": ("\n\n\n", "is empty"),

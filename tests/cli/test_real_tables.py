@@ -293,6 +293,16 @@ def test_an_index_without_a_name(people, capsys):
     assert "line 1: column 9 has no name; give it one, or delete the column" in err
 
 
+def test_a_number_that_counts_the_rows_is_told(people, capsys):
+    write("c.csv", ["id", "x", "y"], [[i + 5, i % 3, "ab"[i % 2]] for i in range(40)])
+    code, _, err = run(capsys, "train", "c.csv", "--target", "y", *FAST)
+    assert (code, err) == (
+        0,
+        "pyidl: id counts the rows, and is learnt from; if it means nothing else, use --ignore "
+        "id\n",
+    )
+
+
 def test_an_id_may_be_the_target_or_an_input(people, capsys):
     run(capsys, *people)
     out = run(capsys, "predict", "p.npz", "p.csv", "--id", "risk,age")[1]
@@ -467,14 +477,15 @@ def test_without_sklearn_numbers_work_and_the_rest_says_what_is_missing(
     assert run(capsys, *people)[0] == 0
     write("m.csv", ["a", "y"], [[i if i % 5 else "", i * i] for i in range(40)])
     monkeypatch.setitem(sys.modules, "sklearn", None)
+    texts = "encoding the texts of 'town', 'smoker'"
     cure = "needs scikit-learn, which is not installed: pip install 'implicit-pyidl[sklearn]'\n"
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "fit", None)
-        assert run(capsys, *people, "--force")[2].endswith(f"pyidl: a column of texts {cure}")
+        assert run(capsys, *people, "--force")[2].endswith(f"pyidl: {texts} {cure}")
         imputed = ("train", "m.csv", "--target", "y", "--impute", *FAST)
         assert run(capsys, *imputed) == (2, "", f"pyidl: --impute {cure}")
     code, out, err = run(capsys, "predict", "p.npz", "p.csv")
-    assert (code, out, err) == (2, "", f"pyidl: a column of texts {cure}")
+    assert (code, out, err) == (2, "", f"pyidl: {texts} {cure}")
     options = ("--ignore", "town,smoker")
     assert run(capsys, *people, *options, "--force")[0] == 0
     assert run(capsys, "predict", "p.npz", "p.csv")[0] == 0
