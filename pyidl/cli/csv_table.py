@@ -252,6 +252,8 @@ class _Column:
         self.chunks: list[np.ndarray] = []
         self.places = dict.fromkeys(missing, -1)
         self.strange: dict[str, Fields] = {}
+        # A number may stand for a missing value, as -999 does: then each field is looked at.
+        self.plain = not any(_is_number(field, number) for field in missing - MISSING)
 
     def add(self, fields: list[str]) -> None:
         """More fields."""
@@ -273,7 +275,7 @@ class _Column:
         """As numbers; at once where all of them are."""
         try:
             values = np.fromiter(map(self.number, fields), np.float64, len(fields))
-            if np.all(np.isfinite(values)):
+            if self.plain and np.all(np.isfinite(values)):
                 return values
         except ValueError:
             pass

@@ -17,7 +17,7 @@ __all__ = [
     "Fault",
     "check_inputs",
     "no_numbers",
-    "one_option",
+    "option",
     "refuse",
     "shown",
     "without_value",
@@ -34,7 +34,8 @@ _DATE = re.compile(
     ),
     re.VERBOSE | re.IGNORECASE,
 )
-_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d+")
+_COMMA = re.compile(r"[+-]?\d+([.,]\d{3})*,\d+(\.\d+)?")
+COMMA = "use --decimal ',' if decimals follow the comma, or take it out if it parts thousands"
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,28 @@ def refuse(table: Table, faults: Iterable[Fault], *, optional: Container[str] = 
     found = list(faults)
     told = [f"line {table.lines[f.row]}, column {f.name!r} {f.what}; {f.cure}" for f in found]
     if len(found) == 1 and found[0].name in optional:
-        told[0] += f", or leave the column out with --ignore {one_option([found[0].name])}"
+        told[0] += f", or leave the column out with {option('--ignore', [found[0].name])}"
     if len(found) == 1:
         raise InputError(f"{table.path}, {told[0]}")
     useless = {f.name: None for f in found if f.name in optional and not f.imputable}
     options = ["--impute"] if any(f.imputable and f.name not in useless for f in found) else []
-    options += [f"--ignore {one_option(useless)}"] if useless else []
+    options += [option("--ignore", useless)] if useless else []
     if options:
         told.append(f"or use {' '.join(options)}")
     if found:
         raise InputError("\n  ".join([f"{table.path} cannot be used as it is:", *told]))
 
 
-def one_option(names: Iterable[str]) -> str:
-    """Names as a shell takes them after an option, with commas between."""
+def option(name: str, values: Iterable[str]) -> str:
+    """An option as a shell takes it: names of columns, with commas between."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(names)
-    return shlex.quote(text.getvalue())
+    csv.writer(text, lineterminator="").writerow(values)
+    return spelt(name, text.getvalue())
+
+
+def spelt(name: str, value: str) -> str:
+    """An option with one value."""
+    return f"{name}{'=' if value.startswith('-') else ' '}{shlex.quote(value)}"
 
 
 def check_inputs(
@@ -102,7 +108,7 @@ def check_inputs(
             fault = without_value(table, name, "fill it in, or use --impute")
             faults.append(replace(fault, imputable=True))
         if isinstance(column, Numbers):
-            faults += no_numbers(table, name, column, f"use --categories {one_option([name])}")
+            faults += no_numbers(table, name, column, f"use {option('--categories', [name])}")
         elif name not in categories:
             faults += _no_categories(table, name, column)
     return faults
@@ -135,7 +141,7 @@ def no_numbers(table: Table, name: str, column: Numbers, asked: str = "") -> lis
 
 def _no_categories(table: Table, name: str, column: Texts) -> list[Fault]:
     """Why texts are no categories: dates, numbers among them, too many."""
-    k, asked = len(column.words), f"use --categories {one_option([name])}"
+    k, asked = len(column.words), f"use {option('--categories', [name])}"
 
     def first(chosen: Callable[[str], bool]) -> Fields:
         fields = column.fields(chosen)
@@ -156,8 +162,8 @@ def _no_categories(table: Table, name: str, column: Texts) -> list[Fault]:
         return [Fault(name, some.row, words, _corrected(some.first, asked))]
     if most(_COMMA):
         some = first(lambda word: _COMMA.fullmatch(word) is not None)
-        what = f"holds numbers with a decimal comma, the first {shown(some.first)}"
-        return [Fault(name, some.row, what, "use --decimal ','")]
+        what = f"holds numbers with commas, the first {shown(some.first)}"
+        return [Fault(name, some.row, what, COMMA)]
     if k > MANY or k > max(len(table) // 2, 1):
         some = first(lambda word: True)
         what = f"holds {k} different texts in {len(table)} rows, the first {shown(some.first)}"
@@ -168,10 +174,11 @@ def _no_categories(table: Table, name: str, column: Texts) -> list[Fault]:
 def _corrected(field: str, asked: str) -> str:
     """What helps where a number was expected."""
     if _COMMA.fullmatch(field):
-        return "correct it, or use --decimal ','"
+        return COMMA
     if not asked or len(field) > 60:
         return "correct it, or leave out the row"
-    return f"correct it, use --missing {shlex.quote(field)} if that is a missing value, or {asked}"
+    missing = spelt("--missing", field)
+    return f"correct it, use {missing} if that is a missing value, or {asked}"
 
 
 def _counted(fields: Fields, table: Table, what: str) -> str:

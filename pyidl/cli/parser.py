@@ -19,7 +19,8 @@ __all__ = ["build_parser"]
 
 EXAMPLES = """examples:
   python -m pyidl train flowers.csv --target species
-  python -m pyidl predict flowers.npz new.csv --output answers.csv --probabilities
+  python -m pyidl train patients.csv --target risk --impute --ignore name,seen
+  python -m pyidl predict patients.npz new.csv --id name --probabilities --output answers.csv
   python -m pyidl certify flowers.npz
   python -m pyidl check --device cuda
 

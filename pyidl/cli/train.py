@@ -21,7 +21,7 @@ from pyidl.cli.faults import (
     Fault,
     check_inputs,
     no_numbers,
-    one_option,
+    option,
     refuse,
     shown,
     without_value,
@@ -41,6 +41,7 @@ SHARE = 0.1
 """Of the rows that are not held out, what is watched to stop early by."""
 WATCHED = 10
 """Fewer rows than these are not held out to stop early by, unless it is asked for."""
+TARGET = "fill it in, or leave out the row (NA, None and the like are no values)"
 INDEX = ("", "Unnamed: 0")
 """What the first column is called where pandas has written its index."""
 
@@ -212,7 +213,7 @@ def _read(options: Any, source: Source) -> _Read:
         ):
             _say(
                 f"pyidl: {name} counts the rows, and is learnt from; if it means nothing else, use "
-                f"--ignore {one_option([name])}"
+                f"{option('--ignore', [name])}"
             )
     return _Read(table, columns, target, classes)
 
@@ -226,7 +227,7 @@ def _target(options: Any, table: Table) -> tuple[list[Fault], np.ndarray, list[s
     some = any(map(table.is_number, texts.words))
     task = options.task or ("regression" if some else "classification")
     if len(texts.missing):
-        faults.append(without_value(table, name, "fill it in, or leave out the row"))
+        faults.append(without_value(table, name, TARGET))
     if task == "regression":
         faults += no_numbers(table, name, numbers, "use --task classification")
         values: np.ndarray = np.unique(numbers.values)

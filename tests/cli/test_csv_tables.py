@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pyidl.cli.csv_table import BLOCK, MISSING, Numbers, Texts, opened, read_table
 from pyidl.cli.encoding import Category, Encoding, Number
-from pyidl.cli.faults import Fault, check_inputs, refuse
+from pyidl.cli.faults import COMMA, Fault, check_inputs, refuse
 from pyidl.errors import FileFormatError, InputError, PyidlWarning
 
 ROWS = "a,b\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(20))
@@ -98,7 +98,13 @@ def test_only_what_is_asked_for_is_kept(tmp_path):
     read = table(tmp_path, "a,b,c\n1,x,2\n", {"c": "number"}, carried=["b"])
     assert (list(read.columns), read.carried) == (["c"], {"b": ["x"]})
     assert isinstance(table(tmp_path, "a\n007\n", {"a": "text"}).columns["a"], Texts)
-    assert table(tmp_path, "a\n?\n1\n", missing=["?"]).columns["a"].missing.tolist() == [0]
+    for spelling in ("?", "-999"):
+        for text in (f"a\n{spelling}\n1\n", f"a\n1\n{spelling}\n"):
+            column = table(tmp_path, text, missing=[spelling]).columns["a"]
+            assert (column.missing.tolist(), column.odd) == (
+                [text.split().index(spelling) - 1],
+                None,
+            )
 
 
 def test_decimal_commas(tmp_path):
@@ -108,11 +114,10 @@ def test_decimal_commas(tmp_path):
     assert (column.odd.first, column.odd.row) == ("1.000", 2)  # one, or a thousand: refused
     with pytest.raises(InputError, match="--decimal is 'x'; it is a point or a comma"):
         table(tmp_path, text, delimiter=";", decimal="x")
-    fault = faults(table(tmp_path, "a;b\n1,5;x\n1.000,25;y\n", delimiter=";"))["a"]
-    assert (fault.what, fault.cure) == (
-        "holds numbers with a decimal comma, the first '1,5'",
-        "use --decimal ','",
-    )
+    for rows in ("1,5;x\n1.000,25;y\n", '"1,200,000.50";x\n1,200;y\n'):
+        fault = faults(table(tmp_path, "a;b\n" + rows, delimiter=";"))["a"]
+        assert fault.what.startswith("holds numbers with commas, the first '1,")
+        assert fault.cure == COMMA
 
 
 def test_gzip(tmp_path):
@@ -255,8 +260,9 @@ def test_all_columns_are_told_at_once(tmp_path):
             "holds 'x', which is no number, and numbers elsewhere",
             "use --categories 'c d'",
         ),
+        ("1\n-x\n2\n", "holds '-x', which is no number", "use --missing=-x if"),
         ("1\n? ?\n2\n", "holds '? ?', which is no number", "use --missing '? ?' if"),
-        ("1\n2,5\n", "holds '2,5', which is no number", "use --decimal ','"),
+        ("1\n2,5\n", "holds '2,5', which is no number", "use --decimal ',' if"),
         (
             "a\nb\nc\nd\n",
             "holds 4 different texts in 4 rows, the first 'a'",

@@ -401,7 +401,9 @@ def test_a_target_that_is_neither(people, capsys):
     assert "line 9, column 'y' holds 'n.a.', which is no number; correct it" in err
     assert "use --task classification" in err
     code, _, err = run(capsys, "train", table, "--target", "y", "--missing", "n.a.", *FAST)
-    assert "column 'y' has no value (1 of 30 rows have none); fill it in, or leave out" in err
+    assert (
+        "column 'y' has no value (1 of 30 rows have none); fill it in, or leave out the row" in err
+    )
     code, _, err = run(
         capsys, "train", table, "--target", "y", "--missing", "n.a.", "--impute", *FAST
     )
