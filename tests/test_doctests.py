@@ -14,6 +14,7 @@ OPTIONAL = {
     "pyidl.interop.torch": "torch",
     "pyidl.interop.torchidl": "torch",
     "pyidl.sklearn": "sklearn",
+    "pyidl.cli.encoding": "sklearn",
     "pyidl.plotting": "matplotlib",
 }
 OPTIONAL |= {name: "onnx" for name in MODULES if name.startswith("pyidl.interop.onnx")}

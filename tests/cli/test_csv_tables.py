@@ -22,6 +22,8 @@ from pyidl.cli.encoding import Category, Encoding, Number
 from pyidl.cli.faults import COMMA, Fault, check_inputs, refuse
 from pyidl.errors import FileFormatError, InputError, PyidlWarning
 
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
 ROWS = "a,b\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(20))
 
 

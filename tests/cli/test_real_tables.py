@@ -18,7 +18,8 @@ import pyidl
 from pyidl.cli.main import main
 from pyidl.training import EarlyStopping, recipe
 
-sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
 def started(folder, *arguments, given=None):
@@ -76,7 +77,7 @@ def patients(m=300, seed=0, index=True, gaps=0.06):
 
 def test_wine_with_its_names(tmp_path):
     """Train on a text target, predict beside an id, and read the answers."""
-    wine = sklearn.datasets.load_wine()
+    wine = datasets.load_wine()
     names = wine.target_names[wine.target]
     rng = np.random.default_rng(0)
     order = rng.permutation(len(names))
@@ -365,6 +366,11 @@ def test_gzip_and_standard_streams(people, capsys):
         "pyidl: standard input has no column 'income', 'smoker'; its columns are age, town"
     )
     assert not Path("-").exists()
+    left_open = (
+        "import os; from pyidl.cli import main; main(['predict', 'p.npz', '-']); os.fstat(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", left_open], input=data, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
     assert "a model goes to a file" in run(capsys, *people, "--output", "-")[2]
 
 
@@ -372,17 +378,19 @@ def test_gzip_and_standard_streams(people, capsys):
 
 
 @pytest.mark.parametrize(
-    ("k", "options", "told"),
+    ("k", "m", "options", "told"),
     [
-        (3, (), True),
-        (20, (), True),
-        (21, (), False),
-        (3, ("--task", "regression"), False),
-        (3, ("--task", "classification"), False),
+        (3, 80, (), True),
+        (20, 80, (), True),
+        (20, 40, (), True),
+        (20, 39, (), False),
+        (21, 80, (), False),
+        (3, 80, ("--task", "regression"), False),
+        (3, 80, ("--task", "classification"), False),
     ],
 )
-def test_a_target_of_few_numbers_says_what_it_is_taken_for(k, options, told, people, capsys):
-    write("d.csv", ["a", "grade"], [[i * 0.5, i % k] for i in range(80)])
+def test_a_target_of_few_numbers_says_what_it_is_taken_for(k, m, options, told, people, capsys):
+    write("d.csv", ["a", "grade"], [[i * 0.5, i % k] for i in range(m)])
     code, out, err = run(capsys, "train", "d.csv", "--target", "grade", *FAST, *options)
     note = (
         f"pyidl: grade holds {k} different numbers, and is learnt as a number (regression); if "
