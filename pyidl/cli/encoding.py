@@ -315,8 +315,7 @@ def _needs_sklearn(why: str) -> None:
         import sklearn  # noqa: F401
     except ImportError:
         raise InputError(
-            f"{why} needs scikit-learn, which is not installed: "
-            "pip install 'implicit-pyidl[sklearn]'"
+            f"{why} needs scikit-learn, which is not installed: pip install scikit-learn"
         ) from None
 
 

@@ -118,8 +118,7 @@ def _outputs(options: Any) -> Path:
         check_destination(options.plot, data, output, force=options.force, option="--plot")
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError(
-                "--plot needs matplotlib, which is not installed: pip install "
-                "'implicit-pyidl[plot]'"
+                "--plot needs matplotlib, which is not installed: pip install matplotlib"
             )
         from matplotlib.backend_bases import FigureCanvasBase
 

@@ -476,8 +476,7 @@ def test_a_plot(people, capsys, monkeypatch):
     assert run(capsys, *options, "u.png") == (
         2,
         "",
-        "pyidl: --plot needs matplotlib, which is not installed: pip install "
-        "'implicit-pyidl[plot]'\n",
+        "pyidl: --plot needs matplotlib, which is not installed: pip install matplotlib\n",
     )
 
 
@@ -488,7 +487,7 @@ def test_without_sklearn_numbers_work_and_the_rest_says_what_is_missing(
     write("m.csv", ["a", "y"], [[i if i % 5 else "", i * i] for i in range(40)])
     monkeypatch.setitem(sys.modules, "sklearn", None)
     texts = "encoding the texts of 'town', 'smoker'"
-    cure = "needs scikit-learn, which is not installed: pip install 'implicit-pyidl[sklearn]'\n"
+    cure = "needs scikit-learn, which is not installed: pip install scikit-learn\n"
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "fit", None)
         assert run(capsys, *people, "--force")[2].endswith(f"pyidl: {texts} {cure}")
