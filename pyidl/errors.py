@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import numbers
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -155,3 +158,60 @@ def expect_flags(owner: Any, *names: str) -> None:
     """Refuse options of an object that are neither True nor False."""
     for name in names:
         expect(name, getattr(owner, name), bool, "use True or False")
+
+
+def by_name(argument: str, name: str, room: Any, fits: Callable[[Any], bool]) -> Any:
+    """What a name of a module's `__all__` stands for; of a class, an object.
+
+    Parameters
+    ----------
+    argument : str
+        What the caller calls it.
+    name : str
+        What was given.
+    room : module
+        Where it is looked up.
+    fits : callable
+        Which of the module's values are meant.
+
+    Raises
+    ------
+    InputError
+        If there is no such name: with all that there are, and the nearest. If it stands
+        for what must be called with options first: with the words to write.
+
+    Examples
+    --------
+    >>> from pyidl import activations, optim
+    >>> by_name("optimizer", "Adam", optim, lambda value: value is optim.Adam)
+    Adam(0.001), 0 steps
+    >>> is_relu = lambda value: value is activations.relu
+    >>> by_name("phi", "leaky_relu", activations, is_relu)
+    Traceback (most recent call last):
+    ...
+    pyidl.errors.InputError: phi is 'leaky_relu', which has options; write
+    pyidl.activations.leaky_relu(slope=0.01) instead of the name
+    """
+    offered = {key: getattr(room, key) for key in room.__all__}
+    names = [key for key, value in offered.items() if fits(value)]
+    found: Any = offered.get(name)
+    if name in names and not isinstance(found, type):
+        return found
+    if name in names or inspect.isfunction(found):
+        options = [
+            p for p in inspect.signature(found).parameters.values() if p.kind is not p.KEYWORD_ONLY
+        ]
+        if name in names and all(p.default is not p.empty for p in options):
+            return found()
+        said = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in options)
+        raise InputError(
+            f"{argument} is {name!r}, which has options; write "
+            f"{room.__name__}.{name}({', '.join(said)}) instead of the name"
+        )
+    makers = [key for key, value in offered.items() if inspect.isfunction(value)]
+    lower = {key.lower(): key for key in [*names, *makers]}
+    near = difflib.get_close_matches(name.lower(), lower, 1)
+    meant = f", did you mean {lower[near[0]]!r}?" if near else ";"
+    raise InputError(
+        f"{argument}: there is no {name!r}{meant} {room.__name__} has {', '.join(names)}"
+    )

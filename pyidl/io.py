@@ -29,6 +29,7 @@ import numpy as np
 
 from pyidl import activations
 from pyidl.activations import Activation, Blocks
+from pyidl.activations.names import as_activation
 from pyidl.arrays.backend import to_numpy
 from pyidl.errors import FileFormatError, InputError, expect
 from pyidl.layers import Composite, Layer
@@ -293,10 +294,7 @@ def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
         case "custom activation":
             return given[fields["name"]]
         case "Activation":
-            built_in = activations.named(fields["name"])
-            if built_in is None:
-                raise InputError(f"there is no built-in activation {fields['name']!r}")
-            return built_in
+            return as_activation(fields["name"])
         case str(name) if name in (known := offered(*SETTINGS)):
             return known[name](**{key: _decode(v, given) for key, v in fields.items()})
         case name:

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyidl.arrays.backend import as_real, to_numpy
+from pyidl.arrays.table import Table, abridged
 from pyidl.attention.cell import AttentionCell, parts
 from pyidl.attention.feedback import Feedback
 from pyidl.attention.head import ImplicitAttentionHead
@@ -90,6 +91,16 @@ class AttentionCertificate:
     factor: np.ndarray
     local: np.ndarray
     diagonal: np.ndarray
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: a row for each sample."""
+        columns = zip(self.proven, self.error, self.radius, self.local, strict=True)
+        rows = [
+            (f"{i}", "yes" if proven else "no", *(f"{number:.3g}" for number in numbers))
+            for i, (proven, *numbers) in enumerate(columns)
+        ]
+        head = ("sample", "proven", "error at most", "no other within", "kappa_loc")
+        return Table("Certificate of attention", head, abridged(rows))._repr_html_()
 
     def __repr__(self) -> str:
         m, alone = len(self.proven), int(np.isinf(self.radius[self.proven]).sum())

@@ -30,7 +30,7 @@ from pyidl.equilibrium import DEFAULT_ADJOINT, EquilibriumPullback, solved
 from pyidl.errors import InputError, expect, expect_flags
 from pyidl.layers.base import Call, Layer, Pullback, check_dtype, check_width, missing_axis
 from pyidl.layers.timeline import Timeline
-from pyidl.layers.tolerance import solvers_at
+from pyidl.layers.tolerance import in_words, solvers_at
 from pyidl.solvers import Solution, Solver
 from pyidl.solvers.base import check_solvers
 from pyidl.solvers.solution import OnFail
@@ -409,6 +409,10 @@ class ImplicitAttentionHead(Layer):
         if isinstance(self.constraint, Unconstrained):
             return dict(params)
         return self.constraint.project(params, self.attention, self.block_size)
+
+    def _equation(self) -> str:
+        state = f"{self.num_heads * self.head_dim} states a token"
+        return in_words(state, self.constraint, self.forward, self.adjoint)
 
     def certificate(self, explain: bool = False) -> Certificate:
         """What is proven about the fixed point for the present parameters.

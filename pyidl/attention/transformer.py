@@ -13,7 +13,6 @@ ICML 2020.
 
 from __future__ import annotations
 
-from pyidl import activations
 from pyidl.arrays import backend
 from pyidl.attention.head import ImplicitAttentionHead
 from pyidl.attention.maps import Attention, KernelAttention
@@ -118,5 +117,5 @@ def ImplicitTransformerBlock(
     ends = [(Dropout(dropout),) if Dropout(dropout).rate else () for _ in range(2)]
     return Sequential(
         Residual(LayerNorm(embed_dim, dtype=dtype), head, mixed, *ends[0]),
-        Residual(LayerNorm(embed_dim, dtype=dtype), wide, activations.relu, narrow, *ends[1]),
+        Residual(LayerNorm(embed_dim, dtype=dtype), wide, "relu", narrow, *ends[1]),
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from pyidl.arrays import backend
 from pyidl.arrays.backend import to_numpy
+from pyidl.arrays.table import Table, abridged
 from pyidl.certify.enclosure import Equation, Search, others, pieces
 from pyidl.errors import InputError, expect
 from pyidl.layers.implicit import ImplicitModel
@@ -54,6 +55,16 @@ class LocalCertificate:
     def max_error(self) -> np.ndarray:
         """The largest entry of `error` of every sample, shape (m,)."""
         return np.asarray(self.error.max(axis=1))
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: a row for each sample."""
+        columns = zip(self.proven, self.max_error, self.radius, self.reason, strict=True)
+        rows = [
+            (f"{i}", "yes" if proven else "no", f"{error:.3g}", f"{radius:.3g}", reason)
+            for i, (proven, error, radius, reason) in enumerate(columns)
+        ]
+        head = ("sample", "certified", "error at most", "no other within", "reason")
+        return Table("Certificate at given points", head, abridged(rows))._repr_html_()
 
     def __repr__(self) -> str:
         m, count = len(self.proven), int(self.proven.sum())

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import pyidl
-from pyidl import activations, metrics
+from pyidl import metrics
 from pyidl.activations import Activation
+from pyidl.activations.names import as_activation
 from pyidl.cli.csv_table import Numbers, Source, Table, Texts, opened
 from pyidl.cli.destination import check_destination
 from pyidl.cli.encoding import Category, Encoding
@@ -150,13 +151,7 @@ def _checked(options: Any) -> Activation:
         )
     if options.patience < 1:
         raise InputError(f"--patience is {options.patience}; it counts epochs, at least 1")
-    activation = activations.named(options.activation)
-    if not isinstance(activation, Activation):
-        raise InputError(
-            f"there is no activation {options.activation!r}; try relu, tanh, sigmoid, softplus, "
-            "silu or gelu"
-        )
-    return activation
+    return as_activation(options.activation, "--activation")
 
 
 @dataclass(frozen=True, eq=False)

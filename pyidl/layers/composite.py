@@ -85,7 +85,8 @@ class Composite(Layer):
         """The parts are different layers of one dtype."""
         what = type(self).__name__
         for name, layer in self.parts.items():
-            expect(f"layer {name} of {what}", layer, Layer, "a Layer or an Activation is needed")
+            cure = "a Layer, an Activation or its name is needed"
+            expect(f"layer {name} of {what}", layer, Layer, cure)
         parts = list(self.parts.values())
         leaves = [leaf for leaf in _leaves(self) if leaf.params]
         if any(len({id(layer) for layer in some}) < len(some) for some in (parts, leaves)):
@@ -150,6 +151,15 @@ class Composite(Layer):
             key=lambda c: (not c[1].proven, c[1].contraction),
         )
         return dataclasses.replace(weakest, reason=f"layer {name}: {weakest.reason}")
+
+    def _outline(self, part: str, certify: bool) -> tuple[list[tuple[str, ...]], list[str]]:
+        rows: list[tuple[str, ...]] = [(part, type(self).__name__, "", "", "")]
+        notes: list[str] = []
+        for name, layer in self.parts.items():
+            found = layer._outline(f"{part}.{name}" if part else name, certify)
+            rows += found[0]
+            notes += found[1]
+        return rows, notes
 
     @property
     def takes_lengths(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from pyidl import activations
-from pyidl.activations import Activation
+from pyidl.activations.names import ActivationOption
 from pyidl.arrays import backend
 from pyidl.arrays.batch import total
 from pyidl.cells import AffineCell
@@ -57,8 +57,9 @@ class ImplicitModel(Implicit):
     ----------
     input_dim, output_dim, hidden_dim : int
         p, q, n.
-    activation : Activation
-        phi, one of `pyidl.activations`, ``Blocks(...)`` of total width n, or your own.
+    activation : Activation or str
+        phi, one of `pyidl.activations` or its name, such as ``"tanh"``, ``Blocks(...)``
+        of total width n, or your own.
     constraint : Constraint
         The set in which the fixed point is certain. `project` maps into it; the forward
         pass uses the parameters as they are.
@@ -107,7 +108,7 @@ class ImplicitModel(Implicit):
     output_dim: int
     hidden_dim: int
     _: KW_ONLY
-    activation: Activation = activations.relu
+    activation: ActivationOption = ActivationOption(activations.relu)  # noqa: RUF009
     constraint: Constraint = InfNorm(0.99)  # noqa: RUF009 (frozen)
     rank: int | None = None
     pattern: Pattern | None = None

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.activations import Activation
+from pyidl.activations.names import ActivationOption
 from pyidl.arrays.batch import total
-from pyidl.errors import InputError, expect, expect_flags
+from pyidl.errors import InputError, expect_flags
 from pyidl.layers import initializers
 from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_widths
 from pyidl.typing import Rng
@@ -103,8 +103,8 @@ class Pointwise(Parameterless):
 
     Parameters
     ----------
-    activation : Activation
-        phi.
+    activation : Activation or str
+        phi, or its name.
 
     Raises
     ------
@@ -119,15 +119,10 @@ class Pointwise(Parameterless):
     (array([[0., 2.]]), array([[0., 1.]]))
     """
 
-    activation: Activation
+    activation: ActivationOption = ActivationOption()  # noqa: RUF009 (a descriptor)
 
     def _validate(self) -> None:
-        expect(
-            "activation",
-            self.activation,
-            Activation,
-            "use one of pyidl.activations, or Activation(name, phi, dphi)",
-        )
+        """The option has refused what is no activation."""
 
     def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
         Y = self.activation(U)

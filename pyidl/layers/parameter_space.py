@@ -21,7 +21,7 @@ from pyidl.activations import Activation, Blocks
 from pyidl.arrays import backend
 from pyidl.errors import InputError, expect
 from pyidl.layers.base import Layer, check_width
-from pyidl.layers.tolerance import solvers_at
+from pyidl.layers.tolerance import in_words, solvers_at
 from pyidl.matrices import read
 from pyidl.matrices.base import Matrix
 from pyidl.matrices.pattern import Pattern
@@ -208,6 +208,11 @@ class Implicit(Layer):
         space = self._space
         return strongest(self.params, space.activation, space.constraint, explain)
 
+    def _equation(self) -> str:
+        space = self._space
+        state = f"{space.hidden_dim} states a {'sample' if self.tokenwise else 'step'}"
+        return in_words(state, space.constraint, self.forward, self.adjoint)
+
     def with_tol(self, tol: Tol) -> Self:
         """Return the same layer at this tolerance, or at a pair (forward, adjoint).
 
@@ -226,10 +231,8 @@ class Implicit(Layer):
         return self.replace(forward=forward, adjoint=adjoint)
 
 
-def _check_activation(activation: Any, n: int, dtype: str) -> None:
+def _check_activation(activation: Activation, n: int, dtype: str) -> None:
     """Try the activation, block by block where it has blocks."""
-    cure = "use one of pyidl.activations, or Activation(name, phi, dphi)"
-    expect("activation", activation, Activation, cure)
     if not isinstance(activation, Blocks):
         return _try(activation, n, dtype)
     if activation.width != n:

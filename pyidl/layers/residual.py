@@ -42,8 +42,8 @@ class Residual(Sequential):
 
     Parameters
     ----------
-    *layers : Layer or Activation
-        Together they keep the shape of their input.
+    *layers : Layer, Activation or str
+        As for `Sequential`; together they keep the shape of their input.
 
     Raises
     ------
@@ -53,8 +53,8 @@ class Residual(Sequential):
     Examples
     --------
     >>> import numpy as np
-    >>> from pyidl import Linear, Residual, activations
-    >>> block = Residual(Linear(3, 5, rng=0), activations.relu, Linear(5, 3, rng=1))
+    >>> from pyidl import Linear, Residual
+    >>> block = Residual(Linear(3, 5, rng=0), "relu", Linear(5, 3, rng=1))
     >>> Y, pull = block(np.ones((2, 3)))
     >>> Y.shape, sorted(block.params)
     ((2, 3), ['0.W', '0.b', '2.W', '2.b'])

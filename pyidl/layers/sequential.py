@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from pyidl.activations import Activation
+from pyidl.activations.names import as_activation
 from pyidl.arrays import backend
 from pyidl.errors import InputError
 from pyidl.layers.base import Call, Layer
@@ -19,6 +20,8 @@ from pyidl.solvers.solution import OnFail
 from pyidl.typing import Grads
 
 __all__ = ["Sequential"]
+
+_Part: TypeAlias = Layer | Activation | str
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,9 +50,10 @@ class Sequential(Composite):
 
     Parameters
     ----------
-    *layers : Layer or Activation
-        At least one; all with parameters in one dtype and on one device. A `Sequential`
-        may contain another.
+    *layers : Layer, Activation or str
+        At least one, or a list of them; all with parameters in one dtype and on one
+        device. An activation may be given by its name. A `Sequential` may contain
+        another.
 
     Raises
     ------
@@ -58,9 +62,9 @@ class Sequential(Composite):
 
     Examples
     --------
-    >>> from pyidl import ImplicitModel, Linear, Sequential, activations
+    >>> from pyidl import ImplicitModel, Linear, Sequential
     >>> last = ImplicitModel(5, 3, 10, rng=0)
-    >>> model = Sequential(Linear(8, 5, rng=0), activations.tanh, last)
+    >>> model = Sequential([Linear(8, 5, rng=0), "tanh", last])
     >>> Y, pull = model(np.ones((4, 8)))
     >>> dU, grads = pull(np.ones((4, 3)))
     >>> sorted(grads)
@@ -69,8 +73,20 @@ class Sequential(Composite):
 
     layers: tuple[Layer, ...]
 
-    def __init__(self, *layers: Layer | Activation) -> None:
-        self.layers = tuple(Pointwise(f) if isinstance(f, Activation) else f for f in layers)
+    def __init__(self, *layers: _Part | Sequence[_Part]) -> None:
+        listed = [isinstance(given, (list, tuple)) for given in layers]
+        if any(listed) and len(layers) > 1:
+            raise InputError(
+                f"{type(self).__name__} has been given layers and a list of layers; "
+                "give all of them in one list, or each as an argument"
+            )
+        parts: Any = layers[0] if any(listed) else layers
+        self.layers = tuple(
+            Pointwise(as_activation(part, f"layer {i} of {type(self).__name__}"))
+            if isinstance(part, (Activation, str))
+            else part
+            for i, part in enumerate(parts)
+        )
         self.__post_init__()
 
     @property

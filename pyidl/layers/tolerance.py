@@ -1,4 +1,4 @@
-"""The solvers of a layer at another tolerance."""
+"""The solvers of a layer: at another tolerance, and in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pyidl.errors import InputError
 from pyidl.solvers import Solver
 from pyidl.typing import Tol
 
-__all__ = ["solvers_at"]
+__all__ = ["in_words", "solvers_at"]
 
 
 def solvers_at(
@@ -28,3 +28,10 @@ def solvers_at(
     if len(pair) != 2:
         raise InputError(f"tol is {tol!r}; give one tolerance, or a pair (forward, adjoint)")
     return (forward or DEFAULT_FORWARD).at(pair[0]), (adjoint or DEFAULT_ADJOINT).at(pair[1])
+
+
+def in_words(state: str, constraint: object, forward: Solver | None, adjoint: Solver | None) -> str:
+    """How many states an equation has, in which set it lies, and who solves it."""
+    there, back = forward or DEFAULT_FORWARD, adjoint or DEFAULT_ADJOINT
+    names = f"solved by {type(there).__name__}, adjoint by {type(back).__name__}"
+    return f"{state} in {constraint!r}, {names}"

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from pyidl import activations
-from pyidl.activations import Activation
+from pyidl.activations.names import ActivationOption
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import total
@@ -161,7 +161,7 @@ class ImplicitRNN(Implicit):
     return_sequences: bool = False
     pool: Pool = "last"
     timescale: float | None = None
-    activation: Activation = activations.relu
+    activation: ActivationOption = ActivationOption(activations.relu)  # noqa: RUF009
     constraint: Constraint = InfNorm(0.99)  # noqa: RUF009 (frozen)
     rank: int | None = None
     pattern: Pattern | None = None

@@ -24,6 +24,7 @@ import numpy as np
 
 from pyidl import activations
 from pyidl.activations import Activation
+from pyidl.activations.names import as_activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import is_array, namespace
 from pyidl.errors import InputError, expect
@@ -86,8 +87,8 @@ class Feedforward:
     layers : sequence of (W, b)
         W_l of shape (n_l, n_(l-1)), b_l of shape (n_l,) or None; the last pair is the
         output. At least two.
-    activation : Activation or sequence of Activation
-        One for all hidden layers, or one for each.
+    activation : Activation or str, or a sequence of them
+        One for all hidden layers, or one for each; by name if you like.
 
     Raises
     ------
@@ -106,7 +107,9 @@ class Feedforward:
     activation: tuple[Activation, ...]
 
     def __init__(
-        self, layers: Iterable[Any], activation: Activation | Iterable[Activation]
+        self,
+        layers: Iterable[Any],
+        activation: Activation | str | Iterable[Activation | str],
     ) -> None:
         expect("layers", layers, Iterable, "give at least two pairs (W, b), where b may be None")
         expect(
@@ -123,12 +126,10 @@ class Feedforward:
                 f"layers has {len(pairs)} items; give at least two pairs (W, b), where b may be "
                 "None"
             )
-        phis = (
-            (activation,) * (len(pairs) - 1)
-            if isinstance(activation, Activation)
-            else tuple(activation)
-        )
-        if len(phis) != len(pairs) - 1 or not all(isinstance(phi, Activation) for phi in phis):
+        single = isinstance(activation, (Activation, str))
+        every: Any = [activation] * (len(pairs) - 1) if single else activation
+        phis = tuple(map(as_activation, every))
+        if len(phis) != len(pairs) - 1:
             raise InputError(
                 f"{len(pairs)} layers have {len(pairs) - 1} activations between them; got "
                 f"{len(phis)}: use pyidl.activations"
@@ -136,8 +137,8 @@ class Feedforward:
         given = [a for pair in pairs for a in pair if a is not None]  # type: ignore[union-attr]
         owners = [a for a in given if is_array(a)]
         xp = namespace(*owners) if owners else np
-        single = len(owners) == len(given) and all(a.dtype == xp.float32 for a in owners)
-        dtype = "float32" if single else "float64"
+        narrow = len(owners) == len(given) and all(a.dtype == xp.float32 for a in owners)
+        dtype = "float32" if narrow else "float64"
         affine, width = [], None
         for i, (W, b) in enumerate(pairs):  # type: ignore[misc]
             W = backend.as_real(W, name=f"W of layer {i}", xp=xp, dtype=dtype)

@@ -21,8 +21,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from pyidl import activations
 from pyidl.activations import Activation
+from pyidl.activations.names import as_activation
 from pyidl.errors import InputError, is_real
 from pyidl.layers.base import Layer, check_dtype, check_width
 from pyidl.optim import Adam, Schedule
@@ -378,19 +378,3 @@ def _meant(name: str, given: Any) -> Any:
     if name == "constraint":
         return InfNorm(KAPPA) if given is None else given
     return check_dtype(given) if name == "dtype" else given
-
-
-def as_activation(given: Any) -> Activation:
-    """An activation by name.
-
-    A copy of one that is built in, such as `sklearn.base.clone` makes, is that one.
-    """
-    built_in = activations.named(given.name if isinstance(given, Activation) else str(given))
-    if isinstance(given, Activation):
-        return built_in if built_in == given else given
-    if built_in is None:
-        raise InputError(
-            f"there is no activation {given!r}; pyidl.activations has relu, tanh, sigmoid, "
-            "softplus and others"
-        )
-    return built_in

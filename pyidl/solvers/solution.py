@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from pyidl.arrays.backend import from_host
+from pyidl.arrays.table import Table
 from pyidl.errors import (
     ConvergenceError,
     ConvergenceWarning,
@@ -113,6 +114,19 @@ class Solution:
             f"{np.mean(self.n_iter):.1f} steps on average, {np.max(self.n_iter)} at most; "
             f"worst residual {np.max(self.residual):.3g}"
         )
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: a row for each way in which samples ended."""
+        rows = []
+        for status in Status:
+            some = self.status == status
+            if some.any():
+                steps = self.n_iter[some]
+                cells = [status.name, f"{int(some.sum())}", f"{steps.mean():.1f}", f"{steps.max()}"]
+                worst = (f"{a[some].max():.3g}" for a in (self.residual, self.tolerance))
+                rows.append((*cells, *worst))
+        head = ("status", "samples", "mean steps", "most steps", "worst residual", "tolerance")
+        return Table(f"Solution by {self.method}", head, tuple(rows))._repr_html_()
 
     def merged(self, other: Solution, rows: np.ndarray, xp: Namespace) -> Solution:
         """The solution with the samples `rows` of `other` where that came closer."""

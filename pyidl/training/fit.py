@@ -10,6 +10,7 @@ again, and the forward pass and its gradient use the parameters as they are.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import time
@@ -19,12 +20,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
+from pyidl import losses as all_losses
+from pyidl import metrics as all_metrics
+from pyidl import optim
 from pyidl.arrays import backend
-from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError, expect, is_real, is_whole
+from pyidl.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    InputError,
+    by_name,
+    expect,
+    is_real,
+    is_whole,
+)
 from pyidl.layers.base import Layer, check_width
 from pyidl.optim import Optimizer
 from pyidl.training.callbacks import Checkpoint, EarlyStopping, restore
@@ -41,21 +53,22 @@ MAX_FAILED = 0.1
 Loss = Callable[..., tuple[Any, Any]]
 Metric = Callable[[Any, Any], Any]
 ParameterPenalty = Callable[[Params], tuple[Any, Mapping[str, Array]]]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 OnFailedSamples = Literal["skip", "raise", "warn", "ignore"]
 
 
 def fit(
     model: Layer,
-    data: tuple[Any, ...],
+    data: Any,
+    targets: Any = None,
+    weights: Any = None,
     *,
-    loss: Loss,
-    optimizer: Optimizer,
+    loss: Loss | str,
+    optimizer: Optimizer | str | None = None,
     epochs: int,
     batch_size: int | None = 64,
     validation: tuple[Any, ...] | None = None,
     rng: Rng = None,
-    metrics: Sequence[Metric] = (),
+    metrics: Sequence[Metric | str] = (),
     penalty: ParameterPenalty | None = None,
     tol: Tolerances | None = (1e-4, 1e-3),
     on_fail: OnFailedSamples = "skip",
@@ -70,28 +83,33 @@ def fit(
     model : Layer
         Its `params` are replaced after every step, and projected into its well-posed
         set.
-    data : (inputs, targets) or (inputs, targets, weights)
-        `inputs` is one array or a tuple of arrays that share their first axis;
-        `weights` (m,) weigh the samples, those of (m, T) the positions of sequences.
-        Samples all of whose weights are 0 are left out.
-    loss : callable
+    data : array, or (inputs, targets) or (inputs, targets, weights)
+        The inputs, one sample a row, with `targets` after them; or a tuple of all, in
+        which `inputs` may be a tuple itself, of arrays that share their first axis:
+        ``((U, lengths), targets)``.
+    targets : array, optional
+        Where `data` is an array.
+    weights : array, optional
+        Those of shape (m,) weigh the samples, those of (m, T) the positions of
+        sequences. Samples all of whose weights are 0 are left out.
+    loss : callable or str
         ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given;
-        see `pyidl.losses`.
-    optimizer : Optimizer
-        See `pyidl.optim`; learning-rate schedules and gradient clipping are options of
-        it.
+        or the name of one of `pyidl.losses`, such as "mse".
+    optimizer : Optimizer or str, optional
+        One of `pyidl.optim`, of which learning-rate schedules and gradient clipping are
+        options; or its name, for its defaults. Without it, a new ``Adam(1e-3)``.
     epochs : int
         How often every sample is seen; with `resume`, including the epochs already
         done.
     batch_size : int or None
         Samples per step; None takes all at once.
-    validation : like `data`, optional
+    validation : (inputs, targets) or (inputs, targets, weights), optional
         Evaluated after each epoch.
     rng : Generator, int or None
         Draws the order of the samples, on the host, and is handed to layers that draw.
-    metrics : sequence of callables
-        ``metric(Y, target) -> float``, evaluated after each epoch on the validation
-        data, or else on the training data.
+    metrics : sequence of callables or str
+        ``metric(Y, target) -> float``, or names of `pyidl.metrics`; evaluated after
+        each epoch on the validation data, or else on the training data.
     penalty : callable, optional
         ``penalty(params) -> (value, grads)``, added to the loss; `grads` may leave out
         keys.
@@ -134,10 +152,8 @@ def fit(
     >>> import pyidl
     >>> U = np.linspace(-2, 2, 64)[:, None]
     >>> model = pyidl.ImplicitModel(1, 1, 20, rng=0)
-    >>> adam = pyidl.optim.Adam(1e-2)
     >>> history = pyidl.fit(
-    ...     model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=20,
-    ...     rng=0, verbose=0,
+    ...     model, U, np.sin(U), loss="mse", epochs=20, rng=0, verbose=0
     ... )
     >>> bool(history["loss"][-1] < history["loss"][0])
     True
@@ -147,13 +163,14 @@ def fit(
     epochs = check_width("epochs", epochs)
     if batch_size is not None:
         batch_size = check_width("batch_size", batch_size)
-    _check_options(optimizer, on_fail, verbose, resume)
-    metrics, callbacks = _functions("metrics", metrics), _functions("callbacks", callbacks)
-    _functions("loss", [loss])
+    _check_options(on_fail, verbose, resume)
+    measures: tuple[Metric, ...] = _functions("metrics", metrics, all_metrics)
+    callbacks = _functions("callbacks", callbacks)
+    (price,) = _functions("loss", [loss], all_losses)
     _functions("penalty", [] if penalty is None else [penalty])
-    train = Samples.read(data, model, "data")
+    train = Samples.read(_gathered(data, targets, weights), model, "data")
     held_out = None if validation is None else Samples.read(validation, model, "validation")
-    run = Run(model, optimizer, backend.as_generator(rng), epochs, tol)
+    run = Run(model, _optimizer(optimizer), backend.as_generator(rng), epochs, tol)
     twin = Twin.of(model, tol)
     before = _state(run)
     if resume is not None:
@@ -169,8 +186,8 @@ def fit(
             with _taken_back(before):
                 with twin.learning() as pupil:
                     lent = replace(run, model=pupil)
-                    steps = _train_epoch(lent, train, size, loss, penalty, on_fail)
-                scores = _scores(model, train, held_out, size, loss, metrics)
+                    steps = _train_epoch(lent, train, size, price, penalty, on_fail)
+                scores = _scores(model, train, held_out, size, price, measures)
                 seconds = time.perf_counter() - began
                 run.records.append({"epoch": run.epoch + 1, **steps, **scores, "seconds": seconds})
                 report(run.records[-1])
@@ -184,26 +201,72 @@ def fit(
     return History(tuple(run.records), tol)
 
 
-def _check_options(optimizer: Any, on_fail: Any, verbose: Any, resume: Any) -> None:
+def _optimizer(given: Any) -> Optimizer:
+    """An optimiser as it is, a new one of this name, or a new Adam."""
+    if isinstance(given, str):
+        given = by_name("optimizer", given, optim, _is_optimizer)
+    optimizer: Optimizer = optim.Adam(1e-3) if given is None else given
+    cure = "use one of pyidl.optim, such as Adam(1e-3), or its name"
+    expect("optimizer", optimizer, "step", cure)
+    return optimizer
+
+
+def _is_optimizer(value: Any) -> bool:
+    return (
+        isinstance(value, type) and issubclass(value, Optimizer) and not inspect.isabstract(value)
+    )
+
+
+def _gathered(data: Any, targets: Any, weights: Any) -> Any:
+    """``(inputs, targets, weights)``, in whichever way they were given."""
+    if targets is not None:
+        if isinstance(data, tuple):
+            raise InputError(
+                "data is a tuple, and targets are given as well; a tuple holds the targets too: "
+                "fit(model, (U, targets), ...), and with several inputs "
+                "fit(model, ((U, lengths), targets), ...)"
+            )
+        return data, targets, weights
+    if weights is not None:
+        raise InputError(
+            "weights are given, and no targets; write fit(model, U, targets, weights, ...), or "
+            "fit(model, (U, targets, weights), ...)"
+        )
+    if backend.is_array(data):
+        raise InputError(
+            "data is one array, and no targets are given; write fit(model, U, targets, ...)"
+        )
+    return data
+
+
+def _check_options(on_fail: Any, verbose: Any, resume: Any) -> None:
     if on_fail not in ("skip", "raise", "warn", "ignore"):
         raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
-    expect("optimizer", optimizer, "step", "use one of pyidl.optim, such as Adam(1e-3)")
     if not (is_whole(verbose) or isinstance(verbose, bool)):
         raise InputError(f"verbose is {verbose!r}; 1 shows progress, 0 is silent")
     cure = "the name of a file of Checkpoint is needed, a str or a Path"
     expect("resume", resume, (str, os.PathLike, NoneType), cure)
 
 
-def _functions(name: str, given: Iterable[_Function]) -> tuple[_Function, ...]:
-    """Several functions as a tuple."""
-    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+def _functions(name: str, given: Iterable[Any], room: Any = None) -> tuple[Any, ...]:
+    """Several functions as a tuple; those that are named, from this module."""
+    if not isinstance(given, Iterable) or isinstance(given, (Mapping, str)):
         raise InputError(
-            f"{name} is {given!r}; a sequence of functions is needed, also of a single one"
+            f"{name} is {given!r}; a sequence of functions is needed, also of a single one: "
+            f"{name}=[...]"
         )
-    functions = tuple(given)
+    functions = tuple(
+        by_name(name, item, room, _of_output) if room and isinstance(item, str) else item
+        for item in given
+    )
     if not all(callable(function) for function in functions):
         raise InputError(f"{name}: {given!r} must be callable")
     return functions
+
+
+def _of_output(function: Any) -> bool:
+    """Whether it is called with a model's output, and not to make what is."""
+    return next(iter(inspect.signature(function).parameters)) == "Y"
 
 
 def _state(run: Run) -> list[tuple[Any, str, Any]]:

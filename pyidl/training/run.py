@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from pyidl.arrays.table import Table, abridged
+from pyidl.errors import InputError
 from pyidl.layers.base import Layer
 from pyidl.optim import Optimizer
 
@@ -18,10 +22,12 @@ __all__ = ["Callback", "History", "Run", "in_words"]
 class History:
     """One record for each epoch.
 
-    ``history["loss"]`` is an array over the epochs. The keys: epoch, loss, val_loss and
-    the metrics (of the validation data if there are any, with ``"val_"`` before the
-    name, otherwise of the training data), steps (mean forward steps a sample and
-    solve), failed (samples whose solve failed and that were left out), seconds.
+    ``history["loss"]`` is an array over the epochs; `keys` and `items` go over what was
+    recorded, ``len(history)`` is the number of epochs, and `to_frame` makes a table of
+    pandas. The keys: epoch, loss, val_loss and the metrics (of the validation data if
+    there are any, with ``"val_"`` before the name, otherwise of the training data),
+    steps (mean forward steps a sample and solve), failed (samples whose solve failed
+    and that were left out), seconds.
 
     Attributes
     ----------
@@ -36,21 +42,54 @@ class History:
     >>> history = History(({"epoch": 1, "loss": 0.5, "seconds": 0.1},))
     >>> history["loss"], history
     (array([0.5]), epoch 1: loss 0.5 (0.10 s))
+    >>> history.keys(), dict(history)["epoch"]
+    (['epoch', 'loss', 'seconds'], array([1]))
     """
 
     records: tuple[Mapping[str, float], ...] = ()
     tol: tuple[float, float] | None = None
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if not self.records or key not in self.records[0]:
-            raise KeyError(
-                f"{key!r} was not recorded; there are "
-                f"{list(self.records[0]) if self.records else 'no epochs'}"
-            )
-        return np.array([record[key] for record in self.records])
+        if key not in self.keys():
+            raise KeyError(f"{key!r} was not recorded; there are {self.keys() or 'no epochs'}")
+        return np.array([record.get(key, math.nan) for record in self.records])
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> list[str]:
+        """What was recorded, in any epoch; where one lacks it, it is NaN.
+
+        A resumed run may have other metrics than its beginning.
+        """
+        return list(dict.fromkeys(key for record in self.records for key in record))
+
+    def items(self) -> list[tuple[str, np.ndarray]]:
+        """Pairs of a key and its array over the epochs."""
+        return [(key, self[key]) for key in self.keys()]
+
+    def to_frame(self) -> Any:
+        """A `pandas.DataFrame` with a row for each epoch, which is its index.
+
+        Raises
+        ------
+        InputError
+            If pandas is not installed.
+        """
+        if importlib.util.find_spec("pandas") is None:
+            raise InputError("to_frame needs pandas, which is not installed: pip install pandas")
+        import pandas
+
+        return pandas.DataFrame(dict(self.items())).set_index("epoch")
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: a row for each epoch, of many the first and the last."""
+        rows = [tuple(f"{row.get(key, math.nan):.4g}" for key in self) for row in self.records]
+        title = f"History of {len(self)} epochs"
+        return Table(title, tuple(self), abridged(rows))._repr_html_()
 
     def __repr__(self) -> str:
         return "\n".join(map(in_words, self.records)) or "History of no epochs"

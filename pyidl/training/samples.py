@@ -45,17 +45,18 @@ class Samples:
             raise InputError(f"{name} must be (inputs, targets) or (inputs, targets, weights)")
         inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
         given = (*inputs, data[1], *(w for w in data[2:] if w is not None))
+        parts_of = ["inputs"] * len(inputs) + ["targets", "weights"]
         parts = [
             a
             if backend.is_array(a)
-            else from_host(model.xp, backend.read_array(a, f"an array of {name}"))
-            for a in given
+            else from_host(model.xp, backend.read_array(a, f"{word} of {name}"))
+            for word, a in zip(parts_of, given)  # noqa: B905 (there may be no weights)
         ]
         lengths = {a.shape[0] if a.ndim else 0 for a in parts}
         if len(lengths) != 1 or lengths == {0}:
             raise InputError(
-                f"the arrays of {name} have {[a.shape for a in parts]}; they must share a first "
-                "axis of at least 1"
+                f"inputs, targets and weights of {name} have {[a.shape for a in parts]}; they must "
+                "share a first axis of at least 1"
             )
         backend.namespace(*parts, *model.params.values())
         weights = parts[-1] if len(data) == 3 and data[2] is not None else None

@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 
 from pyidl.arrays.backend import is_array, to_numpy
+from pyidl.arrays.table import Table
 from pyidl.errors import InputError, is_real
 from pyidl.typing import Array
 from pyidl.wellposed.bounds import EPS, complement
@@ -237,6 +238,30 @@ class Certificate:
         bound = np.broadcast_to(bound, r.shape)
         found = None if self.comparison is None else _solve_comparison(self.comparison, r)
         return np.array(bound) if found is None else np.fmin(found, bound)
+
+    def in_a_line(self) -> str:
+        """The statement without its reason or, where nothing is proven, with it."""
+        if not self.proven:
+            return f"not certified: {self.reason}"
+        if self.contraction == 0:
+            return f"certified, {self.reason}"
+        return f"certified, {self.applies_to} contracts by {self.contraction:.4g} per step"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows."""
+        rows = tuple(
+            (
+                "yes" if c.proven else "no",
+                c.applies_to,
+                f"{c.contraction:.4g}" if c.proven else "",
+                str(c.norm) if c.proven else "",
+                f"{1.0 / c.margin:.4g}" if c.margin > 0 else "",
+                c.reason,
+            )
+            for c in (self, *self.others)
+        )
+        head = ("certified", "iteration", "factor per step", "norm", "error / residual", "reason")
+        return Table("Certificate", head, rows)._repr_html_()
 
     def __repr__(self) -> str:
         lines = [self._sentence()]

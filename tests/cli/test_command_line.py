@@ -309,7 +309,7 @@ OPTIONS = {
     "units": (("--hidden-dim", 0), "hidden_dim"),
     "kappa": (("--kappa", 1.5), "kappa"),
     "rate": (("--learning-rate", -1), "-1"),
-    "activation": (("--activation", "rely"), "there is no activation 'rely'"),
+    "activation": (("--activation", "rely"), "there is no 'rely', did you mean 'relu'?"),
     "ridge": (("--alpha", -1), "--alpha is -1"),
     "share": (("--test-share", 1.5), "--test-share is 1.5"),
     "too large a share": (("--test-share", 0.95), "leaves 1 rows to train on"),

@@ -277,7 +277,7 @@ BAD_OPTIONS = {
     "half precision": ((P, Q, N), {"dtype": "float16"}),
     "no precision": ((P, Q, N), {"dtype": None}),
     "dtype unheard of": ((P, Q, N), {"dtype": "real"}),
-    "activation by name": ((P, Q, N), {"activation": "relu"}),
+    "activation by name": ((P, Q, N), {"activation": "rely"}),
     "activation as a function": ((P, Q, N), {"activation": np.tanh}),
     "blocks of another width": ((P, Q, N), {"activation": Blocks((activations.relu, 3))}),
     "constraint as a number": ((P, Q, N), {"constraint": 0.9}),
@@ -622,7 +622,7 @@ def test_sequential_is_checked_when_it_is_built():
     with pytest.raises(InputError, match="at least one"):
         Sequential()
     with pytest.raises(InputError, match="layer 1"):
-        Sequential(Linear(2, 3), "relu")
+        Sequential(Linear(2, 3), "rely")
     with pytest.raises(InputError, match="takes 4 inputs"):
         Sequential(Linear(2, 3), activations.relu, Linear(4, 1))
     with pytest.raises(InputError, match="float32 and float64"):

@@ -423,7 +423,7 @@ def test_options_reach_the_model():
 
 
 BAD = {
-    "an activation": ({"activation": "rely"}, "there is no activation 'rely'"),
+    "an activation": ({"activation": "rely"}, "there is no 'rely', did you mean 'relu'"),
     "alpha": ({"alpha": -1.0}, "alpha is -1.0"),
     "hidden_dim": ({"hidden_dim": 0}, "hidden_dim"),
     "a constraint": ({"constraint": 0.9}, "constraint"),

@@ -153,8 +153,9 @@ def test_data_that_cannot_be_read_are_refused(xp):
     ragged, whole = [[0.0] * 4, [0.0] * 3], [[0.0] * 4] * 2
     rows = [from_host(xp, row) for row in U[:2]]
     for inputs in (ragged, *([rows] if xp.__name__ == "cupy" else [])):
-        for data in ((inputs, whole), (whole, inputs), (whole, whole, inputs)):
-            with pytest.raises(InputError, match="an array of data cannot be read as an array"):
+        bad = {"inputs": (inputs, whole), "targets": (whole, inputs)}
+        for words, data in (bad | {"weights": (whole, whole, inputs)}).items():
+            with pytest.raises(InputError, match=f"{words} of data cannot be read as an array"):
                 fit(model, data, loss=losses.mse, optimizer=optim.Adam(1e-2), epochs=1, verbose=0)
 
 
@@ -583,9 +584,10 @@ BAD_CALLS = {
     "batch_size": {"batch_size": 0},
     "on_fail": {"on_fail": "shrug"},
     "validation": {"validation": U},
-    "loss": {"loss": "mse"},
+    "loss": {"loss": "msee"},
     "optimizer": {"optimizer": "adam"},
-    "metrics": {"metrics": ["accuracy"]},
+    "metrics": {"metrics": ["acuracy"]},
+    "one metric": {"metrics": "accuracy"},
     "callbacks": {"callbacks": [3]},
     "penalty": {"penalty": 0.1},
     "validation lengths": {"validation": (U, TARGET[:3])},
