@@ -20,12 +20,12 @@ from pyidl.matrices.base import Matrix
 from pyidl.solvers.image import Jacobians, Times
 from pyidl.solvers.problem import Affine, Problem, sizes
 from pyidl.solvers.solution import Solution
-from pyidl.typing import Array, Grads
+from pyidl.typing import Array, Grads, Setting
 
 __all__ = ["AffineCell", "Cell", "FunctionCell"]
 
 
-class Cell(ABC):
+class Cell(Setting, ABC):
     """A map ``x -> f(x, u)``, for the equation ``x = f(x, u)`` and its gradient.
 
     Subclasses are frozen dataclasses that hold the parameters. Where nothing is known

@@ -7,7 +7,8 @@ No pickle, written atomically, read with suspicion.
     params/A, ...   the parameters, host arrays
 
 Classes are named in the header and looked up among the public ones of a kind that files
-may hold (`offered`); nothing in a file is ever executed.
+may hold (`offered`), and among those of your own that `load` is given; nothing in a file
+is ever executed, and no module is imported because a file names it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,8 +70,10 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     """Write a model to a file: its configuration, and its parameters as host arrays.
 
     The file appears whole or not at all: it is written under another name beside its
-    place, and renamed. A model with an activation of your own is saved with the
-    activation's name; give the activation again to `load`.
+    place, and renamed. Layers, cells, constraints and solvers of your own are saved by
+    the name of their class, and an activation of your own by its name; give both again
+    to `load`. Such a class is a dataclass whose fields say all that it needs: numbers,
+    strings, tuples, activations, patterns, and objects or classes of these kinds.
 
     Parameters
     ----------
@@ -97,8 +101,11 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     >>> bool(np.all(pyidl.load(path).predict(U) == model.predict(U)))
     True
     """
-    expect("model", model, Layer, "save writes a Layer: save(path, model)")
-    header = {"kind": "model", "config": _encode(model)}
+    expect("model", model, Layer, "save writes a Layer")
+    own: dict[str, type] = {}
+    header = {"kind": "model", "config": _encode_layer(model, own)}
+    if own:
+        header["classes"] = list(own)
     if notes is not None:
         try:
             header["notes"] = dict(notes)
@@ -115,6 +122,7 @@ def load(
     path: str | Path,
     device: str = "cpu",
     activation: Activation | Mapping[str, Activation] | None = None,
+    classes: Iterable[type] = (),
 ) -> Layer:
     """Read a model that `save` has written.
 
@@ -126,6 +134,9 @@ def load(
         Where the parameters go: "cpu" or "cuda".
     activation : Activation or mapping of str to Activation, optional
         The activation that is not built in, or all of them by name.
+    classes : iterable of classes
+        Those of your own that the model is made of: layers, cells, constraints,
+        solvers.
 
     Returns
     -------
@@ -140,7 +151,8 @@ def load(
         If it is damaged, is no file of pyidl, holds no model, or was written by a newer
         version.
     InputError
-        If it needs an activation that was not given.
+        If it needs an activation or a class that was not given; the message has the
+        call to write.
 
     Examples
     --------
@@ -163,7 +175,8 @@ def load(
         raise InputError(
             f"activation is {activation!r}; give an Activation, or a dictionary of them by name"
         )
-    config = header.get("config")
+    config, own = header.get("config"), _by_name(classes)
+    _refuse_missing(path, header.get("classes", []), own)
     for name in sorted(_custom(config)):
         if name not in given:
             raise InputError(
@@ -172,8 +185,9 @@ def load(
                 + "; pass load(path, activation=Activation(...)) with that name"
             )
     try:
+        known = Known(given, offered(Layer, *SETTINGS) | own)
         model = _decode_layer(
-            config, {key.removeprefix("params/"): a for key, a in arrays.items()}, given
+            config, {key.removeprefix("params/"): a for key, a in arrays.items()}, known
         )
     except Exception as error:
         raise FileFormatError(
@@ -221,36 +235,137 @@ def load_notes(path: str | Path) -> dict[str, Any]:
 # ----------------------------------------------------------------------- models in JSON
 
 
-def _encode(value: Any) -> Any:
+@dataclass(frozen=True)
+class Known:
+    """What the names in a file stand for."""
+
+    activations: Mapping[str, Activation]
+    classes: Mapping[str, type[Any]]
+
+    def of(self, name: Any, *kinds: type) -> type[Any]:
+        """The class of that name, if it is one of these kinds."""
+        found = self.classes.get(name)
+        if found is None or not issubclass(found, kinds):
+            what = "layer" if kinds == (Layer,) else "class"
+            raise InputError(f"there is no {what} {name!r}")
+        return found
+
+
+def _by_name(classes: Any) -> dict[str, type[Any]]:
+    """The caller's own classes by name, each of them such that files may hold it."""
+    cure = "give the classes themselves, in a tuple: classes=(MyLayer,)"
+    expect("classes", classes, Iterable, cure)
+    found: dict[str, type[Any]] = {}
+    for cls in classes:
+        if not isinstance(cls, type):
+            raise InputError(f"classes holds {cls!r}; {cure}")
+        _admit(cls, found)
+    return found
+
+
+def _refuse_missing(path: Any, needed: Any, own: Mapping[str, type]) -> None:
+    """Refuse a file with classes of somebody's own that were not given."""
+    if not (isinstance(needed, list) and all(isinstance(name, str) for name in needed)):
+        raise FileFormatError(
+            f"the classes in {path} are no list of names; the file is damaged or was edited, save "
+            "the model again"
+        )
+    missing = ", ".join(name for name in needed if name not in own)
+    if missing:
+        several = ", ".join(needed) if len(needed) > 1 else f"{needed[0]},"
+        raise InputError(
+            f"{path} holds {missing}, which pyidl does not have; define or import what the model "
+            f"was saved with, and write load({os.fspath(path)!r}, classes=({several}))"
+        )
+
+
+def _admit(cls: type[Any], own: dict[str, type[Any]]) -> str:
+    """The name under which a file holds a class; one of the caller's is entered in `own`.
+
+    A name stands for one class: nothing else says which is meant.
+    """
+    name, kinds = cls.__name__, (Layer, *SETTINGS)
+    known = offered(*kinds)
+    if known.get(name) is cls:
+        return name
+    if not issubclass(cls, kinds):
+        raise InputError(
+            f"{name} cannot be saved; files hold {', '.join(known)}, the built-in activations, and "
+            "layers, cells, constraints and solvers of your own; arrays are saved as parameters"
+        )
+    if not issubclass(cls, Composite) and not dataclasses.is_dataclass(cls):
+        raise InputError(
+            f"{name} cannot be saved, since it is no dataclass; write its options as fields, under "
+            "@dataclass(eq=False, repr=False) for a layer, @dataclass(frozen=True) for others"
+        )
+    if name in known or own.setdefault(name, cls) is not cls:
+        other = "a class of pyidl" if name in known else "another class of yours"
+        raise InputError(
+            f"{name} is also the name of {other}; rename it, since a file says names only"
+        )
+    return name
+
+
+def _encode(value: Any, own: dict[str, type[Any]]) -> Any:
     """A configuration as JSON.
 
-    Classes by name, built-in activations by name, numbers and strings as they are.
+    Classes by name, built-in activations by name, numbers and strings as they are. The
+    caller's own classes are entered in `own`.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, tuple):
-        return [_encode(item) for item in value]
+        return [_encode(item, own) for item in value]
+    if isinstance(value, type):
+        return {"class": "class", "name": _admit(value, own)}
     if isinstance(value, Blocks):
         return {
             "class": "Blocks",
-            "blocks": [[_encode(b.activation), b.stop - b.start] for b in value.blocks],
+            "blocks": [[_encode(b.activation, own), b.stop - b.start] for b in value.blocks],
         }
     if isinstance(value, Activation):
-        own = activations.named(value.name) is value
-        return {"class": "Activation" if own else "custom activation", "name": value.name}
+        built_in = activations.named(value.name) is value
+        return {"class": "Activation" if built_in else "custom activation", "name": value.name}
     if isinstance(value, Pattern):
         return {"class": "Pattern", **{key: _encode_mask(getattr(value, key)) for key in "ABCD"}}
-    name, known = type(value).__name__, offered(Layer) | offered(*SETTINGS)
-    if known.get(name) is not type(value):
+    if isinstance(value, Layer):
         raise InputError(
-            f"{name} cannot be saved; files hold {', '.join(known)} and the built-in activations"
+            f"{type(value).__name__} is a layer among the options of another; what holds layers is "
+            "a Composite, whose parts are saved"
         )
-    if isinstance(value, Composite):
-        return {"class": name, "parts": {key: _encode(part) for key, part in value.parts.items()}}
-    options = (f.name for f in dataclasses.fields(value) if f.init)
-    return {"class": name, **{key: _encode(getattr(value, key)) for key in options}}
+    return _encode_fields(value, own)
+
+
+def _encode_layer(layer: Layer, own: dict[str, type[Any]]) -> dict[str, Any]:
+    """A layer, and those that it is made of, without their parameters."""
+    if not isinstance(layer, Composite):
+        return _encode_fields(layer, own)
+    parts = {key: _encode_layer(part, own) for key, part in layer.parts.items()}
+    return {"class": _admit(type(layer), own), "parts": parts}
+
+
+def _encode_fields(value: Any, own: dict[str, type[Any]]) -> dict[str, Any]:
+    """The fields of a dataclass, beside which it may have nothing that a file would lose."""
+    cls, encoded = type(value), {"class": _admit(type(value), own)}
+    names = [f.name for f in dataclasses.fields(value) if f.init]
+    lost = [
+        key
+        for key in getattr(value, "__dict__", {})
+        if not (key[0] == "_" or key in names or hasattr(cls, key))
+    ]
+    if lost:
+        raise InputError(
+            f"{cls.__name__} cannot be saved, since {', '.join(lost)} would be lost; make fields "
+            "of the dataclass of what it needs, and compute the rest in _validate, with a name _..."
+        )
+    for key in names:
+        try:
+            encoded[key] = _encode(getattr(value, key), own)
+        except InputError as error:
+            raise InputError(f"{cls.__name__}.{key}: {error}") from None
+    return encoded
 
 
 def _encode_mask(mask: np.ndarray | None) -> Any:
@@ -279,42 +394,39 @@ def _custom(config: Any) -> set[str]:
     return own | set().union(*map(_custom, config.values()))
 
 
-def _decode(value: Any, given: Mapping[str, Activation]) -> Any:
+def _decode(value: Any, known: Known) -> Any:
     """The inverse of `_encode`, for everything but layers."""
     if isinstance(value, list):
-        return tuple(_decode(item, given) for item in value)
+        return tuple(_decode(item, known) for item in value)
     if not isinstance(value, dict):
         return value
     fields = {key: v for key, v in value.items() if key != "class"}
     match value.get("class"):
         case "Blocks":
-            return Blocks(*((_decode(a, given), width) for a, width in fields["blocks"]))
+            return Blocks(*((_decode(a, known), width) for a, width in fields["blocks"]))
         case "Pattern":
             return Pattern(**{key: _decode_mask(mask) for key, mask in fields.items()})
         case "custom activation":
-            return given[fields["name"]]
+            return known.activations[fields["name"]]
+        case "class":
+            return known.of(fields["name"], Layer, *SETTINGS)
         case "Activation":
             return as_activation(fields["name"])
-        case str(name) if name in (known := offered(*SETTINGS)):
-            return known[name](**{key: _decode(v, given) for key, v in fields.items()})
         case name:
-            raise InputError(f"there is no class {name!r}")
+            options = {key: _decode(v, known) for key, v in fields.items()}
+            return known.of(name, *SETTINGS)(**options)
 
 
-def _decode_layer(
-    config: Any, params: Mapping[str, np.ndarray], given: Mapping[str, Activation]
-) -> Layer:
+def _decode_layer(config: Any, params: Mapping[str, np.ndarray], known: Known) -> Layer:
     """A layer from its configuration and its parameters."""
-    cls = offered(Layer).get(config["class"])
-    if cls is None:
-        raise InputError(f"there is no layer {config['class']!r}")
+    cls = known.of(config["class"], Layer)
     if issubclass(cls, Composite):
         owner: dict[str, dict[str, np.ndarray]] = {name: {} for name in config["parts"]}
         for key, a in params.items():
             part, _, name = key.partition(".")
             owner[part][name] = a
         parts = {
-            name: _decode_layer(part, owner[name], given) for name, part in config["parts"].items()
+            name: _decode_layer(part, owner[name], known) for name, part in config["parts"].items()
         }
         whole: Layer = cls.of(parts)
         return whole
@@ -325,7 +437,7 @@ def _decode_layer(
         raise InputError(
             f"{config['class']} has the options {sorted(options)}, the file says {sorted(said)}"
         )
-    chosen = {key: _decode(value, given) for key, value in said.items()}
+    chosen = {key: _decode(value, known) for key, value in said.items()}
     model: Layer = cls._with(options | chosen, params)
     return model
 

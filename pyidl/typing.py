@@ -65,5 +65,5 @@ Rng: TypeAlias = np.random.Generator | int | None
 class Setting:
     """Base class of frozen dataclasses that configure a layer, and that files may name.
 
-    Besides constraints and solvers; see `pyidl.io`.
+    Besides constraints and solvers: kinds of attention, and cells. See `pyidl.io`.
     """
