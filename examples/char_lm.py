@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 
 import pyidl
-from pyidl import losses, optim, testing
+from pyidl import optim, testing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -101,7 +101,7 @@ for name, ball in models.items():
     histories[name] = pyidl.fit(
         model,
         data,
-        loss=losses.cross_entropy,
+        loss="cross_entropy",
         optimizer=optim.AdamW(
             optim.Cosine(3e-3, steps=steps, warmup=100), weight_decay=0.1, clip_norm=1.0
         ),

@@ -56,8 +56,9 @@ def train(constraint, rank, seed):
     try:
         pyidl.fit(
             model,
-            (U_train, t_train),
-            loss=losses.cross_entropy,
+            U_train,
+            t_train,
+            loss="cross_entropy",
             optimizer=optimizer,
             epochs=EPOCHS,
             rng=seed,

@@ -21,14 +21,14 @@ model = pyidl.ImplicitModel(64, 10, 100, constraint=pyidl.InfNorm(0.9), rng=0)
 history = pyidl.fit(
     model,
     (U_train, t_train),
-    loss=losses.cross_entropy,
+    loss="cross_entropy",
     optimizer=optim.AdamW(optim.Cosine(2e-2, steps=30 * 23), weight_decay=0.1),
     epochs=30,
     validation=(U_test, t_test),
-    metrics=[metrics.accuracy],
+    metrics=["accuracy"],
     rng=0,
 )
-print(model, model.certificate(), sep="\n")
+print(model.summary(certificate=False), model.certificate(), sep="\n")
 error = testing.check_pullback(model, U_test[:32]).max_error
 print(f"worst gradient error against central differences (float64): {error:.1e}")
 Y, pull = model(U_test)
@@ -44,16 +44,16 @@ output.mkdir(exist_ok=True)
 pyidl.save(output / "digits.npz", model)
 again = pyidl.load(output / "digits.npz", device=pyidl.arrays.device_of(Y))
 assert np.array_equal(pyidl.to_numpy(again.predict(U_test)), pyidl.to_numpy(model.predict(U_test)))
-print("saved, reloaded: equal predictions")
-
+print(f"model: {output / 'digits.npz'}; saved, reloaded: equal predictions")
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.3), layout="constrained")
-plotting.training(history, ax=left)
+plotting.training(history, ax=left).set(ylabel="cross-entropy; share of errors")
 left.plot(history["epoch"], 1 - history["val_accuracy"], label="test error")
 plotting.residuals({"forward": forward, "adjoint": adjoint}, model.certificate(), ax=middle)
 plotting.spectrum(model, ax=right)
-left.set(ylabel="cross-entropy; share of errors")
 left.legend()
-middle.set(title="residuals of both solves")
-right.set(title="spectrum of A inside its bound")
 figure.suptitle("Handwritten digits: an implicit model of 100 states, row sums of |A| at most 0.9")
 figure.savefig(output / "digits.png", dpi=120)
+print(f"""figure: {output / "digits.png"}
+left: the losses and the share of wrong answers, epoch by epoch, as fit has recorded them
+middle: the residuals of both solves, step by step; they fall faster than is certified (dashed)
+right: the eigenvalues of A; the certificate keeps them in the circle, of a radius below 1""")

@@ -57,15 +57,16 @@ def main():
     began = time.perf_counter()
     history = pyidl.fit(
         model,
-        (U_train, t_train),
-        loss=losses.cross_entropy,
+        U_train,
+        t_train,
+        loss="cross_entropy",
         optimizer=optim.AdamW(
             optim.Cosine(2e-3, steps=EPOCHS * -(-len(U_train) // 128)), weight_decay=0.05
         ),
         epochs=EPOCHS,
         batch_size=128,
         validation=(U_test, t_test),
-        metrics=[metrics.accuracy],
+        metrics=["accuracy"],
         rng=0,
     )
     print(history)

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 
 import pyidl
-from pyidl import activations, losses, metrics, optim
+from pyidl import metrics, optim
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,7 +41,7 @@ models = {
         1, STEPS, 20, 20, bias=False, constraint=pyidl.InfNorm(0.5), rng=0
     ),
     "tanh RNN": pyidl.ImplicitRNN(
-        1, STEPS, 20, 38, activation=activations.tanh, pattern=no_feedback, feedthrough=False, rng=0
+        1, STEPS, 20, 38, activation="tanh", pattern=no_feedback, feedthrough=False, rng=0
     ),
 }
 accuracies = {}
@@ -50,7 +50,7 @@ for name, model in models.items():
     history = pyidl.fit(
         model,
         train,
-        loss=losses.cross_entropy,
+        loss="cross_entropy",
         optimizer=optim.Adam(optim.Cosine(2e-2, steps=EPOCHS * TRAIN // BATCH), clip_norm=1.0),
         epochs=EPOCHS,
         batch_size=BATCH,

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 
 import pyidl
-from pyidl import losses, metrics, optim
+from pyidl import metrics, optim
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,8 +59,9 @@ model = pyidl.ImplicitRNN(1, 1, 20, 20, constraint=pyidl.InfNorm(0.5), rng=0)
 began = time.perf_counter()
 history = pyidl.fit(
     model,
-    (U_train[:, :, None], t_train),
-    loss=losses.mse,
+    U_train[:, :, None],
+    t_train,
+    loss="mse",
     optimizer=optim.Adam(optim.Cosine(1e-2, steps=EPOCHS * -(-TRAIN // BATCH)), clip_norm=1.0),
     epochs=EPOCHS,
     batch_size=BATCH,

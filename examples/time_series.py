@@ -25,7 +25,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 import pyidl
-from pyidl import losses, metrics, optim
+from pyidl import metrics, optim
 
 SETS = {"GunPoint": (16, 100), "ItalyPowerDemand": (16, 100), "JapaneseVowels": (32, 50)}
 """Their width and epochs."""
@@ -85,7 +85,7 @@ def learn(train, test, width, epochs, seed):
     pyidl.fit(
         model,
         ((U, lengths), labels),
-        loss=losses.cross_entropy,
+        loss="cross_entropy",
         optimizer=optim.AdamW(rate, weight_decay=0.1, clip_norm=1.0),
         epochs=epochs,
         batch_size=BATCH,

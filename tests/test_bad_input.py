@@ -105,6 +105,8 @@ DOORS = {
     "model.with_tol": (MODEL.with_tol, {"tol": 1e-3}),
     "model.sparsify": (MODEL.sparsify, {}),
     "model.certificate": (MODEL.certificate, {}),
+    "model.summary": (MODEL.summary, {}),
+    "net.summary": (NET.summary, {}),
     "model.project": (MODEL.project, {"params": MODEL.params}),
     "model.params": (
         lambda params: setattr(MODEL.replace(), "params", params),
