@@ -87,7 +87,11 @@ class History:
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: a row for each epoch, of many the first and the last."""
-        rows = [tuple(f"{row.get(key, math.nan):.4g}" for key in self) for row in self.records]
+        digits = {"epoch": ".0f"}
+        rows = [
+            tuple(format(row.get(key, math.nan), digits.get(key, ".4g")) for key in self)
+            for row in self.records
+        ]
         title = f"History of {len(self)} epochs"
         return Table(title, tuple(self), abridged(rows))._repr_html_()
 
