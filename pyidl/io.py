@@ -7,8 +7,8 @@ No pickle, written atomically, read with suspicion.
     params/A, ...   the parameters, host arrays
 
 Classes are named in the header and looked up among the public ones of a kind that files
-may hold (`offered`), and among those of your own that `load` is given; nothing in a file
-is ever executed, and no module is imported because a file names it.
+may hold (`offered`), and among those of your own that `load` is given; nothing in a
+file is ever executed, and no module is imported because a file names it.
 """
 
 from __future__ import annotations
@@ -280,9 +280,10 @@ def _refuse_missing(path: Any, needed: Any, own: Mapping[str, type]) -> None:
 
 
 def _admit(cls: type[Any], own: dict[str, type[Any]]) -> str:
-    """The name under which a file holds a class; one of the caller's is entered in `own`.
+    """The name under which a file holds a class.
 
-    A name stands for one class: nothing else says which is meant.
+    One of the caller's own is entered in `own`. A name stands for one class: nothing
+    else says which is meant.
     """
     name, kinds = cls.__name__, (Layer, *SETTINGS)
     known = offered(*kinds)
@@ -347,7 +348,10 @@ def _encode_layer(layer: Layer, own: dict[str, type[Any]]) -> dict[str, Any]:
 
 
 def _encode_fields(value: Any, own: dict[str, type[Any]]) -> dict[str, Any]:
-    """The fields of a dataclass, beside which it may have nothing that a file would lose."""
+    """The fields of a dataclass.
+
+    Beside them it may have nothing, since a file would lose it.
+    """
     cls, encoded = type(value), {"class": _admit(type(value), own)}
     names = [f.name for f in dataclasses.fields(value) if f.init]
     lost = [

@@ -76,10 +76,8 @@ def training(
     Examples
     --------
     >>> model = pyidl.ImplicitModel(1, 1, 4, rng=0)
-    >>> U, adam = np.ones((4, 1)), pyidl.optim.Adam()
-    >>> history = pyidl.fit(
-    ...     model, (U, U), loss=pyidl.losses.mse, optimizer=adam, epochs=2, verbose=0
-    ... )
+    >>> U = np.ones((4, 1))
+    >>> history = pyidl.fit(model, U, U, loss="mse", epochs=2, rng=0, verbose=0)
     >>> training(history).get_yscale()
     'log'
     """

@@ -608,7 +608,7 @@ class Layer(ABC):
         return Table(type(self).__name__, head, tuple(rows), (*notes, total))
 
     def _outline(self, part: str, certify: bool) -> tuple[list[tuple[str, ...]], list[str]]:
-        """Rows and notes of the summary; `part` says where it stands in a model."""
+        """Rows and notes of the summary; `part` is its place in a model."""
         (needs, gives), phi = self._widths(), getattr(self, "activation", None)
         words = type(self).__name__ + (f" {needs} -> {gives}" if needs and gives else "")
         sizes = {key: math.prod(shape) for key, shape in self._shapes().items()}
@@ -625,7 +625,7 @@ class Layer(ABC):
         return rows, [f"{part}: {note}" if part else note for note in notes]
 
     def _equation(self) -> str:
-        """For the summary: the fixed point, its set and its solvers, if there is one."""
+        """For the summary: the fixed point, its set and its solvers, if any."""
         return ""
 
     def _repr_html_(self) -> str:
@@ -679,8 +679,8 @@ class Layer(ABC):
 
         Examples
         --------
-        >>> from pyidl import ImplicitModel, activations
-        >>> model = ImplicitModel(3, 2, 10, rng=0).replace(activation=activations.tanh)
+        >>> from pyidl import ImplicitModel
+        >>> model = ImplicitModel(3, 2, 10, rng=0).replace(activation="tanh")
         >>> model.activation.name
         'tanh'
 

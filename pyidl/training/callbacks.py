@@ -66,11 +66,11 @@ class EarlyStopping:
     --------
     >>> import pyidl
     >>> U = np.linspace(-2, 2, 64)[:, None]
-    >>> model, adam = pyidl.ImplicitModel(1, 1, 9, rng=0), pyidl.optim.Adam(1e-2)
+    >>> model = pyidl.ImplicitModel(1, 1, 9, rng=0)
     >>> stop = EarlyStopping(patience=2, monitor="loss", min_delta=1.0)
     >>> history = pyidl.fit(
-    ...     model, (U, np.sin(U)), loss=pyidl.losses.mse, optimizer=adam, epochs=50,
-    ...     callbacks=[stop], rng=0, verbose=0,
+    ...     model, U, np.sin(U), loss="mse", epochs=50, callbacks=[stop], rng=0,
+    ...     verbose=0,
     ... )
     >>> len(history)
     3
@@ -168,9 +168,8 @@ class Checkpoint:
     >>> path, U = Path(tempfile.mkdtemp()) / "run.npz", np.linspace(-2, 2, 64)[:, None]
     >>> def run(epochs, resume=None):
     ...     return pyidl.fit(
-    ...         pyidl.ImplicitModel(1, 1, 9, rng=0), (U, np.sin(U)), rng=0, verbose=0,
-    ...         loss=pyidl.losses.mse, optimizer=pyidl.optim.Adam(1e-2), epochs=epochs,
-    ...         callbacks=[Checkpoint(path)], resume=resume,
+    ...         pyidl.ImplicitModel(1, 1, 9, rng=0), U, np.sin(U), loss="mse", rng=0,
+    ...         epochs=epochs, callbacks=[Checkpoint(path)], resume=resume, verbose=0,
     ...     )
     >>> _ = run(2)
     >>> bool(run(4, resume=path)["loss"][-1] == run(4)["loss"][-1])

@@ -83,7 +83,9 @@ class History:
             raise InputError("to_frame needs pandas, which is not installed: pip install pandas")
         import pandas
 
-        return pandas.DataFrame(dict(self.items())).set_index("epoch")
+        columns = dict(self.items())
+        epochs = pandas.Index(columns.pop("epoch", []), name="epoch")
+        return pandas.DataFrame(columns, index=epochs)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: a row for each epoch, of many the first and the last."""
