@@ -621,7 +621,11 @@ class Layer(ABC):
         ]
         notes = [self._equation()] if self._equation() else []
         if type(self).certificate is not Layer.certificate:
-            notes.append(self.certificate().in_a_line() if certify else "see model.certificate()")
+            notes.append(
+                self.certificate().in_a_line()
+                if certify
+                else "its certificate is not computed here; see certificate()"
+            )
         return rows, [f"{part}: {note}" if part else note for note in notes]
 
     def _equation(self) -> str:

@@ -749,7 +749,7 @@ def test_bad_input_is_refused_at_the_door(case, call):
         {"return_sequences": 1},
         {"bias": None},
         {"rank": N + 1},
-        {"activation": "relu"},
+        {"activation": "rely"},
         {"constraint": 0.9},
         {"forward": "picard"},
         {"dtype": "float16"},
