@@ -101,7 +101,7 @@ def save(path: str | Path, model: Layer, *, notes: Mapping[str, Any] | None = No
     >>> bool(np.all(pyidl.load(path).predict(U) == model.predict(U)))
     True
     """
-    expect("model", model, Layer, "save writes a Layer")
+    expect("model", model, Layer, "save writes a Layer: save(path, model)")
     own: dict[str, type] = {}
     header = {"kind": "model", "config": _encode_layer(model, own)}
     if own:
