@@ -254,7 +254,8 @@ class Known:
 def _by_name(classes: Any) -> dict[str, type[Any]]:
     """The caller's own classes by name, each of them such that files may hold it."""
     cure = "give the classes themselves, in a tuple: classes=(MyLayer,)"
-    expect("classes", classes, Iterable, cure)
+    if not isinstance(classes, Iterable):
+        raise InputError(f"classes is {classes!r}; {cure}")
     found: dict[str, type[Any]] = {}
     for cls in classes:
         if not isinstance(cls, type):

@@ -259,8 +259,8 @@ def _functions(name: str, given: Iterable[Any], room: Any = None) -> tuple[Any, 
         by_name(name, item, room, _of_output) if room and isinstance(item, str) else item
         for item in given
     )
-    if not all(callable(function) for function in functions):
-        raise InputError(f"{name}: {given!r} must be callable")
+    for function in functions:
+        expect(name, function, Callable, "it must be callable, such as a function")
     return functions
 
 

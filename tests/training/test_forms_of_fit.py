@@ -109,7 +109,7 @@ def test_metrics_by_their_names():
         ({"metrics": ["acc"]}, r"metrics: there is no 'acc'.*accuracy, f1, log_loss, mae, r2$"),
         ({"metrics": ["top_k"]}, r"write pyidl.metrics.top_k\(k\) instead of the name"),
         ({"metrics": "accuracy"}, r"metrics is 'accuracy'; .*: metrics=\[...\]"),
-        ({"callbacks": ["EarlyStopping"]}, "callbacks: .* must be callable"),
+        ({"callbacks": ["EarlyStopping"]}, "callbacks is 'EarlyStopping'; it must be callable"),
     ],
 )
 def test_a_wrong_name_is_told_which_there_are(options, words):
