@@ -112,7 +112,7 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     generator = backend.as_generator(rng)
     seed = int(generator.integers(2**31))
     exact = layer.astype("float64").with_tol(SOLVE_TOL)
-    U = exact._admit(U)
+    U = exact._admit(backend.read_array(U, "U"))
     xp = namespace(U)
     if not xp.isdtype(U.dtype, "integral"):  # tokens stay what they are
         U = backend.as_real(U, name="U", xp=xp, dtype="float64")

@@ -9,6 +9,7 @@ import pytest
 from helpers import host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from pyidl import (
     ImplicitModel,
@@ -273,6 +274,32 @@ def test_against_central_differences(option, xp):
         *(key for key in model.params if (s := model.support(key)) is None or s.any()),
     }
     assert report.max_error < 1e-6
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_sparse_inputs_against_three_oracles(option):
+    """Compressed rows; central differences along a random direction of each parameter."""
+    model, rng = build(option, seed=2), np.random.default_rng(7)
+    U = np.where(rng.random((M, P)) < 0.4, inputs(2), 0.0)
+    U[3], U[:, 1], G = 0.0, 0.0, rng.normal(size=(M, Q))
+    S = csr_array(U)
+    exact = model.with_tol(1e-14)
+    dU, grads = exact(S)[1](G)
+    by_solve, by_steps = by_dense_solve(model, U, G), by_unrolling(model, U, G)
+    for key, gradient in {"U": dU, **grads}.items():
+        assert type(gradient) is np.ndarray
+        assert relative(gradient, by_solve[key]) < 1e-10, key
+        assert relative(gradient, by_steps[key]) < 1e-10, key
+    for key, gradient in grads.items():
+        way = rng.normal(size=gradient.shape) * (gradient != 0)  # inside a pattern
+
+        def moved_by(t, key=key, way=way):
+            twin = exact.replace()
+            twin.params = {**model.params, key: model.params[key] + t * way}
+            return np.sum(G * twin.predict(S))
+
+        difference = (moved_by(1e-6) - moved_by(-1e-6)) / 2e-6
+        assert difference == pytest.approx(np.sum(gradient * way), rel=1e-6, abs=1e-6), key
 
 
 def test_a_stiff_model_on_the_edge_of_its_ball():

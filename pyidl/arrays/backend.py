@@ -26,6 +26,7 @@ __all__ = [
     "as_generator",
     "as_real",
     "astype",
+    "compressed_rows",
     "cumsum",
     "device_of",
     "erf",
@@ -37,6 +38,7 @@ __all__ = [
     "is_array",
     "is_frozen",
     "is_integral",
+    "is_sparse",
     "looks_are_free",
     "namespace",
     "on_device_of",
@@ -79,6 +81,15 @@ def is_array(x: object) -> bool:
         or (cupy is not None and isinstance(x, cupy.ndarray))
         or _in_standard(x)
     )
+
+
+def is_sparse(x: object) -> bool:
+    """Whether it is a sparse matrix or array, of SciPy or CuPy.
+
+    Those are no arrays to `is_array`: of what the standard has they know next to
+    nothing.
+    """
+    return not isinstance(x, np.ndarray) and hasattr(x, "tocsr") and not is_array(x)
 
 
 def namespace(*arrays: object) -> Namespace:
@@ -332,6 +343,8 @@ def read_array(x: Any, name: str) -> Any:
     """An array of any library as it is; a list or a data frame as NumPy reads it."""
     if is_array(x):
         return x
+    if is_sparse(x):
+        raise InputError(f"{name} is sparse; a full array is needed here, as its toarray() gives")
     if isinstance(x, tuple) and any(is_array(part) or callable(part) for part in x):
         # Most often Y, pull = layer(U), or value, dY = loss(Y, target), not taken apart.
         kinds = ", ".join(type(part).__name__ for part in x)
@@ -343,6 +356,56 @@ def read_array(x: Any, name: str) -> Any:
         return np.asarray(x)
     except (ValueError, TypeError) as error:
         raise InputError(f"{name} cannot be read as an array: {error}") from error
+
+
+def compressed_rows(x: Any, *, name: str, xp: Namespace, dtype: str) -> Any:
+    """Admit sparse outside data: real and finite, in compressed rows (CSR) of SciPy.
+
+    Nothing is filled in, and the caller's matrix is not changed. Entries stay in the
+    order that they have, and several of one place stay several: products add them up.
+
+    Parameters
+    ----------
+    x : sparse matrix or array of SciPy
+        In whatever format.
+    name, xp, dtype
+        As for `as_real`.
+
+    Returns
+    -------
+    scipy.sparse.csr_array
+        It shares the memory of `x` where nothing is to be done.
+
+    Raises
+    ------
+    InputError
+        If its entries are not real, or not finite in `dtype`, or its indices lead out
+        of it.
+    DeviceMismatchError
+        If the matrix or the model lives on a GPU.
+
+    Examples
+    --------
+    >>> from scipy.sparse import coo_array
+    >>> eye = coo_array(np.eye(2, dtype=int))
+    >>> compressed_rows(eye, name="U", xp=np, dtype="float64").data
+    array([1., 1.])
+    """
+    from scipy.sparse import csr_array, issparse
+
+    if xp is not np or not issparse(x):
+        raise DeviceMismatchError(
+            f"{name} is a sparse {type(x).__module__}.{type(x).__name__}, the model lives on "
+            f"{xp.__name__}; sparse inputs are multiplied by SciPy, on the CPU: model.to('cpu') "
+            f"and {name}.get(), or give {name}.toarray()"
+        )
+    try:
+        rows = csr_array(x)
+        rows.check_format(full_check=True)
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read as compressed rows: {error}") from error
+    data = as_real(rows.data, name=f"{name}.tocsr().data", xp=np, dtype=dtype)
+    return csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
 
 
 def all_as_real(given: Mapping[str, Any], *, xp: Namespace, dtype: str) -> dict[str, Array]:
@@ -497,6 +560,8 @@ def own(admitted: Array, given: Any) -> Array:
     A pullback keeps it. That is a copy, unless the cast was one, or the array is
     frozen.
     """
+    if is_sparse(admitted):
+        return cast(Array, cast(Any, admitted).copy())
     cast_anew = is_array(given) and given.dtype != admitted.dtype
     if cast_anew or is_frozen(admitted):
         return admitted

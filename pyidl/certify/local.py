@@ -147,7 +147,7 @@ def certify_solution(model: ImplicitModel, U: Array, X: Array | None = None) -> 
             f"certify_solution works entry by entry, but {phi.name} acts on whole vectors; use "
             "model.certificate()"
         )
-    inputs = model._admit(U)
+    inputs = model._admit(backend.read_array(U, "U"))
     if X is None:
         X = model.equilibrium(U, on_fail="ignore").value
     else:

@@ -134,7 +134,9 @@ class Pullback(ABC):
         Returns
         -------
         dU : array or None
-            Of the shape of the input; None with ``inputs=False``.
+            Of the shape of the input; None with ``inputs=False``. It is a full array
+            also where the input was sparse: a loss feels what an entry would add that
+            is 0 now. Where it would be too large, say ``inputs=False``.
         grads : dict
             An array for each parameter, under its name.
 
@@ -255,6 +257,9 @@ class Layer(ABC):
     tokenwise: ClassVar[bool] = False
     """Whether a row of the output depends on its own row of the input alone."""
 
+    takes_sparse: ClassVar[bool] = False
+    """Whether inputs may be sparse: `_forward` then meets compressed rows (CSR)."""
+
     dtype: str
 
     def __post_init__(self, rng: Rng = None) -> None:
@@ -328,7 +333,8 @@ class Layer(ABC):
         ----------
         U : array, shape (m, input_dim)
             One sample a row, in the library and on the device of the parameters; cast
-            to the layer's dtype.
+            to the layer's dtype. For an `ImplicitModel` and a `Linear` it may be a
+            sparse matrix of SciPy (on the CPU), which is never filled in.
         rng : Generator, int or None
             For layers that draw random numbers; the others ignore it.
         on_fail : {"raise", "warn", "ignore"}
@@ -351,7 +357,14 @@ class Layer(ABC):
     def _admit(self, U: Any) -> Any:
         """Check and cast the input."""
         xp = self.xp
-        admitted = backend.as_real(U, name="U", xp=xp, dtype=self.dtype)
+        if not backend.is_sparse(U):
+            admitted = backend.as_real(U, name="U", xp=xp, dtype=self.dtype)
+        elif self.takes_sparse:
+            admitted = backend.compressed_rows(U, name="U", xp=xp, dtype=self.dtype)
+        else:
+            raise InputError(
+                f"U is sparse, and {type(self).__name__} takes full arrays; give U.toarray()"
+            )
         if xp is not np:
             namespace(admitted, *self.params.values())  # refuses a model on another GPU
         self._check(admitted)

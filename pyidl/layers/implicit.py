@@ -102,7 +102,7 @@ class ImplicitModel(Implicit):
     (True, True)
     """
 
-    tokenwise = True
+    tokenwise = takes_sparse = True
 
     input_dim: int
     output_dim: int

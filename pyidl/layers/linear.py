@@ -48,7 +48,7 @@ class Linear(Layer):
     ((5, 2), (5, 3), (2, 3))
     """
 
-    tokenwise = True
+    tokenwise = takes_sparse = True
 
     input_dim: int
     output_dim: int
@@ -73,7 +73,7 @@ class Linear(Layer):
         return self.input_dim, self.output_dim
 
     def _check(self, U: Any) -> None:
-        if U.ndim not in (2, 3) or U.shape[-1] != self.input_dim or U.size == 0:
+        if U.ndim not in (2, 3) or U.shape[-1] != self.input_dim or 0 in U.shape:
             raise InputError(
                 f"U has shape {U.shape}; Linear takes (m, {self.input_dim}) "
                 f"or (m, T, {self.input_dim}) with m, T >= 1"
@@ -87,7 +87,8 @@ class Linear(Layer):
 
         def backward(dY: Any, inputs: bool) -> tuple[Any, dict[str, Any]]:
             rows = xp.reshape(dY, (-1, dY.shape[-1]))
-            grads = {"W": rows.T @ xp.reshape(U, (-1, U.shape[-1]))}
+            of_rows = U if U.ndim == 2 else xp.reshape(U, (-1, U.shape[-1]))
+            grads = {"W": rows.T @ of_rows}
             if self.bias:
                 grads["b"] = total(rows)
             return (dY @ W if inputs else None), grads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pyidl.arrays.backend import namespace
+from pyidl.arrays.backend import is_array, namespace
 
 __all__ = ["Matrix", "product"]
 
@@ -53,7 +53,7 @@ class Matrix(Protocol):
         Parameters
         ----------
         x : array, shape (m, c)
-            One sample a row.
+            One sample a row. B and D meet inputs in compressed rows, too.
         out : array, shape (m, r), optional
             Where the product goes; not x itself.
 
@@ -105,7 +105,15 @@ class Matrix(Protocol):
 
 
 def product(a: Any, b: Any, out: Any) -> Any:
-    """``a b``, into `out` if it is given."""
+    """``a b``, into `out` if it is given.
+
+    One of them may be sparse, in compressed rows: then SciPy multiplies.
+    """
+    if not (is_array(a) and is_array(b)):
+        if out is None:
+            return a @ b
+        out[...] = a @ b
+        return out
     if a.shape[1] == 1:  # an outer product, which BLAS takes twice the time for
         return a * b if out is None else namespace(a).multiply(a, b, out=out)
     return a @ b if out is None else namespace(a).matmul(a, b, out=out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.arrays.backend import namespace, writes_in_place
+from pyidl.arrays.backend import is_array, namespace, writes_in_place
 from pyidl.matrices.base import product
 from pyidl.typing import Array
 
@@ -53,7 +53,7 @@ class Full:
 
         Of a single sample an outer product, which a matrix product is slow at.
         """
-        return {name: v.T * x if v.shape[0] == 1 else v.T @ x}
+        return {name: v.T * x if v.shape[0] == 1 and is_array(x) else v.T @ x}
 
     @property
     def T(self) -> Full:

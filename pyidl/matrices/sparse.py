@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pyidl.arrays.backend import astype, namespace, to_numpy
+from pyidl.arrays.backend import astype, is_array, namespace, to_numpy
 from pyidl.matrices.full import Full
 from pyidl.typing import Array, Namespace
 
@@ -136,8 +136,11 @@ class Sparse(Full):
         return Full(A) if stored is None else cls(A, None, None, stored, stored.T)
 
     def rows(self, x: Any, out: Any = None) -> Any:
-        """``x A^T``; only the number of samples decides whether it skips the zeros."""
-        many = self.A.size * x.shape[0] >= WORK
+        """``x A^T``; only the number of samples decides whether it skips the zeros.
+
+        Of x in compressed rows it skips those, and not the zeros of A.
+        """
+        many = is_array(x) and self.A.size * x.shape[0] >= WORK
         return product(self.stored, x, out) if many else super().rows(x, out)
 
     @property

@@ -136,7 +136,7 @@ class Tiled:
             return self.whole.rows(x, out)
         pieces, groups = self.column_groups.cut(x), self.row_groups
         if out is None:
-            out = namespace(x).empty((x.shape[0], self.A.shape[0]), dtype=x.dtype)
+            out = namespace(self.A).empty((x.shape[0], self.A.shape[0]), dtype=x.dtype)
         for i in range(len(groups.members)):
             here = groups.view(out, i)
             total = self.product(i, pieces, here)

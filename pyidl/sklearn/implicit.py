@@ -14,6 +14,7 @@ targets are standardised within, and the fitted `model_` takes the inputs as the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,8 +26,9 @@ from pyidl.training.recipe import Data, Standardised
 __all__ = ["ImplicitClassifier", "ImplicitRegressor"]
 
 
+@dataclass(eq=False, repr=False)
 class _Implicit(Trained):
-    """Tables (m, p), and an `ImplicitModel`."""
+    """Tables (m, p), sparse or not, and an `ImplicitModel`."""
 
     _kept: ClassVar[tuple[str, ...]] = (
         "hidden_dim",
@@ -37,11 +39,17 @@ class _Implicit(Trained):
         "dtype",
     )
 
-    def _inputs(self, X: Any) -> np.ndarray:
-        return np.asarray(validate_data(self, X, reset=False, dtype=np.float64))
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
-    def _pair(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, reset=reset, dtype=np.float64, **self._checks)
+    def _inputs(self, X: Any) -> Any:
+        return validate_data(self, X, reset=False, dtype=np.float64, accept_sparse="csr")
+
+    def _pair(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
+        checks = {"dtype": np.float64, "accept_sparse": "csr", **self._checks}
+        X, y = validate_data(self, X, y, reset=reset, **checks)
         return X, y
 
     def _automatic(self, m: int) -> int:
@@ -61,7 +69,8 @@ class _Implicit(Trained):
         )
 
 
-class ImplicitClassifier(Labelled, _Implicit):
+@dataclass(eq=False, repr=False)
+class ImplicitClassifier(_Implicit, Labelled):
     """A classifier whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
     Its logits are ``C x + D u + d``.
@@ -150,7 +159,8 @@ class ImplicitClassifier(Labelled, _Implicit):
     """
 
 
-class ImplicitRegressor(Valued, _Implicit):
+@dataclass(eq=False, repr=False)
+class ImplicitRegressor(_Implicit, Valued):
     """A regressor whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
     It predicts ``C x + D u + d``, and minimises the squared error, each target measured

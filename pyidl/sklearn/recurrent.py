@@ -15,28 +15,25 @@ the fitted `model_` takes the sequences as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.utils import check_consistent_length, compute_sample_weight
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import validate_data
 
-from pyidl.activations import Activation
 from pyidl.arrays.backend import to_numpy
 from pyidl.errors import InputError, is_real
 from pyidl.layers import Linear, Sequential
 from pyidl.layers.base import Layer
-from pyidl.optim import Schedule
 from pyidl.recurrent import Bidirectional, ImplicitRNN
 from pyidl.recurrent.pooling import Pool
 from pyidl.sklearn.rollback import check_flags
 from pyidl.sklearn.sequences import Sequences
 from pyidl.sklearn.trained import Labelled, Trained, Valued, as_activation
-from pyidl.training.recipe import KAPPA, LEARNING_RATE, Data, Scaled
+from pyidl.training.recipe import KAPPA, Data, Scaled
 from pyidl.training.standardise import Standardiser, absorbed
-from pyidl.wellposed import Constraint, InfNorm
+from pyidl.wellposed import InfNorm
 
 __all__ = ["ImplicitSequenceClassifier", "ImplicitSequenceRegressor"]
 
@@ -96,6 +93,7 @@ def _host(layer: Layer) -> dict[str, Any]:
     return {key: to_numpy(a).astype(np.float64) for key, a in layer.params.items()}
 
 
+@dataclass(eq=False, repr=False)
 class _ImplicitSequence(Trained):
     """Sequences, and an `ImplicitRNN` or two of them."""
 
@@ -112,54 +110,15 @@ class _ImplicitSequence(Trained):
         "dtype",
     )
 
-    def __init__(
-        self,
-        hidden_dim: int = 32,
-        implicit_hidden_dim: int = 32,
-        *,
-        pool: Pool = "max",
-        timescale: float | str | None = "auto",
-        bidirectional: bool = False,
-        activation: str | Activation = "relu",
-        constraint: Constraint | None = None,
-        rank: int | None = None,
-        alpha: float = 1e-3,
-        batch_size: int | str | None = "auto",
-        learning_rate: float | Schedule = LEARNING_RATE,
-        max_iter: int = 100,
-        tol: float = 1e-4,
-        n_iter_no_change: int = 20,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        standardize: bool = True,
-        warm_start: bool = False,
-        random_state: Any = None,
-        dtype: str = "float64",
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(
-            hidden_dim,
-            activation=activation,
-            constraint=constraint,
-            rank=rank,
-            alpha=alpha,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            max_iter=max_iter,
-            tol=tol,
-            n_iter_no_change=n_iter_no_change,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            standardize=standardize,
-            warm_start=warm_start,
-            random_state=random_state,
-            dtype=dtype,
-            verbose=verbose,
-        )
-        self.implicit_hidden_dim = implicit_hidden_dim
-        self.pool = pool
-        self.timescale = timescale
-        self.bidirectional = bidirectional
+    hidden_dim: int = 32
+    implicit_hidden_dim: int = 32
+    _: KW_ONLY
+    pool: Pool = "max"
+    timescale: float | str | None = "auto"
+    bidirectional: bool = False
+    alpha: float = 1e-3
+    max_iter: int = 100
+    n_iter_no_change: int = 20
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -234,7 +193,8 @@ class _ImplicitSequence(Trained):
         )
 
 
-class ImplicitSequenceClassifier(Labelled, _ImplicitSequence):
+@dataclass(eq=False, repr=False)
+class ImplicitSequenceClassifier(_ImplicitSequence, Labelled):
     """A classifier of sequences, by an implicit recurrent network.
 
     Every step solves ``X_t = phi(A X_t + B [U_t, H_{t-1}] + b)`` and hands on ``H_t =
@@ -318,100 +278,9 @@ class ImplicitSequenceClassifier(Labelled, _ImplicitSequence):
     (True, True)
     """
 
-    def __init__(
-        self,
-        hidden_dim: int = 32,
-        implicit_hidden_dim: int = 32,
-        *,
-        pool: Pool = "max",
-        timescale: float | str | None = "auto",
-        bidirectional: bool = False,
-        activation: str | Activation = "relu",
-        constraint: Constraint | None = None,
-        rank: int | None = None,
-        alpha: float = 1e-3,
-        batch_size: int | str | None = "auto",
-        learning_rate: float | Schedule = LEARNING_RATE,
-        max_iter: int = 100,
-        tol: float = 1e-4,
-        n_iter_no_change: int = 20,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        standardize: bool = True,
-        warm_start: bool = False,
-        random_state: Any = None,
-        dtype: str = "float64",
-        verbose: int = 0,
-        class_weight: Any = None,
-    ) -> None:
-        super().__init__(
-            hidden_dim,
-            implicit_hidden_dim,
-            pool=pool,
-            timescale=timescale,
-            bidirectional=bidirectional,
-            activation=activation,
-            constraint=constraint,
-            rank=rank,
-            alpha=alpha,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            max_iter=max_iter,
-            tol=tol,
-            n_iter_no_change=n_iter_no_change,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            standardize=standardize,
-            warm_start=warm_start,
-            random_state=random_state,
-            dtype=dtype,
-            verbose=verbose,
-        )
-        self.class_weight = class_weight
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        given = self.class_weight
-        weights = given.values() if isinstance(given, Mapping) else []
-        named = given is None or (isinstance(given, str) and given == "balanced")
-        if not (
-            (named or isinstance(given, Mapping))
-            and all(is_real(weight) and 0 <= weight < np.inf for weight in weights)
-        ):
-            raise InputError(
-                f"class_weight is {given!r}; use None, 'balanced', or a dict of a finite weight, "
-                "at least 0, for each label"
-            )
-
-    def _weights(self, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
-        """Those of the samples times those of their classes."""
-        if self.class_weight is None:
-            return weights
-        own = np.ones(len(y)) if weights is None else weights / weights.max()
-        if isinstance(self.class_weight, str):
-            used = own > 0
-            own[used] *= compute_sample_weight("balanced", y[used])
-        else:
-            own *= [float(self.class_weight.get(label, 1.0)) for label in y.tolist()]
-        if not own.any():
-            raise InputError(
-                f"class_weight is {self.class_weight!r}, and leaves no sample a weight; give a "
-                "label that is there a weight above 0"
-            )
-        return own
-
-    def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
-        T = super()._targets(y, used, classes, further)
-        given = self.class_weight if isinstance(self.class_weight, Mapping) else {}
-        strangers = [label for label in given if label not in self.classes_.tolist()]
-        if strangers:
-            raise InputError(
-                f"class_weight has {strangers!r}; the labels are {self.classes_.tolist()}"
-            )
-        return T
-
-
-class ImplicitSequenceRegressor(Valued, _ImplicitSequence):
+@dataclass(eq=False, repr=False)
+class ImplicitSequenceRegressor(_ImplicitSequence, Valued):
     """A regressor of sequences, by an implicit recurrent network.
 
     It predicts what is read from the H of `ImplicitSequenceClassifier`, and minimises

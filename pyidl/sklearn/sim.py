@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -42,6 +43,7 @@ AFFINE = 1e-8
 """How far transformers may be from an affine map, relative to what they return."""
 
 
+@dataclass(eq=False, repr=False)
 class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     """A sparse, certified implicit model in place of a trained `MLPClassifier`.
 
@@ -99,28 +101,16 @@ class SIMClassifier(Answers, BaseEstimator):  # type: ignore[misc]
     (True, True)
     """
 
-    def __init__(
-        self,
-        teacher: Any = None,
-        *,
-        penalty: Penalty | None = None,
-        relaxed: Penalty | None = None,
-        constraint: Constraint | None = None,
-        pattern: str | Pattern | np.ndarray | None = None,
-        refit_rounds: int = 1,
-        standardize: bool = True,
-        random_state: Any = None,
-        dtype: str = "float64",
-    ) -> None:
-        self.teacher = teacher
-        self.penalty = penalty
-        self.relaxed = relaxed
-        self.constraint = constraint
-        self.pattern = pattern
-        self.refit_rounds = refit_rounds
-        self.standardize = standardize
-        self.random_state = random_state
-        self.dtype = dtype
+    teacher: Any = None
+    _: KW_ONLY
+    penalty: Penalty | None = None
+    relaxed: Penalty | None = None
+    constraint: Constraint | None = None
+    pattern: str | Pattern | np.ndarray | None = None
+    refit_rounds: int = 1
+    standardize: bool = True
+    random_state: Any = None
+    dtype: str = "float64"
 
     def fit(self, X: Any, y: Any) -> Self:
         """Learn from the states of the teacher on X (m, p).

@@ -10,14 +10,15 @@ import copy
 import math
 import warnings
 from abc import abstractmethod
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
@@ -46,6 +47,7 @@ LITTLE = 0.01
 """How much of the whole fall of the loss the last epochs may have without a warning."""
 
 
+@dataclass(eq=False, repr=False)
 class Trained(BaseEstimator):  # type: ignore[misc]
     """An estimator that trains a network by `pyidl.training.recipe`.
 
@@ -56,47 +58,29 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     """The options that cannot change while a network is trained further."""
     _checks: ClassVar[dict[str, bool]]
     """What scikit-learn's check of y is told."""
-    _optimizer: Adam
-    _standardised: Scaled
 
-    def __init__(
-        self,
-        hidden_dim: int = 100,
-        *,
-        activation: str | Activation = "relu",
-        constraint: Constraint | None = None,
-        rank: int | None = None,
-        alpha: float = ALPHA,
-        batch_size: int | str | None = "auto",
-        learning_rate: float | Schedule = LEARNING_RATE,
-        max_iter: int = 50,
-        tol: float = 1e-4,
-        n_iter_no_change: int = 10,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        standardize: bool = True,
-        warm_start: bool = False,
-        random_state: Any = None,
-        dtype: str = "float64",
-        verbose: int = 0,
-    ) -> None:
-        self.hidden_dim = hidden_dim
-        self.activation = activation
-        self.constraint = constraint
-        self.rank = rank
-        self.alpha = alpha
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.standardize = standardize
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.dtype = dtype
-        self.verbose = verbose
+    hidden_dim: int = 100
+    _: KW_ONLY
+    activation: str | Activation = "relu"
+    constraint: Constraint | None = None
+    rank: int | None = None
+    alpha: float = ALPHA
+    batch_size: int | str | None = "auto"
+    learning_rate: float | Schedule = LEARNING_RATE
+    max_iter: int = 50
+    tol: float = 1e-4
+    n_iter_no_change: int = 10
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    standardize: bool = True
+    warm_start: bool = False
+    random_state: Any = None
+    dtype: str = "float64"
+    verbose: int = 0
+
+    # What training keeps.
+    _optimizer: Adam = field(init=False)
+    _standardised: Scaled = field(init=False)
 
     @abstractmethod
     def _inputs(self, X: Any) -> Any:
@@ -149,7 +133,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
             self.n_iter_ = 0
             self.loss_curve_: list[float] = []
         automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
-        batch_size: Any = self._automatic(len(data[0])) if automatic else self.batch_size
+        batch_size: Any = self._automatic(len(data[1])) if automatic else self.batch_size
         held_out, monitor = None, "loss"
         if epochs is None:
             if self.early_stopping:
@@ -205,7 +189,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         Of labels the same share in both, where both have room for every class.
         """
         U, T, weights = data
-        if len(U) < 2:
+        if len(T) < 2:
             raise InputError(
                 "early_stopping holds samples out, and there is 1 with a weight; give two or more"
             )
@@ -215,7 +199,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
             watched = math.ceil(self.validation_fraction * len(T))
             stratified = min(watched, len(T) - watched) >= len(counts) and counts.min() >= 2
         train, held_out = train_test_split(
-            np.arange(len(U)),
+            np.arange(len(T)),
             test_size=self.validation_fraction,
             stratify=T if stratified else None,
             random_state=int(self._rng.integers(2**31)),
@@ -276,10 +260,14 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         return self._standardised.predict(self._inputs(X))
 
 
+@dataclass(eq=False, repr=False)
 class Labelled(Answers, Trained):
     """A classifier: one logit a class, the cross-entropy."""
 
     _checks: ClassVar[dict[str, bool]] = {}
+
+    _: KW_ONLY
+    class_weight: Any = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on samples X, labels y (m,) and weights (m,).
@@ -293,10 +281,48 @@ class Labelled(Answers, Trained):
         """One epoch over these samples.
 
         The first call needs all labels, in `classes` or in y, and fixes means and
-        deviations.
+        deviations. ``class_weight="balanced"`` is refused: nobody knows the labels to
+        come.
         """
         with as_it_was(self):
+            if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+                raise InputError(
+                    "class_weight is 'balanced', which counts all labels, and partial_fit sees "
+                    "some of them; count them before, class_weight=dict(zip(labels, "
+                    "sklearn.utils.compute_class_weight('balanced', classes=labels, y=all_of_y)))"
+                )
             return self._train(X, y, sample_weight, classes, epochs=1)
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        given = self.class_weight
+        weights = given.values() if isinstance(given, Mapping) else []
+        named = given is None or (isinstance(given, str) and given == "balanced")
+        if not (
+            (named or isinstance(given, Mapping))
+            and all(is_real(weight) and 0 <= weight < np.inf for weight in weights)
+        ):
+            raise InputError(
+                f"class_weight is {given!r}; use None, 'balanced', or a dict of a finite weight, "
+                "at least 0, for each label"
+            )
+
+    def _weights(self, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
+        """Those of the samples times those of their classes."""
+        if self.class_weight is None:
+            return weights
+        own = np.ones(len(y)) if weights is None else weights / weights.max()
+        if isinstance(self.class_weight, str):
+            used = own > 0
+            own[used] *= compute_sample_weight("balanced", y[used])
+        else:
+            own *= [float(self.class_weight.get(label, 1.0)) for label in y.tolist()]
+        if not own.any():
+            raise InputError(
+                f"class_weight is {self.class_weight!r}, and leaves no sample a weight; give a "
+                "label that is there a weight above 0"
+            )
+        return own
 
     def _targets(self, y: np.ndarray, used: Any, classes: Any, further: bool) -> np.ndarray:
         check_classification_targets(y)
@@ -309,9 +335,16 @@ class Labelled(Answers, Trained):
                 f"y or classes has {strangers.tolist()}; the model was built for the classes "
                 f"{self.classes_.tolist()}"
             )
+        given = self.class_weight if isinstance(self.class_weight, Mapping) else {}
+        unknown = [label for label in given if label not in self.classes_.tolist()]
+        if unknown:
+            raise InputError(
+                f"class_weight has {unknown!r}; the labels are {self.classes_.tolist()}"
+            )
         return np.asarray(np.searchsorted(self.classes_, y))
 
 
+@dataclass(eq=False, repr=False)
 class Valued(MultiOutputMixin, RegressorMixin, Trained):  # type: ignore[misc]
     """A regressor: the squared error, in units of the deviations of the targets."""
 

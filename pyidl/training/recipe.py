@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation
+from pyidl.arrays.backend import is_sparse
 from pyidl.layers import ImplicitModel
 from pyidl.layers.base import Layer, check_width
 from pyidl.losses import cross_entropy, mse
@@ -57,6 +58,7 @@ With tighter ones no table was answered better.
 Data = tuple[Any, np.ndarray, np.ndarray | None]
 """Inputs, (m, p) of a table, targets, and weights (m,) or None, not standardised.
 
+A table may be sparse, in compressed rows (CSR): its columns are then not shifted.
 Targets are labels (m,), the numbers of classes, or values (m, q).
 """
 
@@ -216,6 +218,15 @@ class Standardised(Scaled):
         )
         return cls(network, inputs, outputs)
 
+    def predict(self, U: Any) -> np.ndarray:
+        """Logits, or values in the units of the targets, (m, q) in float64.
+
+        A sparse U is not shifted; the folded model needs no shift.
+        """
+        if is_sparse(U) and self.inputs.mean.any():
+            return np.asarray(self.folded().predict(U), dtype=np.float64)
+        return super().predict(U)
+
     def folded(self) -> ImplicitModel:
         """The model that takes the columns, and gives the targets, as they are."""
         return fold(self.network, self.inputs, self.outputs)
@@ -245,9 +256,9 @@ def falling(adam: Adam, data: Data, batch_size: int | None, epochs: int) -> Adam
     rate = adam.learning_rate
     if callable(rate):
         return adam
-    inputs, _, weights = data
+    _, targets, weights = data
     # Samples of weight 0 take no part.
-    m = len(inputs) if weights is None else max(int(np.count_nonzero(weights)), 1)
+    m = len(targets) if weights is None else max(int(np.count_nonzero(weights)), 1)
     steps = 1 if batch_size is None else -(-m // min(check_width("batch_size", batch_size), m))
     return going_on(adam, _Later(Cosine(rate, steps=steps * epochs), adam.count))
 

@@ -46,8 +46,12 @@ class Samples:
         inputs = data[0] if isinstance(data[0], tuple) else (data[0],)
         given = (*inputs, data[1], *(w for w in data[2:] if w is not None))
         parts_of = ["inputs"] * len(inputs) + ["targets", "weights"]
+        # Rows are taken of sparse inputs, which is done by compressed rows; nothing else
+        # that is given may be sparse.
         parts = [
-            a
+            a.tocsr()
+            if word == "inputs" and backend.is_sparse(a)
+            else a
             if backend.is_array(a)
             else from_host(model.xp, backend.read_array(a, f"{word} of {name}"))
             for word, a in zip(parts_of, given)  # noqa: B905 (there may be no weights)
@@ -58,7 +62,8 @@ class Samples:
                 f"inputs, targets and weights of {name} have {[a.shape for a in parts]}; they must "
                 "share a first axis of at least 1"
             )
-        backend.namespace(*parts, *model.params.values())
+        full = [a for a in parts if backend.is_array(a)]
+        backend.namespace(*full, *model.params.values())
         weights = parts[-1] if len(data) == 3 and data[2] is not None else None
         read = cls(tuple(parts[: len(inputs)]), parts[len(inputs)], weights, lengths.pop())
         read = read if weights is None else read._with_weight(name)
@@ -92,7 +97,10 @@ class Samples:
         index = from_host(xp, rows)
         weights = None if self.weights is None else xp.take(self.weights, index, axis=0)
         # Frozen, since nobody else has them: a model does not copy them again.
-        inputs = tuple(backend.freeze(xp.take(a, index, axis=0)) for a in self.inputs)
+        inputs = tuple(
+            a[rows] if backend.is_sparse(a) else backend.freeze(xp.take(a, index, axis=0))
+            for a in self.inputs
+        )
         target = xp.take(self.target, index, axis=0)
         return replace(self, inputs=inputs, target=target, weights=weights, m=len(rows))
 
@@ -122,5 +130,6 @@ def returned_pair(name: str, given: Any) -> tuple[Any, Any]:
 
 def _finite(a: Any) -> bool:
     """Whether no entry of an array of real numbers is NaN or infinite."""
+    a = a.data if backend.is_sparse(a) else a
     xp = backend.namespace(a)
     return not xp.isdtype(a.dtype, "real floating") or backend.all_finite(xp, a)
