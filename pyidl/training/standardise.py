@@ -51,32 +51,27 @@ class Standardiser:
     def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Standardiser:
         """Mean and deviation, weighted; the scale of a constant column is 1.
 
-        A sparse U is not shifted, for that would fill it. The mean then counts as 0,
-        and the scale is the deviation from 0, ``(mean of u^2)^(1/2)``.
+        A sparse U is not shifted, for that would fill it: the mean counts as 0. The
+        scale is then the largest ``|u|``, also of columns with few entries, which in
+        units of their deviation would be large.
         """
         if is_sparse(U):
-            return cls._about_zero(U, weights)
+            U = U.tocsr(copy=True)
+            U.sum_duplicates()
+            largest = np.abs(U).max(axis=0).toarray().ravel()
+            return cls(np.zeros(len(largest)), np.where(largest > 0, largest, 1.0))
         U = np.asarray(U, dtype=np.float64)
         # Weights of any size: neither their sum nor a product with them overflows.
         weights = None if weights is None else weights / np.max(weights)
-        unit = _unit(np.max(np.abs(U), axis=0))
+        # In units of a power of two near the largest entry no square overflows or
+        # vanishes.
+        unit = np.exp2(
+            np.frexp(np.maximum(np.max(np.abs(U), axis=0), np.finfo(np.float64).tiny))[1] - 1.0
+        )
         V = U / unit
         mean = np.average(V, axis=0, weights=weights)
         deviation = np.sqrt(np.average((V - mean) ** 2, axis=0, weights=weights))
         return cls(mean * unit, np.where(deviation > CONSTANT, deviation * unit, 1.0))
-
-    @classmethod
-    def _about_zero(cls, U: Any, weights: np.ndarray | None) -> Standardiser:
-        """That of a sparse U; a column of zeros has the scale 1."""
-        U = U.tocsr(copy=True)
-        U.sum_duplicates()  # the square of a sum is no sum of squares
-        U.data = np.abs(U.data)
-        unit = _unit(U.max(axis=0).toarray().ravel())
-        m, p = U.shape
-        w: np.ndarray = np.ones(m) if weights is None else weights / np.max(weights)
-        squares = np.repeat(w / w.sum(), np.diff(U.indptr)) * (U.data / unit[U.indices]) ** 2
-        mean_square = np.bincount(U.indices, squares, minlength=p)
-        return cls(np.zeros(p), np.where(mean_square > 0, np.sqrt(mean_square) * unit, 1.0))
 
     @classmethod
     def identity(cls, p: int) -> Standardiser:
@@ -106,15 +101,6 @@ class Standardiser:
     def undo(self, V: np.ndarray) -> np.ndarray:
         """``mean + scale V``."""
         return np.asarray(self.mean + self.scale * V)
-
-
-def _unit(largest: np.ndarray) -> np.ndarray:
-    """A power of two near the largest entry of a column.
-
-    In units of it no square overflows or vanishes.
-    """
-    bounded = np.maximum(largest, np.finfo(np.float64).tiny)
-    return np.asarray(np.exp2(np.frexp(bounded)[1] - 1.0))
 
 
 def fold(model: ImplicitModel, inputs: Standardiser, outputs: Standardiser) -> ImplicitModel:
