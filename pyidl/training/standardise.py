@@ -48,7 +48,7 @@ class Standardiser:
     scale: np.ndarray
 
     @classmethod
-    def of(cls, U: np.ndarray, weights: np.ndarray | None = None) -> Standardiser:
+    def of(cls, U: Any, weights: np.ndarray | None = None) -> Standardiser:
         """Mean and deviation, weighted; the scale of a constant column is 1.
 
         A sparse U is not shifted, for that would fill it: the mean counts as 0. The

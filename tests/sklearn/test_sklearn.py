@@ -4,6 +4,7 @@ Scikit-learn's own checks, with no failure expected, and what those do not ask.
 """
 
 import inspect
+import math
 import pickle
 import warnings
 
@@ -23,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyidl
-from pyidl import activations, optim, sim
+from pyidl import activations, losses, optim, sim
 from pyidl.cli.parser import build_parser
 from pyidl.errors import InputError
 from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, SIMClassifier
@@ -372,6 +373,43 @@ def test_early_stopping_watches_samples_that_it_holds_out():
     assert model.n_iter_ < 300
     held_out = model.history_["val_loss"]
     assert held_out[-1] > held_out.min()
+
+
+@pytest.mark.parametrize("cls", [ImplicitClassifier, ImplicitRegressor])
+def test_early_stopping_brings_back_the_least_loss_of_the_held_out(cls, monkeypatch):
+    """Their loss, without the penalty; that of MLPClassifier watches the accuracy."""
+    X, y = IRIS if cls is ImplicitClassifier else DIABETES
+    split, kept = cls._split, []
+
+    def noted(self, data):
+        kept.append(split(self, data))
+        return kept[-1]
+
+    monkeypatch.setattr(cls, "_split", noted)
+    options = {"early_stopping": True, "validation_fraction": 0.2, "n_iter_no_change": 5}
+    model = cls(20, max_iter=500, tol=1e-3, learning_rate=0.1, random_state=1, **options)
+    model.fit(X, y)
+    _, (V, T, _) = kept[0]
+    assert len(T) == math.ceil(0.2 * len(y))
+    if cls is ImplicitClassifier:
+        loss = losses.cross_entropy(model.model_.predict(V), T)[0]
+    else:
+        units = model._standardised.outputs
+        loss = losses.mse(units(model.model_.predict(V)), units(T))[0]
+    watched = model.history_["val_loss"]
+    assert float(loss) == pytest.approx(watched[: -options["n_iter_no_change"]].min(), abs=1e-5)
+    assert loss <= watched.min() + model.tol
+    assert watched[-1] > loss + model.tol
+    assert model.n_iter_ == len(watched) < 500
+
+
+def test_without_early_stopping_nothing_is_held_out():
+    X, y = IRIS
+    model = classifier(max_iter=2, early_stopping=False)
+    assert model.early_stopping is ImplicitClassifier().early_stopping
+    assert "val_loss" not in fitted(model, X, y).history_.records[0]
+    model = classifier(early_stopping=True).partial_fit(X, y)  # nor by partial_fit
+    assert "val_loss" not in model.history_.records[0]
 
 
 def test_a_run_that_does_not_settle_says_so():

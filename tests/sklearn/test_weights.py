@@ -11,10 +11,11 @@ from helpers import same_fit
 from sklearn.datasets import load_iris
 from sklearn.ensemble import BaggingClassifier, BaggingRegressor
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import compute_class_weight
 
 from pyidl import optim
 from pyidl.errors import InputError
-from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor
+from pyidl.sklearn import ImplicitClassifier, ImplicitRegressor, ImplicitSequenceClassifier
 from pyidl.training.standardise import Standardiser
 
 X, LABELS = load_iris(return_X_y=True)
@@ -157,3 +158,75 @@ def test_what_no_weights_are(weights, words, cls):
         warnings.simplefilter("error", ConvergenceWarning)
         with pytest.raises(ValueError, match=words):
             made(cls).fit(X, target(cls), sample_weight=weights)
+
+
+# --------------------------------------------------------------------------- weights of classes
+
+NAMES = np.array(["a", "b", "c"])[LABELS]
+FEW = np.r_[0:10, 50:150]  # of a 10, of b and c 50 each
+OWN = {"a": 110 / 30, "b": 110 / 150, "c": 110 / 150}
+
+
+def test_weights_of_classes_are_weights_of_samples():
+    U, names = X[FEW], NAMES[FEW]
+    by_hand = made(ImplicitClassifier).fit(U, names, sample_weight=[OWN[label] for label in names])
+    for given in ("balanced", OWN, {"a": 5.0}, {"a": 10, "b": 2, "c": 2}):
+        one = made(ImplicitClassifier, class_weight=given).fit(U, names)
+        assert np.allclose(one.predict_proba(X), by_hand.predict_proba(X), rtol=1e-9)
+    both = made(ImplicitClassifier, class_weight={"a": 5}, early_stopping=True)
+    both.fit(U, names, sample_weight=1 + np.arange(110) % 2)
+    ratios = np.where(names == "a", 5.0, 1.0) * (1 + np.arange(110) % 2)
+    same_fit(
+        both, made(ImplicitClassifier, early_stopping=True).fit(U, names, sample_weight=ratios)
+    )
+    left_out = made(ImplicitClassifier, class_weight={"b": 0}).fit(U, names)
+    assert left_out.classes_.tolist() == ["a", "b", "c"]
+    kept = names != "b"
+    wanted = made(ImplicitClassifier).fit(X[FEW], names, sample_weight=kept)
+    same_fit(left_out, wanted)
+
+
+def test_a_rare_class_is_found_more_often_when_balanced():
+    rng = np.random.default_rng(0)
+    labels = (rng.random(600) < 0.05).astype(int)
+    U = rng.normal(size=(600, 2)) + 1.2 * labels[:, None]
+    plain, balanced = (
+        made(ImplicitClassifier, max_iter=60, class_weight=given).fit(U, labels)
+        for given in (None, "balanced")
+    )
+    rare = labels == 1
+    found, before = (np.mean(one.predict(U[rare])) for one in (balanced, plain))
+    assert found > before + 0.3
+
+
+@pytest.mark.parametrize(
+    "make", [ImplicitClassifier, lambda **o: ImplicitSequenceClassifier(4, 4, **o)]
+)
+def test_what_partial_fit_makes_of_weights_of_classes(make):
+    """A dict counts; "balanced" would count the labels of one call, and is refused."""
+    options = {"max_iter": 3, "random_state": 0}
+    weights = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=NAMES[FEW])
+    given = dict(zip("abc", weights, strict=True))
+    one = make(class_weight=given, **options).partial_fit(X[FEW], NAMES[FEW])
+    other = make(**options).partial_fit(
+        X[FEW], NAMES[FEW], sample_weight=[given[label] for label in NAMES[FEW]]
+    )
+    assert np.allclose(one.predict_proba(X), other.predict_proba(X), rtol=1e-9)
+    refused = make(class_weight="balanced", **options)
+    with pytest.raises(InputError, match=r"partial_fit sees some.*compute_class_weight"):
+        refused.partial_fit(X[FEW], NAMES[FEW])
+    assert not hasattr(refused, "classes_")
+    refused.fit(X[FEW], NAMES[FEW])
+
+
+def test_what_no_weight_of_a_class_is():
+    for given, words in (
+        ("even", "class_weight is 'even'; use None"),
+        (-1.0, "class_weight is -1.0"),
+        ({"a": -1.0}, r"class_weight is \{'a': -1.0\}"),
+        ({"a": np.inf}, r"class_weight is \{'a': inf\}"),
+        ({"a": 0, "b": 0, "c": 0}, "leaves no sample a weight"),
+        ({"d": 1.0}, r"class_weight has \['d'\]; the labels are"),
+    ):
+        with pytest.raises(InputError, match=words):
+            made(ImplicitClassifier, class_weight=given).fit(X, NAMES)
