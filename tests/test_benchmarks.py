@@ -290,6 +290,18 @@ def test_a_default_is_chosen_without_the_set_it_is_judged_on(capsys, monkeypatch
     assert "nan" not in out
 
 
+def test_few_samples(capsys, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    monkeypatch.setattr(estimators, "ROWS", 40)
+    with warnings.catch_warnings():
+        estimators.main(["--few", "--sets", "iris", "sine", "--splits", "2"])
+        with pytest.raises(SystemExit):
+            estimators.main(["--sets", "sine"])
+    out = capsys.readouterr().out
+    assert out.count("warnings ") == 2
+    assert "nan" not in out
+
+
 def test_what_one_set_wins_does_not_pay_for_another():
     found = {
         "one": {"x": (1.0, 9.0, 0.9), "y": (1.0, 0.1, 0.0), "z": (6.0, 1.0, 0.1)},

@@ -73,7 +73,8 @@ class _Implicit(Trained):
 class ImplicitClassifier(_Implicit, Labelled):
     """A classifier whose hidden state is the solution of ``x = phi(A x + B u + b)``.
 
-    Its logits are ``C x + D u + d``.
+    Its logits are ``C x + D u + d``. X is a table (m, p), or a sparse matrix of SciPy,
+    which is never filled in.
 
     Parameters
     ----------
@@ -87,34 +88,40 @@ class ImplicitClassifier(_Implicit, Labelled):
         was no better on the five tables of docs/estimators.md together.
     rank : int, optional
         Of A = L R^T, for fewer parameters.
-    alpha : float
+    alpha : float, optional
         Weight of the squares of all matrices, ``alpha / 2 (|A|^2 + |B|^2 + |C|^2 +
         |D|^2)``, added to the mean loss. (That of `MLPClassifier` is divided by the
-        number of samples.)
+        number of samples.) If None, ``5 / max(m, 200)`` for the m samples of a call.
     batch_size : int, "auto" or None
         Samples a step; "auto" is 200, or all of fewer. With one batch, and without
-        `early_stopping`, a weight of 2 is the same as a sample that is there twice. A
-        weight of 0 is always the same as one that is not there.
+        `early_stopping`, a weight of 2 is the same as a sample that is there twice (of
+        more than 200 with the same `alpha`). A weight of 0 is always the same as one
+        that is not there.
     learning_rate : float or Schedule
         Of Adam. A number is where it starts: it falls to 0 along half a cosine within
-        the `max_iter` epochs of every `fit`, so that few epochs are enough; in
-        `partial_fit`, whose end is not known, it stays. A schedule of `pyidl.optim`
-        counts steps and is taken as it is; ``Constant(1e-2)`` stays where it is.
-    max_iter : int
-        Largest number of epochs. A `sklearn.exceptions.ConvergenceWarning` says that it
-        was reached, if the rate is a schedule, or if the last `n_iter_no_change` epochs
-        had more than a hundredth of the whole fall of the loss.
+        the epochs of every `fit`, so that few are enough; in `partial_fit`, whose end
+        is not known, it stays. A schedule of `pyidl.optim` counts steps and is taken as
+        it is; ``Constant(1e-2)`` stays where it is.
+    max_iter : int, optional
+        Largest number of epochs; if None, 50, or as many as make 150 steps. A
+        `sklearn.exceptions.ConvergenceWarning` says that it was reached, if the rate is
+        a schedule, or if the last `n_iter_no_change` epochs had more than a hundredth
+        of the whole fall of the loss.
     tol, n_iter_no_change : float, int
-        Training ends when `n_iter_no_change` epochs did not lower the loss by `tol`,
-        and returns to the epoch with the least.
+        Training ends when for `n_iter_no_change` epochs the loss was not lower, by more
+        than `tol`, than the best so far. It returns to that best epoch, also from the
+        last one. The loss is the mean of an epoch, with the penalty.
     early_stopping : bool
-        Watch the loss of held-out samples instead.
+        Whether to watch, instead, the mean loss of samples that are held out: without
+        the penalty, ``history_["val_loss"]``. Every `fit` draws them anew;
+        `partial_fit` holds none out.
     validation_fraction : float
         The share of held-out samples; it has of each label its share, if there are
         enough of each.
     standardize : bool
         Whether columns of X are shifted and scaled within, by their mean and deviation
-        at the first call.
+        at the first call. Those of a sparse X are not shifted, and divided by their
+        largest entry.
     warm_start : bool
         Whether `fit` goes on from the last fit: its parameters, its standardisation and
         the state of Adam. The rate may change in between; what the network is built
@@ -125,6 +132,10 @@ class ImplicitClassifier(_Implicit, Labelled):
         In which the model computes. (pyidl's own default is float32.)
     verbose : int
         1 shows progress.
+    class_weight : dict, "balanced" or None
+        ``{label: weight}``, 1 for a label that is not there; by these the weights of
+        samples are multiplied. "balanced" gives every label of the call, together, the
+        same weight; `partial_fit` refuses it.
 
     Attributes
     ----------
@@ -149,6 +160,13 @@ class ImplicitClassifier(_Implicit, Labelled):
         `pyidl.ConvergenceWarning`. Under the default constraint every sample has a
         solution.
 
+    Notes
+    -----
+    What other libraries call epochs is `max_iter`; hidden_layer_sizes or units are
+    `hidden_dim`; lr and learning_rate_init are `learning_rate`; weight_decay and l2 are
+    `alpha`; patience is `n_iter_no_change`; kappa is ``constraint=InfNorm(kappa)``. The
+    solver is always Adam.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -165,7 +183,8 @@ class ImplicitRegressor(_Implicit, Valued):
 
     It predicts ``C x + D u + d``, and minimises the squared error, each target measured
     in units of its deviation at the first call. Parameters, attributes and errors as
-    for `ImplicitClassifier`, without `classes_`; targets may be one column or several.
+    for `ImplicitClassifier`, without `class_weight` and `classes_`; X may be sparse there
+    too, and targets one column or several.
 
     Examples
     --------

@@ -116,8 +116,8 @@ class _ImplicitSequence(Trained):
     pool: Pool = "max"
     timescale: float | str | None = "auto"
     bidirectional: bool = False
-    alpha: float = 1e-3
-    max_iter: int = 100
+    alpha: float | None = 1e-3
+    max_iter: int | None = 100
     n_iter_no_change: int = 20
 
     def __sklearn_tags__(self) -> Any:
@@ -227,7 +227,7 @@ class ImplicitSequenceClassifier(_ImplicitSequence, Labelled):
         Where the solution of a step is certain to exist; ``InfNorm(0.5)`` if None.
     rank : int, optional
         Of A = L R^T, for fewer parameters.
-    alpha : float
+    alpha : float, optional
         Weight of the squares of all matrices, ``alpha / 2`` times their sum, added to
         the mean loss.
     batch_size : int, "auto" or None
@@ -244,7 +244,7 @@ class ImplicitSequenceClassifier(_ImplicitSequence, Labelled):
     class_weight : dict, "balanced" or None
         ``{label: weight}``, 1 for a label that is not there; by these the weights of
         samples are multiplied. "balanced" gives every label of the call, together, the
-        same weight.
+        same weight; `partial_fit` refuses it.
 
     Attributes
     ----------

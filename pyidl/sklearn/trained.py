@@ -31,11 +31,11 @@ from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rollback import as_it_was, check_flags
 from pyidl.training import EarlyStopping
 from pyidl.training.recipe import (
-    ALPHA,
     KAPPA,
     LEARNING_RATE,
     Data,
     Scaled,
+    enough,
     falling,
     going_on,
 )
@@ -64,10 +64,10 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     activation: str | Activation = "relu"
     constraint: Constraint | None = None
     rank: int | None = None
-    alpha: float = ALPHA
+    alpha: float | None = None
     batch_size: int | str | None = "auto"
     learning_rate: float | Schedule = LEARNING_RATE
-    max_iter: int = 50
+    max_iter: int | None = None
     tol: float = 1e-4
     n_iter_no_change: int = 10
     early_stopping: bool = False
@@ -134,29 +134,30 @@ class Trained(BaseEstimator):  # type: ignore[misc]
             self.loss_curve_: list[float] = []
         automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
         batch_size: Any = self._automatic(len(data[1])) if automatic else self.batch_size
-        held_out, monitor = None, "loss"
+        held_out, monitor, settles = None, "loss", epochs is None
         if epochs is None:
             if self.early_stopping:
                 monitor = "val_loss"
                 data, held_out = self._split(data)
-            self._optimizer = falling(self._optimizer, data, batch_size, self.max_iter)
+            epochs = enough(data, batch_size) if self.max_iter is None else self.max_iter
+            self._optimizer = falling(self._optimizer, data, batch_size, epochs)
         watch = EarlyStopping(self.n_iter_no_change, monitor, min_delta=self.tol)
         self.history_ = self._standardised.train(
             data,
             optimizer=self._optimizer,
-            epochs=self.max_iter if epochs is None else epochs,
+            epochs=epochs,
             batch_size=batch_size,
             rng=self._rng,
             alpha=self.alpha,
             validation=held_out,
-            callbacks=(watch,) if epochs is None else (),
+            callbacks=(watch,) if settles else (),
             verbose=self.verbose,
         )
         self.n_iter_ += len(self.history_)
         self.loss_curve_ = [*self.loss_curve_, *map(float, self.history_["loss"])]
-        if epochs is None and not self._has_settled(self.history_[monitor]):
+        if settles and not self._has_settled(self.history_[monitor], epochs):
             warnings.warn(
-                f"{type(self).__name__} stopped after max_iter = {self.max_iter} epochs, "
+                f"{type(self).__name__} stopped after max_iter = {epochs} epochs, "
                 f"while {monitor} still fell by more than tol = {self.tol:g} within "
                 f"{self.n_iter_no_change} epochs; raise max_iter or tol",
                 ConvergenceWarning,
@@ -167,12 +168,13 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     def _check_options(self) -> None:
         """Refuse what neither the network nor the optimiser would refuse."""
         check_flags(self, "early_stopping", "standardize", "warm_start")
-        for name in ("max_iter", "n_iter_no_change"):
-            check_width(name, getattr(self, name))
-        if not (is_real(self.alpha) and 0 <= self.alpha < np.inf):
+        check_width("n_iter_no_change", self.n_iter_no_change)
+        if self.max_iter is not None:
+            check_width("max_iter", self.max_iter)
+        if not (self.alpha is None or (is_real(self.alpha) and 0 <= self.alpha < np.inf)):
             raise InputError(
                 f"alpha is {self.alpha!r}; the weight of the squared parameters is a finite "
-                "number, at least 0"
+                "number, at least 0, or None for the default"
             )
         if not (is_real(self.tol) and self.tol >= 0):
             raise InputError(
@@ -210,9 +212,9 @@ class Trained(BaseEstimator):  # type: ignore[misc]
 
         return some(train), some(held_out)
 
-    def _has_settled(self, values: np.ndarray) -> bool:
+    def _has_settled(self, values: np.ndarray, epochs: int) -> bool:
         """Whether a run ended by itself, or gained next to nothing at its end."""
-        if len(values) < self.max_iter:
+        if len(values) < epochs:
             return True
         if callable(self.learning_rate) or len(values) <= self.n_iter_no_change:
             return False

@@ -4,8 +4,9 @@ Columns are standardised, the loss follows from the kind of target, the squares 
 matrices are penalised, and the rate of Adam falls to 0. What comes out takes the
 columns as they are (`pyidl.training.standardise`).
 
-The numbers were chosen together, on five small tables, by
-``tests/benchmarks/estimators.py --select``; docs/estimators.md has the results.
+Bound and rate were chosen together, on five small tables, by
+``tests/benchmarks/estimators.py --select``; `EPOCHS`, `STEPS`, `PRIOR` and `FEW` on 300
+rows of those and of two functions, by ``--few``. docs/estimators.md has the results.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = [
     "TOL",
     "Scaled",
     "Standardised",
+    "enough",
     "falling",
     "going_on",
 ]
@@ -48,7 +50,15 @@ Each step of a solve at least halves the error, forward and backward.
 LEARNING_RATE = 1e-2
 """The rate of Adam at the start; it falls to 0 along half a cosine."""
 ALPHA = 3e-3
-"""The weight of the penalty `ridge`."""
+"""The weight of the penalty `ridge`, of the command line."""
+PRIOR, FEW = 5.0, 200
+"""The weight of `ridge` otherwise: ``PRIOR / max(m, FEW)`` for m samples.
+
+So it counts as much as five of them, as a prior does. The loss of few samples is
+soon near 0, and what holds it is the penalty.
+"""
+EPOCHS, STEPS = 50, 150
+"""How long is trained, at least, if nobody says it: epochs, and steps."""
 TOL = (1e-3, 1e-2)
 """The tolerances of the solves of training, forward and adjoint.
 
@@ -91,7 +101,7 @@ class Scaled:
         epochs: int,
         batch_size: int | None,
         rng: np.random.Generator,
-        alpha: float = ALPHA,
+        alpha: float | None = None,
         validation: Data | None = None,
         metrics: Sequence[Metric] = (),
         callbacks: Iterable[Callback] = (),
@@ -104,8 +114,8 @@ class Scaled:
         data, validation : (inputs, targets, weights)
             As the network was built for; of labels the cross-entropy is minimised, of
             values the squared error, in units of their deviation.
-        alpha : float
-            The weight of `ridge`.
+        alpha : float, optional
+            The weight of `ridge`; ``PRIOR / max(m, FEW)`` if None.
         optimizer, epochs, batch_size, rng, metrics, callbacks, verbose
             As for `pyidl.fit`.
 
@@ -113,6 +123,7 @@ class Scaled:
         -------
         History
         """
+        alpha = PRIOR / max(len(data[1]), FEW) if alpha is None else alpha
         return fit(
             self.network,
             self._standardised(data),
@@ -253,14 +264,29 @@ def falling(adam: Adam, data: Data, batch_size: int | None, epochs: int) -> Adam
     InputError
         If `batch_size` is no number of samples.
     """
-    rate = adam.learning_rate
-    if callable(rate):
-        return adam
+    rate, steps = adam.learning_rate, _steps(data, batch_size) * epochs
+    return adam if callable(rate) else going_on(adam, _Later(Cosine(rate, steps), adam.count))
+
+
+def enough(data: Data, batch_size: int | None) -> int:
+    """How many epochs are done where nobody says it: `EPOCHS`, or `STEPS` steps.
+
+    Of a small table an epoch is one step or two, and 50 of those are not enough.
+
+    Examples
+    --------
+    >>> small, large = ((np.ones((m, 1)), np.ones((m, 1)), None) for m in (300, 3000))
+    >>> enough(small, 200), enough(large, 200)
+    (75, 50)
+    """
+    return max(EPOCHS, -(-STEPS // _steps(data, batch_size)))
+
+
+def _steps(data: Data, batch_size: int | None) -> int:
+    """Those of an epoch; samples of weight 0 take no part."""
     _, targets, weights = data
-    # Samples of weight 0 take no part.
     m = len(targets) if weights is None else max(int(np.count_nonzero(weights)), 1)
-    steps = 1 if batch_size is None else -(-m // min(check_width("batch_size", batch_size), m))
-    return going_on(adam, _Later(Cosine(rate, steps=steps * epochs), adam.count))
+    return 1 if batch_size is None else -(-m // min(check_width("batch_size", batch_size), m))
 
 
 def going_on(adam: Adam, rate: float | Schedule) -> Adam:

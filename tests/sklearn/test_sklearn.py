@@ -338,7 +338,6 @@ def test_the_command_line_has_the_same_recipe():
     for cls in (ImplicitClassifier, ImplicitRegressor):
         defaults = cls().get_params()
         assert given.learning_rate == defaults["learning_rate"]
-        assert given.alpha == defaults["alpha"]
     model = classifier(max_iter=1).partial_fit(*IRIS).model_
     assert model.constraint.kappa == given.kappa
 
