@@ -183,8 +183,8 @@ class ImplicitRegressor(_Implicit, Valued):
 
     It predicts ``C x + D u + d``, and minimises the squared error, each target measured
     in units of its deviation at the first call. Parameters, attributes and errors as
-    for `ImplicitClassifier`, without `class_weight` and `classes_`; X may be sparse there
-    too, and targets one column or several.
+    for `ImplicitClassifier`, without `class_weight` and `classes_`. X may be sparse
+    there too; targets may be one column or several.
 
     Examples
     --------

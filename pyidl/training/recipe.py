@@ -173,7 +173,8 @@ class Standardised(Scaled):
     >>> relu = activations.relu
     >>> model = Standardised.build(data, hidden_dim=10, activation=relu, rng=rng)
     >>> adam = falling(Adam(LEARNING_RATE), data, batch_size=20, epochs=50)
-    >>> history = model.train(data, optimizer=adam, epochs=50, batch_size=20, rng=rng)
+    >>> options = {"epochs": 50, "batch_size": 20, "alpha": 1e-3, "rng": rng}
+    >>> history = model.train(data, optimizer=adam, **options)
     >>> model.predict(U).shape, bool(history["loss"][-1] < 0.1 * history["loss"][0])
     ((60, 1), True)
     """
