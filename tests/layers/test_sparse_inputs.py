@@ -266,7 +266,7 @@ ELSEWHERE = {
     "tokens": (lambda: Embedding(P, 2, rng=0)(EYE), f"U {FULL}"),
     "a start": (lambda: MODEL(EYE, x0=sp.csr_array((P, N))), f"x0 {FULL}"),
     "a cotangent": (lambda: MODEL(EYE)[1](sp.csr_array((P, Q))), f"dY {FULL}"),
-    "targets": (lambda: fit(MODEL, (EYE, sp.csr_array((P, Q)))), f"an array of data {FULL}"),
+    "targets": (lambda: fit(MODEL, (EYE, sp.csr_array((P, Q)))), f"targets of data {FULL}"),
     "a loss": (lambda: losses.mse(sp.csr_array((P, Q)), np.ones((P, Q))), "sparse|array"),
     "a proof": (lambda: pyidl.certify_solution(MODEL, EYE), f"U {FULL}"),
     "a check": (lambda: check_pullback(MODEL, EYE), f"U {FULL}"),
