@@ -50,7 +50,6 @@ TRAIN_NUMBERS: tuple[tuple[str, Callable[[str], Any], Any, str | None, str], ...
     ("--epochs", int, 100, "N", ""),
     ("--batch-size", int, 100, "N", ""),
     ("--learning-rate", float, recipe.LEARNING_RATE, "RATE", "of Adam, falling to 0"),
-    ("--alpha", float, recipe.ALPHA, None, "weight of the squares of all matrices"),
     ("--test-share", float, 0.2, "SHARE", "of the rows, held out, to judge the model by"),
     ("--seed", int, 0, "N", ""),
 )
@@ -146,6 +145,11 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the other rows, held out, to stop early by; 0 trains all epochs (default: 0.1, if "
         "that is 10 rows or more)",
+    )
+    train.add_argument(
+        "--alpha",
+        type=float,
+        help="weight of the squares of all matrices (default: 5 / training rows, at most 0.025)",
     )
     train.add_argument(
         "--patience",

@@ -145,7 +145,7 @@ def _checked(options: Any) -> Activation:
             f"--epochs is {options.epochs} and --batch-size {options.batch_size}; both are at "
             "least 1"
         )
-    if not 0 <= options.alpha < np.inf:
+    if options.alpha is not None and not 0 <= options.alpha < np.inf:
         raise InputError(
             f"--alpha is {options.alpha}; the weight of the squares is a finite number, at least 0"
         )

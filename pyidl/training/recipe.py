@@ -31,7 +31,6 @@ from pyidl.training.standardise import Standardiser, fold
 from pyidl.wellposed import Constraint, InfNorm
 
 __all__ = [
-    "ALPHA",
     "KAPPA",
     "LEARNING_RATE",
     "TOL",
@@ -49,10 +48,8 @@ Each step of a solve at least halves the error, forward and backward.
 """
 LEARNING_RATE = 1e-2
 """The rate of Adam at the start; it falls to 0 along half a cosine."""
-ALPHA = 3e-3
-"""The weight of the penalty `ridge`, of the command line."""
 PRIOR, FEW = 5.0, 200
-"""The weight of `ridge` otherwise: ``PRIOR / max(m, FEW)`` for m samples.
+"""The weight of `ridge`, if nobody says it: ``PRIOR / max(m, FEW)`` for m samples.
 
 So it counts as much as five of them, as a prior does. The loss of few samples is
 soon near 0, and what holds it is the penalty.
