@@ -5,6 +5,8 @@ Every notebook runs in the build.
 
 import inspect
 import re
+import sys
+from pathlib import Path
 
 import matplotlib.font_manager  # noqa: F401  (it builds a cache, and would say so in the first cell that draws)
 
@@ -14,7 +16,8 @@ import pyidl.sklearn  # before torch is mocked: SciPy asks a torch that is there
 project, author, copyright = "pyidl", "The pyidl developers", "The pyidl developers"
 version = release = pyidl.__version__
 
-extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+sys.path.insert(0, str(Path(__file__).parent))  # where notebooks.py lies
+extensions = ["notebooks", "myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 exclude_patterns = ["_build", "_templates", "jupyter_execute"]
 templates_path = ["_templates"]
 default_role = "code"  # a name between single backticks, as docstrings have them

@@ -40,19 +40,6 @@ def test_the_solvers_of_sim_can_be_made_as_the_page_writes_them():
     assert all(isinstance(solver, sim.RowSolver) for solver in made)
 
 
-def test_notebooks_can_be_taken_along():
-    """Every page with cells says where its notebook is.
-
-    And it has the head by which Jupyter knows it.
-    """
-    pages = {path: path.read_text() for path in DOCS.glob("*.md")}
-    notebooks = {path.stem: text for path, text in pages.items() if "{code-cell}" in text}
-    assert {"tutorial", "gradient_by_hand", "write_your_own"} <= set(notebooks)
-    for name, text in notebooks.items():
-        assert f"{{nb-download}}`{name}.ipynb`" in text
-        assert text.startswith("---\njupytext:")
-
-
 def scaled_by_hand(A, kappa=0.99):
     return A * min(1.0, kappa / np.abs(A).sum(axis=1).max())
 
