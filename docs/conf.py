@@ -39,6 +39,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_output_stderr = "warn"
 nb_merge_streams = True
+nb_code_prompt_show = nb_code_prompt_hide = "A solution"  # what cells are folded for
 
 # The reference: one page for each public module, made of what its __all__ names.
 autosummary_generate = True

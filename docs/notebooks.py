@@ -127,8 +127,8 @@ class Writer:
     """Plain Markdown of a page; `attachments` gathers its pictures."""
 
     page: Path
-    site: str = ""
-    root: Path = DOCS.parent
+    site: str
+    root: Path
     attachments: dict = field(default_factory=dict)
 
     def refuse(self, line, reason):
@@ -192,7 +192,7 @@ class Writer:
         name, _, anchor = target.partition("#")
         file = self.file(line, name) if name else self.page
         if file.suffix != ".md" or file.parent != self.page.parent:
-            return f"{text or file.name} (`{self.where(file)}`)"
+            return f"{text or file.name} [`{self.where(file)}`]"
         if anchor not in (titles := headings(file)):
             self.refuse(line, f"the heading #{anchor} of {file.name}")
         if file == self.page:
@@ -200,7 +200,7 @@ class Writer:
         if self.site:
             address = f"{self.site.rstrip('/')}/{file.stem}.html" + (f"#{anchor}" if anchor else "")
             return f"[{text or titles[anchor]}]({address})"
-        return f"{text or '*' + titles[anchor] + '*'} (`{self.where(file)}`)"
+        return f"{text or '*' + titles[anchor] + '*'} [`{self.where(file)}`]"
 
     def picture(self, line, text, target):
         """It goes into the notebook."""
@@ -216,7 +216,7 @@ class Writer:
 
     def where(self, file):
         """Its path in the repository."""
-        return file.resolve().relative_to(self.root.resolve()).as_posix()
+        return file.relative_to(self.root).as_posix()
 
     def markdown(self, text):
         """A text without cells, in plain Markdown."""
@@ -230,7 +230,7 @@ def joined(words):
 
 def notebook(page, *, solutions=False, site="", root=DOCS.parent):
     """The notebook of a page, as the content of an .ipynb file."""
-    cells, words, writer = [], [], Writer(page, site, root)
+    cells, words, writer = [], [], Writer(page.resolve(), site, root.resolve())
 
     def add(kind, text, **more):
         lines = text.strip("\n").splitlines(keepends=True)
@@ -238,7 +238,7 @@ def notebook(page, *, solutions=False, site="", root=DOCS.parent):
         cells.extend([name | {"source": lines} | more] if lines else [])
 
     kind = " with the solutions of its exercises" if solutions else ""
-    add("markdown", HEAD.format(kind=kind, page=writer.where(page)))
+    add("markdown", HEAD.format(kind=kind, page=writer.where(writer.page)))
     for piece in [*pieces(page.read_text("utf-8")), Piece(0, [], name="code-cell")]:
         if piece.name != "code-cell":
             words.append(writer.plain(piece))

@@ -88,10 +88,10 @@ MARKDOWN = """# A *small* page
 
 Words. More
 `[](code)` and $f[x](y)$, `examples/run.py`,
-*Other, `it`* (`docs/other.md`), there (`docs/other.md`),
-*The part: a_b* (`docs/other.md`), [below](#Exercise-1), [http://a.org](http://a.org),
+*Other, `it`* [`docs/other.md`], there [`docs/other.md`],
+*The part: a_b* [`docs/other.md`], [below](#Exercise-1), [http://a.org](http://a.org),
 the
-code (`code.py`), ![a dot](attachment:dot.png).
+code [`code.py`], ![a dot](attachment:dot.png).
 
 $$
 x = 1
@@ -105,7 +105,7 @@ def two(self):
     return 2
 ```
 
-> **Note.** Read *Other, `it`* (`docs/other.md`).
+> **Note.** Read *Other, `it`* [`docs/other.md`].
 
 $$
 y = 2
@@ -156,7 +156,7 @@ def code(book):
 
 
 def test_a_page_with_everything(notebooks, small):
-    book = notebooks.notebook(small, root=small.parents[1])
+    book = notebooks.notebook(small.parent / "../docs/small.md", root=small.parents[1])
     head, words, *rest = book["cells"]
     assert 'pip install -e ".[examples]"' in text(head)
     assert "`docs/small.md`" in text(head)
@@ -214,6 +214,8 @@ def test_every_page_with_cells_says_where_its_notebooks_are(notebooks):
     for page in DOCS.glob("*.md"):
         for piece in notebooks.pieces(page.read_text("utf-8")):
             assert piece.name != "literalinclude" or "language" in piece.options
+            folded = any(tag.startswith("hide-") for tag in piece.tags)
+            assert folded == ("solution" in piece.tags)  # the site calls the fold a solution
 
 
 def test_the_notebooks_are_plain_markdown(notebooks, tmp_path):
