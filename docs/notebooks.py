@@ -16,7 +16,6 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 DOCS = Path(__file__).parent
 FOLDER = "_build/notebooks"  # from here; pages link to it by {download}
@@ -40,9 +39,9 @@ UNSEEN = re.compile(r"^%.*|^\([\w-]+\)=$|(?<=^\$\$) *\([\w:-]+\)$", re.M)
 TAKE_ALONG = re.compile(r"As a notebook:\s+\{download\}`[^`]+`\. ?")
 INLINE = re.compile(
     r"\{(?P<role>[\w:-]+)\}`(?P<content>[^`]+)`"
-    r"|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)|(?<!\\)\$\$.+?\$\$|(?<!\\)\$.+?\$"
-    r"|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)",
-    re.S,
+    r"|(?P<ticks>`+)(?!`)(?:.|\n(?!\n))+?(?<!`)(?P=ticks)(?!`)"
+    r"|(?<!\\)(?P<dollars>\$\$?)(?:.|\n(?!\n))+?(?P=dollars)"
+    r"|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)"
 )
 
 
@@ -196,7 +195,8 @@ class Writer:
         if anchor not in (titles := headings(file)):
             self.refuse(line, f"the heading #{anchor} of {file.name}")
         if file == self.page:
-            return f"[{text or titles[anchor]}](#{quote(titles[anchor].replace(' ', '-'))})"
+            place = re.sub("[`*]", "", titles[anchor]).replace(" ", "-")  # as JupyterLab has it
+            return f"[{text or titles[anchor]}](#{place})"
         if self.site:
             address = f"{self.site.rstrip('/')}/{file.stem}.html" + (f"#{anchor}" if anchor else "")
             return f"[{text or titles[anchor]}]({address})"

@@ -23,7 +23,7 @@ kernelspec:
 Words. As a notebook: {download}`small.ipynb <_build/notebooks/small.ipynb>`. More
 `[](code)` and $f[x](y)$, {download}`run.py <../examples/run.py>`,
 [](other.md), [there](other.md#the-part-a_b),
-[](other.md#mark), [below](#exercise-1), [](http://a.org),
+[](other.md#mark), [below](#exercise-1-really), [](http://a.org),
 [the
 code](../code.py), ![a dot](dot.png).
 
@@ -59,7 +59,7 @@ y = 2
 A caption.
 ```
 
-## Exercise 1
+## Exercise `1`, *really*?
 
 ```{code-cell} ipython3
 x = ...
@@ -89,7 +89,7 @@ MARKDOWN = """# A *small* page
 Words. More
 `[](code)` and $f[x](y)$, `examples/run.py`,
 *Other, `it`* [`docs/other.md`], there [`docs/other.md`],
-*The part: a_b* [`docs/other.md`], [below](#Exercise-1), [http://a.org](http://a.org),
+*The part: a_b* [`docs/other.md`], [below](#Exercise-1,-really?), [http://a.org](http://a.org),
 the
 code [`code.py`], ![a dot](attachment:dot.png).
 
@@ -119,7 +119,7 @@ $$
 
 A caption.
 
-## Exercise 1"""
+## Exercise `1`, *really*?"""
 
 
 @pytest.fixture(scope="module")
