@@ -202,7 +202,7 @@ def test_what_has_no_form_in_a_notebook_is_refused(notebooks, small, wrong, reas
 
 
 def test_every_page_with_cells_says_where_its_notebooks_are(notebooks):
-    """And has the head by which Jupyter knows it, and code that is included in colours."""
+    """And has the head by which Jupyter knows it, included code in colours, and cells that fit."""
     pages = notebooks.written()
     assert {"tutorial", "gradient_by_hand", "write_your_own"} <= {page.stem for page in pages}
     for page, names in pages.items():
@@ -214,6 +214,7 @@ def test_every_page_with_cells_says_where_its_notebooks_are(notebooks):
     for page in DOCS.glob("*.md"):
         for piece in notebooks.pieces(page.read_text("utf-8")):
             assert piece.name != "literalinclude" or "language" in piece.options
+            assert piece.name != "code-cell" or max(map(len, piece.lines)) <= 100  # the column
             folded = any(tag.startswith("hide-") for tag in piece.tags)
             assert folded == ("solution" in piece.tags)  # the site calls the fold a solution
 
