@@ -23,7 +23,7 @@ import numpy as np
 
 from pyidl.errors import InputError
 
-__all__ = ["MISSING", "Fields", "Numbers", "Source", "Table", "Texts", "opened", "read_table"]
+__all__ = ["MISSING", "Fields", "Numbers", "Source", "Table", "Texts", "opened"]
 
 _NAN = "NaN nan NAN Nan -NaN -nan -1.#IND -1.#QNAN 1.#IND 1.#QNAN"
 MISSING = frozenset(["", "#N/A N/A", *f"#N/A #NA <NA> N/A NA n/a NULL null None {_NAN}".split()])
@@ -351,33 +351,6 @@ def opened(path: str | Path, delimiter: str = ",") -> Iterator[Source]:
             raise _no_csv(name, rows, error, 1) from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{name} is a damaged gzip file: {error}; pack it again") from None
-
-
-def read_table(path: str | Path, delimiter: str = ",") -> Table:
-    r"""Read all columns of a file, as `opened` and `Source.read` do.
-
-    Parameters
-    ----------
-    path, delimiter
-        As for `opened`.
-
-    Returns
-    -------
-    Table
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "a.csv"
-    >>> _ = path.write_text("width,kind\n1.5,b\n,a\n2,b\n")
-    >>> table = read_table(path)
-    >>> table.columns["width"].values, table.columns["width"].missing
-    (array([1.5, nan, 2. ]), array([1]))
-    >>> table.columns["kind"].words, table.columns["kind"].codes
-    (('a', 'b'), array([1, 0, 1], dtype=int32))
-    """
-    with opened(path, delimiter) as source:
-        return source.read()
 
 
 def _header(path: str, rows: Any) -> tuple[str, ...]:

@@ -50,10 +50,17 @@ TRAIN_NUMBERS: tuple[tuple[str, Callable[[str], Any], Any, str | None, str], ...
     ("--epochs", int, 100, "N", ""),
     ("--batch-size", int, 100, "N", ""),
     ("--learning-rate", float, recipe.LEARNING_RATE, "RATE", "of Adam, falling to 0"),
+    (
+        "--alpha",
+        float,
+        None,
+        None,
+        "weight of the squares of all matrices (default: 5 / training rows, at most 0.025)",
+    ),
     ("--test-share", float, 0.2, "SHARE", "of the rows, held out, to judge the model by"),
     ("--seed", int, 0, "N", ""),
 )
-"""Name, type, default, metavar and meaning of the options that have a value already."""
+"""Of the options with a number or a name: name, type, default, metavar, meaning."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,7 +144,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         help="one more spelling of a missing value, such as '?'; may be repeated",
     )
     for name, kind, default, metavar, meaning in TRAIN_NUMBERS:
-        text = f"{meaning} (default: %(default)s)".strip()
+        text = meaning if default is None else f"{meaning} (default: %(default)s)".strip()
         train.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
     train.add_argument(
         "--validation-share",
@@ -145,11 +152,6 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the other rows, held out, to stop early by; 0 trains all epochs (default: 0.1, if "
         "that is 10 rows or more)",
-    )
-    train.add_argument(
-        "--alpha",
-        type=float,
-        help="weight of the squares of all matrices (default: 5 / training rows, at most 0.025)",
     )
     train.add_argument(
         "--patience",

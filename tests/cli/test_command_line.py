@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tables import read_table
 
 import pyidl
-from pyidl.cli.csv_table import read_table
 from pyidl.cli.main import main
 from pyidl.errors import InputError
 from pyidl.io import write_npz

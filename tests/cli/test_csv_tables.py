@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import read_table
 
-from pyidl.cli.csv_table import BLOCK, MISSING, Numbers, Texts, opened, read_table
+from pyidl.cli.csv_table import BLOCK, MISSING, Numbers, Texts, opened
 from pyidl.cli.encoding import Category, Encoding, Number
 from pyidl.cli.faults import COMMA, Fault, check_inputs, refuse
 from pyidl.errors import FileFormatError, InputError, PyidlWarning
