@@ -501,7 +501,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path = path.resolve()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError), open(left, "r+b") as file:
-            if _lock(file, wait=False):
+            # Its writer may have begun anew meanwhile, with another file of this name.
+            if _lock(file, wait=False) and os.path.samestat(os.fstat(file.fileno()), left.stat()):
                 left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyidl
-from pyidl import ImplicitModel, InfNorm, Linear, Pointwise, Sequential, activations, solvers
+from pyidl import ImplicitModel, InfNorm, Linear, Pointwise, Sequential, activations, io, solvers
 from pyidl.activations import Activation, Blocks
 from pyidl.errors import DeviceError, FileFormatError, InputError
 from pyidl.io import VERSION, read_npz, write_npz
@@ -261,6 +261,23 @@ def test_many_save_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
     back = pyidl.load(tmp_path / "m").params["W"]
     assert sum(np.array_equal(back, model.params["W"]) for model in models) == 1
+
+
+def test_a_file_that_took_the_place_of_another_stays(monkeypatch, tmp_path):
+    """Opened, but not yet locked, it was removed by a third; its writer made it anew."""
+    left, lock = tmp_path / ".m.0123abcd.tmp", io._lock
+    left.touch()
+
+    def late(file, wait):
+        if file.name == str(left):
+            left.unlink()
+            (tmp_path / "new").touch()  # another file, whatever becomes of the first one's number
+            (tmp_path / "new").rename(left)
+        return lock(file, wait)
+
+    monkeypatch.setattr(io, "_lock", late)
+    pyidl.save(tmp_path / "m", MODELS["linear"]())
+    assert left.exists()
 
 
 def test_a_file_without_locks_is_saved(monkeypatch, tmp_path):

@@ -345,16 +345,16 @@ def read_array(x: Any, name: str) -> Any:
         return x
     if is_sparse(x):
         raise InputError(f"{name} is sparse; a full array is needed here, as its toarray() gives")
-    if isinstance(x, tuple) and any(is_array(part) or callable(part) for part in x):
-        # Most often Y, pull = layer(U), or value, dY = loss(Y, target), not taken apart.
-        kinds = ", ".join(type(part).__name__ for part in x)
-        raise InputError(
-            f"{name} is a tuple ({kinds}); one array is needed: take it apart, as in "
-            "Y, pull = model(U) and value, dY = loss(Y, target)"
-        )
     try:
         return np.asarray(x)
     except (ValueError, TypeError) as error:
+        if isinstance(x, tuple):
+            # Most often Y, pull = layer(U), or value, dY = loss(Y, target), not taken apart.
+            kinds = ", ".join(type(part).__name__ for part in x)
+            raise InputError(
+                f"{name} is a tuple ({kinds}); one array is needed: take it apart, as in "
+                "Y, pull = model(U) and value, dY = loss(Y, target)"
+            ) from None
         raise InputError(f"{name} cannot be read as an array: {error}") from error
 
 
