@@ -28,7 +28,7 @@ history = pyidl.fit(
     metrics=["accuracy"],
     rng=0,
 )
-print(model.summary(certificate=False), model.certificate(), sep="\n")
+print(model.summary(), model.certificate(), sep="\n")
 error = testing.check_pullback(model, U_test[:32]).max_error
 print(f"worst gradient error against central differences (float64): {error:.1e}")
 Y, pull = model(U_test)
