@@ -40,7 +40,10 @@ BOUND: dict[str, Any] = {"color": "0.4", "linestyle": "--", "linewidth": 1.2}
 class _Records(Protocol):
     """What `training` asks of a history: numbers by name, one for each epoch."""
 
-    records: tuple[Mapping[str, float], ...]
+    @property
+    def records(self) -> tuple[Mapping[str, float], ...]:
+        """A mapping for each epoch."""
+        ...
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The numbers of all epochs."""

@@ -237,6 +237,7 @@ def test_pointers(tmp_path):
     assert min(right["implicit, learnt"][:8]) > 0.95
     assert min(right["one layer (R = 0)"][:2]) > 0.9
     assert max(right["one layer (R = 0)"][2:]) < 0.7
+    assert max(right["four layers (R = 0)"][9:]) < 0.7
     assert all(int(steps) > 0 for steps in re.findall(r"at most (\d+) steps", result.stdout))
     assert drawn(tmp_path, "pointers.png")
 

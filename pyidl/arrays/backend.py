@@ -75,12 +75,10 @@ def is_array(x: object) -> bool:
 
     False for lists, scalars and data frames.
     """
+    if isinstance(x, np.ndarray):  # asked in every step of a solve
+        return True
     cupy = _cupy()
-    return (
-        isinstance(x, np.ndarray)
-        or (cupy is not None and isinstance(x, cupy.ndarray))
-        or _in_standard(x)
-    )
+    return (cupy is not None and isinstance(x, cupy.ndarray)) or _in_standard(x)
 
 
 def is_sparse(x: object) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+import pyidl
 from pyidl import activations, wellposed
-from pyidl.arrays import backend
 from pyidl.errors import GradientMismatchError, PyidlWarning
 from pyidl.layers import (
     Dropout,
@@ -33,7 +33,7 @@ def check(options: Any) -> int:
             warnings.simplefilter("ignore", PyidlWarning)
             there = layer.to(options.device)
             try:
-                error = check_pullback(there, backend.to_device(U, options.device)).max_error
+                error = check_pullback(there, pyidl.to_device(U, options.device)).max_error
                 print(f"{name:40s} {error:.1e}")
                 worst = max(worst, error)
             except GradientMismatchError as mismatch:

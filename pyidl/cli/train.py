@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import pyidl
 from pyidl import metrics
 from pyidl.activations import Activation
 from pyidl.activations.names import as_activation
@@ -88,8 +87,10 @@ def train(options: Any) -> int:
     print(folded.certificate())
     print(f"written: {output}")
     if options.plot is not None:
+        from pyidl import plotting  # it needs matplotlib
+
         with replacing(options.plot) as file:
-            drawn: Any = pyidl.plotting.training(history)  # type: ignore[arg-type]
+            drawn = plotting.training(history)
             drawn.figure.savefig(file, format=options.plot.suffix[1:])
         print(f"written: {options.plot}")
     return 0

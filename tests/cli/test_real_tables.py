@@ -110,6 +110,9 @@ def test_wine_with_its_names(tmp_path):
     right = np.mean([row[1] == true[-1] for row, true in zip(answers[1:], rows[140:])])
     frequent = max(np.mean(names == name) for name in wine.target_names)
     assert right > 2 * frequent  # twice as often as who always names the most frequent
+    logits = pyidl.load(tmp_path / "wine.npz").predict(wine.data[order[140:]])
+    classes = pyidl.load_notes(tmp_path / "wine.npz")["classes"]
+    assert [row[1] for row in answers[1:]] == [classes[k] for k in logits.argmax(axis=1)]
 
 
 def test_categories_and_missing_values(tmp_path):
