@@ -4,7 +4,18 @@ A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output
 = C x + D u + d``.
 """
 
-from pyidl import activations, losses, metrics, optim, plotting, sim, solvers, testing, wellposed
+from pyidl import (
+    activations,
+    losses,
+    metrics,
+    optim,
+    plotting,
+    robustness,
+    sim,
+    solvers,
+    testing,
+    wellposed,
+)
 from pyidl.arrays.backend import to_device, to_numpy
 from pyidl.arrays.fusion import fused
 from pyidl.attention import (
@@ -34,6 +45,7 @@ from pyidl.layers import (
 )
 from pyidl.matrices.pattern import Pattern
 from pyidl.recurrent import Bidirectional, ImplicitRNN, ImplicitRNNCell
+from pyidl.robustness import WorstCase
 from pyidl.training import Checkpoint, EarlyStopping, History, fit
 from pyidl.wellposed import InfNorm
 
@@ -70,6 +82,7 @@ __all__ = [
     "Residual",
     "Sequential",
     "Softmax",
+    "WorstCase",
     "activations",
     "certify_attention",
     "certify_solution",
@@ -82,6 +95,7 @@ __all__ = [
     "optim",
     "plotting",
     "rescale",
+    "robustness",
     "save",
     "sim",
     "solvers",

@@ -56,7 +56,7 @@ def offered(*kinds: type) -> dict[str, type[Any]]:
     """
     found = {
         name: getattr(sys.modules[room], name)
-        for room in ("pyidl", "pyidl.solvers", "pyidl.wellposed")
+        for room in ("pyidl", "pyidl.optim", "pyidl.solvers", "pyidl.wellposed")
         for name in sys.modules[room].__all__
     }
     return {
@@ -345,7 +345,9 @@ def _encode_layer(layer: Layer, own: dict[str, type[Any]]) -> dict[str, Any]:
     if not isinstance(layer, Composite):
         return _encode_fields(layer, own)
     parts = {key: _encode_layer(part, own) for key, part in layer.parts.items()}
-    return {"class": _admit(type(layer), own), "parts": parts}
+    encoded = {"class": _admit(type(layer), own), "parts": parts}
+    options = {key: _encode(value, own) for key, value in layer.options.items()}
+    return encoded | ({"options": options} if options else {})
 
 
 def _encode_fields(value: Any, own: dict[str, type[Any]]) -> dict[str, Any]:
@@ -433,7 +435,8 @@ def _decode_layer(config: Any, params: Mapping[str, np.ndarray], known: Known) -
         parts = {
             name: _decode_layer(part, owner[name], known) for name, part in config["parts"].items()
         }
-        whole: Layer = cls.of(parts)
+        options = {key: _decode(value, known) for key, value in config.get("options", {}).items()}
+        whole: Layer = cls.of({**parts, **options})
         return whole
     options = {f.name: f.default for f in dataclasses.fields(cls)}
     said = {key: value for key, value in config.items() if key != "class"}

@@ -30,6 +30,8 @@ A loss of your own, the mean of ``log cosh(y - t)`` with the derivative ``tanh(y
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +39,9 @@ import numpy as np
 from pyidl.arrays import backend
 from pyidl.arrays.backend import looks_are_free, namespace
 from pyidl.errors import InputError, is_real
-from pyidl.typing import Array, Namespace
+from pyidl.typing import END, Array, Namespace
 
-__all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
+__all__ = ["binary_cross_entropy", "certified", "cross_entropy", "huber", "mae", "mse"]
 
 
 def mse(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
@@ -243,6 +245,90 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     return _mean(xp, loss, slope, weights)
 
 
+@dataclass(frozen=True)
+class Certified:
+    """What `certified` returns: a loss for `pyidl.WorstCase`."""
+
+    mix: float | Callable[[int], float]
+
+    def __post_init__(self) -> None:
+        mix = self.mix(END) if callable(self.mix) else self.mix
+        if not (is_real(mix) and 0 <= mix <= 1):
+            raise InputError(
+                f"mix is {mix!r}; it is the share of the worst case, between 0 and 1, or a "
+                "schedule of it, such as optim.Ramp(0.0, 0.5, steps)"
+            )
+
+    def at_step(self, count: int) -> Certified:
+        """The loss of step `count` + 1 of a training."""
+        return replace(self, mix=self.mix(count)) if callable(self.mix) else self
+
+    def __call__(self, Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, Any]:
+        """Both halves of Y are positions of a sample, of weights 1 - mix and mix."""
+        mix = float(self.mix(END) if callable(self.mix) else self.mix)
+        xp = _check_output(Y)
+        if Y.ndim != 3 or Y.shape[1] != 2:
+            raise InputError(
+                f"Y has shape {Y.shape}; losses.certified takes (m, 2, classes), what "
+                "pyidl.WorstCase returns"
+            )
+        target, (m, _, q) = backend.read_array(target, "target"), Y.shape
+        if target.shape not in ((m,), (m, q)):
+            raise InputError(
+                f"target has shape {target.shape}; for logits of {m} samples labels have "
+                f"{(m,)}, and probabilities {(m, q)}"
+            )
+        w = xp.ones(m, dtype=xp.float64)
+        if weights is not None:
+            w = _real(xp, Y, weights, "weights", "float64")
+            if w.shape != (m,):
+                raise InputError(
+                    f"weights has shape {w.shape}; one for each of the {m} samples is needed"
+                )
+        share = xp.asarray([1.0 - mix, mix], dtype=xp.float64)
+        twice = namespace(target).stack([target, target], axis=1)
+        return cross_entropy(Y, twice, weights=w[:, None] * share)
+
+
+def certified(mix: float | Callable[[int], float]) -> Certified:
+    """``(1 - mix) ce(y, t) + mix ce(V, t)``, ce the `cross_entropy`.
+
+    y are the logits and V the bounds that `pyidl.WorstCase` puts beside them: ``V_k >=
+    y_k(u') - y_t(u')`` for all u' of a box around u, ``V_t = 0``. The second part is at
+    least the cross-entropy at any of these u', since ``log sum_k exp(y_k - y_t)`` rises
+    with every difference.
+
+    Parameters
+    ----------
+    mix : float or Schedule
+        Between 0 and 1; or a function of the number of steps taken, which `pyidl.fit`
+        follows. Elsewhere a schedule has its last value.
+
+    Returns
+    -------
+    loss
+        For Y of shape (m, 2, q), with the contract of all losses.
+
+    Raises
+    ------
+    InputError
+        If `mix` is not between 0 and 1; in a call as `cross_entropy`.
+
+    Notes
+    -----
+    Source: Gowal et al., "On the effectiveness of interval bound propagation for
+    training verifiably robust models", arXiv 1810.12715, 2018.
+
+    Examples
+    --------
+    >>> Y = np.array([[[0.0, 2.0], [1.0, 0.0]]])  # right, but not for all of the box
+    >>> value, dY = certified(0.5)(Y, np.array([1]))
+    >>> round(float(value), 4), dY.shape
+    (0.7201, (1, 2, 2))
+    """
+    return Certified(mix)
+
+
 # ----------------------------------------------------------------------------- the door
 
 
@@ -314,23 +400,32 @@ def _probabilities(xp: Namespace, Y: Array, target: Any) -> tuple[Any, Any]:
             f"target has shape {given.shape}; for logits {Y.shape} labels have {Y.shape[:-1]}, "
             f"and probabilities {Y.shape}"
         )
+    return one_hot(Y, target, q), 1.0
+
+
+def one_hot(like: Array, target: Any, q: int) -> Any:
+    """The rows that labels stand for, (..., q): 1 at its place, and 0 elsewhere.
+
+    They are labels of the rows of `like`, and get its dtype and library.
+    """
+    xp, given = namespace(like), backend.read_array(target, "target")
     if not backend.is_integral(given):
         names = "names of classes are numbered by numpy.unique(names, return_inverse=True)[1], "
         raise InputError(
             f"the labels have dtype {given.dtype}; {'' if backend.holds_real(given) else names}"
-            f"cast whole numbers to integers, or give probabilities with the shape {Y.shape}"
+            f"cast whole numbers to integers, or give probabilities, {q} for each"
         )
-    labels = given if xp is np and type(given) is np.ndarray else _real(xp, Y, target, "target")
+    labels = given if xp is np and type(given) is np.ndarray else _real(xp, like, target, "target")
     if looks_are_free(xp) and (int(xp.min(labels)) < 0 or int(xp.max(labels)) >= q):
         raise InputError(
             f"the labels lie between {int(xp.min(labels))} and {int(xp.max(labels))}; "
             f"with {q} classes they are 0, ..., {q - 1}"
         )
     labels = backend.astype(xp, labels, xp.int64)  # in uint8 the classes 0 and 256 would be one
-    one_hot = backend.astype(xp, labels[..., None] == xp.arange(q, dtype=xp.int64), Y.dtype)
+    found = backend.astype(xp, labels[..., None] == xp.arange(q, dtype=xp.int64), like.dtype)
     if looks_are_free(xp):
-        return one_hot, 1.0
-    return xp.where(((labels >= 0) & (labels < q))[..., None], one_hot, math.nan), 1.0
+        return found
+    return xp.where(((labels >= 0) & (labels < q))[..., None], found, math.nan)
 
 
 def _mean(xp: Namespace, loss: Any, slope: Any, weights: Any) -> tuple[Any, Any]:

@@ -15,7 +15,16 @@ from pyidl.arrays.backend import as_real, is_array, to_numpy
 from pyidl.errors import InputError, is_whole
 from pyidl.typing import Array
 
-__all__ = ["accuracy", "f1", "log_loss", "mae", "r2", "top_k"]
+__all__ = [
+    "accuracy",
+    "certified_accuracy",
+    "clean_accuracy",
+    "f1",
+    "log_loss",
+    "mae",
+    "r2",
+    "top_k",
+]
 
 
 def accuracy(Y: Array, target: Any) -> float:
@@ -126,6 +135,60 @@ def top_k(k: int) -> Callable[[Array, Any], float]:
 
     metric.__name__ = metric.__qualname__ = f"top_{k}"
     return metric
+
+
+def clean_accuracy(Y: Array, target: Any) -> float:
+    """Share of samples whose largest logit stands at the label.
+
+    Parameters
+    ----------
+    Y : array, shape (m, 2, q)
+        What `pyidl.WorstCase` returns.
+    target : array of integers, shape (m,)
+        Labels.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    InputError
+        As `accuracy`.
+
+    Examples
+    --------
+    >>> Y = np.array([[[0.0, 2.0], [1.0, 0.0]]])  # right, but not for all of the box
+    >>> clean_accuracy(Y, np.array([1])), certified_accuracy(Y, np.array([1]))
+    (1.0, 0.0)
+    """
+    return accuracy(_half(Y, 0), target)
+
+
+def certified_accuracy(Y: Array, target: Any) -> float:
+    """Share of samples that have their class for sure, within the whole box.
+
+    Parameters
+    ----------
+    Y, target
+        As for `clean_accuracy`; V was measured against the same labels.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    InputError
+        As `accuracy`.
+
+    Examples
+    --------
+    >>> Y = np.array([[[0.0, 2.0], [-1.0, 0.0]]])
+    >>> certified_accuracy(Y, np.array([1]))
+    1.0
+    """
+    return accuracy(_half(Y, 1), target)
 
 
 def f1(Y: Array, target: Any) -> float:
@@ -278,3 +341,12 @@ def _host(x: Any, name: str) -> np.ndarray:
     if is_array(x) and not isinstance(x, np.ndarray):
         x = to_numpy(x)
     return np.asarray(as_real(x, name=name, xp=np, dtype="float64"))
+
+
+def _half(Y: Any, which: int) -> Any:
+    if not is_array(Y) or Y.ndim != 3 or Y.shape[1] != 2:
+        raise InputError(
+            f"Y is {getattr(Y, 'shape', Y)!r}; an array (m, 2, classes) is needed, such as "
+            "WorstCase returns"
+        )
+    return Y[:, which, :]

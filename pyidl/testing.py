@@ -64,7 +64,9 @@ class GradientReport:
         return max(self.errors, key=lambda name: self.errors[name])
 
 
-def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) -> GradientReport:
+def check_pullback(
+    layer: Layer, U: Array | tuple[Any, ...], *, rng: Rng = 0, rtol: float = 1e-6
+) -> GradientReport:
     """Compare a layer's pullback with central differences.
 
     That is done on a float64 copy whose solves run to rounding. Also checked: `grads`
@@ -76,7 +78,8 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     layer : Layer
         Any layer or model; it is not changed.
     U : array, shape (m, input_dim), or tokens for an `Embedding`
-        Where to check. A handful of samples is enough.
+        Where to check. A handful of samples is enough. For a layer of several inputs a
+        tuple of them, such as ``(U, lengths)``; the first is differentiated.
     rng : Generator, int or None
         Draws the cotangent and the directions, and is handed to the layer as a seed.
     rtol : float
@@ -112,23 +115,25 @@ def check_pullback(layer: Layer, U: Array, *, rng: Rng = 0, rtol: float = 1e-6) 
     generator = backend.as_generator(rng)
     seed = int(generator.integers(2**31))
     exact = layer.astype("float64").with_tol(SOLVE_TOL)
-    U = exact._admit(backend.read_array(U, "U"))
-    xp = namespace(U)
-    if not xp.isdtype(U.dtype, "integral"):  # tokens stay what they are
-        U = backend.as_real(U, name="U", xp=xp, dtype="float64")
-    Y, pull = exact(U, rng=seed)
+    given, *others = U if isinstance(U, tuple) else (U,)
+    start = exact._admit(backend.read_array(given, "U"))
+    xp = namespace(start)
+    if not xp.isdtype(start.dtype, "integral"):  # tokens stay what they are
+        start = backend.as_real(start, name="U", xp=xp, dtype="float64")
+    Y, pull = exact(start, *others, rng=seed)
     G = from_host(xp, generator.normal(size=Y.shape))
     dU, grads = pull(G)
+    dU = dU[0] if isinstance(dU, tuple) else dU  # of lengths or labels there is none
     _check_contract(exact, pull, G, grads)
 
     def output(name: str, value: Any) -> float:
         if name == "U":
-            return _dot(G, exact(value, rng=seed)[0])
+            return _dot(G, exact(value, *others, rng=seed)[0])
         moved = exact.replace()
         moved.params = {**exact.params, name: value}
-        return _dot(G, moved(U, rng=seed)[0])
+        return _dot(G, moved(start, *others, rng=seed)[0])
 
-    found = {} if dU is None else {"U": _compare("U", U, dU, None, output, generator, rtol)}
+    found = {} if dU is None else {"U": _compare("U", start, dU, None, output, generator, rtol)}
     for key, g in grads.items():
         support = exact.support(key)
         if support is None or support.any():

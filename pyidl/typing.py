@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Array", "Grads", "Namespace", "Params", "Rng", "Setting", "Tol"]
+__all__ = ["END", "Array", "Grads", "Namespace", "Params", "Rng", "Setting", "Tol"]
 
 
 @runtime_checkable
@@ -65,5 +65,10 @@ Rng: TypeAlias = np.random.Generator | int | None
 class Setting:
     """Base class of frozen dataclasses that configure a layer, and that files may name.
 
-    Besides constraints and solvers: kinds of attention, and cells. See `pyidl.io`.
+    Besides constraints and solvers: kinds of attention, cells, and schedules. See
+    `pyidl.io`.
     """
+
+
+END = 10**15
+"""A step of training that none reaches: there a schedule has its last value."""

@@ -17,6 +17,7 @@ LEVELS = [
     {"recurrent", "attention"},
     {"certify", "io", "testing", "plotting"},
     {"training"},
+    {"robustness"},
     {"sim"},
     {"sklearn", "interop"},
     {"__init__"},

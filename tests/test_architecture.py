@@ -273,10 +273,10 @@ def test_every_room_has_its_level_and_arrows_are_few():
     """Folders, and files at the top; the picture in docs/design.md is drawn from them."""
     rooms = {room_of(module) for module, _ in sources()}
     assert rooms == set(LEVEL)
-    assert len(arrows()) <= 160
+    assert len(arrows()) <= 174
 
 
-WINGS = ("recurrent", "attention", "sim", "sklearn", "interop", "cli")
+WINGS = ("recurrent", "attention", "robustness", "sim", "sklearn", "interop", "cli")
 
 
 @pytest.mark.parametrize("wing", WINGS)
@@ -296,8 +296,8 @@ def test_a_wing_can_be_taken_away(wing, tmp_path):
             gone |= {alias.name for alias in node.names}
             lines = text.splitlines()
             text = "\n".join(lines[: node.lineno - 1] + lines[node.end_lineno :])
-    text = re.sub(rf"^(from pyidl import .*?)\b{wing}, ", r"\1", text, flags=re.M)
     text = re.sub("|".join(rf'    "{name}",\n' for name in gone | {wing}), "", text)
+    text = re.sub(rf"^    {wing},\n", "", text, flags=re.M)
     top.write_text(text + "\n")
     code = f"""
 import importlib, pkgutil, sys
@@ -318,7 +318,8 @@ assert all(hasattr(pyidl, name) for name in pyidl.__all__)
 
 
 PUBLIC = (
-    "activations losses optim metrics solvers wellposed sim testing plotting training layers io"
+    "activations losses optim metrics solvers wellposed robustness sim testing plotting training "
+    "layers io"
 )
 
 

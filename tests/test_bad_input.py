@@ -28,6 +28,7 @@ from pyidl import (
     metrics,
     optim,
     plotting,
+    robustness,
     sim,
     solvers,
     testing,
@@ -47,6 +48,7 @@ RNN, RNN2 = (ImplicitRNN(2, 2, 2, 2, rng=0, dtype="float64") for _ in range(2))
 NET = Sequential(Linear(2, 3, rng=0, dtype="float64"), RELU, Linear(3, 2, rng=1, dtype="float64"))
 HEAD = ImplicitAttentionHead(4, 2, block_size=5, rng=0, dtype="float64")
 STATES = sim.collect_states(NET, U)
+LABELS, BOUNDED = np.zeros(4, int), pyidl.WorstCase(MODEL, 0.1)
 SOLUTION = MODEL.equilibrium(U, trace=True)
 HISTORY = training.History(({"epoch": 1, "loss": 1.0, "seconds": 0.1},))
 FIT = {
@@ -78,6 +80,7 @@ DOORS = {
     **every(pyidl, "ImplicitModel", input_dim=2, output_dim=2, hidden_dim=3),
     **every(pyidl, "ImplicitRNN", input_dim=2, output_dim=2, hidden_dim=3, implicit_hidden_dim=3),
     **every(pyidl, "ImplicitTransformerBlock", embed_dim=4, num_heads=2, block_size=5),
+    "WorstCase": (pyidl.WorstCase, {"model": MODEL, "eps": 0.1}),
     "Bidirectional": (Bidirectional, {"ahead": RNN, "back": RNN2}),
     "Checkpoint": (pyidl.Checkpoint, {"path": "run.npz"}),
     "Dropout": (pyidl.Dropout, {"rate": 0.5}),
@@ -115,6 +118,8 @@ DOORS = {
     "pullback": (MODEL(U)[1], {"dY": U}),
     "net(U)": (NET, {"U": U}),
     "net.predict": (NET.predict, {"U": U}),
+    "bounded(U)": (BOUNDED, {"U": U, "labels": LABELS}),
+    "bounded.predict": (BOUNDED.predict, {"U": U, "labels": LABELS}),
     "rnn(U)": (RNN, {"U": S}),
     "rnn.predict": (RNN.predict, {"U": S}),
     "head(U)": (HEAD, {"U": T}),
@@ -186,6 +191,9 @@ DOORS = {
     "ridge": (training.ridge, {"alpha": 0.1}),
     **every(losses, "binary_cross_entropy huber mae mse", Y=U, target=U),
     "cross_entropy": (losses.cross_entropy, {"Y": U, "target": np.zeros(4, int)}),
+    "certified": (losses.certified, {"mix": 0.5}),
+    "certified loss": (losses.certified(0.5), {"Y": np.ones((4, 2, 2)), "target": LABELS}),
+    **every(metrics, "certified_accuracy clean_accuracy", Y=np.ones((4, 2, 2)), target=LABELS),
     "accuracy": (metrics.accuracy, {"Y": U, "target": np.zeros(4, int)}),
     **every(metrics, "f1 log_loss", Y=U, target=np.zeros(4, int)),
     "mae of metrics": (metrics.mae, {"Y": U, "target": U}),
@@ -198,8 +206,18 @@ DOORS = {
     "Cosine": (optim.Cosine, {"peak": 1.0, "steps": 10}),
     "Exponential": (optim.Exponential, {"initial": 1.0, "rate": 0.5}),
     "Piecewise": (optim.Piecewise, {"boundaries": (1,), "values": (1.0, 0.1)}),
+    "Ramp": (optim.Ramp, {"first": 0.0, "last": 1.0, "steps": 10}),
     **every(initializers, "glorot_uniform he_normal lecun_normal", rng=RNG, rows=2, columns=2),
     **every(initializers, "orthogonal uniform_contraction", rng=RNG, n=2),
+    "bounds": (robustness.bounds, {"model": MODEL, "lower": U, "upper": U}),
+    "margins": (
+        robustness.margins,
+        {"model": MODEL, "lower": U, "upper": U, "labels": np.zeros(4, int)},
+    ),
+    "robustness.certified": (
+        robustness.certified,
+        {"model": MODEL, "U": U, "labels": np.zeros(4, int), "eps": 0.1},
+    ),
     "plotting.attention": (plotting.attention, {"weights": U}),
     "rates": (plotting.rates, {"solution": SOLUTION, "certificate": MODEL.certificate()}),
     "residuals": (plotting.residuals, {"solutions": SOLUTION}),
@@ -218,7 +236,7 @@ DOORS = {
 # computation, with what has been checked.
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended
-Solution Status Moments PenaltyPath Problem RowProblem
+Bounds Solution Status Moments PenaltyPath Problem RowProblem
 Report Rows SIMResult Solved Run ActivationReport
 GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Call Explicit check_widths
@@ -241,6 +259,7 @@ FREE = {
     ("to_device", "a"),
     ("model(U)", "rng"),
     ("rnn(U)", "rng"),
+    ("bounded(U)", "rng"),
     ("head(U)", "rng"),
     ("position.step", "on_fail"),
     ("equilibrium", "u"),

@@ -24,7 +24,7 @@ import numpy as np
 from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError, WellPosednessWarning, expect, expect_flags, is_real, is_whole
 
-__all__ = ["Activation", "Blocks"]
+__all__ = ["Activation", "Blocks", "pieces"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -422,3 +422,14 @@ class Blocks(Activation):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Blocks, tuple((b.activation, b.stop - b.start) for b in self.blocks)
+
+
+def pieces(activation: Activation, start: int, stop: int) -> list[tuple[Activation, slice]]:
+    """The activations that are no `Blocks`, with their columns in start:stop."""
+    if not isinstance(activation, Blocks):
+        return [(activation, slice(start, stop))]
+    return [
+        piece
+        for b in activation.blocks
+        for piece in pieces(b.activation, start + b.start, start + b.stop)
+    ]

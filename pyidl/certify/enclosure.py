@@ -33,25 +33,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyidl.activations import Activation, Blocks
+from pyidl.activations import Activation
 from pyidl.arrays.backend import to_numpy
 from pyidl.layers.implicit import ImplicitModel
 
-__all__ = ["Equation", "Search", "others", "pieces", "up"]
+__all__ = ["Equation", "Search", "others", "up"]
 
 EPS = float(np.finfo(np.float64).eps)
 TINY = 1e-290  # more than underflow can cost in any sum below
 ATTEMPTS = 8  # boxes that are tried for a sample
 SWEEPS = 200  # steps of e <- g + Q e
 WIDEST = 2.0**70  # how far the search for other solutions goes, in units of the first box
-
-
-def pieces(activation: Activation, start: int, stop: int) -> list[tuple[Activation, slice]]:
-    """The componentwise activations and their columns."""
-    if not isinstance(activation, Blocks):
-        return [(activation, slice(start, stop))]
-    inside = (pieces(b.activation, start + b.start, start + b.stop) for b in activation.blocks)
-    return list(itertools.chain.from_iterable(inside))
 
 
 def up(a: np.ndarray, terms: int) -> np.ndarray:

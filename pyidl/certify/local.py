@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pyidl.activations.base import pieces
 from pyidl.arrays import backend
 from pyidl.arrays.backend import to_numpy
 from pyidl.arrays.table import Table, abridged
-from pyidl.certify.enclosure import Equation, Search, others, pieces
+from pyidl.certify.enclosure import Equation, Search, others
 from pyidl.errors import InputError, expect
 from pyidl.layers.implicit import ImplicitModel
 from pyidl.typing import Array

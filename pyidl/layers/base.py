@@ -734,6 +734,14 @@ class Layer(ABC):
         """
         return self
 
+    def at_step(self, count: int) -> Self:
+        """The layer as it is in step `count` + 1 of its training: as it always is.
+
+        `fit` asks for it before every step. A layer with options that follow a schedule
+        answers with another that shares its parts, and so their parameters.
+        """
+        return self
+
     def _config(self) -> dict[str, Any]:
         """The fields of the dataclass."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]

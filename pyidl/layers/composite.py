@@ -6,7 +6,7 @@ The parameters are those of the parts, with the part's name before them:
 
 Nothing is stored twice: the parts own their parameters, and assigning `params` assigns
 theirs. A subclass says which parts it has and how to build itself from others; its
-`_forward` is its own.
+`_forward` is its own. It may have `options` beside its parts.
 """
 
 from __future__ import annotations
@@ -71,10 +71,15 @@ class Composite(Layer):
     def parts(self) -> Mapping[str, Layer]:
         """The layers by name."""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What else there is to choose, by name: such as files may hold."""
+        return {}
+
     @classmethod
     @abstractmethod
-    def of(cls, parts: Mapping[str, Layer]) -> Self:
-        """The layer that has these parts."""
+    def of(cls, parts: Mapping[str, Any]) -> Self:
+        """The layer that has these parts, and these options."""
 
     def __post_init__(self, rng: Rng = None) -> None:
         """Validate the parts; nothing is drawn, since all parameters are theirs."""
@@ -230,7 +235,14 @@ class Composite(Layer):
     # --------------------------------------------------------------- copies that differ
 
     def _each(self, change: Callable[[Layer], Layer]) -> Self:
-        return self.of({name: change(layer) for name, layer in self.parts.items()})
+        changed = {name: change(layer) for name, layer in self.parts.items()}
+        return self.of({**changed, **self.options})
+
+    def at_step(self, count: int) -> Self:
+        """The layer of the parts as they are then; itself if none changes."""
+        now = {name: layer.at_step(count) for name, layer in self.parts.items()}
+        same = all(now[name] is layer for name, layer in self.parts.items())
+        return self if same else self.of({**now, **self.options})
 
     def to(self, device: str) -> Self:
         """Every layer on another device."""
@@ -245,29 +257,29 @@ class Composite(Layer):
         return self._each(lambda layer: layer.with_tol(tol))
 
     def replace(self, **changes: Any) -> Self:
-        """Return a layer of copies of the parts, some of them exchanged by name."""
-        unknown = sorted(set(changes) - set(self.parts))
+        """Return a layer of copies of the parts, some of them exchanged by name.
+
+        So are its options, if it has any.
+        """
+        known = {**self.parts, **self.options}
+        unknown = sorted(set(changes) - set(known))
         if unknown:
             raise InputError(
-                f"{type(self).__name__} has no part {', '.join(unknown)}; "
-                f"it has {', '.join(self.parts)}"
+                f"{type(self).__name__} has no part {', '.join(unknown)}; it has {', '.join(known)}"
             )
-        return self.of(
-            {
-                name: changes[name] if name in changes else layer.replace()
-                for name, layer in self.parts.items()
-            }
-        )
+        copies = {k: part.replace() for k, part in self.parts.items() if k not in changes}
+        return self.of({**known, **copies, **changes})
 
     def _holding(self, params: Mapping[str, Any]) -> Self:
         own = self._split(params)
-        return self.of({name: layer._holding(own[name]) for name, layer in self.parts.items()})
+        held = {name: layer._holding(own[name]) for name, layer in self.parts.items()}
+        return self.of({**held, **self.options})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).of, (dict(self.parts),)
+        return type(self).of, ({**self.parts, **self.options},)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.of({name: copy.deepcopy(layer, memo) for name, layer in self.parts.items()})
+        return self.of(copy.deepcopy({**self.parts, **self.options}, memo))
 
 
 def _leaves(layer: Layer) -> list[Layer]:

@@ -2,7 +2,7 @@
 
 from pyidl.optim.adam import Adam, AdamW
 from pyidl.optim.base import Optimizer
-from pyidl.optim.schedules import Constant, Cosine, Exponential, Piecewise, Schedule
+from pyidl.optim.schedules import Constant, Cosine, Exponential, Piecewise, Ramp, Schedule
 from pyidl.optim.sgd import SGD
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Exponential",
     "Optimizer",
     "Piecewise",
+    "Ramp",
     "Schedule",
 ]

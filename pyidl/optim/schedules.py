@@ -4,7 +4,9 @@
 
 They are functions of the step count alone, so that a run which is resumed goes on where
 it was. Any function of a whole number will do, such as ``lambda k: 0.1 / (1 + k)``; the
-classes below check what they are given, and have a `repr` that says it.
+classes below check what they are given, have a `repr` that says it, and may be options
+of a layer that is saved. What else changes during training follows them too: the radius
+of a `pyidl.WorstCase`, the share in `pyidl.losses.certified`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyidl.errors import InputError, is_real, is_whole
+from pyidl.typing import Setting
 
-__all__ = ["Constant", "Cosine", "Exponential", "Piecewise", "Schedule", "check_positive"]
+__all__ = ["Constant", "Cosine", "Exponential", "Piecewise", "Ramp", "Schedule", "check_positive"]
 
 Schedule = Callable[[int], float]
 """From the number of steps taken, 0, 1, 2, ..., to a finite rate, at least 0."""
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Setting):
     """``lr(k) = value``.
 
     Parameters
@@ -53,7 +56,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Setting):
     """A linear rise to `peak`, then half a cosine down to `final`.
 
         lr(k) = peak (k + 1) / warmup,                              k < warmup,
@@ -111,7 +114,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(Setting):
     """``lr(k) = initial * rate^(k // every)``.
 
     Parameters
@@ -151,7 +154,7 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class Piecewise:
+class Piecewise(Setting):
     """``values[i]`` from step ``boundaries[i - 1]`` up to step ``boundaries[i]``.
 
     Parameters
@@ -192,6 +195,51 @@ class Piecewise:
     def __call__(self, count: int) -> float:
         """Return the learning rate of step `count` + 1."""
         return self.values[sum(count >= boundary for boundary in self.boundaries)]
+
+
+@dataclass(frozen=True)
+class Ramp(Setting):
+    """In a straight line from `first` to `last`, where it stays.
+
+        lr(k) = (1 - s) first + s last,    s = min(1, k / steps).
+
+    Parameters
+    ----------
+    first, last : float
+        Nonnegative and finite.
+    steps : int
+        From this step on the value is `last`; positive.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> schedule = Ramp(0.0, 0.5, steps=100)
+    >>> schedule(0), schedule(50), schedule(1000)
+    (0.0, 0.25, 0.5)
+    """
+
+    first: float
+    last: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _whole("steps", self.steps)
+        ends = (self.first, self.last)
+        if self.steps < 1 or not all(is_real(x) and 0 <= x < math.inf for x in ends):
+            raise InputError(
+                f"{self} makes no sense: first and last >= 0, and steps >= 1 are needed"
+            )
+        for name in ("first", "last"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    def __call__(self, count: int) -> float:
+        """Return the value in step `count` + 1."""
+        share = min(1.0, count / self.steps)
+        return (1.0 - share) * self.first + share * self.last
 
 
 def check_positive(name: str, value: Any) -> float:

@@ -94,7 +94,8 @@ def fit(
         sequences. Samples all of whose weights are 0 are left out.
     loss : callable or str
         ``loss(Y, target) -> (value, dY)``, with ``weights=`` where weights are given;
-        or the name of one of `pyidl.losses`, such as "mse".
+        or the name of one of `pyidl.losses`, such as "mse". If it has ``at_step(k)``,
+        that is the loss of step k + 1, as `Layer.at_step` is the layer.
     optimizer : Optimizer or str, optional
         One of `pyidl.optim`, of which learning-rate schedules and gradient clipping are
         options; or its name, for its defaults. Without it, a new ``Adam(1e-3)``.
@@ -346,9 +347,11 @@ def _train_epoch(
     order = run.rng.permutation(data.m)
     mean, steps, failed = _Mean(), _Mean(), _Failed(np.zeros(data.m, bool))
     for i in range(0, data.m, size):
-        rows = order[i : i + size]
+        rows, count = order[i : i + size], run.epoch * -(-data.m // size) + i // size
         try:
-            batch = _attempt(run, data, rows, loss, on_fail, failed)
+            now = replace(run, model=run.model.at_step(count))
+            price = loss.at_step(count) if hasattr(loss, "at_step") else loss
+            batch = _attempt(now, data, rows, price, on_fail, failed)
             if batch is None:
                 continue
             value, grads, total, counts = batch

@@ -14,7 +14,8 @@ begins with. (The case that was here began with half of A, and its solves took f
 steps.) `auto.py` has the default solver beside the fixed ones, `cost.py` the parts of a
 solve, `latency.py` single samples and a module in a torch network, `estimators.py` the
 estimators beside those of scikit-learn, `recurrent.py` the recurrent network beside its
-peers and a floor, `series.py` real series beside GRU and LSTM.
+peers and a floor, `series.py` real series beside GRU and LSTM, `certified_step.py` a step
+of certified training beside a plain one.
 """
 
 import platform
