@@ -22,6 +22,12 @@ from pyidl import (
     activations,
 )
 from pyidl.activations import Activation, Blocks, leaky_relu, softmax
+from pyidl.activations.ranges import ends
+from pyidl.cells import AffineCell
+from pyidl.certify.forms import Form
+from pyidl.equilibrium import equilibrium
+from pyidl.robustness.embedded import Embedded, split
+from pyidl.robustness.states import States, exactly
 from pyidl.solvers import Auto
 from pyidl.wellposed import (
     BlockTriangular,
@@ -365,3 +371,47 @@ def net_outside(values, pair, slack=1e-9):
     low, high = (a[:, None] for a in pair)
     off = slack * (1.0 + np.abs(values))
     return int(np.count_nonzero(~((low <= values + off) & (values - off <= high))))
+
+
+def model_of(A, B, C=None, D=None, b=None, phi=activations.relu, constraint=None):
+    """A model with these parameters; outputs are the states if nothing is said."""
+    A, B = np.asarray(A, float), np.asarray(B, float)
+    (n, p), C = B.shape, np.eye(len(A)) if C is None else np.asarray(C, float)
+    model = ImplicitModel(
+        p,
+        len(C),
+        n,
+        activation=phi,
+        constraint=constraint or MatrixMeasure(0.97),
+        dtype="float64",
+        rng=0,
+    )
+    model.params = {
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": np.zeros((len(C), p)) if D is None else np.asarray(D, float),
+        "b": np.zeros(n) if b is None else np.asarray(b, float),
+        "d": np.zeros(len(C)),
+    }
+    return model.with_tol(1e-13)
+
+
+def equation(model):
+    return States.of(model, exactly(model))
+
+
+def offsets(model, lo, hi):
+    """The box of ``z = B u + b``."""
+    p = exactly(model)
+    return Form.box(lo, hi).linear(p["B"], p.get("b", 0.0))
+
+
+def true_ends(model, lo, hi, tol=1e-13, dtype="float64"):
+    """Of the embedded model, by the layers' own solver."""
+    p = {key: a.astype(dtype) for key, a in exactly(model).items()}
+    phi, b = model.activation, p.get("b", np.zeros(len(p["B"]), dtype))
+    E, B = Embedded.of(*split(p["A"], phi)), Embedded.of(*split(p["B"]))
+    cell = AffineCell(E, B, np.concatenate([b, b]), ends(phi, len(b)))
+    both = np.concatenate([lo, hi], axis=1).astype(dtype)
+    return equilibrium(cell, both, forward=Auto(tol), on_fail="ignore")[0]

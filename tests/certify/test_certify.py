@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pyidl import ImplicitModel, InfNorm, Linear, activations, certify_solution
 from pyidl.activations import Activation, Blocks
+from pyidl.activations.base import pieces
 from pyidl.certify import enclosure
 from pyidl.errors import InputError, WellPosednessWarning
 
@@ -498,7 +499,7 @@ def test_blocks_and_models_without_bias():
     found = certify_solution(model, U)
     assert found.proven.all()
     assert found.max_error.max() < 1e-9
-    nested = enclosure.pieces(Blocks((mixed, 10), (activations.sin, 2)), 0, 12)
+    nested = pieces(Blocks((mixed, 10), (activations.sin, 2)), 0, 12)
     assert [(a.name, c.start, c.stop) for a, c in nested] == [
         ("relu", 0, 4), ("tanh", 4, 7), ("hard_tanh", 7, 10), ("sin", 10, 12)
     ]  # fmt: skip

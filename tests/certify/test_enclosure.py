@@ -125,17 +125,3 @@ def test_the_error_of_factors_that_cancel():
         # |x - x*| = |(I - A)^{-1} residual|, to many digits
         distance = np.abs(inverse @ residual.astype(float))
         assert np.all(distance <= found.error[0])
-
-
-def test_blocks_within_blocks_have_their_own_columns():
-    inner = activations.Blocks((activations.tanh, 1), (activations.silu, 2))
-    nested = activations.Blocks((activations.relu, 1), (inner, 3))
-    flat = activations.Blocks((activations.relu, 1), (activations.tanh, 1), (activations.silu, 2))
-    assert pieces(nested, 0, N) == pieces(flat, 0, N)
-    assert pieces(nested, 2, 2 + N)[-1] == (activations.silu, slice(4, 6))
-    U = np.random.default_rng(0).normal(size=(5, P))
-    one, other = (
-        certify_solution(ImplicitModel(P, 2, N, activation=phi, rng=0), U) for phi in (nested, flat)
-    )
-    assert one.proven.all()
-    np.testing.assert_array_equal(one.error, other.error)

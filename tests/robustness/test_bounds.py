@@ -5,46 +5,19 @@ import itertools
 import boxes
 import numpy as np
 import pytest
+from boxes import equation, model_of, offsets, true_ends
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyidl import ImplicitModel, activations, robustness
-from pyidl.activations.ranges import ends
-from pyidl.cells import AffineCell
+from pyidl import activations, robustness
 from pyidl.certify.forms import Form
-from pyidl.equilibrium import equilibrium
 from pyidl.errors import InputError
 from pyidl.robustness.embedded import Embedded, split
-from pyidl.robustness.states import States, exactly
-from pyidl.solvers import Auto
-from pyidl.wellposed import MatrixMeasure, SpectralNorm, StrictlyTriangular, Unconstrained
+from pyidl.robustness.states import exactly
+from pyidl.wellposed import SpectralNorm, StrictlyTriangular, Unconstrained
 
 M, P, Q = 6, 3, 2
 RISING = pytest.mark.parametrize("phi", boxes.RISING, ids=lambda phi: phi.name)
-
-
-def model_of(A, B, C=None, D=None, b=None, phi=activations.relu, constraint=None):
-    """A model with these parameters; outputs are the states if nothing is said."""
-    A, B = np.asarray(A, float), np.asarray(B, float)
-    (n, p), C = B.shape, np.eye(len(A)) if C is None else np.asarray(C, float)
-    model = ImplicitModel(
-        p,
-        len(C),
-        n,
-        activation=phi,
-        constraint=constraint or MatrixMeasure(0.97),
-        dtype="float64",
-        rng=0,
-    )
-    model.params = {
-        "A": A,
-        "B": B,
-        "C": C,
-        "D": np.zeros((len(C), p)) if D is None else np.asarray(D, float),
-        "b": np.zeros(n) if b is None else np.asarray(b, float),
-        "d": np.zeros(len(C)),
-    }
-    return model.with_tol(1e-13)
 
 
 def close(pair, low, high, tol=2e-9):
@@ -196,26 +169,6 @@ def test_pre_activations_are_closer_than_those_of_the_box_of_states():
 
 
 # ------------------------------------------------------------- rigour, whatever is solved
-
-
-def equation(model):
-    return States.of(model, exactly(model))
-
-
-def offsets(model, lo, hi):
-    """The box of ``z = B u + b``."""
-    p = exactly(model)
-    return Form.box(lo, hi).linear(p["B"], p.get("b", 0.0))
-
-
-def true_ends(model, lo, hi, tol=1e-13, dtype="float64"):
-    """Of the embedded model, by the layers' own solver."""
-    p = {key: a.astype(dtype) for key, a in exactly(model).items()}
-    phi, b = model.activation, p.get("b", np.zeros(len(p["B"]), dtype))
-    E, B = Embedded.of(*split(p["A"], phi)), Embedded.of(*split(p["B"]))
-    cell = AffineCell(E, B, np.concatenate([b, b]), ends(phi, len(b)))
-    both = np.concatenate([lo, hi], axis=1).astype(dtype)
-    return equilibrium(cell, both, forward=Auto(tol), on_fail="ignore")[0]
 
 
 def held(form, low, high):

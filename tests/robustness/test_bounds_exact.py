@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import boxes
 import numpy as np
 import pytest
+from boxes import equation, model_of, offsets, true_ends
 from conditions import EXACT, cancelling
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bounds import equation, model_of, offsets, true_ends
 
 from pyidl import (
     ImplicitModel,
