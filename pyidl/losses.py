@@ -232,6 +232,12 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
     >>> round(float(value), 4), dY
     (1.3863, array([[ 0.25,  0.25, -0.75,  0.25]]))
     """
+    xp, loss, slope = _cross_entropies(Y, target)
+    return _mean(xp, loss, slope, weights)
+
+
+def _cross_entropies(Y: Array, target: Any) -> tuple[Namespace, Any, Any]:
+    """Library, the cross-entropy of every position, and its derivative."""
     xp = _check_output(Y)
     t, mass = _probabilities(xp, Y, target)
     half = 0.5 * Y  # the difference of two logits may overflow, half of it does not
@@ -242,7 +248,22 @@ def cross_entropy(Y: Array, target: Any, *, weights: Any = None) -> tuple[Any, A
         loss = (mass * xp.log(total) - 2.0 * xp.sum(t * half, axis=-1, keepdims=True))[..., 0]
     slope *= mass / total
     slope -= t
-    return _mean(xp, loss, slope, weights)
+    return xp, loss, slope
+
+
+def each(loss: Callable[..., Any], Y: Array, target: Any, weights: Any = None) -> Any:
+    """The loss of every sample by itself, (m,); of positions of weight 0, nothing."""
+    if loss is not cross_entropy:
+        rows = [slice(i, i + 1) for i in range(Y.shape[0])]
+        more = [{} if weights is None else {"weights": weights[i, ...]} for i in rows]
+        found = [
+            loss(Y[i, ...], target[i, ...], **some)[0] for i, some in zip(rows, more, strict=True)
+        ]
+        return namespace(Y).stack([namespace(Y).asarray(value, dtype=Y.dtype) for value in found])
+    xp, value, _ = _cross_entropies(Y, target)
+    value = xp.reshape(value, (value.shape[0], -1))
+    w = xp.ones_like(value) if weights is None else weights
+    return xp.sum(xp.where(w > 0, value, 0.0) * w, axis=1) / xp.sum(w, axis=1)
 
 
 @dataclass(frozen=True)

@@ -415,3 +415,12 @@ def true_ends(model, lo, hi, tol=1e-13, dtype="float64"):
     cell = AffineCell(E, B, np.concatenate([b, b]), ends(phi, len(b)))
     both = np.concatenate([lo, hi], axis=1).astype(dtype)
     return equilibrium(cell, both, forward=Auto(tol), on_fail="ignore")[0]
+
+
+def measured(rng, n, phi, kappa=0.9):
+    """A random A of that measure in every row, some of its diagonal far below 0."""
+    A = rng.normal(size=(n, n))
+    np.fill_diagonal(A, np.where(rng.random(n) < 0.4, -rng.uniform(0, 8, n), 0.0))
+    off = np.abs(A).sum(axis=1) - np.abs(np.diagonal(A))
+    scale = (kappa / phi.lipschitz - np.diagonal(A)) / np.maximum(off, 1e-300)
+    return np.where(np.eye(n) > 0, A, A * scale[:, None])

@@ -14,6 +14,7 @@ from pyidl.activations import Activation, Blocks
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
+    LipschitzBound,
     MatrixMeasure,
     Monotone,
     PerronFrobenius,
@@ -35,12 +36,21 @@ CONSTRAINTS = [
     MatrixMeasure(-0.3, weights=ETA),
     Monotone(0.2),
     Monotone(0.9),
+    LipschitzBound(0.5),
+    LipschitzBound(3.0, 0.3, weights=ETA),
     BlockTriangular((2, 1, 3), InfNorm(0.8)),
     BlockTriangular((3, 3), MatrixMeasure(0.5)),
     BlockTriangular((2, 4), SpectralNorm(0.5)),
     BlockTriangular((3, 3), BlockTriangular((1, 2), PerronFrobenius(0.9))),
     Unconstrained(),
 ]
+
+AROUND = {
+    "B": np.cos(np.arange(2.0 * N)).reshape(N, 2),
+    "C": np.sin(np.arange(3.0 * N)).reshape(3, N),
+    "D": 0.2 * np.cos(np.arange(6.0)).reshape(3, 2),
+}
+"""What stands beside A, where a condition looks at it: B, C and D."""
 
 mixed = Blocks((activations.relu, 2), (activations.sigmoid, 3), (activations.tanh, 1))
 
@@ -72,6 +82,17 @@ def hard_matrix(rng, n):
         # one eigenvalue, one vector
         A = 0.9 * np.eye(n) + np.diag(np.full(n - 1, 10.0 ** rng.uniform(-3, 3)), 1)
     return A
+
+
+def slack_of(gamma, A, B, C, D, lam=None, margin=0.0):
+    """What must be positive semidefinite for the Lipschitz bound gamma, in its metric."""
+    lam = np.ones(len(A)) if lam is None else np.asarray(lam)
+    R = gamma * np.eye(D.shape[1]) - D.T @ D / gamma
+    X = lam[:, None] * B + C.T @ D / gamma
+    F = np.eye(len(A)) - A
+    left = lam[:, None] * F + F.T * lam
+    both = left - C.T @ C / gamma - X @ np.linalg.solve(R, X.T)
+    return both / np.sqrt(lam[:, None] * lam) - 2 * margin * np.eye(len(A))
 
 
 EXACT = np.vectorize(lambda number: Fraction(float(number)), otypes=[object])

@@ -147,6 +147,14 @@ DOORS = {
         wellposed,
         "MatrixMeasure Monotone PerronFrobenius SpectralNorm StrictlyTriangular Unconstrained",
     ),
+    "LipschitzBound": (wellposed.LipschitzBound, {"gamma": 1.0}),
+    **{
+        f"LipschitzBound.{does}": (
+            getattr(wellposed.LipschitzBound(1.0), does),
+            {"params": MODEL.params, "activation": RELU},
+        )
+        for does in ("project", "contains", "certificate")
+    },
     "BlockTriangular": (wellposed.BlockTriangular, {"blocks": (1, 2), "inner": BALL}),
     "optimal_weights": (wellposed.optimal_weights, {"params": A, "activation": RELU}),
     "strongest": (wellposed.strongest, {"params": A, "activation": RELU, "constraint": BALL}),
@@ -214,10 +222,17 @@ DOORS = {
         robustness.margins,
         {"model": MODEL, "lower": U, "upper": U, "labels": np.zeros(4, int)},
     ),
+    "compress": (robustness.compress, {"model": MODEL, "U": U}),
+    "compress boxes": (robustness.compress, {"model": MODEL, "lower": U, "upper": U}),
     "robustness.certified": (
         robustness.certified,
         {"model": MODEL, "U": U, "labels": np.zeros(4, int), "eps": 0.1},
     ),
+    **every(robustness, "fgsm pgd", model=MODEL, U=U, labels=LABELS, eps=0.1),
+    "sensitivity": (robustness.sensitivity, {"model": MODEL}),
+    "jacobian": (robustness.jacobian, {"model": MODEL, "U": U}),
+    "robustness.lipschitz": (robustness.lipschitz, {"model": MODEL}),
+    **every(robustness, "SensitivityPenalty LipschitzPenalty", model=MODEL, weight=1.0),
     "plotting.attention": (plotting.attention, {"weights": U}),
     "rates": (plotting.rates, {"solution": SOLUTION, "certificate": MODEL.certificate()}),
     "residuals": (plotting.residuals, {"solutions": SOLUTION}),
@@ -236,7 +251,7 @@ DOORS = {
 # computation, with what has been checked.
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended
-Bounds Solution Status Moments PenaltyPath Problem RowProblem
+Bounds Compression Solution Status Moments PenaltyPath Problem RowProblem
 Report Rows SIMResult Solved Run ActivationReport
 GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Call Explicit check_widths

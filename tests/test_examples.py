@@ -49,7 +49,7 @@ def test_the_page_on_constraints_says_the_truth():
     assert result.returncode == 0, result.stderr
     promised = re.findall(r"^# (.*)$", code, re.M)
     assert result.stdout.splitlines() == promised
-    assert len(promised) == code.count("print(") == 2
+    assert len(promised) == code.count("print(") == 3
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_certified_digits(tmp_path):
 
 def test_certified_digits_notices_a_certificate_that_is_wrong(tmp_path):
     """Its twin that believes everything certified is broken by the attack."""
-    source, line = (EXAMPLES / "certified_digits.py").read_text(), "    found.append(survive("
+    source, line = (EXAMPLES / "certified_digits.py").read_text(), "    attacked = robustness."
     assert source.count(line) == 1
     source = source.replace(line, f"    found[-1] |= True\n{line}")
     (tmp_path / "twin.py").write_text(source)
@@ -232,6 +232,36 @@ def test_certified_digits_notices_a_certificate_that_is_wrong(tmp_path):
     assert "AssertionError: an attack has broken what is certified" in result.stderr
 
 
+def test_compress_features(tmp_path):
+    """That nothing changes by more than is proved, the example asserts itself."""
+    result = run("compress_features.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert number(r"test accuracy: (\S+)", result.stdout) > 0.94
+    assert number(r"the first ten alone, others at their mean: (\S+)", result.stdout) > 0.9
+    sizes = [11928]
+    for kind in ("float16", "int8", "prune"):
+        row = re.search(rf"^\| {kind} \| (.*) \|$", result.stdout, re.M)[1].split(" | ")
+        bytes_left, proved, seen, certain, accuracy = (float(x.replace(",", "")) for x in row)
+        sizes.append(bytes_left)
+        assert proved >= seen - 1e-4
+        assert certain > 0.98
+        assert accuracy > 0.94
+    assert sizes[2] < sizes[1] == sizes[0] / 2
+    assert number(r"class is certain for (\d+) of 20 boxes", result.stdout) >= 12
+    assert len((EXAMPLES / "compress_features.py").read_text().splitlines()) <= 100
+
+
+def test_compress_features_notices_a_bound_that_is_wrong(tmp_path):
+    source, bound = (EXAMPLES / "compress_features.py").read_text(), "<= proof.largest.max() + 1e-4"
+    assert source.count(bound) == 1
+    (tmp_path / "twin.py").write_text(source.replace(bound, "<= 0.5 * proof.largest.max()"))
+    command = [sys.executable, str(tmp_path / "twin.py"), "2"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "AssertionError: an output has changed by more than is proved" in result.stderr
+
+
+@pytest.mark.slow
 def test_certified_mnist_reads_a_folder(tmp_path):
     rng = np.random.default_rng(0)
     labels, images = rng.integers(0, 10, 150), np.zeros((150, 28, 28))

@@ -69,6 +69,7 @@ def _layers() -> list[tuple[str, Layer, np.ndarray]]:
             wellposed.SpectralNorm(0.8),
             wellposed.StrictlyTriangular(),
             wellposed.Monotone(0.3),
+            wellposed.LipschitzBound(2.0),
             wellposed.MatrixMeasure(0.5),
         )
     ]

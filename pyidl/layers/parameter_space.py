@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ from pyidl.layers.base import Layer, check_width
 from pyidl.layers.tolerance import in_words, solvers_at
 from pyidl.matrices import read
 from pyidl.matrices.base import Matrix
+from pyidl.matrices.full import Full
 from pyidl.matrices.pattern import Pattern
 from pyidl.solvers import Solver
 from pyidl.typing import Array, Params, Tol
@@ -105,10 +106,11 @@ class ParameterSpace:
                 raise InputError(
                     f"the pattern of {key} has shape {mask.shape}, the parameter {shapes[key]}"
                 )
-        if pattern.A is not None and not self.constraint.keeps_zeros:
+        moved = [key for key in self.constraint.projects if getattr(pattern, key) is not None]
+        if moved and not self.constraint.keeps_zeros:
             raise InputError(
-                f"the projection of {self.constraint!r} does not keep the zeros of a pattern of A; "
-                "use InfNorm or PerronFrobenius, or no pattern"
+                f"the projection of {self.constraint!r} does not keep the zeros of a pattern of "
+                f"{moved[0]}; use InfNorm or PerronFrobenius, or no pattern"
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -133,7 +135,10 @@ class ParameterSpace:
     def read(self, params: Params, before: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
         """A, B, C and D with their structure; `before`: those of earlier parameters."""
         own, doubtful = {key: params[key] for key in self.shapes()}, not self.constraint.contracts
-        return read.read_model(own, self.pattern, before, doubtful, self.sparse_below)
+        maps = read.read_model(own, self.pattern, before, doubtful, self.sparse_below)
+        if self.constraint.metric is not None and type(maps["A"]) is Full:
+            maps["A"] = replace(maps["A"], metric=self.constraint.metric)
+        return maps
 
 
 class Implicit(Layer):

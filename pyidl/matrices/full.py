@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ class Full:
     At : array, shape (c, r), optional
         A^T in the order of its rows, where products are many: with a transposed view
         they take up to 2.8 times as long.
+    metric : numpy.ndarray, shape (r,), optional
+        lam > 0, where ``lam A + A^T lam < 2 lam`` is to be asked of A, and not only
+        ``A + A^T < 2``.
 
     Examples
     --------
@@ -38,6 +41,7 @@ class Full:
     A: Array
     gains: tuple[float, float] | None = None
     At: Array | None = None
+    metric: np.ndarray | None = field(default=None, kw_only=True)
 
     def rows(self, x: Any, out: Any = None) -> Any:
         """``x A^T``, a new array or `out`."""
@@ -58,7 +62,9 @@ class Full:
     @property
     def T(self) -> Full:
         """``A^T``; it has the same eigenvalues, so the gains stay."""
-        return Full(self.A.T, self.gains) if self.At is None else Full(self.At, self.gains, self.A)
+        At, A = (self.A.T, None) if self.At is None else (self.At, self.A)
+        metric = None if self.metric is None else 1.0 / self.metric
+        return Full(At, self.gains, A, metric=metric)
 
     def dense(self) -> Any:
         """The array itself."""

@@ -176,7 +176,7 @@ class ImplicitRNN(Implicit):
 
     def __post_init__(self, rng: Rng) -> None:
         super().__post_init__(rng)
-        self.params = self._balanced()
+        self.params = self.project(self._balanced())  # B and C have a say in LipschitzBound
 
     def _validate(self) -> None:
         check_widths(self, "input_dim", "output_dim", "hidden_dim", "implicit_hidden_dim")

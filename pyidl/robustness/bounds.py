@@ -24,7 +24,7 @@ from pyidl.errors import InputError, expect
 from pyidl.layers import Layer
 from pyidl.layers.base import check_width
 from pyidl.layers.timeline import Timeline
-from pyidl.robustness.door import distance, domain
+from pyidl.robustness.door import distance, domain, timeline
 from pyidl.robustness.through import Walk, refuse
 from pyidl.typing import Array
 
@@ -281,12 +281,9 @@ class _Asked(NamedTuple):
                 f"lower has shape {low.shape} and upper {high.shape}; they must be equal, and no "
                 "entry of lower larger than that of upper"
             )
-        if lengths is not None and not model.takes_lengths:
-            raise InputError(
-                f"{type(model).__name__} takes no lengths of sequences; leave them out"
-            )
-        line = None if low.ndim < 3 else Timeline.read(lengths, *low.shape[:2])
-        return cls(model, low, high, line), rounds if method == "affine" else 0
+        return cls(
+            model, low, high, timeline(model, low, lengths)
+        ), rounds if method == "affine" else 0
 
     def pieces(self, left: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Numbers of samples whose columns fit into memory together."""

@@ -7,8 +7,10 @@ from typing import Any
 
 from pyidl.arrays.backend import looks_are_free, namespace
 from pyidl.errors import InputError, is_real
+from pyidl.layers import Layer
+from pyidl.layers.timeline import Timeline
 
-__all__ = ["distance", "domain"]
+__all__ = ["distance", "domain", "timeline"]
 
 
 def distance(eps: Any) -> float:
@@ -36,3 +38,10 @@ def domain(clip: Any, U: Any = None) -> tuple[float, float]:
                 f"{outside} entries of U lie outside of clip={clip}; scale U, or widen clip"
             )
     return float(pair[0]), float(pair[1])
+
+
+def timeline(model: Layer, U: Any, lengths: Any) -> Timeline | None:
+    """Which steps the sequences of U have; None where these are no sequences."""
+    if lengths is not None and not model.takes_lengths:
+        raise InputError(f"{type(model).__name__} takes no lengths of sequences; leave them out")
+    return None if U.ndim < 3 else Timeline.read(lengths, *U.shape[:2])

@@ -68,11 +68,17 @@ ENOUGH = 0.99
 
 @dataclass(frozen=True)
 class Weights:
-    """``T(s) <= kappa s``: what widens a box by its residual; w as above."""
+    """``T(s) <= kappa s``: what widens a box by its residual; w as above.
+
+    `off` is |A| without the diagonal of rows that rise, which is in `room`, ``1 - L_i
+    A_ii`` rounded down.
+    """
 
     s: np.ndarray
     kappa: float
     w: np.ndarray
+    off: np.ndarray
+    room: np.ndarray
 
     @classmethod
     def of(cls, A: np.ndarray, size: np.ndarray, phi: Activation) -> Weights | None:
@@ -101,7 +107,7 @@ class Weights:
                 return None
             kappa = float(np.max(up(T(s) / s, 1)))
             if kappa < 1:
-                return cls(s, kappa, np.where(d > 0, up(1.0 / room, 1), 1.0))
+                return cls(s, kappa, np.where(d > 0, up(1.0 / room, 1), 1.0), off, room)
         return None
 
     def error(self, r: np.ndarray) -> np.ndarray:
@@ -174,7 +180,7 @@ class States:
             if not going.any():
                 break
             left = total
-            new = self._affine(z, x, D, k, rho)
+            new = self.affine(z, x, D, k, rho)
             reach = np.maximum(np.abs(new.lo), np.abs(new.hi))
             pre = (
                 new.linear(self.A)
@@ -242,7 +248,7 @@ class States:
 
     # ------------------------------------------------------------------- then affine forms
 
-    def _affine(self, z: Form, x: Form, D: np.ndarray, k: np.ndarray, rho: np.ndarray) -> Form:
+    def affine(self, z: Form, x: Form, D: np.ndarray, k: np.ndarray, rho: np.ndarray) -> Form:
         """``H (D z + k) + H xi + (I - H (I - D A)) x``."""
         n = D.shape[1]
         J = np.eye(n) - D[:, :, None] * self.A

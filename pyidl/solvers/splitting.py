@@ -174,9 +174,23 @@ def cannot_split(problem: Problem, alpha: float) -> str:
     return ""
 
 
-def is_monotone(matrix: Matrix) -> bool:
-    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor; on the host."""
+def _in_its_metric(matrix: Matrix) -> np.ndarray:
+    """``lam^{1/2} A lam^{-1/2}``, float64, on the host.
+
+    Both methods have the same formulas in every diagonal metric, since phi acts on each
+    component alone; what the theorem says of A, it then says of this matrix.
+    """
     A = to_numpy(matrix.dense()).astype(np.float64)
+    metric = matrix.metric if isinstance(matrix, Full) else None
+    return A if metric is None else A * np.sqrt(metric[:, None] / metric)
+
+
+def is_monotone(matrix: Matrix) -> bool:
+    """Whether ``I - (A + A^T) / 2`` has a Cholesky factor, in its metric.
+
+    Computed on the host.
+    """
+    A = _in_its_metric(matrix)
     try:
         np.linalg.cholesky(np.eye(len(A)) - 0.5 * (A + A.T))
     except np.linalg.LinAlgError:
@@ -194,7 +208,7 @@ def best_alpha(problem: Affine) -> float:
     """
     if cannot_split(problem, 0.5):
         return 1.0
-    F = to_numpy(problem.matrix.dense()).astype(np.float64)
+    F = _in_its_metric(problem.matrix)
     F = np.eye(len(F)) - F
     w, square = np.random.default_rng(0).normal(size=len(F)), 0.0
     for _ in range(8):  # powers of F^T F: an estimate from below, which is as good
@@ -290,7 +304,7 @@ class ForwardBackward(Iterative):
         original = admitted(problem, name, reason)  # before anything is computed
         A = original.matrix.dense()
         if alpha is None:
-            alpha, patience = _best_step(to_numpy(A))
+            alpha, patience = _best_step(_in_its_metric(original.matrix))
             admitted(problem, name, cannot_split(problem, alpha))
         M = alpha * A + (1.0 - alpha) * original.xp.eye(A.shape[0], dtype=A.dtype)
         target = Proximal(original, M, alpha * original.offset, alpha, reflect=False)
@@ -304,7 +318,7 @@ def _best_step(A: np.ndarray) -> tuple[float, int]:
     A step brings it down by ``(1 - (m / L)^2)^(1/2)``, in its own norm; the residual
     may rise.
     """
-    F = np.eye(len(A)) - A.astype(np.float64)
+    F = np.eye(len(A)) - A
     m, L = float(np.linalg.eigvalsh(0.5 * (F + F.T))[0]), float(np.linalg.norm(F, 2))
     if not m > 0:
         raise InputError(

@@ -4,6 +4,7 @@ from pyidl.wellposed.base import Constraint
 from pyidl.wellposed.blocktriangular import BlockTriangular
 from pyidl.wellposed.certificate import Certificate, Norm
 from pyidl.wellposed.infnorm import InfNorm
+from pyidl.wellposed.lipschitz import LipschitzBound
 from pyidl.wellposed.measure import MatrixMeasure, optimal_weights
 from pyidl.wellposed.monotone import Monotone
 from pyidl.wellposed.perronfrobenius import PerronFrobenius
@@ -17,6 +18,7 @@ __all__ = [
     "Certificate",
     "Constraint",
     "InfNorm",
+    "LipschitzBound",
     "MatrixMeasure",
     "Monotone",
     "Norm",

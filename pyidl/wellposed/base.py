@@ -86,6 +86,16 @@ class Constraint(ABC):
     """Whether the plain iteration contracts in the whole set."""
     keeps_zeros: ClassVar[bool] = True
     """Whether `project` leaves zeros of A zeros, as a pattern needs it."""
+    projects: ClassVar[tuple[str, ...]] = ("A",)
+    """What `project` changes, of A (or L and R), B, C and D."""
+
+    @property
+    def metric(self) -> np.ndarray | None:
+        """The diagonal lam > 0 of a metric in which I - A is monotone; None if plain.
+
+        ``lam (I - A) + (I - A)^T lam > 0``, for solvers to make use of.
+        """
+        return None
 
     def refusal(self, activation: Activation) -> str:
         """Why the condition says nothing for this activation; "" where it does."""
@@ -198,8 +208,8 @@ def check_kappa(kappa: Any, name: str = "kappa") -> float:
     return float(kappa)
 
 
-def check_weights(weights: Any) -> tuple[float, ...] | None:
-    """Positive weights as a tuple, which can be compared, hashed and written."""
+def check_weights(weights: Any, why: str = ": only their ratios matter") -> Any:
+    """Positive weights as a tuple, which can be compared, hashed, written; or None."""
     if weights is None:
         return None
     eta: Any = as_real(weights, name="weights", xp=np, dtype="float64")
@@ -207,8 +217,7 @@ def check_weights(weights: Any) -> tuple[float, ...] | None:
         least, most = (eta.min(), eta.max()) if eta.size else (None, None)
         raise InputError(
             f"weights has shape {eta.shape} and entries between {least} and {most}; use n positive "
-            f"numbers, in a unit in which they lie between {SMALLEST} and {1.0 / SMALLEST}: only "
-            "their ratios matter"
+            f"numbers, in a unit in which they lie between {SMALLEST} and {1.0 / SMALLEST}{why}"
         )
     return tuple(float(w) for w in eta)
 

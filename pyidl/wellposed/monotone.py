@@ -59,7 +59,7 @@ from pyidl.wellposed.eigenvalues import (
     symmetric_part,
 )
 
-__all__ = ["Monotone"]
+__all__ = ["Monotone", "splitting_certificate"]
 
 
 @dataclass(frozen=True)
@@ -151,46 +151,65 @@ class Monotone(Constraint):
         has one; otherwise that of the same method for ``x / L``.
         """
         why = self.refusal(activation)
-        lipschitz = activation.row_lipschitz(size_of(params))
-        if why or lipschitz is None:
+        if why or activation.row_lipschitz(size_of(params)) is None:
             return unproven(f"{activation.name}: {why}")
         if "A" in params:
             top = eigenvalue_bound(symmetric_part(params["A"]))
         else:
             top = factored_eigenvalue_bound(params["L"], params["R"])
-        slope = max(lipschitz)
-        m, size = _numbers(params, top, slope)
-        words = (
-            f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} "
-            f"lie in [0, {slope:.4g}]"
-        )
-        if not (m > 0 and size < math.inf):
-            return unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
-        # (1 + l)^2 - 4 m without cancellation; m <= l, so that l - m < 0 is rounding
-        root = math.hypot(1.0 - size, 2.0 * math.sqrt(max(size - m, 0.0)))
-        margin = 2.0 * m / (1.0 + size + root) * (1.0 - 8 * EPS)
-        method, g, gap = f"ForwardBackward for x / {slope:.4g}", slope, size
-        if slope <= 1 and top < 1:
-            method, g = "ForwardBackward", 1.0
-            m, gap = _numbers(params, top, g)
-        ratio = m / gap * (1.0 - 4 * EPS)
-        # 1 where no number below it is proven.
-        factor = min(math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0)
-        words += f", |I - {'' if g == 1 else f'{g:.4g} '}A|_2 = {gap:.4g}"
-        # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the
-        # residual / margin; L |A|_2 <= 1 + |I - L A|_2.
-        constant = (2.0 + size) / margin * (1.0 + 8 * EPS)
-        norm = Norm("Euclidean")
-        return Certificate(True, factor, norm, method, words, margin, constant=constant)
+        return splitting_certificate(params, activation, top, Norm("Euclidean"))
 
 
-def _numbers(params: Params, top: float, g: float) -> tuple[float, float]:
+def splitting_certificate(
+    params: Params, activation: Activation, top: float, norm: Norm, blur: float = 0.0
+) -> Certificate:
+    """That of forward-backward, for ``(A + A^T) / 2 <= top I``.
+
+    Parameters
+    ----------
+    params : mapping
+        With A, or L and R, as they are in the norm.
+    activation : Activation
+        With known slopes, in [0, L].
+    top : float
+        An upper bound.
+    norm : Norm
+        A Euclidean one.
+    blur : float
+        A bound, in the 2-norm, of the rounding that A carries.
+    """
+    slope = max(activation.row_lipschitz(size_of(params)) or [math.inf])
+    m, size = _numbers(params, top, slope, blur)
+    words = (
+        f"the largest eigenvalue of (A + A^T) / 2 is {top:.4g}, slopes of {activation.name} "
+        f"lie in [0, {slope:.4g}]"
+    )
+    if not (m > 0 and size < math.inf):
+        return unproven(f"{words}, and 1 - {slope:.4g} * {top:.4g} is not above 0")
+    # (1 + l)^2 - 4 m without cancellation; m <= l, so that l - m < 0 is rounding
+    root = math.hypot(1.0 - size, 2.0 * math.sqrt(max(size - m, 0.0)))
+    margin = 2.0 * m / (1.0 + size + root) * (1.0 - 8 * EPS)
+    method, g, gap = f"ForwardBackward for x / {slope:.4g}", slope, size
+    if slope <= 1 and top < 1:
+        method, g = "ForwardBackward", 1.0
+        m, gap = _numbers(params, top, g, blur)
+    ratio = m / gap * (1.0 - 4 * EPS)
+    # 1 where no number below it is proven.
+    factor = min(math.sqrt((1.0 - ratio) * (1.0 + ratio)) * (1.0 + 4 * EPS), 1.0)
+    words += f", |I - {'' if g == 1 else f'{g:.4g} '}A|_2 = {gap:.4g}"
+    # |f(x) - x| <= (1 + L |A|_2) |x - x*|, and |x - x*| is at first at most the
+    # residual / margin; L |A|_2 <= 1 + |I - L A|_2.
+    constant = (2.0 + size) / margin * (1.0 + 8 * EPS)
+    return Certificate(True, factor, norm, method, words, margin, constant=constant)
+
+
+def _numbers(params: Params, top: float, g: float, blur: float) -> tuple[float, float]:
     """``1 - g top`` from below, and ``|I - g A|_2`` from above."""
     if "A" in params:
         size = distance_bound(params["A"], g)
     else:
         size = factored_distance_bound(params["L"], params["R"], g)
-    return 1.0 - g * top - 2 * EPS * (1.0 + abs(g * top)), size
+    return 1.0 - g * top - 2 * EPS * (1.0 + abs(g * top)), size + g * blur * (1.0 + 4 * EPS)
 
 
 def _clipped(A: Array, ceiling: float) -> Array:

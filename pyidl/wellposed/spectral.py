@@ -52,7 +52,7 @@ from pyidl.wellposed.eigenvalues import (
     spectral_bound,
 )
 
-__all__ = ["SpectralNorm", "spectral_bound"]
+__all__ = ["SpectralNorm", "clipped", "spectral_bound"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SpectralNorm(Constraint):
             return dict(params)
         radius = self._radius(params, activation)
         if "A" in params:
-            return {**params, "A": _clipped(params["A"], radius)}
+            return {**params, "A": clipped(params["A"], radius)}
         return {**params, "L": _clipped_factor(params["L"], params["R"], radius)}
 
     def contains(self, params: Params, activation: Activation) -> bool:
@@ -137,10 +137,11 @@ class SpectralNorm(Constraint):
         return Certificate(True, factor, Norm("Euclidean"), "Picard", f"{norm}, {words}")
 
 
-def _clipped(A: Array, radius: float) -> Array:
-    """The projection of A, a little inside where its rounding asks for it.
+def clipped(A: Array, radius: float) -> Array:
+    """A with singular values of at most `radius`: the projection of A.
 
-    The cast may add about eps, and the proof takes n^2 eps.
+    A little inside, where its rounding asks for it: the cast may add about eps, and the
+    proof takes n^2 eps.
     """
     xp, n = namespace(A), max(A.shape)
     U, sigma, Vt = np.linalg.svd(finite64("A", A), full_matrices=False)

@@ -70,6 +70,7 @@ ROWS = {
     **{name: model(constraint=getattr(wellposed, name)()) for name in CONSTRAINTS},
     "leaky relu": model(activation=activations.leaky_relu(0.1)),
     "layer norm": model(activation=activations.layer_norm(4)),
+    "LipschitzBound": model(constraint=wellposed.LipschitzBound(5.0)),
     "rank": model(rank=2),
     "linear": lambda dtype: Linear(P, Q, dtype=dtype, rng=0),
     "deep": lambda dtype: Sequential(

@@ -5,7 +5,7 @@ import itertools
 import boxes
 import numpy as np
 import pytest
-from boxes import equation, model_of, offsets, true_ends
+from boxes import equation, measured, model_of, offsets, true_ends
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,15 +23,6 @@ RISING = pytest.mark.parametrize("phi", boxes.RISING, ids=lambda phi: phi.name)
 def close(pair, low, high, tol=2e-9):
     np.testing.assert_allclose(pair[0], low, atol=tol, rtol=tol)
     np.testing.assert_allclose(pair[1], high, atol=tol, rtol=tol)
-
-
-def measured(rng, n, phi, kappa=0.9):
-    """A random A of that measure in every row, some of its diagonal far below 0."""
-    A = rng.normal(size=(n, n))
-    np.fill_diagonal(A, np.where(rng.random(n) < 0.4, -rng.uniform(0, 8, n), 0.0))
-    off = np.abs(A).sum(axis=1) - np.abs(np.diagonal(A))
-    scale = (kappa / phi.lipschitz - np.diagonal(A)) / np.maximum(off, 1e-300)
-    return np.where(np.eye(n) > 0, A, A * scale[:, None])
 
 
 # ------------------------------------------------------------------------- boxes alone

@@ -54,7 +54,7 @@ def test_nothing_lies_outside(kind, n):
 
 
 @pytest.mark.parametrize("kind", ["relu measure", "gelu", "blocks", "rank", "monotone"])
-@pytest.mark.parametrize("n", [100, 300])
+@pytest.mark.parametrize("n", [100, pytest.param(300, marks=pytest.mark.slow)])
 def test_nothing_lies_outside_of_wide_models(kind, n):
     rng, model = np.random.default_rng(n), boxes.drawn(kind, n, seed=n)
     lo, hi = boxes.boxes(rng, 2, 3, 0.3)

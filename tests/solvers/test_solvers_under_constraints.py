@@ -3,9 +3,11 @@
 Within what the certificate allows two residuals to differ.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from conditions import CONSTRAINTS, N
+from conditions import AROUND, CONSTRAINTS, N
 from helpers import host
 from problems import ADJOINT, FORWARD, adjoint, adjoint_solution, splits
 
@@ -40,12 +42,15 @@ def must_converge(name, constraint, dtype):
 def problem(constraint, activation, dtype, seed=0):
     """Inside the set, and outside the ball of the infinity norm where the set allows that."""
     rng = np.random.default_rng(seed)
-    A = constraint.project({"A": (2.0 * rng.normal(size=(N, N))).astype(dtype)}, activation)["A"]
+    A = (2.0 * rng.normal(size=(N, N))).astype(dtype)
+    A = constraint.project({**AROUND, "A": A}, activation)["A"]
     params = {"A": A, "B": np.zeros((N, 1), dtype), "C": np.zeros((1, N), dtype)}
     matrix = read_model(params, None, None, doubtful=not constraint.contracts)["A"]
+    if constraint.metric is not None:
+        matrix = replace(matrix, metric=constraint.metric)
     return Affine(
         matrix, rng.normal(size=(7, N)).astype(dtype), activation
-    ), constraint.certificate({"A": A}, activation)
+    ), constraint.certificate({**AROUND, "A": A}, activation)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -61,7 +66,7 @@ def test_all_solvers_find_the_same_point(constraint, activation, dtype):
         x = host(x).astype(float)
         return activation.phi(x @ A.T + Z) - x
 
-    fine = Auto()(Affine(with_gains(Full(A)), Z, activation))
+    fine = Auto()(Affine(with_gains(Full(A, metric=constraint.metric)), Z, activation))
     assert fine.converged.all()
     slack = certificate.entrywise(residual(fine.value))
     full = Affine(Full(p.matrix.dense()), p.offset, activation)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conditions import CONSTRAINTS, ETA, N, SoftmaxInside, hard_matrix, is_p_matrix, mixed
+from conditions import AROUND, CONSTRAINTS, ETA, N, SoftmaxInside, hard_matrix, is_p_matrix, mixed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ from pyidl.solvers.problem import Affine
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
+    LipschitzBound,
     MatrixMeasure,
     Monotone,
     PerronFrobenius,
@@ -48,7 +49,7 @@ def problem(seed, constraint, activation, n=N):
     """A hard matrix inside the set, and offsets."""
     rng = np.random.default_rng(seed)
     A = np.clip(hard_matrix(rng, n), -1e8, 1e8)
-    return rng, constraint.project({"A": A}, activation)["A"]
+    return rng, constraint.project({**AROUND, "A": A}, activation)["A"]
 
 
 def iteration(certificate, A, activation):
@@ -66,8 +67,9 @@ def iteration(certificate, A, activation):
         assert float(name[15:-1]) == pytest.approx(1 - share, rel=1e-3)
         return lambda X, Z: (1 - share) * X + share * activation.phi(X @ A.T + Z)
     assert name == "ForwardBackward"
-    gap = np.eye(len(A)) - A
-    alpha = (1 - np.linalg.eigvalsh((A + A.T) / 2)[-1]) / np.linalg.norm(gap, 2) ** 2
+    w = np.ones(len(A)) if certificate.norm.weights is None else certificate.norm.weights
+    gap, even = np.eye(len(A)) - A, np.eye(len(A)) - A * w / w[:, None]
+    alpha = np.linalg.eigvalsh((even + even.T) / 2)[0] / np.linalg.norm(even, 2) ** 2
     # projections: the proximal maps of all multiples of f are equal
     assert activation in (
         activations.relu,
@@ -114,10 +116,10 @@ def ratio(T, X, D, Z, norm):
 @pytest.mark.parametrize("constraint", CERTIFIED, ids=repr)
 @given(st.integers(0, 10**6), st.sampled_from(PHIS))
 def test_no_step_beats_the_factor(constraint, seed, activation):
-    if isinstance(constraint, Monotone):
+    if isinstance(constraint, (LipschitzBound, Monotone)):
         activation = activations.relu if seed % 2 else activations.hard_tanh
     rng, A = problem(seed, constraint, activation)
-    certificate = constraint.certificate({"A": A}, activation)
+    certificate = constraint.certificate({**AROUND, "A": A}, activation)
     assert certificate.proven
     assert 0 <= certificate.contraction <= 1
     if isinstance(constraint, (BlockTriangular, StrictlyTriangular)):
@@ -195,7 +197,7 @@ def test_no_error_exceeds_its_bound(constraint, seed, activation):
     """Points near and far, and points that are wrong in one component alone."""
     rng, A = problem(seed, constraint, activation)
     assume(np.abs(A).max() < 1e3)
-    certificate = constraint.certificate({"A": A}, activation)
+    certificate = constraint.certificate({**AROUND, "A": A}, activation)
     Z = rng.normal(size=(3, N))
     exact = equilibrium(A, Z, activation)
     for scale in (1e-3, 1.0, 30.0):
@@ -217,9 +219,9 @@ def test_three_starts_reach_one_point(constraint, seed, activation):
     rng, A = problem(seed, constraint, activation)
     assume(np.abs(A).max() < 1e2)
     model = ImplicitModel(
-        2, 1, N, activation=activation, constraint=constraint, dtype="float64", rng=0
+        2, 3, N, activation=activation, constraint=constraint, dtype="float64", rng=0
     )
-    model.params = {**model.params, "A": A}
+    model.params = {**model.params, **AROUND, "A": A}
     U = rng.normal(size=(3, 2))
     certificate = model.certificate()
     assert certificate.proven

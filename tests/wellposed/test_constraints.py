@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conditions import CONSTRAINTS, ETA, N, SoftmaxInside, hard_matrix, mixed
+from conditions import AROUND, CONSTRAINTS, ETA, N, SoftmaxInside, hard_matrix, mixed, slack_of
 from helpers import host
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +21,7 @@ from pyidl.errors import InputError, WellPosednessWarning
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
+    LipschitzBound,
     MatrixMeasure,
     Monotone,
     PerronFrobenius,
@@ -71,6 +72,9 @@ def by_definition(constraint, A, activation, slack=1e-9):
         case Monotone():
             top = np.linalg.eigvalsh((A + A.T) / 2)[-1]
             return top * L.max() <= 1 - constraint.margin + slack * (1 + np.abs(A).max())
+        case LipschitzBound():
+            F = slack_of(constraint.gamma, A, **AROUND, lam=eta, margin=constraint.margin)
+            return np.linalg.eigvalsh(F)[0] >= -2 * slack * (1 + np.abs(even).max())
         case BlockTriangular():
             ends = np.cumsum([0, *constraint.blocks])
             pieces = [slice(a, b) for a, b in pairwise(ends)]
@@ -94,7 +98,7 @@ def tame(A, dtype):
     st.sampled_from([activations.relu, activations.sigmoid, mixed]),
 )
 def test_projection_is_feasible_and_idempotent(constraint, seed, dtype, activation):
-    params = {"A": tame(hard_matrix(np.random.default_rng(seed), N), dtype), "B": np.ones((N, 1))}
+    params = {**AROUND, "A": tame(hard_matrix(np.random.default_rng(seed), N), dtype)}
     projected = constraint.project(params, activation)
     assert projected["B"] is params["B"]
     assert projected["A"].dtype == dtype
@@ -125,6 +129,18 @@ def normal_cone_violation(constraint, A, P):
         case Monotone():  # D is symmetric, positive semidefinite, and orthogonal to the slack
             r = 1 - constraint.margin
             slack = r * np.eye(len(A)) - (P + P.T) / 2
+            return (
+                max(
+                    np.abs(D - D.T).max(),
+                    -np.linalg.eigvalsh((D + D.T) / 2)[0],
+                    abs((D * slack).sum()) / (1 + size),
+                )
+                / size
+            )
+        case LipschitzBound():  # the same, in the metric
+            D, r = D / np.sqrt(w), slack_of(constraint.gamma, P, **AROUND, lam=eta)
+            slack = r / 2 - constraint.margin * np.eye(len(A))
+            size = np.abs(A / np.sqrt(w)).max() + np.abs(D).max()
             return (
                 max(
                     np.abs(D - D.T).max(),
@@ -170,7 +186,7 @@ def test_projection_is_the_nearest_point(constraint, seed):
         size=(N, N)
     )
     A = np.where(np.random.default_rng(seed + 1).random((N, N)) < 0.2, 0.0, A)
-    P = constraint.project({"A": A}, activations.relu)["A"]
+    P = constraint.project({**AROUND, "A": A}, activations.relu)["A"]
     assert normal_cone_violation(constraint, A, P) < 1e-9
 
 
@@ -183,15 +199,18 @@ def test_no_feasible_matrix_is_nearer(constraint):
     """
     rng = np.random.default_rng(0)
     A = 4 * rng.normal(size=(N, N))
-    P = constraint.project({"A": A}, activations.relu)["A"]
-    distance = np.linalg.norm(A - P)
+    P = constraint.project({**AROUND, "A": A}, activations.relu)["A"]
+    lam = np.ones(N) if constraint.metric is None else constraint.metric
+    even = np.sqrt(lam[:, None] / lam)
+    distance = np.linalg.norm(even * (A - P))
     for t in 10.0 ** rng.uniform(-6, 0, size=200):
         Q = constraint.project(
-            {"A": P + rng.normal(size=(N, N)) * 10.0 ** rng.uniform(-3, 1)}, activations.relu
+            {**AROUND, "A": P + rng.normal(size=(N, N)) * 10.0 ** rng.uniform(-3, 1)},
+            activations.relu,
         )["A"]
         Q = (1 - t) * P + t * Q
         assert by_definition(constraint, Q, activations.relu, 1e-7)
-        assert np.linalg.norm(A - Q) >= distance * (1 - 1e-12)
+        assert np.linalg.norm(even * (A - Q)) >= distance * (1 - 1e-12)
 
 
 def test_scaling_is_not_the_projection():
@@ -219,8 +238,8 @@ def test_scaling_is_not_the_projection():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_projection_everywhere(xp, constraint, dtype):
     A = (3 * np.random.default_rng(1).normal(size=(N, N))).astype(dtype)
-    expected = constraint.project({"A": A}, activations.relu)["A"]
-    params = {"A": from_host(xp, A)}
+    expected = constraint.project({**AROUND, "A": A}, activations.relu)["A"]
+    params = {key: from_host(xp, M) for key, M in {**AROUND, "A": A}.items()}
     projected = constraint.project(params, activations.relu)
     assert namespace(projected["A"]) is xp
     np.testing.assert_allclose(
@@ -302,6 +321,13 @@ def test_measures_are_feasible_and_idempotent(seed, n, dtype, kappa):
             {"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu
         ),
         lambda: Monotone(1.0),
+        lambda: LipschitzBound(0.0),
+        lambda: LipschitzBound(math.inf),
+        lambda: LipschitzBound(1.0, margin=1.0),
+        lambda: LipschitzBound(1.0, weights=(1.0, 0.0)),
+        lambda: LipschitzBound(1.0, weights=(1.0,)).contains(
+            {"A": np.eye(N), **AROUND}, activations.relu
+        ),
         lambda: MatrixMeasure(-0.5).project(
             {"L": np.ones((2, 1)), "R": np.ones((2, 1))}, activations.relu
         ),
@@ -416,7 +442,7 @@ def test_conditions_refuse_what_they_say_nothing_about():
         mine = Activation("mine", np.tanh, lambda z: 1 - np.tanh(z) ** 2)
     assert "not known" in MatrixMeasure().refusal(mine)
     for constraint in CONSTRAINTS:
-        if "Measure" not in repr(constraint) and "Monotone" not in repr(constraint):
+        if not any(name in repr(constraint) for name in ("Measure", "Monotone", "Lipschitz")):
             assert not constraint.refusal(mine)
             assert constraint.contains(constraint.project({"A": np.ones((N, N))}, mine), mine)
             proven = constraint.certificate({"A": np.zeros((N, N))}, mine).proven
