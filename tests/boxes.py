@@ -7,7 +7,8 @@ its own solves may be off by is proven by the model's certificate.
 
 import numpy as np
 from helpers import host
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyidl import (
     Bidirectional,
@@ -424,3 +425,21 @@ def measured(rng, n, phi, kappa=0.9):
     off = np.abs(A).sum(axis=1) - np.abs(np.diagonal(A))
     scale = (kappa / phi.lipschitz - np.diagonal(A)) / np.maximum(off, 1e-300)
     return np.where(np.eye(n) > 0, A, A * scale[:, None])
+
+
+QUESTIONS = given(
+    kind=st.sampled_from(list(kinds(6))),
+    seed=st.integers(0, 10**6),
+    norm=st.sampled_from(["inf", 2]),
+    clipped=st.booleans(),
+)
+"""Which samples are certain? Asked of any model, in either norm, with or without a domain."""
+
+
+def question(kind, seed, clipped, m=12):
+    """``(rng, model, V, clip, labels, eps)``: labels are what the model says of V."""
+    rng = np.random.default_rng(seed)
+    model = drawn(kind, 6, seed).with_tol(1e-12)
+    V = rng.normal(size=(m, 3))
+    clip = (float(V.min()), float(V.max())) if clipped else None
+    return rng, model, V, clip, model.predict(V).argmax(axis=1), 10.0 ** rng.uniform(-3, 0)

@@ -83,7 +83,7 @@ class Form:
 
     @property
     def columns(self) -> int:
-        """S."""
+        """How many columns there are: s."""
         return int(self.G.shape[1])
 
     def sizes(self) -> np.ndarray:

@@ -104,6 +104,13 @@ def bounds(
         If the model has a part that is not covered, or a fixed point that is not
         proven; if lower exceeds upper, or shapes do not fit.
 
+    Notes
+    -----
+    Sources: Jafarpour, Davydov, Abate, Bullo, Coogan, arXiv 2208.03889, 2022, for
+    boxes; Singh et al., "Fast and effective robustness certification", NeurIPS 2018,
+    for affine forms of layers. The theorems, with proofs, stand in
+    `pyidl.robustness.embedded` and `pyidl.robustness.states`.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel, robustness
@@ -151,6 +158,10 @@ def margins(
     ------
     InputError
         As `bounds`, and if labels do not fit.
+
+    Notes
+    -----
+    Sources: as `bounds`.
 
     Examples
     --------
@@ -212,6 +223,10 @@ def certified(
     ------
     InputError
         As `margins`; if eps or clip is out of range, or an input lies outside clip.
+
+    Notes
+    -----
+    Sources: as `bounds`.
 
     Examples
     --------

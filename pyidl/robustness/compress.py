@@ -165,6 +165,8 @@ def compress(
     Where phi acts on several components together (softmax), no slopes are known, and
     the bound of a box is as wide as the outputs on it.
 
+    Source: see the head of `pyidl.robustness.compress`.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel, robustness

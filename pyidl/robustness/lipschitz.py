@@ -84,6 +84,11 @@ def lipschitz(model: ImplicitModel, norm: Literal["inf", 1, 2] = "inf") -> float
         two need what `sensitivity` needs, the last one that, or a monotone A, or a
         small spectral norm.
 
+    Notes
+    -----
+    Source: Revay, Wang, Manchester, "Lipschitz bounded equilibrium networks", arXiv
+    2010.01732, 2020, for the Euclidean norm.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel, robustness

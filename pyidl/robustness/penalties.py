@@ -125,6 +125,11 @@ class SensitivityPenalty(_Penalty):
     InputError
         If an argument is out of range; in a call, if there is no S.
 
+    Notes
+    -----
+    Source: as `sensitivity`; the gradient is derived at the head of
+    `pyidl.robustness.penalties`.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel, robustness
@@ -187,6 +192,11 @@ class LipschitzPenalty(_Penalty):
     InputError
         If an argument is out of range; in a call, if ``2 lam - lam A - A^T lam`` is not
         positive.
+
+    Notes
+    -----
+    Source: as `lipschitz`; the gradient is derived at the head of
+    `pyidl.robustness.lipschitz`.
 
     Examples
     --------

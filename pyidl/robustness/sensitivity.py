@@ -84,6 +84,11 @@ def sensitivity(model: ImplicitModel, lower: Any = None, upper: Any = None) -> n
         entry by entry, as for one that is `Monotone` or small in the `SpectralNorm`
         alone; if only one end is given, or ends do not fit.
 
+    Notes
+    -----
+    Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J.
+    Math. Data Sci. 3(3), 2021, section 4, with absolute values on the diagonal too.
+
     Examples
     --------
     >>> from pyidl import ImplicitModel, robustness

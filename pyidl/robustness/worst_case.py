@@ -132,6 +132,11 @@ class WorstCase(Composite):
         If the model is none that has bounds, or a number is out of range; in a call
         also if U leaves the domain or labels do not fit.
 
+    Notes
+    -----
+    Sources: Gowal et al., arXiv 1810.12715, 2018; Jafarpour et al., arXiv 2208.03889,
+    2022.
+
     Examples
     --------
     >>> import numpy as np

@@ -113,6 +113,11 @@ class LipschitzBound(Constraint):
     InputError
         If a number is out of range.
 
+    Notes
+    -----
+    Source: Revay, Wang, Manchester, "Lipschitz bounded equilibrium networks", arXiv
+    2010.01732, 2020 (with A parametrised, and D = 0).
+
     Examples
     --------
     >>> from pyidl import activations

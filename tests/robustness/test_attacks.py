@@ -9,6 +9,7 @@ import recurrences
 from helpers import host, moved
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.datasets import load_digits
 
 import pyidl
@@ -181,19 +182,9 @@ def test_no_distance_is_no_attack(norm):
 # ------------------------------------------------------------------- bounds and attacks
 
 
-@given(
-    kind=st.sampled_from(list(boxes.kinds(6))),
-    seed=st.integers(0, 10**6),
-    norm=st.sampled_from(["inf", 2]),
-    clipped=st.booleans(),
-)
+@boxes.QUESTIONS
 def test_no_certified_sample_is_broken(kind, seed, norm, clipped):
-    rng = np.random.default_rng(seed)
-    model = boxes.drawn(kind, 6, seed).with_tol(1e-12)
-    V = rng.normal(size=(M, P))
-    clip = (float(V.min()), float(V.max())) if clipped else None
-    labels = model.predict(V).argmax(axis=1)
-    eps = 10.0 ** rng.uniform(-3, 0)
+    rng, model, V, clip, labels, eps = boxes.question(kind, seed, clipped)
     sure = robustness.certified(model, V, labels, eps, norm=norm, clip=clip, rounds=2)
     found = robustness.pgd(
         model, V, labels, eps, norm=norm, clip=clip, rng=rng, steps=6, restarts=2
@@ -541,6 +532,5 @@ def test_bad_questions_are_refused(options, words):
 
 
 def test_sparse_inputs_are_refused_by_name():
-    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
     with pytest.raises(InputError, match="U is sparse"):
         robustness.fgsm(MODEL, sparse.csr_array(U), LABELS, EPS)

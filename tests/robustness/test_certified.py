@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 from helpers import moved
-from hypothesis import given
-from hypothesis import strategies as st
 
 import pyidl
 from pyidl import ImplicitModel, ImplicitRNN, Linear, Residual, Sequential, activations, robustness
@@ -51,19 +49,9 @@ def broken(model, U, labels, eps, rng, norm="inf", clip=None, count=60, steps=6)
     return np.any(np.argmax(Y, axis=-1) != labels[:, None], axis=1)
 
 
-@given(
-    kind=st.sampled_from(list(boxes.kinds(6))),
-    seed=st.integers(0, 10**6),
-    norm=st.sampled_from(["inf", 2]),
-    clipped=st.booleans(),
-)
+@boxes.QUESTIONS
 def test_no_certified_sample_is_broken(kind, seed, norm, clipped):
-    rng = np.random.default_rng(seed)
-    model = boxes.drawn(kind, 6, seed).with_tol(1e-12)
-    V = rng.normal(size=(M, P))
-    clip = (float(V.min()), float(V.max())) if clipped else None
-    labels = model.predict(V).argmax(axis=1)
-    eps = 10.0 ** rng.uniform(-3, 0)
+    rng, model, V, clip, labels, eps = boxes.question(kind, seed, clipped)
     sure = robustness.certified(model, V, labels, eps, norm=norm, clip=clip, rounds=2)
     assert not np.any(sure & broken(model, V, labels, eps, rng, norm, clip, 20, 4))
     others = (labels + 1) % model.output_dim

@@ -17,6 +17,7 @@ from pyidl.activations import Activation
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
+    LipschitzBound,
     MatrixMeasure,
     Monotone,
     PerronFrobenius,
@@ -41,6 +42,7 @@ SETS = [
     MatrixMeasure(0.9),
     Monotone(0.1),
     BlockTriangular((2, 1, 3), InfNorm(0.9)),
+    LipschitzBound(5.0),
 ]
 
 
@@ -57,11 +59,11 @@ def draw(seed):
     )
     most = 1e6 if dtype == "float32" else 1e8  # states of N blocks are then numbers
     A = np.clip(hard_matrix(rng, N), -most, most).astype(dtype)
-    A = constraint.project({"A": A}, phi)["A"]
+    params = {key: rng.normal(size=a.shape).astype(dtype) for key, a in model.params.items()}
+    params = constraint.project({**params, "A": A}, phi)
     if seed % 3 == 0:
-        A = A * np.dtype(dtype).type(1 + 10.0 ** rng.uniform(-7, 0))
-    params = {key: rng.normal(size=a.shape) for key, a in model.params.items()}
-    model.params = {**params, "A": A}
+        params["A"] = params["A"] * np.dtype(dtype).type(1 + 10.0 ** rng.uniform(-7, 0))
+    model.params = params
     U = (rng.normal(size=(M, P)) * 10.0 ** rng.uniform(-2, 2)).astype(dtype)
     return model, U, rng.normal(size=(M, 2)).astype(dtype)
 
