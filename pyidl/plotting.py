@@ -98,7 +98,7 @@ def training(
             f"keys: the history has no {', '.join(map(str, missing)) or 'loss'}; "
             f"it has {', '.join(known)}"
         )
-    ax = _axes(ax)
+    ax = axes(ax)
     for key in chosen:
         ax.plot(history["epoch"], history[key], label=key)
     if all(np.all(history[key] > 0) for key in chosen):
@@ -156,7 +156,7 @@ def residuals(
     traces = {name: _trace(solution) for name, solution in named.items()}
     if not traces:
         raise InputError("no solution was given; pass one, or a dictionary of at least one")
-    ax = _axes(ax)
+    ax = axes(ax)
     for name, solution in named.items():
         ratio = traces[name] / solution.tolerance
         ax.semilogy(np.max(np.where(np.isnan(ratio), 0.0, ratio), axis=1), label=name or "residual")
@@ -217,7 +217,7 @@ def rates(solution: Solution, certificate: Certificate, *, ax: Axes | None = Non
             "start further from the solution, or lower tol"
         )
     observed = (trace[steps[moved], moved] / trace[0, moved]) ** (1.0 / steps[moved])
-    ax = _axes(ax)
+    ax = axes(ax)
     ax.hist(observed, bins=30, label=f"{moved.size} samples")
     if certificate.proven:
         label = f"certified: {certificate.contraction:.3g} ({certificate.applies_to})"
@@ -280,7 +280,7 @@ def spectrum(model: Layer, *, ax: Axes | None = None) -> Axes:
             "and have no spectrum; project the parameters: model.project(model.params)"
         )
     eigenvalues, certificate = np.linalg.eigvals(A), model.certificate()
-    ax, span = _axes(ax), max(0.5, float(np.max(np.abs(eigenvalues))))
+    ax, span = axes(ax), max(0.5, float(np.max(np.abs(eigenvalues))))
     what = "A" if np.all(lipschitz == 1.0) else "A times slopes"
     ax.plot(eigenvalues.real, eigenvalues.imag, ".", label=f"eigenvalues of {what}")
     if certificate.proven and certificate.applies_to in ("Picard", "Picard within a block"):
@@ -341,7 +341,7 @@ def sparsity(A: Array, *, ax: Axes | None = None) -> Axes:
     groups = levels(support)
     units = np.arange(len(support))
     order = units if groups is None else np.concatenate([units[m] for m in groups.members])
-    ax = _axes(ax)
+    ax = axes(ax)
     from matplotlib.patches import Rectangle
 
     ax.imshow(
@@ -413,7 +413,7 @@ def attention(
         raise InputError(
             f"there are {len(names)} names for {shown.shape[1]} positions; give one for each"
         )
-    ax = _axes(ax)
+    ax = axes(ax)
     image = ax.imshow(shown, vmin=0.0, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="weight")
     if names is not None:
@@ -424,7 +424,7 @@ def attention(
     return ax
 
 
-def _axes(ax: Axes | None) -> Axes:
+def axes(ax: Axes | None) -> Axes:
     """The given axes, or those of a new figure."""
     if ax is not None:
         expect("ax", ax, "plot", "give Axes of matplotlib, or None for new ones")

@@ -233,6 +233,9 @@ DOORS = {
     "jacobian": (robustness.jacobian, {"model": MODEL, "U": U}),
     "robustness.lipschitz": (robustness.lipschitz, {"model": MODEL}),
     **every(robustness, "SensitivityPenalty LipschitzPenalty", model=MODEL, weight=1.0),
+    "pictures.sensitivity": (robustness.pictures.sensitivity, {"S": U}),
+    "pictures.bounds": (robustness.pictures.bounds, {"lower": U, "upper": U}),
+    "pictures.curve": (robustness.pictures.curve, {"eps": [0.1], "certified": [0.5]}),
     "plotting.attention": (plotting.attention, {"weights": U}),
     "rates": (plotting.rates, {"solution": SOLUTION, "certificate": MODEL.certificate()}),
     "residuals": (plotting.residuals, {"solutions": SOLUTION}),
@@ -314,7 +317,9 @@ def test_what_an_argument_is_not(door, valid, argument, tmp_path, monkeypatch):
     needs = (
         "dask"
         if argument.name == "scheduler"
-        else {"pyidl.plotting": "matplotlib"}.get(getattr(door, "__module__", ""), "numpy")
+        else "matplotlib"
+        if getattr(door, "__module__", "") in ("pyidl.plotting", "pyidl.robustness.pictures")
+        else "numpy"
     )
     pytest.importorskip(needs, reason=f"{needs} is not installed")
     monkeypatch.chdir(tmp_path)

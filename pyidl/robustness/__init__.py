@@ -1,5 +1,6 @@
-"""Bounds that hold for every input of a box or everywhere, attacks, and training."""
+"""Bounds for all inputs of a box or everywhere, attacks, training, and pictures."""
 
+import pyidl.robustness.pictures as pictures
 from pyidl.robustness.attacks import fgsm, pgd
 from pyidl.robustness.bounds import Bounds, bounds, certified, margins
 from pyidl.robustness.compress import Compression, compress
@@ -23,5 +24,6 @@ __all__ = [
     "lipschitz",
     "margins",
     "pgd",
+    "pictures",
     "sensitivity",
 ]

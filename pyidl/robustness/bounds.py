@@ -17,14 +17,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pyidl.arrays.backend import as_real, read_array, to_numpy
+from pyidl.arrays.backend import read_array, to_numpy
 from pyidl.certify.enclosure import up
 from pyidl.certify.forms import EPS, Form, outward
 from pyidl.errors import InputError, expect
 from pyidl.layers import Layer
 from pyidl.layers.base import check_width
 from pyidl.layers.timeline import Timeline
-from pyidl.robustness.door import distance, domain, timeline
+from pyidl.robustness.door import distance, domain, numbers, timeline
 from pyidl.robustness.through import Walk, refuse
 from pyidl.typing import Array
 
@@ -282,10 +282,7 @@ class _Asked(NamedTuple):
         if method not in ("affine", "box"):
             raise InputError(f"method is {method!r}; use 'affine' or 'box'")
         rounds = check_width("rounds", rounds)
-        ends = [
-            to_numpy(as_real(to_numpy(read_array(a, name)), name=name, xp=np, dtype="float64"))
-            for name, a in given.items()
-        ]
+        ends = [numbers(name, a) for name, a in given.items()]
         low, high = ends[0], ends[-1]
         try:
             model._check(low)

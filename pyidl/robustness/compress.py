@@ -4,7 +4,12 @@ r"""Compressed models, and what the compression changes at most.
 not grow: entries are rounded towards zero, and any may be pruned. The matrix measure
 does not grow if beside the diagonal ``|A0_ij| <= |A_ij|``, and on it ``A0_ii <= A_ii``:
 the diagonal is rounded down, and no negative entry of it is pruned. Zeros stay zeros.
-Everything else is rounded to nearest.
+Everything else is rounded to nearest. Where that leaves the set, A is multiplied by
+``1 - t`` before (L of factors; A, B, C and D where the constraint is `LipschitzBound`),
+with t = 2^-20, 2^-19, ..., until the rounded one is inside. The room around ``(1 - t)
+A`` grows with t: the sets are convex and have 0 inside (`LipschitzBound`: a linear
+matrix inequality in all four, F of `pyidl.robustness.lipschitz`), and lambda_pf is
+homogeneous.
 
 **At given inputs** both models are evaluated, each with a proof: y lies in ``[l, h]``,
 y0 in ``[l0, h0]``, so that ``|y - y0| <= max(h - l0, h0 - l)``.
@@ -46,7 +51,7 @@ import numpy as np
 
 from pyidl.activations.base import pieces
 from pyidl.activations.ranges import gain
-from pyidl.arrays.backend import as_real, from_host, read_array, to_numpy
+from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.arrays.table import Table, abridged
 from pyidl.certify.enclosure import Equation, up
 from pyidl.certify.forms import EPS, Form, padded
@@ -54,10 +59,17 @@ from pyidl.errors import InputError, expect, is_real
 from pyidl.layers import ImplicitModel, Layer
 from pyidl.layers.composite import Composite
 from pyidl.robustness.bounds import ROOM, bounds, certified, margins
+from pyidl.robustness.door import numbers
 from pyidl.robustness.states import ENOUGH, States, exactly
 from pyidl.robustness.through import refuse
 from pyidl.typing import Array
-from pyidl.wellposed import BlockTriangular, InfNorm, MatrixMeasure, PerronFrobenius
+from pyidl.wellposed import (
+    BlockTriangular,
+    InfNorm,
+    LipschitzBound,
+    MatrixMeasure,
+    PerronFrobenius,
+)
 
 __all__ = ["Compression", "compress"]
 
@@ -65,6 +77,9 @@ Kind = Literal["float16", "int8", "prune"]
 
 ROUNDS, MOST = 5, 30
 """Of affine forms; and so often W is made smaller at most."""
+
+SHRUNK = (0.0, *(2.0**k for k in range(-20, -1)))
+"""By so much of it A may be made smaller, so that its rounding stays in the set."""
 
 SHARP = 1e-7
 """Of an output: a wider box of its value at a point is refined by affine forms."""
@@ -87,6 +102,8 @@ class Compression:
     kept : numpy.ndarray of bool, shape (m,)
         Whether both models are proven to have the same largest output, for the input or
         for all of the box.
+    shrunk : float
+        The largest t by which an A was made smaller before; 0 in most cases.
     """
 
     kind: str
@@ -94,6 +111,7 @@ class Compression:
     after: int
     change: np.ndarray
     kept: np.ndarray
+    shrunk: float = 0.0
 
     @property
     def largest(self) -> np.ndarray:
@@ -105,6 +123,7 @@ class Compression:
         notes = (
             f"{self.after:,} bytes, {self.before:,} before",
             f"the largest output is the same for certain: {self.kept.sum()} of {len(self.kept)}",
+            *([f"A was made smaller by {self.shrunk:.2g} of it before"] if self.shrunk else []),
         )
         title = f"Compressed ({self.kind})"
         return Table(title, ("output", "changes at most by"), abridged(rows), notes)
@@ -156,9 +175,9 @@ def compress(
     Raises
     ------
     InputError
-        If an entry is too large for float16; if the compressed parameters leave the set
-        (of these sets, those not named at the head of this file: rounding to nearest
-        may); as `bounds`, for either model; if options do not fit.
+        If an entry is too large for float16; if the compressed parameters leave the
+        set, even if A is made smaller by a quarter; as `bounds`, for either model; if
+        options do not fit.
 
     Notes
     -----
@@ -193,13 +212,10 @@ def compress(
             f"{type(model).__name__}; give U, or compress its implicit models one by one"
         )
     given = {"U": U} if U is not None else {"lower": lower, "upper": upper}
-    ends = [
-        to_numpy(as_real(to_numpy(read_array(a, name)), name=name, xp=np, dtype="float64"))
-        for name, a in given.items()
-    ]
+    ends = [numbers(name, a) for name, a in given.items()]
     low, high = ends[0], ends[-1]
     twin = copy.deepcopy(model)
-    params, after = _compressed(model, kind, float(share))
+    params, after, shrunk = _compressed(model, kind, float(share))
     twin.params = {key: from_host(model.xp, a) for key, a in params.items()}
     found, new = (_outputs(m, low, high) for m in (model, twin))
     change = np.maximum(found[1] - new[0], new[1] - found[0])
@@ -213,7 +229,7 @@ def compress(
         V = np.maximum(*(margins(m, low, high, labels) for m in (model, twin)))
         kept = np.all((V < 0) | (np.arange(V.shape[1]) == labels[:, None]), axis=1)
     before = sum(to_numpy(a).nbytes for a in model.params.values())
-    return twin, Compression(kind, before, after, np.nextafter(change, np.inf), kept)
+    return twin, Compression(kind, before, after, np.nextafter(change, np.inf), kept, shrunk)
 
 
 # ------------------------------------------------------------------- rounding and pruning
@@ -227,29 +243,35 @@ def _leaves(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         yield prefix, layer
 
 
-def _compressed(model: Layer, kind: Kind, share: float) -> tuple[dict[str, np.ndarray], int]:
-    """All parameters compressed, and the bytes of their format."""
+def _compressed(model: Layer, kind: Kind, share: float) -> tuple[dict[str, np.ndarray], int, float]:
+    """All parameters compressed, the bytes of their format, and the largest t."""
     found: dict[str, np.ndarray] = {}
-    size = 0
+    size, shrunk = 0, 0.0
     for prefix, layer in _leaves(model):
-        own = {}
-        for key, a in layer.params.items():
-            W, dtype = to_numpy(a).astype(np.float64), np.dtype(layer.dtype)
-            own[key], count = _rounded(W, kind, share, dtype, prefix + key, *_limits(layer, key, W))
-            size += count
         constraint: Any = getattr(layer, "constraint", None)
-        if constraint is not None:
-            phi = layer.activation  # type: ignore[attr-defined]
-            before = {key: to_numpy(a) for key, a in layer.params.items()}
-            if constraint.contains(before, phi) and not constraint.contains(own, phi):
-                where = f" of layer {prefix[:-1]}" if prefix else ""
-                raise InputError(
-                    f"compressed ({kind}), the parameters{where} leave the set {constraint}, in "
-                    "which rounding has no safe side; project the model into a smaller set first, "
-                    "or change less"
-                )
+        before = {key: to_numpy(a) for key, a in layer.params.items()}
+        phi: Any = getattr(layer, "activation", None)
+        bound = constraint is not None and constraint.contains(before, phi)
+        smaller = "ABCD" if isinstance(constraint, LipschitzBound) else "AL"
+        for t in SHRUNK:
+            own, count = {}, 0
+            for key, a in before.items():
+                W = a.astype(np.float64) * (1.0 - t if key in smaller else 1.0)
+                limits, dtype = _limits(layer, key, W), np.dtype(layer.dtype)
+                own[key], more = _rounded(W, kind, share, dtype, prefix + key, *limits)
+                count += more
+            if not bound or constraint.contains(own, phi):
+                break
+        else:
+            where = f" of layer {prefix[:-1]}" if prefix else ""
+            raise InputError(
+                f"compressed ({kind}), the parameters{where} leave the set {constraint}, "
+                f"even if A is made smaller by {t:.0%}; project the model into a smaller set "
+                "first, or change less"
+            )
+        size, shrunk = size + count, max(shrunk, t)
         found |= {prefix + key: a for key, a in own.items()}
-    return found, size
+    return found, size, shrunk
 
 
 def _limits(layer: Any, key: str, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

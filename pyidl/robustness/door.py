@@ -1,16 +1,23 @@
-"""Distances and domains, as bounds and training take them."""
+"""Numbers, distances and domains, as bounds and training take them."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from pyidl.arrays.backend import looks_are_free, namespace
+import numpy as np
+
+from pyidl.arrays.backend import as_real, looks_are_free, namespace, read_array, to_numpy
 from pyidl.errors import InputError, is_real
 from pyidl.layers import Layer
 from pyidl.layers.timeline import Timeline
 
-__all__ = ["distance", "domain", "timeline"]
+__all__ = ["distance", "domain", "numbers", "timeline"]
+
+
+def numbers(name: str, a: Any) -> np.ndarray:
+    """Exactly as they are, real and finite; in float64, on the host."""
+    return np.asarray(as_real(to_numpy(read_array(a, name)), name=name, xp=np, dtype="float64"))
 
 
 def distance(eps: Any) -> float:

@@ -14,6 +14,7 @@ from pyidl.robustness.states import States
 from pyidl.wellposed import (
     BlockTriangular,
     InfNorm,
+    LipschitzBound,
     MatrixMeasure,
     Monotone,
     PerronFrobenius,
@@ -156,6 +157,7 @@ def test_no_model_leaves_its_set(place, way):
 
 def test_rounding_to_nearest_would_leave_it(monkeypatch):
     monkeypatch.setattr(compress, "_limits", lambda layer, key, W: (W * 0 - 9e9, W * 0 + 9e9))
+    monkeypatch.setattr(compress, "SHRUNK", (0.0,))
     refused = 0
     for seed in range(8):
         try:
@@ -166,17 +168,56 @@ def test_rounding_to_nearest_would_leave_it(monkeypatch):
     assert refused >= 6
 
 
-def test_sets_without_a_safe_side():
-    """Inside of them rounding to nearest does; on the boundary it may not, and is refused."""
-    for ball, inner in ((SpectralNorm(0.9), SpectralNorm(0.8)), (Monotone(0.1), Monotone(0.2))):
-        model = ImplicitModel(3, Q, 6, constraint=inner, rng=0, dtype="float64")
-        A = np.random.default_rng(0).normal(size=(6, 6))
-        model.params = model.project({**model.params, "A": A})
-        with pytest.raises(InputError, match=rf"leave the set {type(ball).__name__}.*smaller set"):
-            robustness.compress(model, "int8", U=inputs(0))
-        twin, report = robustness.compress(model.replace(constraint=ball), "int8", U=inputs(0))
-        change, off, *_ = own_answers(model, twin, inputs(0))
+def on_the_boundary(ball, seed, n=6, rank=None):
+    model = ImplicitModel(3, Q, n, constraint=ball, rng=seed, rank=rank, dtype="float64")
+    rng = np.random.default_rng(seed)
+    large = {key: 3.0 * rng.normal(size=a.shape) for key, a in model.params.items() if key in "AL"}
+    model.params = model.project({**model.params, **large})
+    return model
+
+
+@pytest.mark.parametrize("way", ["float16", "int8"])
+@pytest.mark.parametrize(
+    ("ball", "rank", "scaled"),
+    [
+        (SpectralNorm(0.9), None, "A"),
+        (SpectralNorm(0.9), 2, "L"),
+        (InfNorm(0.9), 2, "L"),
+        (Monotone(0.1), None, "A"),
+        (BlockTriangular((2, 4), Monotone(0.1)), None, "A"),
+        (LipschitzBound(2.0), None, "ABCD"),
+    ],
+    ids=str,
+)
+def test_sets_without_a_safe_side(ball, rank, scaled, way):
+    """On their boundary A is made smaller before, by what is needed, and that is told."""
+    needed = 0
+    for seed in range(6):
+        model, U = on_the_boundary(ball, seed, rank=rank), inputs(seed)
+        twin, report = robustness.compress(model, way, U=U)
+        assert ball.contains(twin.params, twin.activation)
+        change, off, *_ = own_answers(model, twin, U)
         assert np.all(np.abs(change) - off <= report.change)
+        assert ("was made smaller by" in repr(report)) == (report.shrunk > 0)
+        needed += report.shrunk > 0
+        dtype, far = model.params["B"].dtype, report.shrunk
+        for key, W in model.params.items():
+            W = host(W) * (1.0 - far if key in scaled else 1.0)
+            wide = (np.full(W.shape, s * np.inf) for s in (-1, 1))
+            expected, _ = compress._rounded(W, way, 0.2, dtype, key, *wide)
+            np.testing.assert_array_equal(twin.params[key], expected)
+    assert needed >= 3
+
+
+def test_no_more_than_is_needed(monkeypatch):
+    """With half of the t that was taken the set is left; inside of it nothing is scaled."""
+    model, U = on_the_boundary(Monotone(0.1), 0), inputs(0)
+    _, report = robustness.compress(model, "int8", U=U)
+    assert 0 < report.shrunk < 0.1
+    monkeypatch.setattr(compress, "SHRUNK", (0.0, report.shrunk / 2))
+    with pytest.raises(InputError, match=r"leave the set Monotone.*smaller by .*%; .*smaller set"):
+        robustness.compress(model, "int8", U=U)
+    assert robustness.compress(model.replace(constraint=Monotone(0.05)), "int8", U=U)[1].shrunk == 0
 
 
 def test_float16_overflows():

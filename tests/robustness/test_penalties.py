@@ -75,26 +75,56 @@ def test_the_gradient_of_sensitivity_has_three_oracles(kind):
         np.testing.assert_allclose(slope, unrolled(penalty, model, way), rtol=1e-6)
 
 
+def quadratic(model, lam, p):
+    """``N^T H^{-1} N - [[0, D^T], [D, 0]]``, whose largest eigenvalue is gamma; no conjugate."""
+    A, L = p["A"] if "A" in p else p["L"] @ p["R"].T, model.activation.lipschitz
+    B, C = p["B"], L * p["C"]
+    D = p.get("D", np.zeros((len(C), B.shape[1])))
+    H = 2 * np.diag(lam) - L * (lam[:, None] * A + (lam[:, None] * A).T)
+    N = np.concatenate([-lam[:, None] * B, C.T], axis=1)
+    Q = N.T @ np.linalg.solve(H, N)
+    Q[3:, :3] -= D
+    Q[:3, 3:] -= D.T
+    return Q
+
+
+def bordered(Q, dQ):
+    """The equations of an eigenpair, ``Q z = g z, z^T z = 1``, differentiated and solved."""
+    values, Z = np.linalg.eigh(Q)
+    z, n = Z[:, -1], len(Q)
+    J = np.zeros((n + 1, n + 1))
+    J[:n, :n], J[:n, n], J[n, :n] = Q - values[-1] * np.eye(n), -z, z
+    return np.linalg.solve(J, np.concatenate([-dQ @ z, [0.0]]))[n]
+
+
+def squared(Q, dQ, times=40):
+    """``M <- M M / tr(M M)``, M = Q + c I at first, differentiated step by step: M -> z z^T."""
+    M, dM = Q + np.linalg.norm(Q) * np.eye(len(Q)), dQ
+    for _ in range(times):
+        M, dM = M @ M, M @ dM + dM @ M
+        size, dsize = np.trace(M), np.trace(dM)
+        M, dM = M / size, dM / size - M * dsize / size**2
+    return np.trace(dQ @ M) + np.trace(Q @ dM)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_gamma(kind):
+def test_the_gradient_of_gamma_has_three_oracles(kind):
     rng, model = np.random.default_rng(1), boxes.drawn(kind, 7, 1)
     found = angles(model)
     lam = found.best()[1] * np.exp(0.05 * rng.normal(size=7)) * found.scale[1] / found.scale[0]
     penalty = LipschitzPenalty(model, 0.5, lam)
     value, grads = penalty(model.params)
-    A, B, C, D = (boxes.spelled_out(model).params[key] for key in "ABCD")
-    L, C, D = model.activation.lipschitz, C[-3:], D[-3:]
-    H = 2 * np.diag(lam) - L * (lam[:, None] * A + (lam[:, None] * A).T)
-    N = np.concatenate([-lam[:, None] * B, L * C.T], axis=1)
-    Q = N.T @ np.linalg.inv(H) @ N
-    Q[3:, :3] -= D
-    Q[:3, 3:] -= D.T
+    p = {key: host(a) for key, a in model.params.items()}
+    Q = quadratic(model, lam, p)
     np.testing.assert_allclose(value, 0.5 * np.linalg.eigvalsh(Q)[-1], rtol=1e-9)
     assert value / 0.5 >= robustness.lipschitz(model, 2) * (1 - 1e-3) or kind == "rank"
     for _ in range(5):
         way = direction(model, rng)
         slope = sum(np.sum(grads[key] * way[key]) for key in grads)
         np.testing.assert_allclose(slope, differences(penalty, model.params, way), rtol=1e-5)
+        dQ = quadratic(model, lam, {key: a + 1e-30j * way[key] for key, a in p.items()}).imag * 1e30
+        np.testing.assert_allclose(slope, 0.5 * bordered(Q, dQ), rtol=1e-8)
+        np.testing.assert_allclose(slope, 0.5 * squared(Q, dQ), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
