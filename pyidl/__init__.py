@@ -46,7 +46,7 @@ from pyidl.layers import (
 from pyidl.matrices.pattern import Pattern
 from pyidl.recurrent import Bidirectional, ImplicitRNN, ImplicitRNNCell
 from pyidl.robustness import WorstCase
-from pyidl.training import Checkpoint, EarlyStopping, History, fit
+from pyidl.training import Checkpoint, EarlyStopping, History, fit, readout
 from pyidl.wellposed import InfNorm
 
 __version__ = "0.1.0"
@@ -94,6 +94,7 @@ __all__ = [
     "metrics",
     "optim",
     "plotting",
+    "readout",
     "rescale",
     "robustness",
     "save",

@@ -96,6 +96,11 @@ DOORS = {
     "fused": (pyidl.fused, {"function": abs}),
     "load": (pyidl.load, {"path": "model.npz"}),
     "load_notes": (pyidl.load_notes, {"path": "model.npz"}),
+    "readout": (pyidl.readout, {"model": MODEL.replace(), "data": (U, U)}),
+    "readout apart": (
+        pyidl.readout,
+        {"model": MODEL.replace(), "data": U, "targets": U, "weights": U[:, 0]},
+    ),
     "rescale": (pyidl.rescale, {"model": ImplicitModel(2, 2, 3, rng=0)}),
     "save": (pyidl.save, {"path": "model.npz", "model": MODEL}),
     "to_device": (pyidl.to_device, {"a": U, "device": "cpu"}),
@@ -255,7 +260,7 @@ DOORS = {
 NO_DOORS = """
 AttentionCertificate History ImplicitRNNCell LocalCertificate Pullback Recurrence Attended
 Bounds Compression Solution Status Moments PenaltyPath Problem RowProblem
-Report Rows SIMResult Solved Run ActivationReport
+Report Rows SIMResult Solved Run ReadOut ActivationReport
 GradientReport EquilibriumPullback Certificate Norm Groups AffineCell
 Call Explicit check_widths
 Layer Composite Attention Constraint Solver Iterative Advance Affine iterate

@@ -82,6 +82,7 @@ REAL = {
         sim.Ridge,
         lambda ridge: sim.ElasticNet(0.1, ridge),
         lambda ridge: sim.ReverseHuber(0.1, ridge),
+        lambda ridge: training.readout(Linear(2, 2, rng=0), U, U, ridge=ridge),
     ],
     "price": [lambda price: sim.ReverseHuber(price, 0.1)],
     "delta": [lambda delta: losses.huber(U, U, delta=delta)],

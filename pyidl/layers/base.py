@@ -167,6 +167,15 @@ class Pullback(ABC):
         """The pullback itself, for a dY that has been checked."""
 
     @property
+    def reads(self) -> Mapping[str, Any]:
+        """What the matrices multiply that the output is linear in, by their names.
+
+        None for a bias. ``{"C": X, "D": U, "d": None}`` says ``Y = X C^T + U D^T + d``.
+        Empty where the output is no such sum: nothing is then known of it.
+        """
+        return {}
+
+    @property
     def solutions(self) -> tuple[Solution, ...]:
         """The forward solves behind the output, for whoever counts steps."""
         return ()

@@ -387,6 +387,13 @@ class ImplicitPullback(Pullback):
         return self.equilibrium.forward
 
     @property
+    def reads(self) -> Mapping[str, Any]:
+        """``Y = X C^T + U D^T + d``."""
+        seen = {"C": self.forward.value, "D": self.equilibrium.u}
+        matrices = {key: a for key, a in seen.items() if key in self.maps}
+        return {**matrices, "d": None} if self.bias else matrices
+
+    @property
     def solutions(self) -> tuple[Solution, ...]:
         """The forward solve."""
         return (self.forward,)

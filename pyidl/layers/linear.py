@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
@@ -12,9 +13,22 @@ from pyidl.arrays.batch import total
 from pyidl.errors import InputError, expect_flags
 from pyidl.layers import initializers
 from pyidl.layers.base import Call, Explicit, Layer, Parameterless, check_widths
-from pyidl.typing import Rng
+from pyidl.typing import Array, Rng
 
 __all__ = ["Linear", "Pointwise"]
+
+
+@dataclass(frozen=True, repr=False)
+class LinearPullback(Explicit):
+    """The pullback of a `Linear`, which knows U."""
+
+    U: Array
+    bias: bool
+
+    @property
+    def reads(self) -> Mapping[str, Any]:
+        """``Y = U W^T + b``."""
+        return {"W": self.U, "b": None} if self.bias else {"W": self.U}
 
 
 @dataclass(eq=False, repr=False)
@@ -79,7 +93,7 @@ class Linear(Layer):
                 f"or (m, T, {self.input_dim}) with m, T >= 1"
             )
 
-    def _forward(self, U: Any, call: Call) -> tuple[Any, Explicit]:
+    def _forward(self, U: Any, call: Call) -> tuple[Any, LinearPullback]:
         xp, W = self.xp, self.params["W"]
         Y = U @ W.T
         if self.bias:
@@ -93,7 +107,7 @@ class Linear(Layer):
                 grads["b"] = total(rows)
             return (dY @ W if inputs else None), grads
 
-        return Y, Explicit(Y, backward)
+        return Y, LinearPullback(Y, backward, U, self.bias)
 
 
 @dataclass(eq=False, repr=False)

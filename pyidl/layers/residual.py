@@ -8,6 +8,7 @@ eq. 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ __all__ = ["Residual"]
 @dataclass(frozen=True, repr=False)
 class ResidualPullback(SequentialPullback):
     """The chain rule, and the identity beside it."""
+
+    @property
+    def reads(self) -> Mapping[str, Any]:
+        """Empty: U comes to what the last matrices give."""
+        return {}
 
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
         """``dU = dY + f^T dY``.

@@ -28,6 +28,12 @@ _Part: TypeAlias = Layer | Activation | str
 class SequentialPullback(CompositePullback):
     """The pullbacks of the layers, the first layer's first."""
 
+    @property
+    def reads(self) -> Mapping[str, Any]:
+        """Those of the last layer."""
+        name, last = list(self.pulls.items())[-1]
+        return {f"{name}.{key}": seen for key, seen in last.reads.items()}
+
     def rule(self, dY: Any, inputs: bool) -> tuple[Any, Grads]:
         """The chain rule.
 

@@ -507,6 +507,11 @@ class RNNPullback(Pullback):
         return self.path.solution(self.step.activation)
 
     @property
+    def reads(self) -> Mapping[str, Any]:
+        """``Y = R E^T + e``, R all H or what is pooled."""
+        return {"E": self.R, "e": None} if self.layer.bias else {"E": self.R}
+
+    @property
     def solutions(self) -> tuple[Solution, ...]:
         """How the solves of `forward` went; without X, which is not formed for that."""
         return (self.path.book.solution(self.path.Z, self.path.Z),)

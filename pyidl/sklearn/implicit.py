@@ -41,7 +41,7 @@ class _Implicit(Trained):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
+        tags.input_tags.sparse = self.readout == "trained"
         return tags
 
     def _inputs(self, X: Any) -> Any:
@@ -111,6 +111,14 @@ class ImplicitClassifier(_Implicit, Labelled):
         Training ends when for `n_iter_no_change` epochs the loss was not lower, by more
         than `tol`, than the best so far. It returns to that best epoch, also from the
         last one. The loss is the mean of an epoch, with the penalty.
+    readout : {"trained", "first", "only"}
+        Whether C, D and d are trained like A, B and b; or solved for in closed form
+        (`pyidl.training.readout`) before the training of all; or that alone, with A, B
+        and b as they were drawn, which takes one solve and no epochs. With
+        ``alpha=None`` their ridge is then the best for samples that are left out. Of
+        labels the squares of +1 and -1 are fitted, and then scaled to logits. Sparse
+        tables are refused, since centred ones are full. `partial_fit` is not there with
+        "only".
     early_stopping : bool
         Whether to watch, instead, the mean loss of samples that are held out: without
         the penalty, ``history_["val_loss"]``. Every `fit` draws them anew;
@@ -149,6 +157,8 @@ class ImplicitClassifier(_Implicit, Labelled):
         The mean loss of every epoch.
     history_ : History
         Of the last call: steps of the solves, failed samples, seconds.
+    readout_ : ReadOut
+        Ridge, rank and errors of the last read-out in closed form, if there was one.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 

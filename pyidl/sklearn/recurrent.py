@@ -235,6 +235,9 @@ class ImplicitSequenceClassifier(_ImplicitSequence, Labelled):
         None, all at once, a weight of 2 is the same as a sequence that is there twice.
     learning_rate, max_iter, tol, n_iter_no_change, early_stopping, validation_fraction
         As for `ImplicitClassifier`.
+    readout : {"trained", "first", "only"}
+        As for `ImplicitClassifier`, of the matrix by which outputs are read from what
+        is pooled.
     standardize : bool
         Whether channels are shifted and scaled within, by their mean and deviation over
         all steps of all sequences of the first call. A series of one's own level and
@@ -253,7 +256,7 @@ class ImplicitSequenceClassifier(_ImplicitSequence, Labelled):
     model_ : ImplicitRNN or Sequential
         The fitted model, for sequences that are not standardised: ``model_(U)``, or
         ``model_(U, lengths)``.
-    classes_, n_iter_, loss_curve_, history_
+    classes_, n_iter_, loss_curve_, history_, readout_
         As for `ImplicitClassifier`.
 
     Raises

@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
@@ -29,7 +30,7 @@ from pyidl.layers.base import Layer, check_dtype, check_width
 from pyidl.optim import Adam, Schedule
 from pyidl.sklearn.decision import Answers
 from pyidl.sklearn.rollback import as_it_was, check_flags
-from pyidl.training import EarlyStopping
+from pyidl.training import EarlyStopping, History
 from pyidl.training.recipe import (
     KAPPA,
     LEARNING_RATE,
@@ -70,6 +71,7 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     max_iter: int | None = None
     tol: float = 1e-4
     n_iter_no_change: int = 10
+    readout: str = "trained"
     early_stopping: bool = False
     validation_fraction: float = 0.1
     standardize: bool = True
@@ -135,10 +137,17 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         automatic = isinstance(self.batch_size, str) and self.batch_size == "auto"
         batch_size: Any = self._automatic(len(data[1])) if automatic else self.batch_size
         held_out, monitor, settles = None, "loss", epochs is None
+        if settles and self.early_stopping and self.readout != "only":
+            monitor = "val_loss"
+            data, held_out = self._split(data)
+        if self.readout == "only" or (self.readout == "first" and not further):
+            self.readout_ = self._standardised.read_out(
+                data, alpha=self.alpha, batch_size=batch_size
+            )
+        if self.readout == "only":
+            self.history_ = History()
+            return self
         if epochs is None:
-            if self.early_stopping:
-                monitor = "val_loss"
-                data, held_out = self._split(data)
             epochs = enough(data, batch_size) if self.max_iter is None else self.max_iter
             self._optimizer = falling(self._optimizer, data, batch_size, epochs)
         watch = EarlyStopping(self.n_iter_no_change, monitor, min_delta=self.tol)
@@ -168,6 +177,8 @@ class Trained(BaseEstimator):  # type: ignore[misc]
     def _check_options(self) -> None:
         """Refuse what neither the network nor the optimiser would refuse."""
         check_flags(self, "early_stopping", "standardize", "warm_start")
+        if not (isinstance(self.readout, str) and self.readout in ("trained", "first", "only")):
+            raise InputError(f"readout is {self.readout!r}; use 'trained', 'first' or 'only'")
         check_width("n_iter_no_change", self.n_iter_no_change)
         if self.max_iter is not None:
             check_width("max_iter", self.max_iter)
@@ -262,6 +273,16 @@ class Trained(BaseEstimator):  # type: ignore[misc]
         return self._standardised.predict(self._inputs(X))
 
 
+def _takes_steps(estimator: Trained) -> bool:
+    """Whether there is a `partial_fit`."""
+    if estimator.readout == "only":
+        raise AttributeError(
+            "readout is 'only', which solves once for all samples, and partial_fit takes steps "
+            "with some of them; use fit, or readout='first'"
+        )
+    return True
+
+
 @dataclass(eq=False, repr=False)
 class Labelled(Answers, Trained):
     """A classifier: one logit a class, the cross-entropy."""
@@ -279,6 +300,7 @@ class Labelled(Answers, Trained):
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=None)
 
+    @available_if(_takes_steps)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these samples.
 
@@ -357,6 +379,7 @@ class Valued(MultiOutputMixin, RegressorMixin, Trained):  # type: ignore[misc]
         with as_it_was(self):
             return self._train(X, y, sample_weight, epochs=None)
 
+    @available_if(_takes_steps)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """One epoch over these samples.
 

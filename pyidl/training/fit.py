@@ -14,13 +14,12 @@ import inspect
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,6 @@ from pyidl import optim
 from pyidl.arrays import backend
 from pyidl.errors import (
     ConvergenceError,
-    ConvergenceWarning,
     InputError,
     by_name,
     expect,
@@ -41,19 +39,24 @@ from pyidl.layers.base import Layer, check_width
 from pyidl.optim import Optimizer
 from pyidl.training.callbacks import Checkpoint, EarlyStopping, restore
 from pyidl.training.run import Callback, History, Run, in_words
-from pyidl.training.samples import Samples, returned_pair
+from pyidl.training.samples import (
+    Failed,
+    OnFailedSamples,
+    Samples,
+    check_on_fail,
+    gathered,
+    returned_pair,
+)
 from pyidl.training.tolerance import Tolerances, Twin, read_tol
 from pyidl.typing import Array, Grads, Params, Rng
 
 __all__ = ["Loss", "Metric", "OnFailedSamples", "ParameterPenalty", "fit"]
 
 LOGGER = logging.getLogger("pyidl")
-MAX_FAILED = 0.1
 
 Loss = Callable[..., tuple[Any, Any]]
 Metric = Callable[[Any, Any], Any]
 ParameterPenalty = Callable[[Params], tuple[Any, Mapping[str, Array]]]
-OnFailedSamples = Literal["skip", "raise", "warn", "ignore"]
 
 
 def fit(
@@ -169,7 +172,7 @@ def fit(
     callbacks = _functions("callbacks", callbacks)
     (price,) = _functions("loss", [loss], all_losses)
     _functions("penalty", [] if penalty is None else [penalty])
-    train = Samples.read(_gathered(data, targets, weights), model, "data")
+    train = Samples.read(gathered("fit", data, targets, weights), model, "data")
     held_out = None if validation is None else Samples.read(validation, model, "validation")
     run = Run(model, _optimizer(optimizer), backend.as_generator(rng), epochs, tol)
     twin = Twin.of(model, tol)
@@ -218,31 +221,8 @@ def _is_optimizer(value: Any) -> bool:
     )
 
 
-def _gathered(data: Any, targets: Any, weights: Any) -> Any:
-    """``(inputs, targets, weights)``, in whichever way they were given."""
-    if targets is not None:
-        if isinstance(data, tuple):
-            raise InputError(
-                "data is a tuple, and targets are given as well; a tuple holds the targets too: "
-                "fit(model, (U, targets), ...), and with several inputs "
-                "fit(model, ((U, lengths), targets), ...)"
-            )
-        return data, targets, weights
-    if weights is not None:
-        raise InputError(
-            "weights are given, and no targets; write fit(model, U, targets, weights, ...), or "
-            "fit(model, (U, targets, weights), ...)"
-        )
-    if backend.is_array(data):
-        raise InputError(
-            "data is one array, and no targets are given; write fit(model, U, targets, ...)"
-        )
-    return data
-
-
 def _check_options(on_fail: Any, verbose: Any, resume: Any) -> None:
-    if on_fail not in ("skip", "raise", "warn", "ignore"):
-        raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
+    check_on_fail(on_fail)
     if not (is_whole(verbose) or isinstance(verbose, bool)):
         raise InputError(f"verbose is {verbose!r}; 1 shows progress, 0 is silent")
     cure = "the name of a file of Checkpoint is needed, a str or a Path"
@@ -327,14 +307,6 @@ class _Mean:
         return float(self.value) / float(self.weight)
 
 
-@dataclass
-class _Failed:
-    """Which samples of an epoch failed, and what the last of them said."""
-
-    samples: np.ndarray
-    last: str = ""
-
-
 def _train_epoch(
     run: Run,
     data: Samples,
@@ -345,7 +317,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the samples in random order, a step for each batch."""
     order = run.rng.permutation(data.m)
-    mean, steps, failed = _Mean(), _Mean(), _Failed(np.zeros(data.m, bool))
+    mean, steps, failed = _Mean(), _Mean(), Failed(np.zeros(data.m, bool))
     for i in range(0, data.m, size):
         rows, count = order[i : i + size], run.epoch * -(-data.m // size) + i // size
         try:
@@ -368,18 +340,7 @@ def _train_epoch(
         mean.add(value, total)
         for n_iter in counts:
             steps.add(float(np.mean(n_iter)), len(n_iter))
-    count = int(failed.samples.sum())
-    words = f"the solves of {count} of {data.m} samples failed in epoch {run.epoch + 1}"
-    if count > MAX_FAILED * data.m:
-        raise ConvergenceError(
-            f"{words}, more than a tenth. The last of them: {failed.last}", ~failed.samples
-        )
-    if count:
-        warnings.warn(
-            f"{words}; they were left out. The last of them: {failed.last}",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
+    count = failed.count(f"failed in epoch {run.epoch + 1}")  # first: of all there is no mean
     return {
         "loss": float(mean),
         "steps": float(steps) if steps.weight else 0.0,
@@ -400,7 +361,7 @@ def _penalised(penalty: ParameterPenalty, params: Params, grads: Grads) -> tuple
 
 
 def _attempt(
-    run: Run, data: Samples, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: _Failed
+    run: Run, data: Samples, rows: np.ndarray, loss: Loss, on_fail: OnFailedSamples, failed: Failed
 ) -> Any:
     """Loss and gradients of one batch.
 
@@ -418,9 +379,7 @@ def _attempt(
         except ConvergenceError as error:
             if on_fail != "skip":
                 raise
-            failed.samples[rows[~error.converged]] = True
-            failed.last = str(error)
-            rows = rows[error.converged]
+            rows = failed.note(rows, error)
     return None
 
 

@@ -25,6 +25,7 @@ from pyidl.layers.base import Layer, check_width
 from pyidl.losses import cross_entropy, mse
 from pyidl.optim import Adam, Cosine, Schedule
 from pyidl.training.fit import Metric, fit
+from pyidl.training.readout import ReadOut, install, readout
 from pyidl.training.ridge import ridge
 from pyidl.training.run import Callback, History
 from pyidl.training.standardise import Standardiser, fold
@@ -61,6 +62,9 @@ TOL = (1e-3, 1e-2)
 
 With tighter ones no table was answered better.
 """
+
+SCALES = (0.1, 10.0)
+"""Bounds of the logit that stands for a target of 1, where a read-out is solved for."""
 
 Data = tuple[Any, np.ndarray, np.ndarray | None]
 """Inputs, (m, p) of a table, targets, and weights (m,) or None, not standardised.
@@ -136,6 +140,45 @@ class Scaled:
             callbacks=callbacks,
             verbose=verbose,
         )
+
+    def read_out(self, data: Data, *, alpha: float | None, batch_size: int | None) -> ReadOut:
+        """Solve for the last matrices, in closed form; all else stays as it is.
+
+        Of labels, the squares of +1 and -1 are fitted. The outputs are then multiplied
+        by the number within `SCALES` that makes them logits: it minimises the
+        cross-entropy of what is said of each sample without it.
+
+        Parameters
+        ----------
+        data, batch_size
+            As for `train`.
+        alpha : float, optional
+            The weight of the squares beside the mean loss, as for `train`; if None, the
+            best for samples that are left out.
+
+        Returns
+        -------
+        ReadOut
+        """
+        U, T, weights = self._standardised(data)
+        total = len(T) if weights is None else float(np.sum(weights))
+        # The mean loss is that over entries: times their number it is the sum of squares.
+        weight = "loo" if alpha is None else 0.5 * alpha * total * len(self.outputs.mean)
+        found = readout(self.network, (U, T, weights), ridge=weight, batch_size=batch_size)
+        if T.ndim == 1:
+            from scipy.optimize import minimize_scalar
+
+            said = np.isfinite(found.left_out).all(axis=1)
+            logits, labels = found.left_out[said], T[said]
+            rest = None if weights is None else weights[said]
+
+            def loss(log_scale: float) -> float:
+                return float(cross_entropy(np.exp(log_scale) * logits, labels, weights=rest)[0])
+
+            best = minimize_scalar(loss, bounds=np.log(SCALES), method="bounded").x
+            params = self.network.params
+            install(self.network, {name: np.exp(best) * params[name] for name in found.names})
+        return found
 
     def _standardised(self, data: Data) -> tuple[Any, ...]:
         U, T, weights = data

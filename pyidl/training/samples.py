@@ -1,19 +1,24 @@
-"""The samples of a training run, checked before any work."""
+"""The samples of a training run, checked before any work, and which of them failed."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pyidl.arrays import backend
 from pyidl.arrays.backend import from_host
-from pyidl.errors import InputError
+from pyidl.errors import ConvergenceError, ConvergenceWarning, InputError
 from pyidl.layers.base import Layer
 
-__all__ = ["Samples", "returned_pair"]
+__all__ = ["Failed", "OnFailedSamples", "Samples", "check_on_fail", "gathered", "returned_pair"]
+
+MAX_FAILED = 0.1
+
+OnFailedSamples = Literal["skip", "raise", "warn", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,64 @@ class Samples:
             return self.m
         xp = backend.namespace(self.weights)
         return xp.sum(backend.astype(xp, self.weights, "float64") / self.unit)
+
+
+@dataclass
+class Failed:
+    """Which samples failed and were left out, and what the last of them said."""
+
+    samples: np.ndarray
+    last: str = ""
+
+    def note(self, rows: np.ndarray, error: ConvergenceError) -> np.ndarray:
+        """Those of the rows that are left."""
+        self.samples[rows[~error.converged]] = True
+        self.last = str(error)
+        return np.asarray(rows[error.converged])
+
+    def count(self, where: str) -> int:
+        """How many they are: a warning, and an error if more than a tenth."""
+        count, m = int(self.samples.sum()), len(self.samples)
+        words = f"the solves of {count} of {m} samples {where}"
+        if count > MAX_FAILED * m:
+            raise ConvergenceError(
+                f"{words}, more than a tenth. The last of them: {self.last}", ~self.samples
+            )
+        if count:
+            warnings.warn(
+                f"{words}; they were left out. The last of them: {self.last}",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return count
+
+
+def check_on_fail(on_fail: Any) -> None:
+    """Refuse what is no choice for samples that fail."""
+    if on_fail not in ("skip", "raise", "warn", "ignore"):
+        raise InputError(f"on_fail is {on_fail!r}; use 'skip', 'raise', 'warn' or 'ignore'")
+
+
+def gathered(door: str, data: Any, targets: Any, weights: Any) -> Any:
+    """``(inputs, targets, weights)``, in whichever way they were given to this door."""
+    if targets is not None:
+        if isinstance(data, tuple):
+            raise InputError(
+                "data is a tuple, and targets are given as well; a tuple holds the targets too: "
+                f"{door}(model, (U, targets), ...), and with several inputs "
+                f"{door}(model, ((U, lengths), targets), ...)"
+            )
+        return data, targets, weights
+    if weights is not None:
+        raise InputError(
+            f"weights are given, and no targets; write {door}(model, U, targets, weights, ...), "
+            f"or {door}(model, (U, targets, weights), ...)"
+        )
+    if backend.is_array(data):
+        raise InputError(
+            f"data is one array, and no targets are given; write {door}(model, U, targets, ...)"
+        )
+    return data
 
 
 def returned_pair(name: str, given: Any) -> tuple[Any, Any]:
