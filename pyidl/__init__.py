@@ -6,6 +6,7 @@ A model's hidden state is the solution of ``x = phi(A x + B u + b)``; its output
 
 from pyidl import (
     activations,
+    compose,
     losses,
     metrics,
     optim,
@@ -86,6 +87,7 @@ __all__ = [
     "activations",
     "certify_attention",
     "certify_solution",
+    "compose",
     "fit",
     "fused",
     "load",

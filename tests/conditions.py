@@ -42,6 +42,7 @@ CONSTRAINTS = [
     BlockTriangular((3, 3), MatrixMeasure(0.5)),
     BlockTriangular((2, 4), SpectralNorm(0.5)),
     BlockTriangular((3, 3), BlockTriangular((1, 2), PerronFrobenius(0.9))),
+    BlockTriangular((2, 4), (SpectralNorm(0.5), InfNorm(0.7))),
     Unconstrained(),
 ]
 

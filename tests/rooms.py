@@ -17,7 +17,7 @@ LEVELS = [
     {"recurrent", "attention"},
     {"certify", "io", "testing", "plotting"},
     {"training"},
-    {"robustness"},
+    {"robustness", "compose"},
     {"sim"},
     {"sklearn", "interop"},
     {"__init__"},

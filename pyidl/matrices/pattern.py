@@ -150,24 +150,8 @@ def levels(support: np.ndarray) -> Groups | None:
     n = len(support)
     if np.count_nonzero(support) > n * n - (n - 1) or _all_reach(support):
         return None
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
-    count, label = connected_components(csr_array(support), connection="strong")
-    size = np.bincount(label, minlength=count)
-    cyclic = size > 1
-    cyclic[label[np.diagonal(support)]] = True
-    # depth[c]: the longest way to c through other components. An edge j -> i of the
-    # state is an entry A_ij.
-    ends = label[np.stack(np.nonzero(support))]
-    edges = np.unique(ends[:, ends[0] != ends[1]], axis=1)
-    depth: np.ndarray = np.zeros(count, int)
-    while True:  # at most as often as the net is deep
-        deeper = depth.copy()
-        np.maximum.at(deeper, edges[0], depth[edges[1]] + 1)
-        if np.array_equal(deeper, depth):
-            break
-        depth[:] = deeper
+    label, depth, cyclic = components(support)
+    size = np.bincount(label)
     lists, kinds = [], []
     alone, own_depth = size[label] == 1, depth[label]
     for level in range(int(depth.max()) + 1):
@@ -182,6 +166,45 @@ def levels(support: np.ndarray) -> Groups | None:
     if len(lists) <= max(MOST, n // SMALLEST):
         return Groups.of(lists, kinds)
     return None if any(kinds) else _joined(lists, n)
+
+
+def components(support: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The strongly connected components of a square pattern.
+
+    Parameters
+    ----------
+    support : numpy.ndarray of bool, shape (n, n)
+        An entry (i, j) says that i needs j.
+
+    Returns
+    -------
+    label, depth, cyclic : numpy.ndarray
+        Of every unit the number of its component. Of every component the length of the
+        longest way to it through others, so that what it needs lies less deep; and
+        whether its units feed each other or themselves.
+
+    Examples
+    --------
+    >>> needs = np.array([[0, 1, 0], [0, 0, 1], [0, 1, 0]], bool)
+    >>> label, depth, cyclic = components(needs)
+    >>> depth[label], cyclic[label]
+    (array([1, 0, 0]), array([False,  True,  True]))
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    count, label = connected_components(csr_array(support), connection="strong")
+    cyclic = np.bincount(label, minlength=count) > 1
+    cyclic[label[np.diagonal(support)]] = True
+    ends = label[np.stack(np.nonzero(support))]
+    edges = np.unique(ends[:, ends[0] != ends[1]], axis=1)
+    depth: np.ndarray = np.zeros(count, int)
+    while True:  # at most as often as the net is deep
+        deeper = depth.copy()
+        np.maximum.at(deeper, edges[0], depth[edges[1]] + 1)
+        if np.array_equal(deeper, depth):
+            return label, depth, cyclic
+        depth[:] = deeper
 
 
 def _joined(layers: list[np.ndarray], n: int) -> Groups:

@@ -63,13 +63,8 @@ from pyidl.robustness.door import numbers
 from pyidl.robustness.states import ENOUGH, States, exactly
 from pyidl.robustness.through import refuse
 from pyidl.typing import Array
-from pyidl.wellposed import (
-    BlockTriangular,
-    InfNorm,
-    LipschitzBound,
-    MatrixMeasure,
-    PerronFrobenius,
-)
+from pyidl.wellposed import InfNorm, LipschitzBound, MatrixMeasure, PerronFrobenius
+from pyidl.wellposed.blocktriangular import innermost
 
 __all__ = ["Compression", "compress"]
 
@@ -276,17 +271,17 @@ def _compressed(model: Layer, kind: Kind, share: float) -> tuple[dict[str, np.nd
 
 def _limits(layer: Any, key: str, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Between what compressed entries must lie, so that the set is not left."""
-    constraint = getattr(layer, "constraint", None)
-    while isinstance(constraint, BlockTriangular):
-        constraint = constraint.inner
-    safe = isinstance(constraint, InfNorm | PerronFrobenius | MatrixMeasure)
-    if key != "A" or not safe or layer.activation.vector_blocks(len(W)):
+    sets = innermost(getattr(layer, "constraint", None))  # type: ignore[arg-type]
+    safe = [isinstance(one, InfNorm | PerronFrobenius | MatrixMeasure) for one in sets]
+    if key != "A" or not all(safe) or layer.activation.vector_blocks(len(W)):
         far = np.full(W.shape, np.inf)
         return -far, far
     low, high = np.minimum(W, 0.0), np.maximum(W, 0.0)
-    if isinstance(constraint, MatrixMeasure):
-        np.fill_diagonal(low, -np.inf)
+    measures = [isinstance(one, MatrixMeasure) for one in sets]
+    if any(measures):
         np.fill_diagonal(high, np.diagonal(W))
+    if all(measures):
+        np.fill_diagonal(low, -np.inf)
     return low, high
 
 

@@ -56,13 +56,13 @@ from pyidl.robustness.embedded import embedded_cell, rising
 from pyidl.solvers.solution import OnFail, Solution
 from pyidl.typing import END, Array, Grads, Params, Rng
 from pyidl.wellposed import (
-    BlockTriangular,
     Constraint,
     InfNorm,
     MatrixMeasure,
     PerronFrobenius,
     StrictlyTriangular,
 )
+from pyidl.wellposed.blocktriangular import innermost
 
 __all__ = ["WorstCase"]
 
@@ -322,10 +322,9 @@ class WorstCase(Composite):
 
 def _refuse(constraint: Constraint, model: ImplicitModel) -> None:
     """Refuse a model of which nothing says that its bounds exist."""
-    inner = constraint
-    while isinstance(inner, BlockTriangular):
-        inner = inner.inner
-    if not isinstance(inner, (InfNorm, MatrixMeasure, PerronFrobenius, StrictlyTriangular)):
+    sets = innermost(constraint)
+    fit = (InfNorm, MatrixMeasure, PerronFrobenius, StrictlyTriangular)
+    if not all(isinstance(one, fit) for one in sets):
         raise InputError(
             f"the model lies in {constraint!r}, which does not imply that bounds of its states "
             "exist; train it in MatrixMeasure(0.95) (for activations that do not fall), InfNorm or "
@@ -333,7 +332,8 @@ def _refuse(constraint: Constraint, model: ImplicitModel) -> None:
         )
     blocks = model.activation.vector_blocks(model.hidden_dim)
     width = max((stop - start for start, stop in blocks), default=1)
-    if width > 1 and getattr(inner, "kappa", 0.0) * width**0.5 >= 1.0:
+    kappa = max(getattr(one, "kappa", 0.0) for one in sets)
+    if width > 1 and kappa * width**0.5 >= 1.0:
         raise InputError(
             f"the model lies in {constraint!r}, and its activation acts on {width} components "
             f"together; for bounds kappa must be below {width**-0.5:.4g}, 1 / {width}^(1/2)"

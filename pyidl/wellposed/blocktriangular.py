@@ -38,7 +38,7 @@ from pyidl.wellposed.comparison import lower, positive_solution
 from pyidl.wellposed.eigenvalues import spectral_bound
 from pyidl.wellposed.triangular import full_matrix
 
-__all__ = ["BlockTriangular"]
+__all__ = ["BlockTriangular", "innermost"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class BlockTriangular(Constraint):
     blocks : tuple of int
         Sizes, of sum n. Where the activation acts on several components together, these
         lie in one block.
-    inner : Constraint
-        For each diagonal block with the activation of its components.
+    inner : Constraint or tuple of Constraint
+        For each diagonal block with the activation of its components: one for all, or
+        one for each.
 
     Raises
     ------
     InputError
-        If a size is not positive, or `inner` is no constraint.
+        If a size is not positive, or `inner` is no constraint, nor one for each block.
 
     Examples
     --------
@@ -70,10 +71,14 @@ class BlockTriangular(Constraint):
     >>> two.project({"A": np.ones((2, 2))}, activations.relu)["A"].round(6)
     array([[0.5, 1. ],
            [0. , 0.5]])
+    >>> each = BlockTriangular((1, 1), (InfNorm(0.5), InfNorm(0.25)))
+    >>> each.project({"A": np.ones((2, 2))}, activations.relu)["A"].round(6)
+    array([[0.5 , 1.  ],
+           [0.  , 0.25]])
     """
 
     blocks: tuple[int, ...]
-    inner: Constraint
+    inner: Constraint | tuple[Constraint, ...]
 
     def __post_init__(self) -> None:
         try:
@@ -84,22 +89,30 @@ class BlockTriangular(Constraint):
             raise InputError(
                 f"blocks is {self.blocks!r}; use the sizes of the blocks, positive integers"
             )
-        if not isinstance(self.inner, Constraint):
-            raise InputError(
-                f"inner is {self.inner!r}; use one of pyidl.wellposed, such as InfNorm(0.99)"
-            )
         object.__setattr__(self, "blocks", sizes)
-        object.__setattr__(self, "contracts", self.inner.contracts)
-        object.__setattr__(self, "keeps_zeros", self.inner.keeps_zeros)
+        each = self._each() if isinstance(self.inner, (Constraint, tuple)) else ()
+        if len(each) != len(sizes) or not all(isinstance(one, Constraint) for one in each):
+            raise InputError(
+                f"inner is {self.inner!r}; use one of pyidl.wellposed, such as InfNorm(0.99), or "
+                f"a tuple of {len(sizes)}, one for each block"
+            )
+        object.__setattr__(self, "contracts", all(one.contracts for one in each))
+        object.__setattr__(self, "keeps_zeros", all(one.keeps_zeros for one in each))
+
+    def _each(self) -> tuple[Constraint, ...]:
+        """The set of every block."""
+        return self.inner if isinstance(self.inner, tuple) else (self.inner,) * len(self.blocks)
 
     def _pieces(self) -> list[slice]:
         ends = np.cumsum([0, *self.blocks])
         return [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
 
-    def _parts(self, activation: Activation) -> list[Activation]:
-        if len(self.blocks) == 1:
-            return [activation]
-        return [activation.columns(piece) for piece in self._pieces()]
+    def _parts(self, activation: Activation) -> list[tuple[slice, Activation, Constraint]]:
+        """Of every block: where it stands, its activation, its set."""
+        one = len(self.blocks) == 1
+        pieces = self._pieces()
+        phis = [activation if one else activation.columns(piece) for piece in pieces]
+        return list(zip(pieces, phis, self._each(), strict=True))
 
     def _matrix(self, params: Params) -> Array:
         A = full_matrix(params, "BlockTriangular")
@@ -120,7 +133,7 @@ class BlockTriangular(Constraint):
     def refusal(self, activation: Activation) -> str:
         """What the inner set refuses in a block, or a block that cuts a vector."""
         try:
-            refusals = [self.inner.refusal(part) for part in self._parts(activation)]
+            refusals = [inner.refusal(part) for _, part, inner in self._parts(activation)]
         except (InputError, IndexError) as error:
             return f"the blocks {self.blocks} do not fit it: {error}"
         return next((refused for refused in refusals if refused), "")
@@ -130,9 +143,9 @@ class BlockTriangular(Constraint):
         A = self._matrix(params)
         xp, n = namespace(A), A.shape[0]
         rows, same = [], not self._below(A)
-        for piece, part in zip(self._pieces(), self._parts(activation), strict=True):
+        for piece, part, inner in self._parts(activation):
             before = A[piece, piece]
-            block = self.inner.project({"A": before}, part)["A"]
+            block = inner.project({"A": before}, part)["A"]
             same = same and block is before
             zeros = xp.zeros((block.shape[0], piece.start), dtype=A.dtype)
             rows.append(xp.concat([zeros, block, A[piece, piece.stop : n]], axis=1))
@@ -141,9 +154,9 @@ class BlockTriangular(Constraint):
     def contains(self, params: Params, activation: Activation) -> bool:
         """Whether there are zeros below, and every diagonal block lies in its set."""
         A = self._matrix(params)
-        pairs = zip(self._pieces(), self._parts(activation), strict=True)
         return not self._below(A) and all(
-            self.inner.contains({"A": A[piece, piece]}, part) for piece, part in pairs
+            inner.contains({"A": A[piece, piece]}, part)
+            for piece, part, inner in self._parts(activation)
         )
 
     def certificate(self, params: Params, activation: Activation) -> Certificate:
@@ -159,8 +172,8 @@ class BlockTriangular(Constraint):
         if self._below(A):
             return unproven(f"A is not block upper triangular with the blocks {self.blocks}")
         found = [
-            self.inner.certificate({"A": A[piece, piece]}, part)
-            for piece, part in zip(self._pieces(), self._parts(activation), strict=True)
+            inner.certificate({"A": A[piece, piece]}, part)
+            for piece, part, inner in self._parts(activation)
         ]
         for i, inside in enumerate(found):
             if not inside.proven:
@@ -209,3 +222,10 @@ class BlockTriangular(Constraint):
 def _plain(c: Certificate) -> bool:
     """Whether row sums certify a block: then ``I - diag(L) |A|`` compares entries."""
     return c.norm.kind == "largest entry" and not c.norm.blocks and c.applies_to == "Picard"
+
+
+def innermost(constraint: Constraint) -> tuple[Constraint, ...]:
+    """The sets of the smallest blocks; a set without blocks is its own."""
+    if not isinstance(constraint, BlockTriangular):
+        return (constraint,)
+    return tuple(leaf for inner in constraint._each() for leaf in innermost(inner))

@@ -295,7 +295,8 @@ def _solve_comparison(M: np.ndarray, r: np.ndarray) -> np.ndarray | None:
 
     A product ``M e`` is computed with an error of at most ``gamma |M| e``, gamma = (n +
     2) eps; that much is taken off before comparing. With ``M s >= floor > 0``, what is
-    missing somewhere is made good by adding ``(missing / floor) s``.
+    missing somewhere is made good by adding ``(missing / floor) s``, or so much that it
+    is not lost in rounding.
     """
     n = len(M)
     gamma, size = (n + 2) * EPS, np.abs(M)
@@ -317,5 +318,7 @@ def _solve_comparison(M: np.ndarray, r: np.ndarray) -> np.ndarray | None:
             missing = np.max(r.reshape(-1, n) - image(e), axis=1, keepdims=True)
             if np.all(missing <= 0):
                 return e.reshape(r.shape)
-            e = e + np.maximum(missing, 0.0) * (1.0 + 8 * EPS) / floor * s
+            least = 4 * EPS * np.max(e / s, axis=1, keepdims=True)  # less is lost in rounding
+            t = np.maximum(missing * (1.0 + 8 * EPS) / floor, least)
+            e = e + np.where(missing > 0, t, 0.0) * s
     return None

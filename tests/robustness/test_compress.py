@@ -132,13 +132,15 @@ def test_the_smallest_entries_are_pruned():
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("place", range(6))
 def test_no_model_leaves_its_set(place, way):
     """On the boundary, and the measure and row sums do not grow."""
     for seed in range(16):
         n = 2 + seed % 6
         ball = (InfNorm(0.9), PerronFrobenius(0.9), MatrixMeasure(0.8), StrictlyTriangular())
-        ball = (*ball, BlockTriangular((1, n - 1), MatrixMeasure(0.7)))[place]
+        ball = (*ball, BlockTriangular((1, n - 1), MatrixMeasure(0.7)))
+        sets = (MatrixMeasure(0.7), PerronFrobenius(0.9))
+        ball = (*ball, BlockTriangular((1, n - 1), sets))[place]
         rng = np.random.default_rng(seed)
         model = ImplicitModel(3, Q, n, constraint=ball, rng=seed, dtype="float64")
         A = 3.0 * rng.normal(size=(n, n)) - np.diag(rng.integers(0, 2, n) * 5.0)

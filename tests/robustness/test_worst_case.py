@@ -54,7 +54,10 @@ MODELS = {
     "rank, falling": {"rank": 2, "activation": "silu"},
     "pattern": {"pattern": Pattern(A=MASK, C=np.arange(Q * N).reshape(Q, N) % 2 > 0)},
     "triangular": {"constraint": StrictlyTriangular(), "activation": "tanh"},
-    "blocks": {"constraint": BlockTriangular((3, 5), InfNorm(0.9)), "activation": "tanh"},
+    "blocks": {
+        "constraint": BlockTriangular((3, 5), (InfNorm(0.9), PerronFrobenius(0.9))),
+        "activation": "tanh",
+    },
     "no bias": {"bias": False},
     "no feedthrough": {"feedthrough": False, "constraint": PerronFrobenius(0.95)},
     "neither": {"feedthrough": False, "bias": False},
@@ -535,7 +538,7 @@ def test_other_activations_on_the_strict_library(name):
         Monotone(),
         LipschitzBound(1.0),
         Unconstrained(),
-        BlockTriangular((4, 4), Monotone()),
+        BlockTriangular((4, 4), (InfNorm(), Monotone())),
     ],
 )
 @pytest.mark.filterwarnings("ignore::pyidl.errors.WellPosednessWarning")

@@ -5,6 +5,7 @@ The search is for a pair of states, or for an error.
 
 import math
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -632,3 +633,15 @@ def test_a_hair_is_no_reason_to_quote_another_condition():
     assert (
         better.contraction <= strongest({"A": 0.5 * A}, activations.relu, InfNorm(0.9)).contraction
     )
+
+
+def test_what_is_missing_by_less_than_a_rounding_is_found():
+    """The last row is an equation for e alone, and 0.3 e may fall short of r by an ulp."""
+    M = np.array([[0.95, -0.07, -0.23], [0.0, 1.0, -0.7], [0.0, 0.0, 0.3]])
+    c = Certificate(True, 0.7, Norm(), "Picard", "by hand", comparison=M)
+    r = np.random.default_rng(0).uniform(0.1, 2.0, size=(500, 3))
+    e, exact = c.entrywise(r), np.linalg.solve(M, r.T).T
+    assert np.all(e <= exact * (1 + 1e-13))
+    for row, found in zip(r[:50], e, strict=False):
+        image = [sum(Fraction(a) * Fraction(b) for a, b in zip(m, found, strict=True)) for m in M]
+        assert all(a >= Fraction(b) for a, b in zip(image, row, strict=True))

@@ -29,6 +29,7 @@ from pyidl.wellposed import (
     StrictlyTriangular,
     Unconstrained,
 )
+from pyidl.wellposed.blocktriangular import innermost
 from pyidl.wellposed.eigenvalues import spectral_bound
 from pyidl.wellposed.perronfrobenius import factor_of, positive_scaling
 from pyidl.wellposed.projections import l1_ball_rows, measure_rows, weighted_l1_ball_rows
@@ -79,11 +80,17 @@ def by_definition(constraint, A, activation, slack=1e-9):
             ends = np.cumsum([0, *constraint.blocks])
             pieces = [slice(a, b) for a, b in pairwise(ends)]
             return all(
-                by_definition(constraint.inner, A[p, p], activation.columns(p), slack)
+                by_definition(inner, A[p, p], activation.columns(p), slack)
                 and not A[p, : p.start].any()
-                for p in pieces
+                for p, inner in zip(pieces, inner_sets(constraint), strict=True)
             )
     return True
+
+
+def inner_sets(constraint):
+    """Of a block triangular one, the set of every block."""
+    inner = constraint.inner
+    return inner if isinstance(inner, tuple) else (inner,) * len(constraint.blocks)
 
 
 def tame(A, dtype):
@@ -171,10 +178,10 @@ def normal_cone_violation(constraint, A, P):
             pieces = [slice(a, b) for a, b in pairwise(ends)]
             return max(
                 max(
-                    normal_cone_violation(constraint.inner, A[p, p], P[p, p]),
+                    normal_cone_violation(inner, A[p, p], P[p, p]),
                     np.abs(D[p, p.stop :]).max(initial=0) / size,
                 )
-                for p in pieces
+                for p, inner in zip(pieces, inner_sets(constraint), strict=True)
             )
     return np.abs(D).max() / size
 
@@ -312,6 +319,8 @@ def test_measures_are_feasible_and_idempotent(seed, n, dtype, kappa):
         lambda: BlockTriangular((2, 0), InfNorm()),
         lambda: BlockTriangular((2, 1.5), InfNorm()),
         lambda: BlockTriangular((2, 1), 0.9),
+        lambda: BlockTriangular((2, 1), (InfNorm(),)),
+        lambda: BlockTriangular((2, 1), (InfNorm(), 0.9)),
         lambda: BlockTriangular((2, 1), InfNorm()).project({"A": np.eye(4)}, activations.relu),
         lambda: InfNorm(0.9, weights=(1.0, 1.0)).project({"A": np.eye(3)}, activations.relu),
         lambda: StrictlyTriangular().project(
@@ -565,12 +574,12 @@ def test_which_sets_contract(constraint):
 
     So what it says must be true.
     """
-    inner = constraint
-    while isinstance(inner, BlockTriangular):
-        inner = inner.inner
-    assert constraint.contracts == isinstance(
-        inner, (InfNorm, PerronFrobenius, SpectralNorm, StrictlyTriangular)
-    )
+    sure = (InfNorm, PerronFrobenius, SpectralNorm, StrictlyTriangular)
+    assert constraint.contracts == all(isinstance(one, sure) for one in innermost(constraint))
+    mixed_sets = BlockTriangular((2, 4), (InfNorm(0.9), Monotone()))
+    assert not mixed_sets.contracts
+    assert not mixed_sets.keeps_zeros
+    assert set(innermost(mixed_sets)) == {InfNorm(0.9), Monotone()}
 
 
 def test_a_pattern_needs_a_projection_that_keeps_zeros():
