@@ -24,7 +24,7 @@ import numpy as np
 from pyidl.arrays.backend import namespace
 from pyidl.errors import InputError, WellPosednessWarning, expect, expect_flags, is_real, is_whole
 
-__all__ = ["Activation", "Blocks", "pieces"]
+__all__ = ["Activation", "Blocks", "joint", "pieces"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -422,6 +422,27 @@ class Blocks(Activation):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Blocks, tuple((b.activation, b.stop - b.start) for b in self.blocks)
+
+
+def joint(parts: Iterable[tuple[Activation, int]]) -> Activation:
+    """Activations of so many components side by side, in as few blocks as there can be.
+
+    Neighbours with the same one are joined, unless it acts on its components together.
+    """
+    runs: list[tuple[Activation, int]] = []
+
+    def add(phi: Activation, width: int) -> None:
+        if isinstance(phi, Blocks):
+            for block in phi.blocks:
+                add(block.activation, block.stop - block.start)
+        elif runs and runs[-1][0] == phi and not phi.vector_blocks(width):
+            runs[-1] = (phi, runs[-1][1] + width)
+        else:
+            runs.append((phi, width))
+
+    for phi, width in parts:
+        add(phi, width)
+    return runs[0][0] if len(runs) == 1 else Blocks(*runs)
 
 
 def pieces(activation: Activation, start: int, stop: int) -> list[tuple[Activation, slice]]:

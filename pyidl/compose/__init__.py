@@ -1,4 +1,4 @@
-"""Models from models, and networks as models."""
+"""Models from models: cascades, sums, feedback loops, any wiring."""
 
 from pyidl.compose.algebra import (
     add,

@@ -4,7 +4,7 @@ Each is an `Interconnection`, multiplied out or with joints kept, whichever has 
 nonzeros. For gradients of the parts, use that class.
 
 Source of all: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J.
-Math. Data Sci. 3(3), 2021, section 3.
+Math. Data Sci. 3(3), 2021, section 2.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def interconnect(
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def cascade(*models: ImplicitModel) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def parallel(*models: ImplicitModel) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -186,7 +186,7 @@ def concatenate(*models: ImplicitModel) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -219,7 +219,7 @@ def add(*models: ImplicitModel) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -257,7 +257,7 @@ def affine_before(model: ImplicitModel, P: Any, c: Any = None) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -294,7 +294,7 @@ def affine_after(model: ImplicitModel, Q: Any, e: Any = None) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -334,7 +334,7 @@ def feedback(model: ImplicitModel, K: Any) -> ImplicitModel:
 
     Notes
     -----
-    Source: El Ghaoui et al. 2021, section 3.
+    Source: El Ghaoui et al. 2021, section 2.
 
     Examples
     --------
@@ -348,9 +348,9 @@ def feedback(model: ImplicitModel, K: Any) -> ImplicitModel:
     return interconnect([model], loop=as_matrix("K", K, (model.input_dim, model.output_dim)))
 
 
-def _copies(models: Iterable[ImplicitModel], name: str) -> np.ndarray:
+def _copies(models: tuple[ImplicitModel, ...], name: str) -> np.ndarray:
     """Identity matrices on top of each other, one for each model."""
-    widths = [getattr(part, name) for part in Interconnection(models).parts]  # type: ignore[arg-type]
+    widths = [getattr(part, name) for part in Interconnection(models).parts]
     if len(set(widths)) > 1:
         raise InputError(f"models have the {name} {widths}; they must be equal")
     return np.tile(np.eye(widths[0]), (len(widths), 1))

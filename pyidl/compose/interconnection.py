@@ -24,7 +24,7 @@ between wide parts then costs q (n1 + n2) entries of A instead of n1 n2.
 triangular, one block for each part or loop.
 
 Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J. Math.
-Data Sci. 3(3), 2021, section 3 (cascade, parallel, sum, feedback); the one formula, the
+Data Sci. 3(3), 2021, section 2 (cascade, parallel, sum, feedback); the one formula, the
 kept joints and the gradients: derived here.
 """
 
@@ -39,7 +39,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from pyidl import activations
-from pyidl.activations import Activation, Blocks
+from pyidl.activations import Activation
+from pyidl.activations.base import joint
 from pyidl.arrays.backend import as_real, from_host, frozen, is_array, namespace, to_numpy
 from pyidl.compose.gains import chain_certificate, closed_gain, gain_of, plus, times
 from pyidl.errors import InputError, expect
@@ -274,6 +275,11 @@ class Interconnection:
         Certificate
             Of the model's equation ``x = phi(A x + B u + b)``.
 
+        Raises
+        ------
+        InputError
+            As `model`.
+
         Notes
         -----
         Source: derived here, see `pyidl.compose.gains`.
@@ -295,7 +301,7 @@ class Interconnection:
 
     def _built(self) -> tuple[ImplicitModel, _Closed]:
         closed, first, parts = self._closed(), self.parts[0], self.parts
-        whole, phi = closed.whole, _joined(phi for piece in closed.plan for phi in piece.phis)
+        whole, phi = closed.whole, joint(phi for piece in closed.plan for phi in piece.phis)
         wiring = tuple(np.where(a == 0, 0.0, 1.0) for a in self._wiring())
         support = _close(self._stack(_support), wiring, closed.joints, closed.plan, _reach).whole
         masks = {key: support[key] > 0 for key in "ABCD"}
@@ -529,24 +535,6 @@ def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
     return np.asarray(block_diag(*blocks))
 
 
-def _joined(parts: Iterable[tuple[Activation, int]]) -> Activation:
-    """Activations side by side, in as few blocks as there can be."""
-    runs: list[tuple[Activation, int]] = []
-
-    def add(phi: Activation, width: int) -> None:
-        if isinstance(phi, Blocks):
-            for block in phi.blocks:
-                add(block.activation, block.stop - block.start)
-        elif runs and runs[-1][0] == phi and not phi.vector_blocks(width):
-            runs[-1] = (phi, runs[-1][1] + width)
-        else:
-            runs.append((phi, width))
-
-    for phi, width in parts:
-        add(phi, width)
-    return runs[0][0] if len(runs) == 1 else Blocks(*runs)
-
-
 def _constraint(plan: list[_Piece], A: np.ndarray) -> Constraint:
     """The set of every block: the part's own, or one that its numbers lie in."""
     each: list[Constraint] = []
@@ -554,7 +542,7 @@ def _constraint(plan: list[_Piece], A: np.ndarray) -> Constraint:
     for piece, start, stop in zip(plan, ends[:-1], ends[1:], strict=True):
         if piece.constraint is None:
             inside = {"A": A[start:stop, start:stop]}
-            lies = PerronFrobenius().contains(inside, _joined(piece.phis))
+            lies = PerronFrobenius().contains(inside, joint(piece.phis))
             each.append(PerronFrobenius() if lies else Unconstrained())
         else:
             each.append(piece.constraint)

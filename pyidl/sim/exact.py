@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyidl.activations import Activation
+from pyidl.activations.base import joint
 from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.errors import InputError
 from pyidl.layers import ImplicitModel
 from pyidl.matrices.pattern import Pattern
 from pyidl.sim.networks import AffineMap, Branch, Chain, Step, biased, chain, read_chain
-from pyidl.sim.states import joint_activation
 from pyidl.sim.torch_network import is_torch, steps_of
 from pyidl.wellposed import BlockTriangular, InfNorm, StrictlyTriangular
 
@@ -93,7 +93,7 @@ def exact_model(network: Any) -> ImplicitModel:
         p,
         q,
         n,
-        activation=joint_activation(phis),
+        activation=joint(phis),
         constraint=BlockTriangular(tuple(widths[::-1]), InfNorm(0.99))
         if together
         else StrictlyTriangular(),

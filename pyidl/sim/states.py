@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyidl.activations import Activation, Blocks
+from pyidl.activations.base import joint
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
@@ -28,7 +29,7 @@ from pyidl.sim.networks import Feedforward, Network, Record, is_perceptron, read
 from pyidl.sim.torch_network import Watched, is_torch
 from pyidl.typing import Array
 
-__all__ = ["States", "collect_states", "iter_states", "joint_activation"]
+__all__ = ["States", "collect_states", "iter_states"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,18 +170,6 @@ def _dtype(xp: Any, a: Any) -> str:
     return "float32" if backend.is_array(a) and a.dtype == xp.float32 else "float64"
 
 
-def joint_activation(parts: list[tuple[Activation, int]]) -> Activation:
-    """The activation of blocks of these widths.
-
-    Itself, where all have the same componentwise one.
-    """
-    first, width = parts[0]
-    alike = all(phi is first for phi, _ in parts)
-    return (
-        first if alike and (len(parts) == 1 or not first.vector_blocks(width)) else Blocks(*parts)
-    )
-
-
 def collect_states(
     network: Any, U: Any, *, batch_size: int | None = None, at: tuple[int, ...] | None = None
 ) -> States:
@@ -312,9 +301,7 @@ def _states(reader: Network, U: Any, at: tuple[int, ...] | None) -> States:
     chosen = _chosen(records, at)[::-1]
     xp = namespace(Y)
     widths = tuple(record.Z.shape[1] for record in chosen)
-    phi = joint_activation(
-        [(record.activation, width) for record, width in zip(chosen, widths, strict=True)]
-    )
+    phi = joint([(record.activation, width) for record, width in zip(chosen, widths, strict=True)])
     Z, X = (xp.concat([getattr(record, name) for record in chosen], axis=1) for name in ("Z", "X"))
     return States(U, Z, X, Y, phi, widths)
 

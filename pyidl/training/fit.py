@@ -340,7 +340,7 @@ def _train_epoch(
         mean.add(value, total)
         for n_iter in counts:
             steps.add(float(np.mean(n_iter)), len(n_iter))
-    count = failed.count(f"failed in epoch {run.epoch + 1}")  # first: of all there is no mean
+    count = failed.count(f"failed in epoch {run.epoch + 1}", 3)  # first: of all there is no mean
     return {
         "loss": float(mean),
         "steps": float(steps) if steps.weight else 0.0,

@@ -206,7 +206,7 @@ def readout(
     given = Samples.read(gathered("readout", data, targets, weights), model, "data")
     failed = Failed(np.zeros(given.m, bool))
     batches = list(_states(model, given, batch_size or given.m, on_fail, failed))
-    count = failed.count("failed")
+    count = failed.count("failed", 2)
     rows = _Rows.of(batches)
     del batches  # their states are in F
     if loo and rows.bias and np.count_nonzero(rows.w) == 1:

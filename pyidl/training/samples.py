@@ -137,8 +137,11 @@ class Failed:
         self.last = str(error)
         return np.asarray(rows[error.converged])
 
-    def count(self, where: str) -> int:
-        """How many they are: a warning, and an error if more than a tenth."""
+    def count(self, where: str, stacklevel: int) -> int:
+        """How many they are: a warning, and an error if more than a tenth.
+
+        `stacklevel` is that of `warnings.warn` where this is called.
+        """
         count, m = int(self.samples.sum()), len(self.samples)
         words = f"the solves of {count} of {m} samples {where}"
         if count > MAX_FAILED * m:
@@ -149,7 +152,7 @@ class Failed:
             warnings.warn(
                 f"{words}; they were left out. The last of them: {self.last}",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=stacklevel + 1,
             )
         return count
 

@@ -475,7 +475,7 @@ def test_failed_samples_are_skipped_counted_and_reported():
     model, data = fragile(0.05)
     with pytest.warns(
         ConvergenceWarning, match=r"5 of 100 samples failed in epoch 1.* MAX_ITER after 3 steps"
-    ):
+    ) as warned:
         history = fit(
             model,
             data,
@@ -486,6 +486,7 @@ def test_failed_samples_are_skipped_counted_and_reported():
             rng=0,
             verbose=0,
         )
+    assert warned[0].filename == __file__
     assert history["failed"].tolist() == [5.0]
     assert history["loss"][0] == pytest.approx(1.0)  # of the samples with x = 0 alone
 
