@@ -273,10 +273,10 @@ def test_every_room_has_its_level_and_arrows_are_few():
     """Folders, and files at the top; the picture in docs/design.md is drawn from them."""
     rooms = {room_of(module) for module, _ in sources()}
     assert rooms == set(LEVEL)
-    assert len(arrows()) <= 184
+    assert len(arrows()) <= 187
 
 
-WINGS = ("recurrent", "attention", "robustness", "compose", "sim", "sklearn", "interop", "cli")
+WINGS = ("recurrent", "attention", "robustness", "sim", "sklearn", "interop", "cli")
 
 
 @pytest.mark.parametrize("wing", WINGS)

@@ -227,6 +227,7 @@ DOORS = {
     **every(compose, "Interconnection interconnect", parts=(MODEL,)),
     "affine_before": (compose.affine_before, {"model": MODEL, "P": np.eye(2)}),
     "affine_after": (compose.affine_after, {"model": MODEL, "Q": np.eye(2)}),
+    "compose.to_implicit": (compose.to_implicit, {"network": NET}),
     "feedback": (compose.feedback, {"model": MODEL, "K": 0.1 * np.eye(2)}),
     "gradients": (compose.Interconnection((MODEL,)).gradients, {"grads": MODEL.params}),
     "bounds": (robustness.bounds, {"model": MODEL, "lower": U, "upper": U}),

@@ -1,4 +1,4 @@
-"""Models from models: cascades, sums, feedback loops, any wiring."""
+"""Models from models: cascades, sums, feedback loops, any wiring; from networks."""
 
 from pyidl.compose.algebra import (
     add,
@@ -11,6 +11,7 @@ from pyidl.compose.algebra import (
     parallel,
 )
 from pyidl.compose.interconnection import Interconnection
+from pyidl.compose.networks import to_implicit
 
 __all__ = [
     "Interconnection",
@@ -22,4 +23,5 @@ __all__ = [
     "feedback",
     "interconnect",
     "parallel",
+    "to_implicit",
 ]

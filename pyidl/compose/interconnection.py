@@ -43,18 +43,12 @@ from pyidl.activations import Activation
 from pyidl.activations.base import joint
 from pyidl.arrays.backend import as_real, from_host, frozen, is_array, namespace, to_numpy
 from pyidl.compose.gains import chain_certificate, closed_gain, gain_of, plus, times
+from pyidl.compose.sets import set_of
 from pyidl.errors import InputError, expect
 from pyidl.layers import ImplicitModel
 from pyidl.matrices.pattern import Pattern, components
 from pyidl.typing import Array, Grads
-from pyidl.wellposed import (
-    BlockTriangular,
-    Certificate,
-    Constraint,
-    PerronFrobenius,
-    StrictlyTriangular,
-    Unconstrained,
-)
+from pyidl.wellposed import Certificate, Constraint, StrictlyTriangular
 
 __all__ = ["Interconnection"]
 
@@ -305,7 +299,8 @@ class Interconnection:
         wiring = tuple(np.where(a == 0, 0.0, 1.0) for a in self._wiring())
         support = _close(self._stack(_support), wiring, closed.joints, closed.plan, _reach).whole
         masks = {key: support[key] > 0 for key in "ABCD"}
-        constraint = self.constraint or _constraint(closed.plan, whole["A"])
+        blocks = [(piece.phis, piece.constraint) for piece in closed.plan]
+        constraint = self.constraint or set_of(blocks, whole["A"])
         pattern, feedthrough = None, bool(masks["D"].any())
         if any(part.pattern is not None for part in parts):
             moved = () if constraint.keeps_zeros else constraint.projects
@@ -533,23 +528,6 @@ def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
     from scipy.linalg import block_diag
 
     return np.asarray(block_diag(*blocks))
-
-
-def _constraint(plan: list[_Piece], A: np.ndarray) -> Constraint:
-    """The set of every block: the part's own, or one that its numbers lie in."""
-    each: list[Constraint] = []
-    ends = np.cumsum([0, *(len(piece.states) for piece in plan)])
-    for piece, start, stop in zip(plan, ends[:-1], ends[1:], strict=True):
-        if piece.constraint is None:
-            inside = {"A": A[start:stop, start:stop]}
-            lies = PerronFrobenius().contains(inside, joint(piece.phis))
-            each.append(PerronFrobenius() if lies else Unconstrained())
-        else:
-            each.append(piece.constraint)
-    if len(each) == 1:
-        return each[0]
-    alike = all(one == each[0] for one in each)
-    return BlockTriangular(tuple(len(p.states) for p in plan), each[0] if alike else tuple(each))
 
 
 def as_matrix(

@@ -16,32 +16,29 @@ hooks on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pyidl import activations
 from pyidl.activations import Activation
 from pyidl.activations.names import as_activation
 from pyidl.arrays import backend
 from pyidl.arrays.backend import is_array, namespace
+from pyidl.compose.networks import input_width
+from pyidl.compose.perceptron import is_perceptron, layers_of_perceptron, linear
 from pyidl.errors import InputError, expect
-from pyidl.layers import Dropout, ImplicitModel, Linear, Pointwise, Residual, Sequential
-from pyidl.typing import Array, Namespace
+from pyidl.layers import Dropout, ImplicitModel, Layer, Linear, Pointwise, Residual, Sequential
+from pyidl.typing import Array
 
 __all__ = [
     "AffineMap",
-    "Branch",
     "Chain",
     "Feedforward",
     "Network",
     "Record",
-    "Step",
-    "biased",
     "chain",
-    "is_perceptron",
     "read_chain",
 ]
 
@@ -97,6 +94,7 @@ class Feedforward:
 
     Examples
     --------
+    >>> from pyidl import activations
     >>> layers = [(np.ones((3, 2)), None), (np.ones((1, 3)), np.zeros(1))]
     >>> net = Feedforward(layers, activations.relu)
     >>> read_chain(net).run(np.ones((5, 2)))[2][0].tolist()
@@ -161,154 +159,101 @@ class Feedforward:
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
-    """Steps around which the value is carried, and to whose result it is added."""
-
-    steps: tuple[Step, ...]
-
-
-Step: TypeAlias = "AffineMap | Activation | ImplicitModel | Branch"
-
-
-@dataclass(frozen=True, eq=False)
 class Chain:
-    """Affine maps, activations and implicit models, one after another.
+    """Linear layers, activations, implicit models and residual blocks of these.
 
-    Without an activation of the output.
+    One after another, without an activation of the output.
     """
 
-    steps: tuple[Step, ...]
-    xp: Namespace
-    dtype: str
+    layers: tuple[Layer, ...]
 
     def run(self, U: Any) -> tuple[Array, list[Record], Array]:
-        """Step by step."""
-        value: Any = backend.as_real(U, name="U", xp=self.xp, dtype=self.dtype)
-        width = self.input_dim
+        """Layer by layer."""
+        whole = Sequential(*self.layers)
+        value: Any = backend.as_real(U, name="U", xp=whole.xp, dtype=whole.dtype)
+        width = input_width(whole)
         if value.ndim != 2 or width not in (None, value.shape[1]) or value.shape[0] == 0:
             raise InputError(
                 f"U has shape {value.shape}; the network takes (m, {width or 'p'}), one sample a "
                 "row, m >= 1"
             )
         records: list[Record] = []
-        return value, records, _through(self.steps, value, records)
-
-    @property
-    def input_dim(self) -> int | None:
-        """The number of inputs; None where only activations tell it."""
-        for step in _flat(self.steps):
-            if isinstance(step, ImplicitModel):
-                return step.input_dim
-            if isinstance(step, AffineMap):
-                return int(step.W.shape[1])
-        return None
+        return value, records, _through(self.layers, value, records)
 
 
-def _through(steps: tuple[Step, ...], value: Any, records: list[Record]) -> Any:
-    """The value after all steps; states are recorded on the way."""
-    for step in steps:
-        if isinstance(step, Activation):
-            records.append(Record(value, step(value), step))
+def _through(layers: Iterable[Layer], value: Any, records: list[Record]) -> Any:
+    """The value after all layers; states are recorded on the way."""
+    for layer in layers:
+        if isinstance(layer, Residual):
+            value = value + _through(_flat(layer.layers), value, records)
+        elif isinstance(layer, Linear):
+            value = value @ layer.params["W"].T
+            value = value + layer.params["b"] if layer.bias else value
+        elif isinstance(layer, Pointwise):
+            records.append(Record(value, layer.activation(value), layer.activation))
             value = records[-1].X
-        elif isinstance(step, ImplicitModel):
-            value, pull = step(value)
-            records.append(Record(pull.forward.pre, pull.forward.value, step.activation))
-        elif isinstance(step, Branch):
-            value = value + _through(step.steps, value, records)
-        else:
-            value = value @ step.W.T
-            value = value if step.b is None else value + step.b
+        elif isinstance(layer, ImplicitModel):
+            value, pull = layer(value)
+            records.append(Record(pull.forward.pre, pull.forward.value, layer.activation))
     return value
 
 
-def _flat(steps: tuple[Step, ...]) -> Iterator[AffineMap | Activation | ImplicitModel]:
-    """All steps, those of branches too."""
-    for step in steps:
-        if isinstance(step, Branch):
-            yield from _flat(step.steps)
-        else:
-            yield step
+def _flat(layers: Iterable[Layer]) -> list[Layer]:
+    """What computes something, not what it is grouped in; others are refused."""
+    found: list[Layer] = []
+    for layer in layers:
+        if isinstance(layer, Residual):
+            _flat(layer.layers)
+            found.append(layer)
+        elif isinstance(layer, Sequential):
+            found += _flat(layer.layers)
+        elif isinstance(layer, (Linear, Pointwise, ImplicitModel)):
+            found.append(layer)
+        elif not isinstance(layer, Dropout):  # without a generator it does nothing
+            raise InputError(
+                f"{type(layer).__name__} has no states of its own to collect; use Linear, "
+                "Residual, ImplicitModel and activations"
+            )
+    return found
 
 
-def biased(steps: tuple[Step, ...]) -> bool:
-    """Whether some affine map has a b."""
-    return any(isinstance(step, AffineMap) and step.b is not None for step in _flat(steps))
-
-
-def chain(steps: Iterable[Step], xp: Namespace, dtype: str) -> Chain:
+def chain(layers: Iterable[Layer]) -> Chain:
     """Drop the activation of the output.
 
     y is what goes into it, the logits of a classifier.
     """
-    kept = tuple(steps)
-    kept = kept[:-1] if kept and isinstance(kept[-1], Activation) else kept
-    if not any(isinstance(step, (Activation, ImplicitModel)) for step in _flat(kept)):
+    kept = _flat(layers)
+    kept = kept[:-1] if kept and isinstance(kept[-1], Pointwise) else kept
+    if not _has_state(kept):
         raise InputError(
             "the network has no hidden activation, and so no state; it is the affine map y = D u + "
             "d already"
         )
-    return Chain(kept, xp, dtype)
+    return Chain(tuple(kept))
 
 
-def is_perceptron(network: Any) -> bool:
-    """Whether it is scikit-learn's MLPClassifier or MLPRegressor, or looks like one."""
-    return hasattr(network, "hidden_layer_sizes") and hasattr(network, "activation")
+def _has_state(layers: Iterable[Layer]) -> bool:
+    return any(
+        _has_state(layer.layers)
+        if isinstance(layer, Sequential)
+        else isinstance(layer, (Pointwise, ImplicitModel))
+        for layer in layers
+    )
 
 
 def read_chain(network: Any) -> Chain:
     """A network of which every step is known."""
     if isinstance(network, Feedforward):
-        steps: list[Step] = [network.layers[0]]
-        for phi, layer in zip(network.activation, network.layers[1:], strict=True):
-            steps += [phi, layer]
-        W = network.layers[0].W
-        return chain(steps, namespace(W), backend.real_dtype(W))
+        dtype = backend.real_dtype(network.layers[0].W)
+        layers: list[Layer] = [linear(*network.layers[0], dtype)]
+        for phi, pair in zip(network.activation, network.layers[1:], strict=True):
+            layers += [Pointwise(phi), linear(*pair, dtype)]
+        return chain(layers)
     if is_perceptron(network):
-        return read_chain(_from_perceptron(network))
+        return chain(layers_of_perceptron(network))
     if isinstance(network, (ImplicitModel, Sequential)):
-        return chain(_of_layers(network), network.xp, network.dtype)
+        return chain([network])
     raise InputError(
         f"network is {type(network).__name__}, whose layers are not known one by one; use "
         "Sequential or sim.Feedforward"
     )
-
-
-def _of_layers(layer: Any) -> list[Step]:
-    if isinstance(layer, Residual):
-        return [Branch(tuple(step for part in layer.layers for step in _of_layers(part)))]
-    if isinstance(layer, Dropout):  # without a generator it does nothing
-        return []
-    if isinstance(layer, Sequential):
-        return [step for part in layer.layers for step in _of_layers(part)]
-    if isinstance(layer, Pointwise):
-        return [layer.activation]
-    if isinstance(layer, Linear):
-        return [AffineMap(layer.params["W"], layer.params.get("b"))]
-    if isinstance(layer, ImplicitModel):
-        return [layer]
-    raise InputError(
-        f"{type(layer).__name__} has no states of its own to collect; use Linear, Residual, "
-        "ImplicitModel and activations"
-    )
-
-
-PERCEPTRON = {
-    "identity": activations.identity,
-    "logistic": activations.sigmoid,
-    "relu": activations.relu,
-    "tanh": activations.tanh,
-}
-"""scikit-learn's names of activations."""
-
-
-def _from_perceptron(network: Any) -> Feedforward:
-    """scikit-learn's ``coefs_`` multiply from the right."""
-    if not hasattr(network, "coefs_"):
-        raise InputError(f"{type(network).__name__} is not fitted; call fit(X, y) first")
-    if network.activation not in PERCEPTRON:
-        raise InputError(
-            f"the activation {network.activation!r} of {type(network).__name__} is not one of "
-            f"{', '.join(PERCEPTRON)}"
-        )
-    layers = [(W.T, b) for W, b in zip(network.coefs_, network.intercepts_, strict=True)]
-    return Feedforward(layers, PERCEPTRON[network.activation])

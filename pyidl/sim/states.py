@@ -21,11 +21,12 @@ from pyidl.activations.base import joint
 from pyidl.arrays import backend
 from pyidl.arrays.backend import namespace
 from pyidl.arrays.batch import take_rows
+from pyidl.compose.perceptron import is_perceptron
 from pyidl.errors import InputError, is_whole
 from pyidl.layers import ImplicitModel, Sequential
 from pyidl.layers.base import check_width
 from pyidl.sim.moments import Moments
-from pyidl.sim.networks import Feedforward, Network, Record, is_perceptron, read_chain
+from pyidl.sim.networks import Feedforward, Network, Record, read_chain
 from pyidl.sim.torch_network import Watched, is_torch
 from pyidl.typing import Array
 

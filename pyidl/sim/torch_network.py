@@ -19,11 +19,13 @@ import numpy as np
 
 from pyidl import activations
 from pyidl.activations import Activation
+from pyidl.compose.perceptron import linear
 from pyidl.errors import InputError
-from pyidl.sim.networks import AffineMap, Record, Step
+from pyidl.layers import Layer, Pointwise
+from pyidl.sim.networks import Record
 from pyidl.typing import Array
 
-__all__ = ["Watched", "activation_of", "is_torch", "steps_of"]
+__all__ = ["Watched", "activation_of", "is_torch", "layers_of"]
 
 _ONE_AT_A_TIME = threading.Lock()
 """Hooks of two threads on the same module would hear each other's samples."""
@@ -86,27 +88,31 @@ def _host(tensor: Any, torch: Any) -> np.ndarray:
     return np.array(tensor.cpu().numpy()).reshape(len(tensor), -1)
 
 
-def steps_of(module: Any) -> list[Step]:
-    """The steps of a ``torch.nn.Sequential`` of linear layers and activations.
+def layers_of(module: Any) -> list[Layer]:
+    """The layers of a ``torch.nn.Sequential`` of linear layers and activations.
 
     Raises
     ------
     InputError
         If it has other parts, of which nothing is known.
     """
-    nn = sys.modules["torch"].nn
+    torch = sys.modules["torch"]
+    double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
+    return _layers_of(module, "float64" if double else "float32")
+
+
+def _layers_of(module: Any, dtype: str) -> list[Layer]:
+    torch = sys.modules["torch"]
+    nn = torch.nn
     if isinstance(module, nn.Sequential):
         parts = list(module)
         parts = parts[:-1] if parts and type(parts[-1]).__name__ in _OUTPUT_ONLY else parts
-        return [step for part in parts for step in steps_of(part)]
+        return [layer for part in parts for layer in _layers_of(part, dtype)]
     if isinstance(module, (nn.Dropout, nn.Flatten, nn.Identity)):
         return []
     if isinstance(module, nn.Linear):
-        W, b = (
-            None if a is None else _host(a, sys.modules["torch"])
-            for a in (module.weight, module.bias)
-        )
-        return [AffineMap(W, None if b is None else b.reshape(-1))]  # type: ignore[arg-type]
+        b = None if module.bias is None else _host(module.bias, torch).reshape(-1)
+        return [linear(_host(module.weight, torch), b, dtype)]
     phi = activation_of(module)
     if phi is None:
         raise InputError(
@@ -114,7 +120,7 @@ def steps_of(module: Any) -> list[Step]:
             "model is written down for it; its "
             "states can be collected (collect_states), and a model learned from them"
         )
-    return [phi]
+    return [Pointwise(phi)]
 
 
 @dataclass(frozen=True, eq=False)
