@@ -146,7 +146,9 @@ def test_a_network_is_a_model(kind, seed):
         model = to_implicit(net, steps=T, keep=keep)
         Z, back = exact(model)(rows(U))
         assert relative(Z, rows(Y)) < 1e-12
-        assert relative(back(rows(dY))[0], rows(dU)) < 1e-11
+        # to which the tolerance of an adjoint solve is relative, and dU may have decayed
+        size = max(np.abs(dY).max(), np.abs(dU).max())
+        assert np.abs(back(rows(dY))[0] - rows(dU)).max() < 1e-12 * size
     assert model.certificate().proven
     single = net.astype("float32")
     model = to_implicit(single, steps=T)
