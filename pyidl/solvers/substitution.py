@@ -108,7 +108,8 @@ class Substitution(Solver):
         groups, m, count = matrix.row_groups, problem.like.shape[0], len(matrix.row_groups.members)
         order = range(count) if all(j <= i for i, j in matrix.tiles) else range(count - 1, -1, -1)
         xp, solved = problem.xp, dict[int, Any]()  # the image of every group so far
-        pre, value = xp.empty_like(problem.like), xp.empty_like(problem.like)
+        both = xp.empty((2, *problem.like.shape), dtype=problem.like.dtype)
+        pre, value = both[0, ...], both[1, ...]  # one block: see `Problem.buffers`
         status, n_iter = np.zeros(m, int), np.ones(m, int)
         residual, tolerance = np.zeros(m), np.zeros(m)
         with np.errstate(over="ignore", invalid="ignore"):
