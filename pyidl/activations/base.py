@@ -380,8 +380,15 @@ class Blocks(Activation):
 
         A block on which phi acts as a whole is among them as a whole, or not at all.
         """
+        flat = pieces(self, 0, self.width)
+        together = self.vector_blocks(self.width)
+        if isinstance(members, slice) and members.step is None and not together:
+            start, stop, _ = members.indices(self.width)  # a group of a solver
+            shared = [(phi, min(stop, s.stop) - max(start, s.start)) for phi, s in flat]
+            parts = [(phi, width) for phi, width in shared if width > 0]
+            return parts[0][0] if len(parts) == 1 else Blocks(*parts)
         chosen = np.arange(self.width)[members]
-        for start, stop in self.vector_blocks(self.width):
+        for start, stop in together:
             place = np.flatnonzero((chosen >= start) & (chosen < stop))
             whole = len(place) == stop - start and np.array_equal(
                 chosen[place[0] : place[0] + stop - start], np.arange(start, stop)
@@ -391,13 +398,10 @@ class Blocks(Activation):
                     f"{self.name} acts on the components {start} to {stop - 1} together; "
                     "some of them have no activation alone"
                 )
-        widths = [b.stop - b.start for b in self.blocks]
-        owner = np.repeat(np.arange(len(widths)), widths)[members]
+        owner = np.repeat(np.arange(len(flat)), [s.stop - s.start for _, s in flat])[members]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         runs = np.diff(starts, append=len(owner))
-        parts = [
-            (self.blocks[owner[i]].activation, int(w)) for i, w in zip(starts, runs, strict=True)
-        ]
+        parts = [(flat[owner[i]][0], int(w)) for i, w in zip(starts, runs, strict=True)]
         return parts[0][0] if len(parts) == 1 else Blocks(*parts)
 
     def vjp(self, z: Any, w: Any) -> Any:
