@@ -13,6 +13,7 @@ MODULES = ["pyidl", *(m.name for m in pkgutil.walk_packages(pyidl.__path__, "pyi
 OPTIONAL = {
     "pyidl.interop.torch": "torch",
     "pyidl.interop.torchidl": "torch",
+    "pyidl.interop.torch_compose": "torch",
     "pyidl.interop.sklearn": "sklearn",
     "pyidl.sklearn": "sklearn",
     "pyidl.cli.encoding": "sklearn",

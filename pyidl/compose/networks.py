@@ -38,7 +38,7 @@ from pyidl.layers import (
 )
 from pyidl.layers.base import check_width
 
-__all__ = ["input_width", "to_implicit"]
+__all__ = ["input_width", "through", "to_implicit"]
 
 
 def to_implicit(
@@ -103,7 +103,7 @@ def to_implicit(
     T = 1 if steps is None else check_width("steps", steps)
     assembly = Assembly(p * T, keep)
     tokens = [take(assembly.input, slice(t * p, (t + 1) * p)) for t in range(T)]
-    value = _through(assembly, network, tokens, steps is not None)
+    value = through(assembly, network, tokens, steps is not None)
     return assembly.model(stack(value), network.xp, network.dtype)
 
 
@@ -114,7 +114,7 @@ def input_width(layer: Layer) -> int | None:
     return layer._widths()[0]
 
 
-def _through(assembly: Assembly, layer: Layer, value: list[Form], timed: bool) -> list[Form]:
+def through(assembly: Assembly, layer: Layer, value: list[Form], timed: bool) -> list[Form]:
     """What the layer makes of a row, a list of one, or of the steps of a sequence."""
     if isinstance(layer, Residual):
         for form in value:
@@ -122,7 +122,7 @@ def _through(assembly: Assembly, layer: Layer, value: list[Form], timed: bool) -
     if isinstance(layer, Sequential):
         after = value
         for part in layer.layers:
-            after = _through(assembly, part, after, timed)
+            after = through(assembly, part, after, timed)
         residual = isinstance(layer, Residual)
         return list(map(add, value, after)) if residual else after
     if type(layer).__module__.startswith("pyidl.recurrent."):

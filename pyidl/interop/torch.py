@@ -30,12 +30,13 @@ import torch
 
 from pyidl.arrays.backend import DTYPES
 from pyidl.errors import DeviceError, InputError
+from pyidl.interop.torch_compose import converted
 from pyidl.interop.torchidl import from_torchidl, to_torchidl
-from pyidl.layers import Layer, Pullback
+from pyidl.layers import ImplicitModel, Layer, Pullback
 from pyidl.solvers.solution import OnFail
 from pyidl.typing import Array
 
-__all__ = ["Module", "from_torchidl", "to_array", "to_tensor", "to_torchidl"]
+__all__ = ["Module", "from_torchidl", "to_array", "to_implicit", "to_tensor", "to_torchidl"]
 
 
 OUTSIDE = (
@@ -402,3 +403,63 @@ def _cast(t: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor:
     Integers and booleans, such as lengths, as they are.
     """
     return t.to(parameters[0].dtype) if parameters and t.is_floating_point() else t
+
+
+def to_implicit(
+    module: torch.nn.Module, input_shape: Sequence[int], *, keep: bool | None = None
+) -> ImplicitModel:
+    """A network of torch as one implicit model, ``x = phi(A x + B u + b)``.
+
+    Its answers are those of the network in evaluation mode, up to rounding. Without
+    implicit layers in it, A is strictly block triangular, and a solve is one pass.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Of `Linear`, `Conv1d` and `Conv2d` (stride, zero padding, dilation, groups),
+        `BatchNorm`, `LayerNorm`, `Dropout`, activations, average and max pooling,
+        flattening, sums, means over pixels and `cat`; of functions that do the same; of
+        layers of pyidl (`Module`). It is left as it is.
+    input_shape : tuple of int
+        Of one sample, such as (1, 28, 28). Inputs of the model are such samples, as
+        rows.
+    keep : bool, optional
+        As for `pyidl.compose.to_implicit`.
+
+    Returns
+    -------
+    ImplicitModel
+        In the dtype of the network, on the host, with the pattern of its layers.
+        Outputs are rows too.
+
+    Raises
+    ------
+    InputError
+        If a part of the network is none of these; it is named. If torch.fx cannot write
+        the network down, or if the model does not answer like it on two random samples.
+
+    Notes
+    -----
+    A maximum is taken by pairs, ``b + relu(a - b)``: where a and b differ by many
+    orders of magnitude, the smaller one is lost to rounding. Weights that are shared,
+    as those of a kernel are, stand in A once for every use, and are trained apart. A is
+    a full array of n^2 numbers for n states.
+
+    Source: El Ghaoui, Gu, Travacca, Askari, Tsai, "Implicit deep learning", SIAM J.
+    Math. Data Sci. 3(3), 2021, section 3.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> conv = nn.Conv2d(1, 2, 3, padding=1)
+    >>> end = [nn.Flatten(), nn.Linear(8, 3)]
+    >>> net = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), *end)
+    >>> model = to_implicit(net, (1, 4, 4))
+    >>> U = torch.ones(5, 1, 4, 4)
+    >>> Y = model.predict(U.reshape(5, -1).numpy())
+    >>> bool(np.allclose(Y, net(U).detach(), atol=1e-5))
+    True
+    >>> model.certificate().applies_to
+    'Substitution'
+    """
+    return converted(module, input_shape, keep)

@@ -11,44 +11,22 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyidl import activations
-from pyidl.activations import Activation
 from pyidl.compose.perceptron import linear
+from pyidl.compose.torch_activations import activation_of
 from pyidl.errors import InputError
 from pyidl.layers import Layer, Pointwise
 from pyidl.sim.networks import Record
 from pyidl.typing import Array
 
-__all__ = ["Watched", "activation_of", "is_torch", "layers_of"]
+__all__ = ["Watched", "is_torch", "layers_of"]
 
 _ONE_AT_A_TIME = threading.Lock()
 """Hooks of two threads on the same module would hear each other's samples."""
-
-_SAME: dict[str, Activation] = {
-    "ReLU": activations.relu,
-    "Sigmoid": activations.sigmoid,
-    "SiLU": activations.silu,
-    "Softsign": activations.softsign,
-    "Tanh": activations.tanh,
-}
-
-# Those with options: the activation, or None where the options are others than pyidl's.
-_CHOSEN: dict[str, Callable[[Any], Activation | None]] = {
-    "ELU": lambda f: activations.elu if f.alpha == 1 else None,
-    "GELU": lambda f: activations.gelu if f.approximate == "none" else None,
-    "Hardtanh": lambda f: activations.hard_tanh if (f.min_val, f.max_val) == (-1, 1) else None,
-    "LeakyReLU": lambda f: (
-        activations.leaky_relu(f.negative_slope) if 0 < f.negative_slope < 1 else None
-    ),
-    "Softmax": lambda f: activations.softmax if f.dim in (-1, 1) else None,
-    "Softplus": lambda f: activations.softplus if f.beta == 1 and f.threshold >= 20 else None,
-}
 
 _OUTPUT_ONLY = ("LogSigmoid", "LogSoftmax")
 
@@ -57,28 +35,6 @@ def is_torch(network: Any) -> bool:
     """Whether it is a module of PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(network, torch.nn.Module)
-
-
-def activation_of(module: Any) -> Activation | None:
-    """What the module computes, or None if it is no activation.
-
-    Raises
-    ------
-    InputError
-        If it is one that pyidl has not, or has with other options.
-    """
-    name = type(module).__name__
-    if not type(module).__module__.startswith("torch.nn.modules.activation"):
-        return None
-    if name in _SAME:
-        return _SAME[name]
-    chosen = _CHOSEN[name](module) if name in _CHOSEN else None
-    if chosen is None and name != "MultiheadAttention":
-        raise InputError(
-            f"{module} has no counterpart among pyidl.activations; use one of "
-            f"{', '.join([*_SAME, *_CHOSEN])}, or collect arrays"
-        )
-    return chosen
 
 
 def _host(tensor: Any, torch: Any) -> np.ndarray:

@@ -116,8 +116,8 @@ CASES += [
 
 @pytest.mark.parametrize(("name", "library", "whole"), CASES)
 def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_path):
-    """Left out are `sklearn_comparison.py`, `onnx_export.py` and the two of certified
-    digits, whose other half reads arrays of the host; torch knows no stand-in."""
+    """Left out are `compose.py`, `sklearn_comparison.py`, `onnx_export.py` and the two of
+    certified digits, whose other half reads arrays of the host; torch knows no stand-in."""
     source = (EXAMPLES / name).read_text()
     if library == "cupy":
         require_gpu()
