@@ -1,8 +1,20 @@
 """What the tests share: comparing arrays strictly, and bringing models to another library."""
 
 import numpy as np
+import pytest
 
 from pyidl.arrays.backend import from_host, namespace, to_numpy
+
+ONE_LIBRARY = pytest.mark.parametrize(
+    "xp",
+    [
+        "numpy",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("array_api_strict", "stand_in")),
+        pytest.param("cupy", marks=pytest.mark.gpu),
+    ],
+    indirect=True,
+)
+"""For central differences: beside them, an exact oracle is asked in every library."""
 
 
 def host(a):

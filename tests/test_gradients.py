@@ -6,7 +6,7 @@ solve.
 
 import numpy as np
 import pytest
-from helpers import host, moved, random_model, relative
+from helpers import ONE_LIBRARY, host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -265,6 +265,7 @@ def test_against_the_unrolled_iteration(option):
         assert relative(gradient, oracle[key]) < 1e-10, key
 
 
+@ONE_LIBRARY
 @pytest.mark.parametrize("option", OPTIONS)
 def test_against_central_differences(option, xp):
     model = moved(build(option, seed=2), xp)
@@ -332,6 +333,7 @@ LAYERS = {
 }
 
 
+@ONE_LIBRARY
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_and_combination(name, xp):
     layer = LAYERS[name]()

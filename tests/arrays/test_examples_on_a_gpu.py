@@ -100,7 +100,7 @@ ARGUMENTS = {
 """What they are told; the others are told where their data lie."""
 
 
-LONG = {"constraints.py", "char_lm.py"}
+LONG = {"constraints.py", "char_lm.py", "fashion_mnist.py", "spiky_series.py", "time_series.py"}
 CASES = [
     pytest.param(name, "stand_in", False, marks=[pytest.mark.slow] if name in LONG else [])
     for name in LINES

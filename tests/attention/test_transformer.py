@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import assert_close, host, moved, random_model, relative
+from helpers import ONE_LIBRARY, assert_close, host, moved, random_model, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -198,6 +198,7 @@ def test_values_and_the_dot_test(name, xp):
     assert np.sum(G * Jd) == pytest.approx(right, rel=1e-11)
 
 
+@ONE_LIBRARY
 @pytest.mark.parametrize("name", [*CASES, *UNDER])
 def test_against_central_differences(name, xp):
     build, U = (CASES | UNDER)[name]

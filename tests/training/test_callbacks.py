@@ -73,7 +73,10 @@ def test_the_run_that_is_interrupted_below_has_its_best_in_its_midst():
     assert 2 <= int(np.argmin(values)) == len(values) - 4 < 5
 
 
-@pytest.mark.parametrize("every", [1, 3, 100])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("every", [3, *(pytest.param(k, marks=SLOW) for k in (1, 100))])
 @pytest.mark.parametrize("order", [*permutations(range(3))], ids=str)
 def test_any_order_and_any_epoch(order, every, tmp_path):
     """Interrupted by a callback that stands first, or last."""
