@@ -117,32 +117,43 @@ def converted(module: nn.Module, input_shape: Any, keep: bool | None) -> Implici
             f"torch.fx cannot write down {type(module).__name__} ({error}); a forward without "
             "branches that depend on its input is needed"
         ) from error
-    reading = _Reading(module, Assembly(math.prod(shape), keep), shape)
-    output = reading.run(graph)
+    inputs = sum(node.op == "placeholder" for node in graph.nodes)
+    if inputs != 1:
+        raise InputError(
+            f"{type(module).__name__} takes {inputs} inputs; an implicit model has one: give a "
+            "module with one input"
+        )
     dtype = dtypes.pop()
-    model = reading.assembly.model(output.form, np, str(dtype).removeprefix("torch."))
-    _compare(module, model, shape, dtype)
-    return model
-
-
-def _compare(module: nn.Module, model: ImplicitModel, shape: Sizes, dtype: torch.dtype) -> None:
-    """Refuse what has been misread, by two samples: a network may hide what it does."""
-    first = next(module.parameters(), torch.zeros(0))
-    U = torch.as_tensor(np.random.default_rng(0).normal(size=(2, *shape))).to(first.device, dtype)
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        with torch.no_grad():
-            wanted = module(U.clone()).reshape(2, -1).cpu().numpy()
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    apart = np.max(np.abs(model.predict(U.reshape(2, -1).cpu().numpy()) - wanted))
-    if not apart <= 1e-3 * np.max(np.abs(wanted)):
+    U = torch.as_tensor(np.random.default_rng(0).normal(size=(2, *shape)), dtype=dtype)
+    wanted = _answers(module, U)
+    reading = _Reading(module, Assembly(math.prod(shape), keep), shape)
+    model = reading.assembly.model(reading.run(graph).form, np, str(dtype).removeprefix("torch."))
+    apart = np.max(np.abs(model.predict(U.reshape(2, -1).numpy()) - wanted))
+    if not apart <= 1e-3 * np.max(np.abs(wanted)):  # a network may hide what it does
         raise InputError(
             f"the model is {apart:.2g} from {type(module).__name__}, whose largest output is "
             f"{np.max(np.abs(wanted)):.2g}: the network does what torch.fx does not see"
         )
+    return model
+
+
+def _answers(module: nn.Module, U: torch.Tensor) -> Any:
+    """What the network says in evaluation mode; it is left as it was."""
+    first = next(module.parameters(), U)
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad():
+            Y = module(U.to(first.device, copy=True))
+    except RuntimeError as error:
+        raise InputError(
+            f"{type(module).__name__} does not take samples of input_shape {tuple(U.shape[1:])}: "
+            f"{error}"
+        ) from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    return Y.reshape(2, -1).cpu().numpy() if isinstance(Y, torch.Tensor) else None
 
 
 class _Reading:
@@ -154,12 +165,6 @@ class _Reading:
 
     def run(self, graph: fx.Graph) -> Tensor:
         """The value of the output."""
-        inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        if len(inputs) != 1:
-            raise InputError(
-                f"{type(self.module).__name__} takes {len(inputs)} inputs; an implicit model has "
-                "one: give a module with one input"
-            )
         for node in graph.nodes:
             if node.op == "output":
                 result = self._known(node.args[0])

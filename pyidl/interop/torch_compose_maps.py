@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from pyidl.errors import InputError
-
 __all__ = ["Windows", "averages", "convolution", "diagonal", "maxima", "means"]
 
 Sizes = tuple[int, ...]
@@ -45,10 +43,6 @@ class Windows(NamedTuple):
             (image[i] + sum(padding[i]) - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
             for i in d
         ]
-        if min(sizes) < 1:
-            raise InputError(
-                f"windows of {kernel} do not fit into an image of {image}; use a larger input_shape"
-            )
         places = np.indices((*kernel, *sizes), sparse=True)
         at = [places[k + i] * stride[i] - padding[i][0] + places[i] * dilation[i] for i in d]
         there: Any = math.prod((at[i] >= 0) & (at[i] < image[i]) for i in d)

@@ -297,6 +297,18 @@ class Switch(nn.Module):
         return v if v.sum() > 0 else -v
 
 
+class Hidden(nn.Module):
+    """What it does, it does behind the back of torch.fx."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 3)
+        self.line.register_forward_hook(lambda part, inputs, output: 2 * output)
+
+    def forward(self, v):
+        return torch.relu(self.line(v))
+
+
 class Two(nn.Module):
     def forward(self, u, v):
         return u + v
@@ -339,7 +351,9 @@ class Call(nn.Module):
         (nn.Sequential(nn.AdaptiveAvgPool1d(2)), (1, 3), "does not divide"),
         (nn.Sequential(nn.LayerNorm(3)), (2, 3), "norms parts"),
         (nn.Sequential(nn.Softmax(-1)), (2, 3), "Softmax"),
-        (nn.Sequential(nn.Conv2d(1, 1, 5), nn.ReLU()), (1, 3, 3), "do not fit"),
+        (nn.Sequential(nn.Conv2d(1, 1, 5), nn.ReLU()), (1, 3, 3), "does not take samples"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (4,), r"does not take samples.*\(4,\)"),
+        (Hidden(), (3,), "does not see"),
         (Call(lambda net, v: v * v), (4,), "product with a number"),
         (Call(lambda net, v: 1 / v), (4,), "product with a number"),
         (Call(lambda net, v: v * net.scale), (4,), "scale"),
