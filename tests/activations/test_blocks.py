@@ -200,6 +200,19 @@ def test_columns_take_a_block_as_a_whole_or_not_at_all():
         softmax.columns(slice(0, 2))
 
 
+@pytest.mark.parametrize(
+    "members", [slice(1, 4), slice(None), slice(-2, None), slice(0, 5, 2), np.array([0, 2, 3])]
+)
+def test_columns_of_blocks_in_blocks(members):
+    inner = Blocks((activations.relu, 1), (activations.tanh, 2))
+    nested = Blocks((inner, 3), (activations.sigmoid, 2))
+    z = np.random.default_rng(0).normal(size=(4, 5))
+    part = nested.columns(members)
+    assert np.array_equal(part(z[:, members]), nested(z)[:, members])
+    if isinstance(part, Blocks):
+        assert part.width == z[:, members].shape[1]
+
+
 @pytest.mark.parametrize("activation", [*BUILT_IN, MIXED], ids=repr)
 def test_names_copies_and_in_place_form(activation):
     z = np.random.default_rng(0).normal(size=(3, 12))
