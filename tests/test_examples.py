@@ -385,3 +385,28 @@ def test_a_figure_that_does_not_say_what_it_shows_is_noticed(spoil):
     spoil(ax)
     with pytest.raises(AssertionError):
         check_figure(ax.figure)
+
+
+def test_extrapolation(tmp_path):
+    """What is homogeneous has the slope 2, and the linear term solves what is linear."""
+    result = run("extrapolation.py", tmp_path, 1, 1)
+    assert result.returncode == 0, result.stderr
+    tasks = {block.split()[0]: block for block in result.stdout.strip().split("\n\n")}
+
+    def row(task, name):
+        (line,) = (line for line in tasks[task].splitlines() if line.startswith(name))
+        first, last, slope = re.findall(r"(-?\d+\.\d+)(?: \+-|$)", line)
+        return float(first), float(last), float(slope)
+
+    for task in ("sum", "difference", "copy", "average"):
+        assert row(task, "least squares on the inputs")[0] < -25
+        assert row(task, "random implicit, read-out")[0] < -25
+        assert row(task, "random implicit without D, read-out")[0] > -3
+    assert row("maximum", "random implicit, read-out")[0] < -1
+    assert row("maximum", "least squares on the inputs")[0] > -0.5
+    for task in ("sum", "difference", "copy", "average", "maximum"):
+        for name in ("implicit, Adam", "implicit without D, Adam", "ReLU perceptron, Adam"):
+            assert row(task, name)[2] == pytest.approx(2.0, abs=1e-3)
+        assert row(task, "tanh perceptron, Adam")[2] != pytest.approx(2.0, abs=1e-3)
+    assert number(r"relative error (\S+)", result.stdout) < 1e-8
+    assert drawn(tmp_path, "extrapolation.png")

@@ -117,7 +117,8 @@ CASES += [
 @pytest.mark.parametrize(("name", "library", "whole"), CASES)
 def test_an_example_runs_on_a_gpu_with_one_line_more(name, library, whole, tmp_path):
     """Left out are `compose.py`, `sklearn_comparison.py`, `onnx_export.py` and the two of
-    certified digits, whose other half reads arrays of the host; torch knows no stand-in."""
+    certified digits, whose other half reads arrays of the host, `state_tracking.py`, whose
+    moves do, and `extrapolation.py`, with its processes; torch knows no stand-in."""
     source = (EXAMPLES / name).read_text()
     if library == "cupy":
         require_gpu()
