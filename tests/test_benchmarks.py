@@ -26,6 +26,7 @@ import recurrent  # noqa: E402
 import recurrent_floor  # noqa: E402
 import series  # noqa: E402
 import timing  # noqa: E402
+import tracking  # noqa: E402
 import training  # noqa: E402
 from counting import Counts, counting  # noqa: E402
 
@@ -40,7 +41,7 @@ def case(name, n=6, m=3, phi="relu", dtype="float64"):
 
 def test_no_peer_is_needed_to_import_them():
     names = ("auto", "cost", "counting", "estimators", "latency", "timing", "training")
-    names += ("recurrent", "recurrent_floor", "series")
+    names += ("recurrent", "recurrent_floor", "series", "tracking")
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in PEERS)
     path = f"sys.path.insert(0, {str(BENCHMARKS)!r}); "
     command = [sys.executable, "-c", f"import sys; {blocked}{path}import {', '.join(names)}"]
@@ -466,6 +467,59 @@ def test_networks_of_torch_do_not_read_beyond_a_length(pool):
     with torch.no_grad():
         Y, again = (net(torch.as_tensor(u), torch.as_tensor(lengths)) for u in (U, other))
     np.testing.assert_allclose(Y, again, rtol=1e-6)
+
+
+@pytest.mark.parametrize("title", tracking.TASKS)
+def test_one_layer_without_a_fixed_point_can_track_every_state(title):
+    """The weights of `by_hand` are right on 500 moves, to the last digit."""
+    task, rng = tracking.TASKS[title], np.random.default_rng(0)
+    U, cups = tracking.sequences(task, 20, 500, rng)
+    model, h0 = tracking.by_hand(task)
+    Y = model.predict(U, h0=np.repeat(h0, 20, axis=0))
+    np.testing.assert_array_equal(Y.reshape(*cups.shape, task.k), np.eye(task.k)[cups])
+
+
+def test_moves_are_followed():
+    """Against products of permutation matrices."""
+    task = tracking.TASKS["S5"]
+    U, cups = tracking.sequences(task, 3, 7, np.random.default_rng(0))
+    matrices = np.eye(5)[np.array(task.moves)]  # row j: whence the cup comes
+    for told, seen in zip(U, cups):
+        at = np.eye(5)
+        for move, now in zip(told, seen):
+            at = matrices[move.argmax()] @ at
+            np.testing.assert_array_equal(at @ np.arange(5), now)
+
+
+def test_contenders_have_as_many_parameters():
+    for title, task in tracking.TASKS.items():
+        budget = tracking.free(tracking.network("ImplicitRNN", task, 0))
+        for name in tracking.NAMES[1:4]:
+            count = tracking.free(tracking.network(name, task, 0))
+            unit = len(task.moves) + 2 * task.r + 1
+            assert budget - unit < count <= budget, (title, name)
+
+
+def test_states_are_tracked(capsys):
+    small = ["parity", "--steps", "6", "--seeds", "0", "1", "--contenders", "ImplicitRNN", "tanh"]
+    found = tracking.main(small)
+    assert found["parity", "tanh"].shape == (2, 3)
+    assert "| parity | ImplicitRNN | 1,788 | " in capsys.readouterr().out
+    tracking.main(["parity", "--steps", "2", "--contenders", "A = 0", "--tune"])
+    assert "parity, A = 0: " in capsys.readouterr().out
+    tracking.long(["parity"], 6, (70,))
+    assert "64 steps at once" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no S4"):
+        tracking.main(["S4"])
+
+
+def test_a_gru_of_torch_has_no_more_parameters():
+    pytest.importorskip("torch", reason="torch is not installed")
+    task = tracking.TASKS["S3"]
+    shares, count, seconds = tracking.run("GRU", task, 1e-2, 2, 0, (4,))
+    assert 0 <= shares[0] <= 1
+    assert 0.95 * 5913 < count <= 5913
+    assert seconds > 0
 
 
 def test_missing_series_say_where_to_get_them(monkeypatch):

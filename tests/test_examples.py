@@ -179,6 +179,33 @@ def test_rolling_argmax(tmp_path):
     assert drawn(tmp_path, "rolling_argmax.png")
 
 
+def tracked(contender, text):
+    """The shares of right answers after 8, 32, 128 and 512 moves, of the last task."""
+    row = re.findall(rf"^.* {contender} +\d+ (.*)$", text, re.M)[-1]
+    return [float(share) for share in re.findall(r"(\S+) \+- ", row)]
+
+
+def test_state_tracking(tmp_path):
+    """Parity, learnt on up to 32 moves, is right on 512."""
+    result = run("state_tracking.py", tmp_path, 1, "parity")
+    assert result.returncode == 0, result.stderr
+    assert tracked("implicit RNN", result.stdout) == [1, 1, 1, 1]
+    counts = [int(n) for n in re.findall(r"(?:RNN|A = 0) +(\d+) ", result.stdout)]
+    assert len(counts) == 3
+    assert 0.98 * max(counts) < min(counts)
+    assert drawn(tmp_path, "state_tracking.png")
+    assert len((EXAMPLES / "state_tracking.py").read_text().splitlines()) <= 100
+
+
+@pytest.mark.slow
+def test_state_tracking_of_permutations(tmp_path):
+    """Products of S3, which a sum over the past cannot tell; with and without A."""
+    result = run("state_tracking.py", tmp_path, 2, "S3")
+    assert result.returncode == 0, result.stderr
+    for name in ("implicit RNN", "the same, A = 0"):
+        assert min(tracked(name, result.stdout)) > 0.98
+
+
 @pytest.mark.slow
 def test_char_lm(tmp_path):
     """One epoch: both models are better than pairs of characters.
