@@ -354,6 +354,7 @@ class Call(nn.Module):
         (nn.Sequential(nn.Conv2d(1, 1, 5), nn.ReLU()), (1, 3, 3), "does not take samples"),
         (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (4,), r"does not take samples.*\(4,\)"),
         (Hidden(), (3,), "does not see"),
+        (nn.Sequential(nn.MaxPool2d(2, 1, 1, dilation=4)), (1, 3, 3), "does not see"),
         (Call(lambda net, v: v * v), (4,), "product with a number"),
         (Call(lambda net, v: 1 / v), (4,), "product with a number"),
         (Call(lambda net, v: v * net.scale), (4,), "scale"),
