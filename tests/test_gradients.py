@@ -333,7 +333,6 @@ LAYERS = {
 }
 
 
-@ONE_LIBRARY
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_and_combination(name, xp):
     layer = LAYERS[name]()

@@ -52,7 +52,7 @@ from pyidl.wellposed import Certificate, Constraint, StrictlyTriangular
 
 __all__ = ["Interconnection"]
 
-CURE = "give ImplicitModels; sim.exact_model makes one of a network"
+CURE = "give ImplicitModels; compose.to_implicit makes one of a network"
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ def to_implicit(estimator: Any) -> ImplicitModel:
 
 
 def _affine(scaler: Any) -> tuple[Any, Any]:
-    """S and t of ``u -> s u + t``, entry by entry."""
+    """The s and t of ``u -> s u + t``, entry by entry."""
     expect(
         "a step before the perceptron",
         scaler,

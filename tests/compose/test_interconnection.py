@@ -570,7 +570,7 @@ def test_a_nilpotent_loop_is_exact():
 
 def test_what_is_refused():
     model = with_D([[1.0, 0.5]])
-    with pytest.raises(InputError, match=r"parts\[1\] is Linear.*exact_model"):
+    with pytest.raises(InputError, match=r"parts\[1\] is Linear.*to_implicit"):
         Interconnection((model, Linear(1, 1)))
     with pytest.raises(InputError, match="dtypes"):
         cascade(model, with_D([[1.0]], dtype="float32"))

@@ -279,6 +279,25 @@ def test_a_network_is_left_as_it_is():
     assert all(torch.equal(a, before[key]) for key, a in net.state_dict().items())
 
 
+class Modes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 3)
+
+    def forward(self, v):
+        v = torch.relu(self.line(v))
+        return 0.5 * v if self.training else v
+
+
+def test_evaluation_mode_is_meant_and_the_other_one_kept():
+    net = Modes()
+    model = to_implicit(net, (3,))
+    assert net.training
+    U = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    with torch.no_grad():
+        assert relative(model.predict(U), net.eval()(torch.tensor(U)).numpy()) < 1e-6
+
+
 def test_layers_of_pyidl_inside():
     inner = pyidl.ImplicitModel(4, 3, 6, dtype="float64", rng=0)
     net = nn.Sequential(nn.Linear(5, 4).double(), nn.Tanh(), Module(inner), nn.ReLU())
@@ -300,10 +319,10 @@ class Switch(nn.Module):
 class Hidden(nn.Module):
     """What it does, it does behind the back of torch.fx."""
 
-    def __init__(self):
+    def __init__(self, factor):
         super().__init__()
-        self.line = nn.Linear(3, 3)
-        self.line.register_forward_hook(lambda part, inputs, output: 2 * output)
+        self.line = nn.Linear(3, 3).double()
+        self.line.register_forward_hook(lambda part, inputs, output: factor * output)
 
     def forward(self, v):
         return torch.relu(self.line(v))
@@ -319,7 +338,7 @@ class Call(nn.Module):
 
     def __init__(self, function):
         super().__init__()
-        self.line, self.function = nn.Linear(4, 4), function
+        self.line, self.function, self.both = nn.Linear(4, 4), function, nn.Bilinear(4, 4, 4)
         self.scale = nn.Parameter(torch.ones(4))
 
     def forward(self, v):
@@ -353,7 +372,14 @@ class Call(nn.Module):
         (nn.Sequential(nn.Softmax(-1)), (2, 3), "Softmax"),
         (nn.Sequential(nn.Conv2d(1, 1, 5), nn.ReLU()), (1, 3, 3), "does not take samples"),
         (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (4,), r"does not take samples.*\(4,\)"),
-        (Hidden(), (3,), "does not see"),
+        (Hidden(2.0), (3,), "does not see"),
+        (Hidden(1 + 1e-6), (3,), "does not see"),
+        (nn.Linear(3, 2), (True,), "input_shape"),
+        (Call(lambda net, v: torch.relu(input=v)), (4,), "by position"),
+        (Call(lambda net, v: net.line(input=v)), (4,), "by position"),
+        (Call(lambda net, v: torch.cat(tensors=[v, v], dim=1)), (4,), "by position"),
+        (Call(lambda net, v: v.view(v.size(0) // 1, -1)), (4,), "number of samples"),
+        (Call(lambda net, v: net.both(v, v)), (4,), "both .*Bilinear.* one tensor"),
         (nn.Sequential(nn.MaxPool2d(2, 1, 1, dilation=4)), (1, 3, 3), "does not see"),
         (Call(lambda net, v: v * v), (4,), "product with a number"),
         (Call(lambda net, v: 1 / v), (4,), "product with a number"),
