@@ -32,6 +32,7 @@ derived here.
 from __future__ import annotations
 
 import itertools
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ from pyidl.activations.base import joint
 from pyidl.arrays.backend import from_host, to_numpy
 from pyidl.compose import sets
 from pyidl.compose.forms import INPUT, Entries, Form, add, applied, minus, stack, take
-from pyidl.errors import InputError
+from pyidl.errors import InputError, expect
 from pyidl.layers import ImplicitModel, Layer
 from pyidl.matrices.pattern import Pattern
 from pyidl.matrices.sparse import DENSITY
@@ -137,6 +138,7 @@ class Assembly:
     """
 
     def __init__(self, input_dim: int, keep: bool | None = None) -> None:
+        expect("keep", keep, (bool, NoneType), "use True, False or None")
         self.input = Form({INPUT: Entries.identity(input_dim)}, np.zeros(input_dim))
         self.biased = False
         self._keep = keep

@@ -18,8 +18,6 @@ Data Sci. 3(3), 2021, section 3.
 
 from __future__ import annotations
 
-from types import NoneType
-
 import numpy as np
 
 from pyidl.activations import layer_norm
@@ -93,7 +91,6 @@ def to_implicit(
     (11, 'Substitution')
     """
     expect("network", network, Layer, "use Sequential(...) of the layers of pyidl")
-    expect("keep", keep, (bool, NoneType), "use True, False or None")
     p = input_width(network)
     if p is None:
         raise InputError(

@@ -400,6 +400,8 @@ class _Reading:
         windows, pixels = Windows.of(tuple(image), kernel, stride, both, dilation), math.prod(image)
         shape = channels, *windows.shape
         if "Max" in type(part).__name__:
+            if not windows.there.any(axis=0).all():
+                raise InputError(f"{name} has windows of padding alone; use less padding")
             largest = self.assembly.maximum(v.form, maxima(channels, windows, pixels))
             return Tensor(largest, shape)
         padded = adaptive or part.count_include_pad

@@ -306,6 +306,13 @@ def test_layers_of_pyidl_inside():
     assert model.certificate().proven
 
 
+def test_what_is_kept_is_said():
+    net = nn.Sequential(nn.Linear(30, 2), nn.Linear(2, 30), nn.ReLU())
+    assert [to_implicit(net, (30,), keep=keep).hidden_dim for keep in (None, False)] == [32, 30]
+    with pytest.raises(InputError, match="keep"):
+        to_implicit(net, (30,), keep="yes")
+
+
 def test_several_axes():
     same(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(20, 2)), (5, 3))
     same(nn.Sequential(nn.Flatten(2, 3), nn.Conv1d(2, 3, 2), nn.ReLU()), (2, 2, 3))
@@ -380,7 +387,7 @@ class Call(nn.Module):
         (Call(lambda net, v: torch.cat(tensors=[v, v], dim=1)), (4,), "by position"),
         (Call(lambda net, v: v.view(v.size(0) // 1, -1)), (4,), "number of samples"),
         (Call(lambda net, v: net.both(v, v)), (4,), "both .*Bilinear.* one tensor"),
-        (nn.Sequential(nn.MaxPool2d(2, 1, 1, dilation=4)), (1, 3, 3), "does not see"),
+        (nn.Sequential(nn.MaxPool2d(2, 1, 1, dilation=4)), (1, 3, 3), "padding alone"),
         (Call(lambda net, v: v * v), (4,), "product with a number"),
         (Call(lambda net, v: 1 / v), (4,), "product with a number"),
         (Call(lambda net, v: v * net.scale), (4,), "scale"),
