@@ -21,7 +21,7 @@ from pyidl import optim
 from pyidl.training import readout
 
 OUTPUT = Path(__file__).parent / "output"
-P, N, BATCH, RATES = 50, 20, 200, (3e-3, 1e-2, 3e-2)
+P, N, BATCH, RATES = 50, 20, 200, (1e-2, 3e-2, 0.1, 0.3, 1.0)
 SAMPLES = {"train": 2_000, "validation": 1_000, "test": 1_000}
 SCALES = np.logspace(0, 5, 6)
 TASKS = {
@@ -103,13 +103,14 @@ def main(seeds=5, epochs=60):
     for task in TASKS:
         with ProcessPoolExecutor(2) as pool:
             runs = list(pool.map(run, [(task, seed, epochs) for seed in range(seeds)]))
-        print(f"\n{task:36s}{'scale 1':>16s}{'scale 1e5':>18s}   slope")
+        print(f"\n{task:36s}{'scale 1':>16s}{'scale 1e5':>18s}   slope  rate")
         for name in runs[0]:
             best = np.argmin(np.mean([[v for _, v in each[name]] for each in runs], axis=0))
             all_seeds = np.array([each[name][best][0] for each in runs])
             mean, spread = all_seeds.mean(axis=0), all_seeds.std(axis=0)
             ends = "  ".join(f"{mean[i]:7.2f} +- {spread[i]:4.2f}" for i in (0, -1))
-            print(f"{name:36s}{ends}  {(mean[-1] - mean[0]) / 5:6.3f}")
+            rate = f"  {RATES[best]:g}" if name in MODELS else ""
+            print(f"{name:36s}{ends}  {(mean[-1] - mean[0]) / 5:6.3f}{rate}")
             if task in panels:  # divided by the square of the scale: a slope of 2 lies flat
                 flat = mean - 2 * np.log10(SCALES)
                 ax = panels[task]

@@ -422,7 +422,7 @@ def test_extrapolation(tmp_path):
 
     def row(task, name):
         (line,) = (line for line in tasks[task].splitlines() if line.startswith(name))
-        first, last, slope = re.findall(r"(-?\d+\.\d+)(?: \+-|$)", line)
+        first, last, slope = re.findall(r"(-?\d+\.\d+)(?: \+-|$|  \d)", line)
         return float(first), float(last), float(slope)
 
     for task in ("sum", "difference", "copy", "average"):
